@@ -1,0 +1,25 @@
+"""What a user can get wrong. The command line catches these once: one line, exit code 2, no traceback.
+
+::
+
+    CompressError          stages, settings, files                     (this module)
+    ├── ArtifactError      a damaged, foreign or unsuitable artifact   (this module)
+    └── NetworkError       a factory or weights that do not fit        (this module)
+    TrainError             data and training settings                  (compress.train.errors)
+    ModelError             configuration of a reference network        (compress.models.errors)
+    BenchmarkError         measurements and their files                (compress.benchmarks.errors)
+
+The last three do not derive from the first because their packages stand alone; ``USER_ERRORS`` in ``compress.cli`` unites them.
+"""
+
+
+class CompressError(ValueError):
+    """Something the user can put right; the message says the name, the value, the rule and the next step."""
+
+
+class ArtifactError(CompressError):
+    """An artifact that is missing, damaged, of another kind, or from elsewhere."""
+
+
+class NetworkError(CompressError):
+    """A model reference, factory or weights file that cannot be used."""
