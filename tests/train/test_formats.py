@@ -1,0 +1,251 @@
+"""Arrays and pictures: the truth is what was written, or the official files."""
+
+import gzip
+import io
+import tracemalloc
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from compress.train.errors import TrainError
+from compress.train.formats import read_array, read_class_map, read_image, read_pictures
+
+DATA = Path(__file__).parents[2] / ".." / "shared" / "data"
+needs_data = pytest.mark.skipif(not DATA.exists(), reason="needs ../shared/data")
+IMAGES = np.random.default_rng(0).integers(0, 256, (5, 4, 3), dtype=np.uint8)
+
+
+def idx_bytes(array: np.ndarray) -> bytes:
+    codes = {"u1": 8, "i1": 9, "i2": 11, "i4": 12}
+    big = array.astype(array.dtype.newbyteorder(">"))
+    return bytes([0, 0, codes[array.dtype.str[1:]], array.ndim]) + np.array(array.shape, ">u4").tobytes() + big.tobytes()
+
+
+def npy_bytes(array: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    np.save(buffer, array, allow_pickle=True)
+    return buffer.getvalue()
+
+
+def npz_bytes(*members: tuple[str, bytes], method: int = zipfile.ZIP_DEFLATED) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", method) as archive:
+        for name, content in members:
+            archive.writestr(name, content)
+    return buffer.getvalue()
+
+
+def header_bytes(header: str) -> bytes:
+    return b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header.encode()
+
+
+def written(folder: Path, content: bytes, name: str = "some.file") -> Path:
+    path = folder / name
+    path.write_bytes(content)
+    return path
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_npz_of_any_compression_gives_what_numpy_wrote(tmp_path: Path, method: int) -> None:
+    path = written(tmp_path, npz_bytes(("arr_0.npy", npy_bytes(IMAGES)), method=method))
+    np.testing.assert_array_equal(read_array(path), IMAGES, strict=True)
+
+
+@pytest.mark.parametrize("dtype", ["u1", "i1", "i2", "i4"])
+@pytest.mark.parametrize("pack", [bytes, gzip.compress])
+def test_idx_gives_the_numbers_written_plain_or_gzipped(tmp_path: Path, dtype: str, pack) -> None:
+    array = np.array([[0, 1, 2], [100, 7, 9]], dtype)
+    np.testing.assert_array_equal(read_array(written(tmp_path, pack(idx_bytes(array)))), array)
+
+
+def test_fortran_order_and_large_arrays_keep_every_element(tmp_path: Path) -> None:
+    large = np.asfortranarray(np.random.default_rng(1).integers(0, 256, (300, 20, 30), dtype=np.uint8))
+    np.testing.assert_array_equal(read_array(written(tmp_path, npz_bytes(("arr_0.npy", npy_bytes(large))))), large)
+
+
+@needs_data
+def test_official_files_read_as_numpy_and_their_readme_say() -> None:
+    hundred = DATA / "k49" / "test_images_100.npz"
+    np.testing.assert_array_equal(read_array(hundred), np.load(hundred)["arr_0"], strict=True)
+    packed = DATA / "kmnist" / "t10k-images-idx3-ubyte.gz"
+    images = read_array(packed)
+    labels = read_array(DATA / "kmnist" / "t10k-labels-idx1-ubyte.gz")
+    assert images.shape == (10_000, 28, 28)
+    assert np.bincount(labels).tolist() == [1000] * 10
+    assert images.tobytes() == gzip.decompress(packed.read_bytes())[16:]
+
+
+def test_missing_empty_and_foreign_files_are_named(tmp_path: Path) -> None:
+    with pytest.raises(TrainError, match=r"gone\.npz does not exist"):
+        read_array(tmp_path / "gone.npz")
+    with pytest.raises(TrainError, match=r"some\.file must be .npz .* starts with nothing: it is empty"):
+        read_array(written(tmp_path, b""))
+    with pytest.raises(TrainError, match=r"some\.file must be .npz .* starts with 89 50 4e 47"):
+        read_array(written(tmp_path, b"\x89PNG and so on"))
+    with pytest.raises(TrainError, match=r"not an IDX file: its magic number is 00 00 07 03"):
+        read_array(written(tmp_path, b"\0\0\x07\x03" + bytes(99)))
+    with pytest.raises(TrainError, match=r"cannot be read .*directory"):
+        read_array(tmp_path)
+
+
+def test_every_truncation_is_refused_and_never_read_as_less(tmp_path: Path) -> None:
+    for content in (npz_bytes(("arr_0.npy", npy_bytes(IMAGES))), idx_bytes(IMAGES), gzip.compress(idx_bytes(IMAGES))):
+        for length in range(len(content)):
+            with pytest.raises(TrainError, match=r"^[^\n]*some\.file[^\n]*$"):
+                read_array(written(tmp_path, content[:length]))
+
+
+def test_changed_bytes_give_an_array_or_one_line(tmp_path: Path) -> None:
+    rng = np.random.default_rng(2)
+    methods = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA)
+    contents = [npz_bytes(("arr_0.npy", npy_bytes(IMAGES)), method=method) for method in methods]
+    for content in [*contents, gzip.compress(idx_bytes(IMAGES))]:
+        for _ in range(150):
+            changed = bytearray(content)
+            changed[rng.integers(len(changed))] = rng.integers(256)
+            try:
+                assert read_array(written(tmp_path, changed)).size
+            except TrainError as error:
+                assert str(tmp_path) in str(error) and "\n" not in str(error)
+
+
+def test_trailing_bytes_are_refused(tmp_path: Path) -> None:
+    for content in (idx_bytes(IMAGES) + b"x", gzip.compress(idx_bytes(IMAGES) + b"x"), npz_bytes(("arr_0.npy", npy_bytes(IMAGES) + b"x"))):
+        with pytest.raises(TrainError, match=r"promises 60 bytes \(shape \(5, 4, 3\)\), but more follow"):
+            read_array(written(tmp_path, content))
+
+
+def test_objects_need_pickle_and_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(TrainError, match=r"some\.file: arr_0 holds Python objects .* only pickle could read"):
+        read_array(written(tmp_path, npz_bytes(("arr_0.npy", npy_bytes(np.array([{}, {}], object))))))
+
+
+@pytest.mark.parametrize(
+    ("members", "found"),
+    [
+        ([], r"0 \(none\)"),
+        ([("images.npy", b"")], r"1 \(images\.npy\)"),
+        ([("arr_0.npy", b""), ("arr_1.npy", b"")], r"2 \(arr_0\.npy, arr_1"),
+    ],
+)
+def test_an_archive_of_other_or_several_arrays_is_refused(tmp_path: Path, members: list, found: str) -> None:
+    with pytest.raises(TrainError, match=f"must hold one array, arr_0, but holds {found}"):
+        read_array(written(tmp_path, npz_bytes(*members)))
+
+
+@pytest.mark.parametrize(
+    ("header", "rule"),
+    [
+        ("{'descr': '|u1', 'fortran_order': False, 'shape': (99999999, 28, 28), }", "promises 78399999216 bytes .* limit is 8589934592"),
+        ("{'descr': '|u1', 'fortran_order': False, 'shape': (0, 28, 28), }", "it holds no data"),
+        ("{'descr': '|u1', 'fortran_order': False, 'shape': (-1, 28, 28), }", "it holds no data"),
+        ("{'descr': '|u1', 'fortran_order': False, 'shape': (), }", "1 to 4 sizes"),
+        ("{'descr': '<M8', 'fortran_order': False, 'shape': (1,), }", "plain array of numbers"),
+        ("{'descr': [('a', '|u1')], 'fortran_order': False, 'shape': (1,), }", "plain array of numbers"),
+        ("{'descr': '|u1', 'fortran_order': False, 'shape': (1.5,), }", "plain array of numbers"),
+        ("{'descr': '|u1', 'shape': (1,), }", "header of arr_0 is damaged"),
+        ("__import__('os').abort()", "header of arr_0 is damaged"),
+        ("-" * 1000, "header of arr_0 is damaged"),
+    ],
+)
+def test_a_header_is_looked_at_before_anything_is_read(tmp_path: Path, header: str, rule: str) -> None:
+    with pytest.raises(TrainError, match=rule):
+        read_array(written(tmp_path, npz_bytes(("arr_0.npy", header_bytes(header) + b"x"))))
+
+
+def test_a_bomb_costs_no_more_memory_than_its_header_admits(tmp_path: Path) -> None:
+    zeros = bytes(100 << 20)
+    small = "{'descr': '|u1', 'fortran_order': False, 'shape': (7,), }"
+    bombs = [gzip.compress(idx_bytes(np.zeros(7, np.uint8)) + zeros, 1), npz_bytes(("arr_0.npy", header_bytes(small) + zeros))]
+    del zeros
+    for bomb in bombs:
+        path = written(tmp_path, bomb)
+        tracemalloc.start()
+        with pytest.raises(TrainError, match=r"promises 7 bytes .* but more follow"):
+            read_array(path)
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert peak < 8 << 20
+    with pytest.raises(TrainError, match=r"promises 79228162458924105385300197375 bytes .* decompression bomb"):
+        read_array(written(tmp_path, b"\0\0\x08\x03" + b"\xff" * 12))
+
+
+def test_an_image_keeps_its_pixels_at_its_own_size(tmp_path: Path) -> None:
+    colours = np.random.default_rng(3).integers(0, 256, (6, 5, 3), dtype=np.uint8)
+    Image.fromarray(colours).save(tmp_path / "a.png")
+    np.testing.assert_array_equal(read_image(tmp_path / "a.png", (3, 6, 5)), colours.transpose(2, 0, 1), strict=True)
+    grey = (colours @ np.array([0.299, 0.587, 0.114])).round()  # ITU-R 601-2, as Pillow documents for mode L
+    assert np.abs(read_image(tmp_path / "a.png", (1, 6, 5))[0] - grey).max() <= 1
+
+
+def test_an_image_is_shrunk_with_antialias(tmp_path: Path) -> None:
+    stripes = np.zeros((64, 64), np.uint8)
+    stripes[:, ::2] = 200
+    Image.fromarray(stripes).save(tmp_path / "a.png")
+    middle = read_image(tmp_path / "a.png", (1, 8, 8))[0, 2:6, 2:6]
+    assert np.abs(middle.astype(int) - 100).max() <= 2  # without antialias: 0 or 200
+
+
+def test_transparent_pixels_become_white_and_exif_turns(tmp_path: Path) -> None:
+    Image.fromarray(np.zeros((4, 4, 4), np.uint8)).save(tmp_path / "a.png")
+    assert (read_image(tmp_path / "a.png", (1, 4, 4)) == 255).all()
+    turned = Image.Exif()
+    turned[0x0112] = 3  # upside down
+    Image.fromarray(np.array([[0, 0], [255, 255]], np.uint8)).save(tmp_path / "b.png", exif=turned)
+    assert read_image(tmp_path / "b.png", (1, 2, 2)).tolist() == [[[255, 255], [0, 0]]]
+
+
+def test_unusable_images_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(TrainError, match=r"gone\.png does not exist"):
+        read_image(tmp_path / "gone.png", (1, 4, 4))
+    with pytest.raises(TrainError, match=r"text\.png is not a usable image"):
+        read_image(written(tmp_path, b"no picture", "text.png"), (1, 4, 4))
+    Image.fromarray(np.random.default_rng(4).integers(0, 256, (40, 40), dtype=np.uint8)).save(tmp_path / "a.png")
+    with pytest.raises(TrainError, match=r"cut\.png is not a usable image"):
+        read_image(written(tmp_path, (tmp_path / "a.png").read_bytes()[:900], "cut.png"), (1, 4, 4))
+    Image.fromarray(np.zeros((4, 4), np.uint16)).save(tmp_path / "deep.png")
+    with pytest.raises(TrainError, match=r"deep\.png .*more than 8 bits per channel"):
+        read_image(tmp_path / "deep.png", (1, 4, 4))
+    with pytest.raises(TrainError, match=r"channels \(=2\)"):
+        read_image(tmp_path / "a.png", (2, 4, 4))
+    for limit in (1000, 100):  # Pillow warns of more pixels than the limit, and raises from twice as many on
+        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
+        with pytest.raises(TrainError, match=r"a\.png is not a usable image .*decompression bomb"):
+            read_image(tmp_path / "a.png", (1, 4, 4))
+
+
+def test_postscript_is_never_opened(tmp_path: Path) -> None:
+    Image.fromarray(np.zeros((4, 4), np.uint8)).save(tmp_path / "a.eps")
+    (tmp_path / "a.eps").rename(tmp_path / "a.png")
+    with pytest.raises(TrainError, match=r"a\.png is not a usable image \(cannot identify"):
+        read_image(tmp_path / "a.png", (1, 4, 4))
+
+
+def test_pictures_come_sorted_with_the_index_of_their_folder(tmp_path: Path) -> None:
+    for name, value in [("x/2.png", 2), ("x/1.PNG", 1), ("y/0.bmp", 3)]:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        Image.fromarray(np.full((2, 2), value, np.uint8)).save(tmp_path / name)
+    (tmp_path / "x" / "notes.txt").write_text("passed over")
+    told: list[tuple[str, int, int]] = []
+    images, labels = read_pictures(tmp_path, ["x", "y"], (1, 2, 2), lambda *step: told.append(step))
+    assert images[:, 0, 0, 0].tolist() == [1, 2, 3]
+    assert labels.tolist() == [0, 0, 1] and labels.dtype == np.int64
+    assert told == [(str(tmp_path), 1, 3), (str(tmp_path), 2, 3), (str(tmp_path), 3, 3)]
+    with pytest.raises(TrainError, match="take 12000000000000 bytes, the limit is"):
+        read_pictures(tmp_path, ["x", "y"], (1, 2_000_000, 2_000_000))
+    (tmp_path / "z").mkdir()
+    with pytest.raises(TrainError, match=r"/z holds no images"):
+        read_pictures(tmp_path, ["x", "z"], (1, 2, 2))
+
+
+def test_a_class_map_names_every_class_or_is_refused(tmp_path: Path) -> None:
+    path = written(tmp_path, "index,codepoint,char\n1,U+3044,い\n0,U+3042,あ\n".encode(), "classmap.csv")
+    assert read_class_map(path, 2) == ("あ", "い")
+    with pytest.raises(TrainError, match=r"classmap\.csv names no class 2, but the labels have 3"):
+        read_class_map(path, 3)
+    for content in (b"a,b\n1,2\n", b"index,char\nx,y\n", b"\xff\xfe\x00"):
+        with pytest.raises(TrainError, match=r"classmap\.csv must be UTF-8 with the columns index and char"):
+            read_class_map(written(tmp_path, content, "classmap.csv"), 1)

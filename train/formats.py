@@ -1,0 +1,211 @@
+"""Read arrays, pictures and class names from files, believing nothing a file says about itself.
+
+Arrays come from ``.npz`` (the Kuzushiji-49 layout: a zip with the single member ``arr_0.npy``) or IDX (the MNIST layout, plain or
+gzipped). The first bytes decide which, not the file's name. Pictures come through Pillow.
+
+Refused with one line that names the file: a missing, foreign, damaged or truncated file; Python objects (only pickle could read them,
+and pickle runs code); more than one array; a header that promises nothing or more than ``MAX_BYTES``, or a body that holds more or less
+than promised; a folder of a class without pictures; a class map with gaps.
+
+Sources: https://numpy.org/doc/stable/reference/generated/numpy.lib.format.html, http://yann.lecun.com/exdb/mnist/ (IDX),
+APPNOTE.TXT 6.3.10 (zip).
+"""
+
+import ast
+import csv
+import gzip
+import lzma
+import math
+import re
+import struct
+import warnings
+import zipfile
+import zlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+
+from .errors import TrainError
+
+MAX_BYTES = 8 << 30
+IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
+# Named one by one because Pillow would also open EPS, for which it starts Ghostscript.
+_IMAGE_FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+# zipfile unpacks LZMA and bzip2 without an upper limit on what one read gives: 4 KiB of either make at most about 80 MB.
+_PIECE = 4096
+# What zipfile, gzip and their decompressors raise on damage. NotImplementedError: unknown compression, RuntimeError: encrypted,
+# UnicodeDecodeError: a member's name.
+_DAMAGE = (
+    OSError,
+    EOFError,
+    zipfile.BadZipFile,
+    zlib.error,
+    lzma.LZMAError,
+    struct.error,
+    NotImplementedError,
+    RuntimeError,
+    UnicodeDecodeError,
+)
+_IDX_TYPES = {0x08: ">u1", 0x09: ">i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
+
+
+def read_array(path: Path) -> np.ndarray:
+    """The one array in an ``.npz``, IDX or gzipped IDX file: rank 1 to 4, a plain number type, as stored (IDX: big-endian).
+
+    Raises TrainError for everything the module's head lists.
+    """
+    try:
+        with path.open("rb") as file:
+            magic = file.read(4)
+            file.seek(0)
+            if magic[:2] == b"PK":
+                return _read_npz(path, file)
+            if magic[:2] == b"\x1f\x8b":
+                with gzip.GzipFile(fileobj=file) as stream:
+                    return _read_idx(path, stream)
+            if magic[:2] == b"\0\0":
+                return _read_idx(path, file)
+    except FileNotFoundError as error:
+        raise TrainError(f"{path} does not exist; check the path") from error
+    except _DAMAGE as error:
+        raise TrainError(f"{path} cannot be read ({error}): cut short or damaged? Copy or download it again") from error
+    start = magic.hex(" ") or "nothing: it is empty"
+    raise TrainError(f"{path} must be .npz (first bytes 50 4b), IDX (00 00) or gzipped IDX (1f 8b), but starts with {start}")
+
+
+def read_image(path: Path, shape: tuple[int, int, int]) -> np.ndarray:
+    """A picture as ``uint8 (C, H, W)`` of ``shape``: grey for C = 1, RGB for C = 3, turned as its EXIF data says.
+
+    It is stretched to H x W (bilinear, antialiased); what is transparent becomes white, as picture viewers show it. Raises TrainError for
+    an unreadable file, a decompression bomb (more than ``PIL.Image.MAX_IMAGE_PIXELS``) and pixels of more than 8 bits per channel.
+    """
+    from PIL import Image, ImageOps
+
+    channels, height, width = shape
+    if channels not in (1, 3):
+        raise TrainError(f"channels (={channels}) of the shape {shape} must be 1 (grey) or 3 (RGB) to read pictures such as {path}")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(path, formats=_IMAGE_FORMATS) as opened:
+                if opened.mode[0] in "IF":  # Pillow would clip these to 255
+                    raise ValueError(f"more than 8 bits per channel, mode {opened.mode}; save it with 8")
+                image: Image.Image = ImageOps.exif_transpose(opened)
+                if image.has_transparency_data:
+                    image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
+                image = image.convert("L" if channels == 1 else "RGB").resize((width, height), Image.Resampling.BILINEAR)
+    except FileNotFoundError as error:
+        raise TrainError(f"{path} does not exist; check the path") from error
+    except (
+        OSError,
+        ValueError,
+        SyntaxError,
+        EOFError,
+        struct.error,
+        zlib.error,
+        Image.DecompressionBombWarning,
+        Image.DecompressionBombError,
+    ) as error:
+        raise TrainError(f"{path} is not a usable image ({error}); mend it or take it out of the data") from error
+    return np.ascontiguousarray(np.asarray(image).reshape(height, width, channels).transpose(2, 0, 1))
+
+
+def read_pictures(
+    folder: Path, names: Sequence[str], shape: tuple[int, int, int], progress: Callable[[str, int, int], None] | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """All pictures of the folders ``folder/name``: uint8 (N, C, H, W), and for each the index of its name: int64 (N,).
+
+    Sorted by name; hidden files, files without a suffix of ``IMAGE_SUFFIXES`` and folders further down are passed over. ``progress`` is
+    told (folder, pictures so far, pictures in all). Raises TrainError as ``read_image`` does, and for a folder without pictures.
+    """
+    paths: list[Path] = []
+    labels: list[int] = []
+    for index, name in enumerate(names):
+        found = sorted(path for path in (folder / name).iterdir() if path.suffix.lower() in IMAGE_SUFFIXES and path.name[0] != ".")
+        if not found:
+            raise TrainError(f"{folder / name} holds no images ({' '.join(IMAGE_SUFFIXES)}); add some or remove the folder")
+        paths += found
+        labels += [index] * len(found)
+    size = len(paths) * math.prod(shape)
+    if size > MAX_BYTES:
+        raise TrainError(f"{folder}: {len(paths)} images of shape {shape} take {size} bytes, the limit is {MAX_BYTES}; use smaller images")
+    images = np.empty((len(paths), *shape), np.uint8)
+    for index, path in enumerate(paths):
+        images[index] = read_image(path, shape)
+        if progress:
+            progress(str(folder), index + 1, len(paths))
+    return images, np.array(labels, np.int64)
+
+
+def read_class_map(path: Path, count: int) -> tuple[str, ...]:
+    """The names of the classes 0..count-1 from a CSV file with the columns ``index`` and ``char``, as Kuzushiji-49 has it (UTF-8)."""
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            names = {int(row["index"]): row["char"] for row in csv.DictReader(file)}
+    except (OSError, KeyError, TypeError, ValueError, csv.Error) as error:
+        raise TrainError(f"{path} must be UTF-8 with the columns index and char ({error}); mend or remove it") from error
+    missing = [index for index in range(count) if not names.get(index)]
+    if missing:
+        raise TrainError(f"{path} names no class {missing[0]}, but the labels have {count} classes; complete or remove it")
+    return tuple(names[index] for index in range(count))
+
+
+def _read_npz(path: Path, file: IO[bytes]) -> np.ndarray:
+    with zipfile.ZipFile(file) as archive:
+        names = [member.filename for member in archive.infolist()]
+        if names != ["arr_0.npy"]:
+            found = ", ".join(names[:3]) or "none"
+            raise TrainError(f"{path} must hold one array, arr_0, but holds {len(names)} ({found}); write it with numpy.savez(path, array)")
+        with archive.open("arr_0.npy") as stream:
+            shape, dtype, fortran = _npy_header(path, stream)
+            return _read_body(path, stream, shape, dtype, fortran)
+
+
+def _npy_header(path: Path, stream: IO[bytes] | gzip.GzipFile) -> tuple[tuple[int, ...], np.dtype, bool]:
+    """Read by hand: numpy's own reader allocates a declared length of up to 4 GiB before it looks at it."""
+    start = stream.read(10)
+    if start[:8] != b"\x93NUMPY\x01\x00":
+        raise TrainError(f"{path}: arr_0 is not an array of .npy version 1.0; write it with numpy.savez(path, array)")
+    text = stream.read(min(int.from_bytes(start[8:], "little"), 1024))  # a plain array's header has 118 bytes
+    try:
+        header = ast.literal_eval(text.decode("latin1"))
+        shape, descr, fortran = tuple(header["shape"]), str(header["descr"]), header["fortran_order"]
+    except (KeyError, TypeError, ValueError, SyntaxError, RecursionError, MemoryError) as error:
+        raise TrainError(f"{path}: the header of arr_0 is damaged ({error}); copy or download it again") from error
+    if "O" in descr:
+        raise TrainError(f"{path}: arr_0 holds Python objects (dtype {descr}), which only pickle could read; save it as whole numbers")
+    if not re.fullmatch("[<>|=]?(b1|[iu][1248]|f[248])", descr) or not all(type(size) is int for size in shape):
+        raise TrainError(f"{path}: arr_0 (=dtype {descr}, shape {shape}) must be a plain array of numbers; save it as whole numbers")
+    return shape, np.dtype(descr), bool(fortran)
+
+
+def _read_idx(path: Path, stream: IO[bytes] | gzip.GzipFile) -> np.ndarray:
+    magic = stream.read(4)
+    if len(magic) < 4 or magic[:2] != b"\0\0" or magic[2] not in _IDX_TYPES or not 1 <= magic[3] <= 4:
+        raise TrainError(
+            f"{path} is not an IDX file: its magic number is {magic.hex(' ')}, expected 00 00, a type from 08 to 0e, a rank from 1 to 4"
+        )
+    sizes = stream.read(4 * magic[3])
+    if len(sizes) < 4 * magic[3]:
+        raise TrainError(f"{path} ends inside its IDX header; copy or download it again")
+    return _read_body(path, stream, struct.unpack(f">{magic[3]}I", sizes), np.dtype(_IDX_TYPES[magic[2]]), fortran=False)
+
+
+def _read_body(path: Path, stream: IO[bytes] | gzip.GzipFile, shape: tuple[int, ...], dtype: np.dtype, fortran: bool) -> np.ndarray:
+    """Never takes more than the header promises plus one byte, and memory only for what really comes."""
+    promised = math.prod(shape) * dtype.itemsize
+    if not 1 <= len(shape) <= 4 or min(shape) < 1:
+        raise TrainError(f"{path}: the array's shape (={shape}) must have 1 to 4 sizes of at least 1; it holds no data")
+    if promised > MAX_BYTES:
+        raise TrainError(
+            f"{path}: its header promises {promised} bytes (shape {shape}), the limit is {MAX_BYTES}; is it a decompression bomb?"
+        )
+    data = bytearray()
+    while piece := stream.read(min(_PIECE, promised + 1 - len(data))):
+        data += piece
+    if len(data) != promised:
+        found = "more follow" if len(data) > promised else f"only {len(data)} are there"
+        raise TrainError(f"{path}: its header promises {promised} bytes (shape {shape}), but {found}; copy or download it again")
+    return np.ndarray(shape, dtype, buffer=data, order="F" if fortran else "C")

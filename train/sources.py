@@ -1,0 +1,312 @@
+"""Data sets as arrays in memory: by name, or from a folder of one of three layouts.
+
+::
+
+    digits, k49, emnist, kmnist        by name; the last three are downloaded into the cache when they are not there
+    *train-imgs.npz  *train-labels.npz  *test-imgs.npz  *test-labels.npz  [*classmap.csv]             Kuzushiji-49 layout
+    train-images-idx3-ubyte[.gz]  train-labels-idx1-ubyte[.gz]  t10k-images-...  t10k-labels-...      IDX (MNIST) layout
+    CLASS/*.png ...   or   train/CLASS/*.png ... and test/CLASS/*.png ...                             image folder
+
+Refused with one line that names the file: images that are not ``uint8 (N, H, W)`` of the expected size, labels that are not whole
+numbers from 0 to K-1 (K: the largest training label plus 1), unequal counts, and all that ``formats`` refuses.
+
+Sources: scikit-learn's ``load_digits`` (UCI optdigits); Clanuwat et al. 2018, arXiv:1812.01718 (Kuzushiji-49, Kuzushiji-MNIST);
+Cohen et al. 2017, arXiv:1702.05373 (EMNIST).
+"""
+
+import difflib
+import hashlib
+import re
+import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from .download import fetch
+from .errors import TrainError
+from .formats import read_array, read_class_map, read_pictures
+from .split import held_out
+
+NAMES = ("digits", "k49", "emnist", "kmnist")
+K49_URL = "http://codh.rois.ac.jp/kmnist/dataset/k49/"
+K49_MD5 = {
+    "k49-train-labels.npz": "44a8e1b893f81e63ff38d73cad420f7a",
+    "k49-test-labels.npz": "4da6f7a62e67a832d5eb1bd85c5ee448",
+    "k49-test-imgs.npz": "d352e201d846ce6b94f42c990966f374",
+    "k49-train-imgs.npz": "7ac088b20481cf51dcd01ceaab89d821",
+}
+# Told by how the file of training images begins and how many classes there are, where no class map lies beside it.
+_CLASS_NAMES = {
+    "emnist": tuple("0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabdefghnqrt"),
+    "k49": tuple("あいうえおかきくけこさしすせそたちつてとなにぬねのはひふへほまみむめもやゆよらりるれろわゐゑをんゝ"),
+    "kmnist": tuple("おきすつなはまやれを"),
+}
+_MAX_CLASSES = 100_000
+# Neither depends on the user's seed: the test part of a data set must be the same for everyone.
+_TEST_FRACTION, _TEST_SEED = 0.2, 0
+
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class Part:
+    """N images with their labels. ``images``: uint8 (N, C, H, W), C-contiguous; ``labels``: int64 (N,), 0..K-1."""
+
+    images: np.ndarray
+    labels: np.ndarray
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataSet:
+    """Three parts that share no image; K is ``len(classes)``.
+
+    ``fingerprint``: sha256 (hex) of all images and labels as they were read, the same from whichever kind of file, split or seed.
+    """
+
+    name: str
+    classes: tuple[str, ...]
+    train: Part
+    validation: Part
+    test: Part
+    fingerprint: str
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of one image."""
+        channels, height, width = self.train.images.shape[1:]
+        return channels, height, width
+
+
+@dataclass(frozen=True, kw_only=True)
+class Files:
+    """Four files, each ``.npz`` or IDX, plain or gzipped."""
+
+    train_images: Path
+    train_labels: Path
+    test_images: Path
+    test_labels: Path
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Raw:
+    """A data set before the validation part is taken out of ``train``."""
+
+    name: str
+    classes: tuple[str, ...]
+    train: Part
+    test: Part
+
+
+def load_data(
+    source: str,
+    *,
+    seed: int = 0,
+    validation: float = 0.1,
+    shape: tuple[int, int, int] = (1, 28, 28),
+    cache: Path = Path("data"),
+    files: Files | None = None,
+    progress: Progress | None = None,
+) -> DataSet:
+    """Read the data set ``source``: a name of ``NAMES`` or the path of a folder (``./digits`` for a folder that has such a name).
+
+    ``validation`` in (0, 0.5] is the fraction of every class that ``seed`` (>= 0) moves from train to validation. ``shape`` is the
+    (C, H, W) the network takes: pictures are converted to it, arrays must have it. Downloads lie in ``cache``. ``files`` replaces
+    ``source``. ``progress`` is told (file or folder, done, of how many: bytes or images).
+
+    Raises TrainError for everything the heads of this module, ``formats`` and ``download`` list.
+    """
+    if not 0 < validation <= 0.5:
+        raise TrainError(f"validation (={validation}) must lie in (0, 0.5]; 0.1 keeps 10% of the training images for validation")
+    if seed < 0:
+        raise TrainError(f"seed (={seed}) must be a whole number of at least 0; 0 is the default")
+    raw = _read_files(files, shape) if files else _read_source(source, shape, cache, progress)
+    if raw.train.images.shape[1:] != shape:
+        raise TrainError(f"data (={source}) has images of shape {raw.train.images.shape[1:]}, the network takes {shape}; choose other data")
+    train, held = _divide(raw.train, validation, seed, raw.name)
+    return DataSet(name=raw.name, classes=raw.classes, train=train, validation=held, test=raw.test, fingerprint=_fingerprint(raw))
+
+
+def _read_source(source: str, shape: tuple[int, int, int], cache: Path, progress: Progress | None) -> _Raw:
+    match source:
+        case "digits":
+            return _read_digits()
+        case "k49":
+            for file, md5 in K49_MD5.items():
+                fetch(K49_URL + file, cache / "k49" / file, md5=md5, progress=progress)
+            return replace(_read_files(_npz_files(cache / "k49"), shape), name="k49")
+        case "emnist":
+            raw = _read_files(_torchvision_files("EMNIST", cache, "emnist-balanced-train", "emnist-balanced-test"), shape)
+            return replace(raw, name="emnist", train=_upright(raw.train), test=_upright(raw.test))
+        case "kmnist":
+            raw = _read_files(_torchvision_files("KMNIST", cache, "train", "t10k"), shape)
+            return replace(raw, name="kmnist", classes=_CLASS_NAMES["kmnist"])
+    folder = Path(source)
+    if not folder.is_dir():
+        raise TrainError(_unknown(source))
+    if any(folder.glob("*-imgs.npz")) or any(folder.glob("*-labels.npz")):
+        return _read_files(_npz_files(folder), shape)
+    if any(folder.glob("*-idx[13]-ubyte*")):
+        return _read_files(_idx_files(folder, "train", "t10k"), shape)
+    return _read_image_folder(folder, shape, progress)
+
+
+def _unknown(source: str) -> str:
+    known = f"known are {', '.join(NAMES)}, or a folder of *-imgs.npz and *-labels.npz, of *-idx3-ubyte and *-idx1-ubyte, or of images"
+    if Path(source).is_file():
+        return f"data (={source}) is a file; give its folder, or the four files by name; {known}"
+    near = difflib.get_close_matches(re.sub(r"[^a-z0-9]", "", source.lower()), NAMES, n=1)
+    hint = f", did you mean {near[0]}?" if near else ";"
+    return f"data (={source}) is neither a known name nor a folder{hint} {known}"
+
+
+def _read_digits() -> _Raw:
+    """1,797 digits of 8x8, made 20x20 in the middle of 28x28 as in MNIST.
+
+    Bilinear with half-pixel centres (scale 2.5), in whole tenths: the same bytes, hence the same fingerprint, on every machine.
+    """
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    position = np.clip(4 * np.arange(20) - 3, 0, 70)  # output pixel i lies at (i + 0.5) / 2.5 - 0.5 of the input, in tenths
+    low, tenths = np.divmod(position, 10)
+    weights = np.zeros((20, 8), np.int64)
+    weights[np.arange(20), np.minimum(low + 1, 7)] = tenths
+    weights[np.arange(20), low] += 10 - tenths
+    values = weights @ digits.images.astype(np.int64) @ weights.T  # 0..16 * 100
+    images = np.pad(((values * 255 + 800) // 1600).astype(np.uint8), ((0, 0), (4, 4), (4, 4)))
+    train, test = _divide(Part(images[:, None], digits.target.astype(np.int64)), _TEST_FRACTION, _TEST_SEED, "digits")
+    return _Raw(name="digits", classes=tuple("0123456789"), train=train, test=test)
+
+
+def _npz_files(folder: Path) -> Files:
+    def one(ending: str) -> Path:
+        found = sorted(folder.glob(f"*{ending}"))
+        if len(found) != 1:
+            raise TrainError(
+                f"{folder} has {len(found)} files *{ending}, but must have one; mend the folder or give the four files by name"
+            )
+        return found[0]
+
+    return Files(
+        train_images=one("train-imgs.npz"),
+        train_labels=one("train-labels.npz"),
+        test_images=one("test-imgs.npz"),
+        test_labels=one("test-labels.npz"),
+    )
+
+
+def _idx_files(folder: Path, train: str, test: str) -> Files:
+    def one(name: str) -> Path:
+        for path in (folder / name, folder / f"{name}.gz"):
+            if path.exists():
+                return path
+        raise TrainError(f"{folder} has no {name}[.gz], which the IDX layout needs; complete the folder or give the four files by name")
+
+    return Files(
+        train_images=one(f"{train}-images-idx3-ubyte"),
+        train_labels=one(f"{train}-labels-idx1-ubyte"),
+        test_images=one(f"{test}-images-idx3-ubyte"),
+        test_labels=one(f"{test}-labels-idx1-ubyte"),
+    )
+
+
+def _torchvision_files(name: str, cache: Path, train: str, test: str) -> Files:
+    """torchvision only downloads; its files are read like anyone else's, so a damaged one gets the same clear line."""
+    folder = cache / name / "raw"
+    try:
+        return _idx_files(folder, train, test)
+    except TrainError:
+        _download(name, cache, f"put its IDX files {train}-... and {test}-... into {folder}")
+    return _idx_files(folder, train, test)
+
+
+def _download(name: str, cache: Path, by_hand: str) -> None:
+    from torchvision import datasets
+
+    try:
+        if name == "EMNIST":
+            datasets.EMNIST(str(cache), split="balanced", download=True)
+        else:
+            datasets.KMNIST(str(cache), download=True)
+    except (OSError, RuntimeError, zipfile.BadZipFile) as error:
+        raise TrainError(f"{name} could not be downloaded ({error}); try again, or {by_hand}") from error
+
+
+def _upright(part: Part) -> Part:
+    """EMNIST is stored column by column."""
+    return Part(np.ascontiguousarray(part.images.swapaxes(2, 3)), part.labels)
+
+
+def _read_files(files: Files, shape: tuple[int, int, int]) -> _Raw:
+    train = _read_part(files.train_images, files.train_labels, shape)
+    test = _read_part(files.test_images, files.test_labels, shape)
+    count, largest = int(train.labels.max()) + 1, int(test.labels.max())
+    if largest >= count:
+        raise TrainError(
+            f"{files.test_labels}: label {largest} is beyond {count - 1}, the largest in training; do the files belong together?"
+        )
+    return _Raw(name=files.train_images.resolve().parent.name, classes=_class_names(files.train_images, count), train=train, test=test)
+
+
+def _read_part(images_path: Path, labels_path: Path, shape: tuple[int, int, int]) -> Part:
+    labels = read_array(labels_path)
+    if labels.ndim != 1 or labels.dtype.kind not in "iu":
+        raise TrainError(f"{labels_path}: labels (={labels.dtype} {labels.shape}) must be whole numbers of shape (N,); are they images?")
+    if labels.min() < 0 or labels.max() >= _MAX_CLASSES:
+        raise TrainError(f"{labels_path}: labels (={labels.min()}..{labels.max()}) must lie in 0..{_MAX_CLASSES - 1}; number them from 0")
+    images = read_array(images_path)
+    if images.ndim != 3 or images.dtype != np.uint8:
+        raise TrainError(f"{images_path}: images (={images.dtype} {images.shape}) must be uint8 of shape (N, H, W), 0 to 255; convert them")
+    if (1, *images.shape[1:]) != shape:
+        raise TrainError(f"{images_path}: images (={(1, *images.shape[1:])}) must have the network's input shape {shape}; resize them")
+    if len(images) != len(labels):
+        raise TrainError(f"{images_path}: {len(images)} images, but {len(labels)} labels in {labels_path}; there must be one each")
+    return Part(np.ascontiguousarray(images).reshape(-1, *shape), labels.astype(np.int64))
+
+
+def _class_names(train_images: Path, count: int) -> tuple[str, ...]:
+    maps = sorted(train_images.parent.glob("*classmap.csv"))
+    if len(maps) > 1:
+        raise TrainError(f"{maps[0]} and {maps[1].name} both name the classes; leave one of them in the folder")
+    if maps:
+        return read_class_map(maps[0], count)
+    known = (names for prefix, names in _CLASS_NAMES.items() if train_images.name.startswith(prefix) and len(names) == count)
+    return next(known, tuple(map(str, range(count))))
+
+
+def _read_image_folder(folder: Path, shape: tuple[int, int, int], progress: Progress | None) -> _Raw:
+    name = folder.resolve().name
+    if not ((folder / "train").is_dir() and (folder / "test").is_dir()):
+        classes = _subfolders(folder)
+        train, test = _divide(Part(*read_pictures(folder, classes, shape, progress)), _TEST_FRACTION, _TEST_SEED, name)
+        return _Raw(name=name, classes=classes, train=train, test=test)
+    classes = _subfolders(folder / "train")
+    if lonely := set(classes) ^ set(_subfolders(folder / "test")):
+        raise TrainError(f"{folder}: class folder {min(lonely)} must be in both train and test; add it where it is missing, or remove it")
+    train, test = (Part(*read_pictures(folder / part, classes, shape, progress)) for part in ("train", "test"))
+    return _Raw(name=name, classes=classes, train=train, test=test)
+
+
+def _subfolders(folder: Path) -> tuple[str, ...]:
+    names = tuple(sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")))
+    if not names:
+        raise TrainError(f"{folder} has no class folders (nor *-imgs.npz or *-idx3-ubyte files); put the images into one folder per class")
+    return names
+
+
+def _divide(part: Part, fraction: float, seed: int, name: str) -> tuple[Part, Part]:
+    held = held_out(part.labels, fraction, seed)
+    if not held.any():
+        raise TrainError(f"data (={name}) has no class with two images, so none can be held out; at least one class needs two")
+    return Part(part.images[~held], part.labels[~held]), Part(part.images[held], part.labels[held])
+
+
+def _fingerprint(raw: _Raw) -> str:
+    digest = hashlib.sha256()
+    for part in (raw.train, raw.test):
+        for array in (part.images, part.labels.astype("<i8", copy=False)):
+            digest.update(f"{array.shape} {array.dtype.str}".encode())
+            digest.update(np.ascontiguousarray(array).data)
+    return digest.hexdigest()

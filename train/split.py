@@ -1,0 +1,21 @@
+"""Hold out part of every class, the same images for the same seed on every machine."""
+
+import numpy as np
+
+
+def held_out(labels: np.ndarray, fraction: float, seed: int) -> np.ndarray:
+    """Mark ``fraction`` of each class: bool (N,) for int labels (N,).
+
+    A class of n >= 2 images gives round(n * fraction), but at least 1 and at most n - 1; a class of one image gives none. Example:
+    labels [0 0 0 0 1 1 2] and fraction 0.5 mark two of the 0s, one of the 1s and not the 2.
+    """
+    # Raw words of PCG64, because numpy (NEP 19) promises that they never change, and does not promise it of Generator.permutation.
+    keys = np.random.PCG64(seed).random_raw(len(labels))
+    order = np.lexsort((keys, labels))
+    held = np.zeros(len(labels), bool)
+    start = 0
+    for count in np.bincount(labels):
+        if count >= 2:
+            held[order[start : start + min(max(round(count * fraction), 1), count - 1)]] = True
+        start += count
+    return held
