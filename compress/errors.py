@@ -23,3 +23,8 @@ class ArtifactError(CompressError):
 
 class NetworkError(CompressError):
     """A model reference, factory or weights file that cannot be used."""
+
+
+def first_line(error: BaseException) -> str:
+    """Class and first line of a foreign error, to be quoted in a message of one line."""
+    return f"{type(error).__name__}: {(str(error).strip() or 'no message').splitlines()[0]}"

@@ -28,7 +28,9 @@ class EmnistConfig:
         if self.classes < 2:
             raise ModelError(f"classes (={self.classes}) must be at least 2; the data set decides it")
         if len(self.channels) != 2 or min(self.channels) < 1 or self.hidden < 1:
-            raise ModelError(f"channels (={self.channels}) must be two positive numbers and hidden (={self.hidden}) positive; (32, 64) and 196 fit")
+            raise ModelError(
+                f"channels (={self.channels}) must be two positive numbers and hidden (={self.hidden}) positive; (32, 64) and 196 fit"
+            )
         if not 0 <= self.dropout < 1:
             raise ModelError(f"dropout (={self.dropout}) must lie in [0, 1); the reference has 0.34")
 

@@ -122,7 +122,7 @@ def fit(
     :class:`TrainError` when the loss is no longer finite.
     """
     images, labels = _to_device(training, device)
-    network.to(device, memory_format=torch.channels_last)
+    network.to(device).to(memory_format=torch.channels_last)
     options = {"lr": config.lr, "weight_decay": config.weight_decay}
     state = _State(network, OPTIMISERS[config.optimiser](network.parameters(), **options))  # type: ignore[arg-type]
     if state_file is not None:
@@ -143,7 +143,7 @@ def fit(
         if state_file is not None:
             _save_state(state, state_file, key)
     network.load_state_dict(state.best_weights)
-    network.to("cpu", memory_format=torch.contiguous_format).eval()
+    network.cpu().to(memory_format=torch.contiguous_format).eval()
     return Fitted(history=tuple(state.history), best_epoch=state.best_epoch)
 
 

@@ -1,0 +1,104 @@
+"""Reading and writing ONNX files: what is read has been checked, and what is written loads.
+
+Refuses on reading: a missing, empty, truncated or foreign file, one that the ONNX checker rejects, and missing external data. On writing:
+a graph that the checker rejects or that ONNX Runtime cannot load; a refused graph leaves the target as it was.
+
+Source: the ONNX checker (onnx.ai/onnx/api/checker.html); the write is temporary neighbour, sync, rename.
+"""
+
+import os
+import tempfile
+from pathlib import Path
+
+import onnx
+import onnxruntime
+from google.protobuf.message import DecodeError, EncodeError  # type: ignore[import-untyped]
+from onnxruntime.capi import onnxruntime_pybind11_state as runtime_errors
+
+from .errors import CompressError
+
+# ONNX Runtime's own exceptions share no base class below Exception.
+RUNTIME_ERRORS = (
+    runtime_errors.EPFail,
+    runtime_errors.Fail,
+    runtime_errors.InvalidArgument,
+    runtime_errors.InvalidGraph,
+    runtime_errors.InvalidProtobuf,
+    runtime_errors.NotImplemented,
+    runtime_errors.RuntimeException,
+)
+
+
+def read_onnx(path: Path) -> onnx.ModelProto:
+    """Read a file with its external data and check it; names the file and what is wrong with it otherwise.
+
+    Raises:
+        CompressError: for what the module refuses.
+    """
+    if not path.is_file():
+        raise CompressError(f'"{path}" is not a file; give the path of an .onnx file')
+    if path.stat().st_size == 0:
+        raise CompressError(f'"{path}" is empty (0 bytes); export it again')
+    try:
+        model = onnx.load(path, format="protobuf", load_external_data=False)
+    except DecodeError as error:
+        raise CompressError(f'"{path}" is truncated or no ONNX file at all; export it again') from error
+    if not model.graph.node:
+        raise CompressError(f'"{path}" holds no operators; it is no ONNX file, or an empty one')
+    try:
+        onnx.load_external_data_for_model(model, str(path.parent))
+    except (OSError, ValueError, onnx.checker.ValidationError) as error:
+        raise CompressError(
+            f'"{path}" keeps its weights in another file that cannot be read; put it beside this one ({first_line(error)})'
+        ) from error
+    _check(model, f'"{path}"')
+    return model
+
+
+def write_onnx(model: onnx.ModelProto, target: Path) -> None:
+    """Check the model, load it once in ONNX Runtime, and write it as one file, all or nothing.
+
+    Raises:
+        CompressError: the checker or ONNX Runtime refuses it; ``target`` is then as it was before.
+    """
+    _check(model, f'"{target}"')
+    open_session(model, f'"{target}"')
+    content = model.SerializeToString(deterministic=True)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile(dir=target.parent, prefix=f".{target.name}.", delete=False) as temporary:
+        try:
+            temporary.write(content)
+            temporary.flush()
+            os.fsync(temporary.fileno())
+            Path(temporary.name).chmod(0o644)  # a temporary file is private, which an exported one should not be
+            Path(temporary.name).replace(target)
+        except BaseException:  # also Ctrl-C: nothing is left behind, whatever happened
+            Path(temporary.name).unlink(missing_ok=True)
+            raise
+
+
+def open_session(model: onnx.ModelProto, name: str, options: onnxruntime.SessionOptions | None = None) -> onnxruntime.InferenceSession:
+    """Load a model on the CPU; ``name`` is what an error calls it.
+
+    Raises:
+        CompressError: ONNX Runtime cannot load it.
+    """
+    options = options or onnxruntime.SessionOptions()
+    options.log_severity_level = 4  # not on stderr: errors come as exceptions, and hints about fusions are nothing to act on
+    try:
+        return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    except (*RUNTIME_ERRORS, EncodeError) as error:
+        raise CompressError(f"{name} does not load in ONNX Runtime {onnxruntime.__version__} ({first_line(error)})") from error
+
+
+def _check(model: onnx.ModelProto, name: str) -> None:
+    try:
+        onnx.checker.check_model(model, full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError, EncodeError, ValueError) as error:
+        raise CompressError(f"{name} is no valid ONNX graph ({first_line(error)}); export it again") from error
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of a foreign error, short enough for one line of ours."""
+    first = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return first if len(first) <= 160 else first[:157] + "..."

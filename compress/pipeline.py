@@ -1,0 +1,235 @@
+"""The stages: thin shells that load a parent artifact, call one algorithm, measure, and write the child.
+
+::
+
+    train ──┬── export ──┬── quantize (dynamic)
+    import ─┘            └── quantize (static)
+       └── prune ── export ── quantize
+
+    benchmark: every graph of one root, side by side      report: what the benchmark says, and which variant to ship
+"""
+
+import csv
+import dataclasses
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors.torch import save_file
+from torch import nn
+
+from . import __version__
+from .artifact import PAYLOAD, Artifact, sha256_of
+from .config import ExportConfig, PruneConfig, QuantizeConfig
+from .cost import count_cost
+from .errors import CompressError
+from .export import export_onnx, parity
+from .networks import Prepare, build_network, load_network, load_weights
+from .project import Made, Project, data_identity, network_identity, run_stage, stage_key
+from .prune import apply_masks, magnitude_masks, sparsity_by_layer
+from .quantize import StaticConfig, quantize_dynamic, quantize_static
+from .train.fit import FitConfig, choose_device, fit, predict_logits
+from .train.metrics import score
+
+# Float32 sums in another order differ by about 1e-6 of the largest logit; a wrong graph is wrong by far more.
+PARITY_TOLERANCE = 1e-3
+
+
+def train(project: Project, config: FitConfig, out: Path | None = None) -> Artifact:
+    """Train a new network; its initial weights and everything random follow from ``config.seed``."""
+    key = stage_key("train", config, data=data_identity(project), **network_identity(project))
+    choose_device(project.device)
+    with torch.random.fork_rng():
+        torch.manual_seed(config.seed)
+        network = _new_network(project)
+
+    def make(folder: Path) -> Made:
+        return _fit_and_save(project, network, config, key, "train", folder)
+
+    return run_stage(project, "network", "train", key, config, None, out, make)
+
+
+def import_weights(project: Project, weights: Path, out: Path | None = None) -> Artifact:
+    """Take in a network that was trained elsewhere; it is scored on the validation images."""
+    if not weights.is_file():
+        raise CompressError(f"weights (={weights}): there is no such file")
+    config = {"weights": sha256_of(weights)}
+    key = stage_key("import", config, data=data_identity(project), **network_identity(project))
+    network = _new_network(project)
+    load_weights(network, weights)
+
+    def make(folder: Path) -> Made:
+        return _save_network(project, network, folder, {"validation": _validate(project, network)})
+
+    return run_stage(project, "network", "import", key, config, None, out, make)
+
+
+def prune(project: Project, parent: Artifact, config: PruneConfig, training: FitConfig, out: Path | None = None) -> Artifact:
+    """Zero the smallest weights of ``parent`` and fine-tune with the mask kept; ``training`` gives batch, optimiser and smoothing."""
+    tuning = dataclasses.replace(training, epochs=max(1, config.epochs), lr=config.lr, schedule="cosine", warmup=0.0)
+    key = stage_key("prune", config, training=dataclasses.asdict(tuning), parent=parent.content, data=data_identity(project))
+
+    def make(folder: Path) -> Made:
+        network = load_network(parent)
+        masks = magnitude_masks(network, config.sparsity, scope=config.scope)
+        apply_masks(network, masks)
+        before = {"one_shot": _validate(project, network)}
+        if config.epochs == 0:
+            metrics, facts = _save_network(project, network, folder, {"validation": before["one_shot"]})
+        else:
+            masks = {name: mask.to(choose_device(project.device)) for name, mask in masks.items()}
+            metrics, facts = _fit_and_save(project, network, tuning, key, "prune", folder, lambda: apply_masks(network, masks))
+        layers = [dataclasses.asdict(layer) for layer in sparsity_by_layer(network)]
+        return {**metrics, **before, "layers": layers}, facts
+
+    return run_stage(project, "network", "prune", key, config, parent, out, make)
+
+
+def export(project: Project, parent: Artifact, config: ExportConfig, out: Path | None = None) -> Artifact:
+    """Export ``parent`` to ONNX (uint8 in, logits out) and prove on validation images that it computes the same."""
+    key = stage_key("export", config, parent=parent.content, data=data_identity(project))
+
+    def make(folder: Path) -> Made:
+        network, prepare = load_network(parent), Prepare(parent.manifest.input)
+        images = project.data.validation.images[: config.parity_images]
+        target = folder / PAYLOAD["graph"]
+        metadata = graph_metadata(parent)
+        export_onnx(network, target, prepare=prepare, example=torch.from_numpy(images[:2].copy()), metadata=metadata, opset=config.opset)
+        proof = parity(network, prepare, target, images)
+        if proof.largest_difference > PARITY_TOLERANCE:
+            raise CompressError(
+                f"the exported graph does not compute what {parent.path} does: logits differ by {proof.largest_difference:.2g} "
+                f"on {proof.images} images, {PARITY_TOLERANCE:g} is allowed; please report this with the network"
+            )
+        return {"parity": dataclasses.asdict(proof)}, parent.manifest.facts
+
+    return run_stage(project, "graph", "export", key, config, parent, out, make)
+
+
+def quantize(project: Project, parent: Artifact, config: QuantizeConfig, out: Path | None = None) -> Artifact:
+    """Make int8 of an exported graph; static quantization is calibrated on stratified training images, recorded by index and hash."""
+    settings: Any = config if config.mode == "static" else {"mode": "dynamic"}
+    seen = {"data": data_identity(project)} if config.mode == "static" else {}
+    key = stage_key("quantize", settings, parent=parent.content, **seen)
+
+    def make(folder: Path) -> Made:
+        target = folder / PAYLOAD["graph"]
+        if config.mode == "dynamic":
+            done = quantize_dynamic(parent.payload, target)
+            return {"quantized": dataclasses.asdict(done)}, parent.manifest.facts
+        chosen = stratified_sample(project.data.train.labels, config.images, config.seed)
+        images = project.data.train.images[chosen]
+        calibration = {"indices": chosen.tolist(), "sha256": hashlib.sha256(images.tobytes()).hexdigest(), "data": project.data.fingerprint}
+        (folder / "calibration.json").write_text(json.dumps(calibration) + "\n", encoding="utf-8")
+        done = quantize_static(parent.payload, target, images, StaticConfig(method=config.method, per_channel=config.per_channel))
+        return {
+            "quantized": dataclasses.asdict(done),
+            "calibration": {"images": len(chosen), "sha256": calibration["sha256"]},
+        }, parent.manifest.facts
+
+    return run_stage(project, "graph", "quantize", key, settings, parent, out, make)
+
+
+def graph_of(project: Project, parent: Artifact, config: ExportConfig) -> Artifact:
+    """``parent`` itself if it is a graph, else its export."""
+    return parent if parent.manifest.kind == "graph" else export(project, parent, config)
+
+
+def graph_metadata(parent: Artifact) -> dict[str, str]:
+    """What an ONNX file says of itself: everything here follows from the inputs, so that the same export gives the same bytes."""
+    about = parent.manifest
+    lineage = [{"stage": step["stage"], "config": step["config"]} for step in parent.steps]
+    return {
+        "compress.version": __version__,
+        "compress.classes": json.dumps(about.classes, ensure_ascii=False),
+        "compress.input": json.dumps(dataclasses.asdict(about.input)),
+        "compress.model": json.dumps(about.model),
+        "compress.lineage": json.dumps(lineage),
+        "compress.data": json.dumps({"name": about.data["name"], "fingerprint": about.data["fingerprint"]}),
+    }
+
+
+def stratified_sample(labels: NDArray[np.int64], count: int, seed: int) -> NDArray[np.int64]:
+    """``count`` indices into ``labels``, as equal a number of each class as there are; int64 (count,), sorted.
+
+    Labels 0 0 0 1 1 2 and count 4 take one or two of each of 0 and 1, and the only 2.
+    """
+    order = np.random.default_rng(seed).permutation(len(labels))
+    rank = np.empty(len(labels), dtype=np.int64)
+    for value in np.unique(labels):
+        mine = order[labels[order] == value]
+        rank[mine] = np.arange(len(mine))
+    # By rank within the class, ties in random order: every class gives its first image before any gives its second.
+    return np.sort(order[np.argsort(rank[order], kind="stable")][:count])
+
+
+def _new_network(project: Project) -> nn.Module:
+    assert project.model is not None, "only files are measured without a model"
+    return build_network(project.model, project.classes, project.spec)
+
+
+def _fit_and_save(
+    project: Project,
+    network: nn.Module,
+    config: FitConfig,
+    key: str,
+    stage: str,
+    folder: Path,
+    after_step: Callable[[], None] | None = None,
+) -> Made:
+    """Train, with a state file beside the artifact's place so that a killed run can go on; it is removed with the artifact made."""
+    state_file = project.folder / stage / f".{key[:12]}.state.safetensors"
+    if not project.resume:
+        state_file.unlink(missing_ok=True)
+    elif state_file.is_file():
+        project.console.say(f"{stage}: goes on from {state_file}")
+
+    def progress(epoch: int, step: int, steps: int, loss: float) -> None:
+        project.console.progress(
+            f"{stage}, epoch {epoch} of {config.epochs}, loss {loss:.3f}", (epoch - 1) * steps + step, config.epochs * steps
+        )
+
+    data = project.data
+    fitted = fit(
+        network,
+        (data.train.images, data.train.labels),
+        (data.validation.images, data.validation.labels),
+        config,
+        classes=project.classes,
+        prepare=Prepare(project.spec).to(choose_device(project.device)),
+        device=choose_device(project.device),
+        state_file=state_file,
+        key=key,
+        after_step=after_step,
+        progress=progress,
+    )
+    with (folder / "history.csv").open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, fieldnames=list(fitted.history[0]))
+        writer.writeheader()
+        writer.writerows(fitted.history)
+    names = ("accuracy", "balanced_accuracy", "macro_f1", "macro_precision")
+    made = _save_network(
+        project, network, folder, {"validation": {name: fitted.best[name] for name in names}, "best_epoch": fitted.best_epoch}
+    )
+    state_file.unlink(missing_ok=True)
+    return made
+
+
+def _save_network(project: Project, network: nn.Module, folder: Path, metrics: Mapping[str, Any]) -> Made:
+    # Cloned, as safetensors refuses tensors that share memory (tied weights).
+    weights = {name: value.detach().cpu().contiguous().clone() for name, value in network.state_dict().items()}
+    save_file(weights, folder / PAYLOAD["network"])
+    example = Prepare(project.spec)(torch.from_numpy(project.data.validation.images[:2].copy()))
+    return metrics, dataclasses.asdict(count_cost(network, example))
+
+
+def _validate(project: Project, network: nn.Module) -> dict[str, float]:
+    validation, device = project.data.validation, choose_device(project.device)
+    logits = predict_logits(network, validation.images, prepare=Prepare(project.spec).to(device), device=device)
+    network.cpu()
+    return score(validation.labels, logits.argmax(axis=1), project.classes)

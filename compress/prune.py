@@ -1,0 +1,149 @@
+"""Weight pruning by magnitude: which weights of a network are zeroed, and keeping them zero.
+
+A mask is a boolean tensor in the shape of one weight, True where the weight is kept. By hand, a layer with the weights
+``[[3, -1], [2, -4]]`` at sparsity 0.5 gets the mask ``[[True, False], [False, True]]``: the two smallest magnitudes go.
+
+Only the weights of convolutions and linear layers are pruned; biases and normalisation stay. Zeroed weights make a file neither
+smaller nor faster by themselves. Fine-tuning keeps a mask by calling ``apply_masks`` after each optimiser step, because momentum
+moves a weight even where its gradient is zero.
+
+Refuses: a sparsity outside [0, 1), weights that are not finite, masks that do not fit, a network with nothing to prune, and layers
+whose weight is computed (weight norm, ``torch.nn.utils.prune``), where zeroing would be undone by the next forward pass.
+
+Source: Han et al. 2015, "Learning both Weights and Connections for Efficient Neural Networks"; Zhu & Gupta 2017, "To prune, or not
+to prune". Both prune by magnitude, the latter within each layer (scope "layer").
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from .errors import CompressError
+
+SCOPES = ("global", "layer")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerSparsity:
+    """How much of one weight is zero: its parameter name, and counts of all weights and of those that are not zero."""
+
+    name: str
+    weights: int
+    nonzeros: int
+
+    @property
+    def sparsity(self) -> float:
+        """The fraction of zeros, 0 to 1."""
+        return 1 - self.nonzeros / self.weights
+
+
+def magnitude_masks(network: nn.Module, sparsity: float, *, scope: str = "global") -> dict[str, Tensor]:
+    """Choose the weights to keep: all but the smallest magnitudes. The network is not changed.
+
+    Every layer keeps at least its largest weight: a global threshold can otherwise silence a whole layer, and with it the network.
+    Equal magnitudes go in the order of the parameters, the earlier first, so the choice is the same on every run.
+
+    Args:
+        network: any module; its device and training flags do not matter.
+        sparsity: the fraction to zero, in [0, 1); 0 gives masks that keep everything.
+        scope: "global" ranks the weights of all layers together and zeroes exactly ``round(sparsity * weights)`` of them;
+            "layer" does the same within each layer (where that would be all of a tiny layer, its largest weight stays).
+
+    Returns:
+        Parameter name to bool mask, in the shape and on the device of the weight; a weight shared by several layers appears once.
+
+    Raises:
+        CompressError: for what the module refuses, and for a global sparsity that leaves fewer weights than layers.
+    """
+    if not 0 <= sparsity < 1:
+        raise CompressError(f"sparsity (={sparsity}) must lie in [0, 1); 0.8 zeroes 80% of the weights")
+    if scope not in SCOPES:
+        raise CompressError(f'scope (="{scope}") must be "global" (one ranking over all layers) or "layer" (one ranking in each)')
+    weights = _prunable(network)
+    magnitudes = {name: _magnitude(name, weight) for name, weight in weights.items()}
+    if scope == "layer":
+        keep = [_keep(m, min(round(sparsity * m.numel()), m.numel() - 1)) for m in magnitudes.values()]
+    else:
+        total = sum(m.numel() for m in magnitudes.values())
+        zeros = round(sparsity * total)
+        if zeros > total - len(magnitudes):
+            raise CompressError(
+                f"sparsity (={sparsity}) leaves {total - zeros} of {total} weights, but each of the {len(magnitudes)} layers must keep 1; "
+                f"choose at most {1 - len(magnitudes) / total:.4g}"
+            )
+        for magnitude in magnitudes.values():
+            magnitude[magnitude.argmax()] = torch.inf
+        keep = list(_keep(torch.cat(list(magnitudes.values())), zeros).split([m.numel() for m in magnitudes.values()]))
+    return {name: mask.view_as(weight).to(weight.device) for (name, weight), mask in zip(weights.items(), keep, strict=True)}
+
+
+def apply_masks(network: nn.Module, masks: dict[str, Tensor]) -> None:
+    """Zero the masked weights in place; cheap enough to call after every optimiser step.
+
+    Args:
+        network: the network the masks were made for; layers without a mask are left alone.
+        masks: parameter name to bool mask (True = keep) in the shape of the parameter.
+
+    Raises:
+        CompressError: a mask names no parameter, or is of another shape or dtype; nothing has been zeroed then.
+    """
+    parameters = dict(network.named_parameters(remove_duplicate=False))
+    for name, mask in masks.items():
+        if name not in parameters:
+            raise CompressError(f'masks: "{name}" is no parameter of this network; make the masks from the same network')
+        if mask.shape != parameters[name].shape or mask.dtype != torch.bool:
+            raise CompressError(
+                f'masks: "{name}" is {mask.dtype} {tuple(mask.shape)}, but must be torch.bool {tuple(parameters[name].shape)}; '
+                "make the masks from the same network"
+            )
+    with torch.no_grad():
+        for name, mask in masks.items():
+            weight = parameters[name]
+            weight.masked_fill_(~mask.to(weight.device), 0)
+
+
+def sparsity_by_layer(network: nn.Module) -> tuple[LayerSparsity, ...]:
+    """Count the zeros in each weight that pruning looks at, in the order of the network."""
+    return tuple(
+        LayerSparsity(name=name, weights=weight.numel(), nonzeros=int(torch.count_nonzero(weight)))
+        for name, weight in _prunable(network).items()
+    )
+
+
+def total_sparsity(layers: Iterable[LayerSparsity]) -> LayerSparsity:
+    """Sum the counts of several layers under the name "total"."""
+    counted = tuple(layers)
+    return LayerSparsity(name="total", weights=sum(layer.weights for layer in counted), nonzeros=sum(layer.nonzeros for layer in counted))
+
+
+def _prunable(network: nn.Module) -> dict[str, nn.Parameter]:
+    names: dict[nn.Parameter, str] = {}  # parameters hash by identity, so a shared one keeps its first name
+    for prefix, module in network.named_modules():
+        if isinstance(module, nn.modules.conv._ConvNd | nn.Linear):
+            name = f"{prefix}.weight" if prefix else "weight"
+            weight = dict(module.named_parameters(recurse=False)).get("weight")
+            if weight is None:
+                raise CompressError(
+                    f'"{name}" is computed from other tensors; make it a plain parameter first (remove_parametrizations, prune.remove)'
+                )
+            if isinstance(weight, nn.parameter.UninitializedParameter) or weight.numel() == 0:
+                raise CompressError(f'"{name}" is empty; run one batch through the network first if the layer is a lazy one')
+            names.setdefault(weight, name)
+    if not names:
+        raise CompressError("network has no convolution or linear layer; there is nothing to prune")
+    return {name: weight for weight, name in names.items()}
+
+
+def _magnitude(name: str, weight: nn.Parameter) -> Tensor:
+    magnitude = weight.detach().abs().flatten().to("cpu", torch.float64)
+    if not magnitude.isfinite().all():
+        raise CompressError(f'"{name}" holds values that are not finite (NaN or infinity); train the network again before pruning it')
+    return magnitude
+
+
+def _keep(magnitude: Tensor, zeros: int) -> Tensor:
+    keep = torch.ones(magnitude.numel(), dtype=torch.bool)
+    keep[magnitude.argsort(stable=True)[:zeros]] = False
+    return keep

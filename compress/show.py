@@ -1,0 +1,121 @@
+"""What commands print: tables for people, JSON for scripts."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from .artifact import Artifact
+from .benchmarks.formats import MISSING, milliseconds, size
+from .benchmarks.results import Measurement
+from .benchmarks.verdict import Verdict
+from .measure import Outcome
+from .predict import Prediction
+
+SCORES = ("accuracy", "balanced_accuracy", "macro_f1", "macro_precision")
+
+
+def table(rows: Sequence[Mapping[str, str]]) -> str:
+    """Rows of the same keys as columns of text, the header underlined."""
+    header = list(rows[0])
+    widths = [max(len(name), *(len(row[name]) for row in rows)) for name in header]
+    lines = [[name.ljust(width) for name, width in zip(header, widths, strict=True)], ["-" * width for width in widths]]
+    lines += [[row[name].ljust(width) for name, width in zip(header, widths, strict=True)] for row in rows]
+    return "\n".join("  ".join(line).rstrip() for line in lines)
+
+
+def summary(artifact: Artifact) -> dict[str, Any]:
+    """What ``--json`` shows of an artifact."""
+    about = artifact.manifest
+    names = ("kind", "stage", "hash", "config", "metrics", "facts", "files")
+    return {"artifact": str(artifact.path)} | {name: getattr(about, name) for name in names} | {"input": dataclasses.asdict(about.input)}
+
+
+def artifact_text(artifact: Artifact) -> str:
+    """The figures that the stage of ``artifact`` found, one per line."""
+    about = artifact.manifest
+    metrics = about.metrics
+    rows: dict[str, str] = {"artifact": str(artifact.path)}
+    if scores := metrics.get("validation"):
+        rows |= {f"validation {name.replace('_', ' ')}": f"{100 * scores[name]:.2f}%" for name in SCORES}
+    if "one_shot" in metrics:
+        rows["balanced accuracy before fine-tuning"] = f"{100 * metrics['one_shot']['balanced_accuracy']:.2f}%"
+    if parity := metrics.get("parity"):
+        rows["parity with torch"] = (
+            f"largest logit difference {parity['largest_difference']:.1e}, "
+            f"same label on {100 * parity['agreement']:.2f}% of {parity['images']} images"
+        )
+    if quantized := metrics.get("quantized"):
+        rows["int8"] = _counts(quantized["operators"])
+        rows["still float"] = _counts(quantized["left"])
+        rows |= {f"  {kind}": why for kind, why in quantized["reasons"].items()}
+    facts = about.facts
+    if facts:
+        rows["parameters"] = f"{facts['params']:,}, {100 * (1 - facts['nonzeros'] / facts['params']):.0f}% of them zero"
+        rows["MACs per image"] = f"{facts['macs']:,}"
+    rows["size"] = f"{artifact.payload.stat().st_size:,} bytes"
+    width = max(map(len, rows))
+    return "\n".join(f"{name.ljust(width)}  {value}" for name, value in rows.items())
+
+
+def predictions_text(predictions: Sequence[Prediction]) -> str:
+    """One line per image, and how many were right where the truth is known."""
+    rows = [
+        {"image": p.name, "label": p.label, "probability": f"{100 * p.probability:.1f}%"}
+        | ({"true": p.truth + ("" if p.truth == p.label else "   <- misread")} if p.truth is not None else {})
+        for p in predictions
+    ]
+    known = [p for p in predictions if p.truth is not None]
+    right = sum(p.truth == p.label for p in known)
+    return table(rows) + (f"\n{right} of {len(known)} read correctly" if known else "")
+
+
+def _counts(operators: Mapping[str, int]) -> str:
+    return ", ".join(f"{count} {kind}" for kind, count in operators.items()) or "nothing"
+
+
+def outcome_text(outcome: Outcome) -> str:
+    """For each machine the table of its variants and the verdict; then where the report lies."""
+    parts = []
+    for result, verdict in zip(outcome.results, outcome.verdicts, strict=True):
+        baseline = result.measurements[result.baseline]
+        parts += [table([_row(one, baseline, verdict) for one in result.measurements]), verdict.headline]
+    return "\n\n".join([*parts, f"Report: {outcome.folder / 'report.html'}"])
+
+
+def outcome_summary(outcome: Outcome) -> dict[str, Any]:
+    """What ``--json`` shows of a report."""
+    return {
+        "report": str(outcome.folder / "report.html"),
+        "sections": [
+            {
+                "machine": result.machine,
+                "verdict": dataclasses.asdict(verdict),
+                "variants": [
+                    {name: value for name, value in dataclasses.asdict(one).items() if name not in ("samples_ns", "warmup_ns")}
+                    for one in result.measurements
+                ],
+            }
+            for result, verdict in zip(outcome.results, outcome.verdicts, strict=True)
+        ],
+    }
+
+
+def _row(one: Measurement, baseline: Measurement, verdict: Verdict) -> dict[str, str]:
+    names = ("variant", "runtime", "p50", "p90", "speedup (95%)", "balanced acc.", "accuracy", "size", "gzipped")
+    name = one.name + (" *" if one.name == verdict.ship and one.runtime == "onnxruntime" and one.device == "cpu" else "")
+    where = f"{one.runtime} {one.device}"
+    if one.latency is None:
+        return dict.fromkeys(names, "") | {"variant": name, "runtime": where, "p50": f"not measured: {one.reason}"}
+    speed = one.speedup
+    cells = (
+        name,
+        where,
+        milliseconds(one.latency.p50),
+        milliseconds(one.latency.p90) if one.latency.p90 is not None else MISSING,
+        "baseline" if one is baseline else f"{speed.value:.2f} ({speed.low:.2f} to {speed.high:.2f})" if speed else MISSING,
+        f"{100 * one.scores['balanced_accuracy']:.2f}%",
+        f"{100 * one.scores['accuracy']:.2f}%",
+        size(one.size_bytes),
+        size(one.gzip_bytes),
+    )
+    return dict(zip(names, cells, strict=True))

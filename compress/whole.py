@@ -1,0 +1,42 @@
+"""``compress run``: every stage in order, from a network to a report.
+
+Variants: the network as it is, pruned, dynamic int8, static int8, pruned and static int8. A stage whose artifact is there already is
+not run again, and a training that was cut short goes on, so the same command after a kill finishes from what is there.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from . import pipeline
+from .artifact import Artifact
+from .benchmarks.run import BenchmarkConfig
+from .config import ExportConfig, PruneConfig, QuantizeConfig, Recipe
+from .measure import Outcome, benchmark, candidates_of, report
+from .opening import Options
+from .train.fit import FitConfig, choose_device
+
+
+def run_all(options: Options, recipe: Recipe, measuring: Mapping[str, Any], limits: Mapping[str, Any]) -> Outcome:
+    """Run everything; ``measuring`` and ``limits`` are what the command line says of benchmark and report."""
+    # Every setting is checked before the first minute is spent.
+    training = recipe.stage(FitConfig, "train")
+    pruning = recipe.stage(PruneConfig, "prune")
+    exporting = recipe.stage(ExportConfig, "export")
+    dynamic, static = (recipe.stage(QuantizeConfig, "quantize", mode=mode) for mode in ("dynamic", "static"))
+    benchmarking = recipe.stage(BenchmarkConfig, "benchmark", **measuring)
+    limits = dict(recipe.table("report")) | {name: value for name, value in limits.items() if value is not None}
+    choose_device(options.device)
+
+    project = options.project(recipe)
+    root = pipeline.import_weights(project, options.weights) if options.weights else pipeline.train(project, training)
+    pruned = pipeline.prune(project, root, pruning, training)
+    dense, sparse = (pipeline.export(project, network, exporting) for network in (root, pruned))
+    graphs: list[Artifact] = [
+        dense,
+        sparse,
+        pipeline.quantize(project, dense, dynamic),
+        pipeline.quantize(project, dense, static),
+        pipeline.quantize(project, sparse, static),
+    ]
+    measured = benchmark(project, candidates_of([*graphs, root], options.device), benchmarking, root)
+    return report([measured.payload], project.folder / "report", limits)

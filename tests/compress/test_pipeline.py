@@ -1,0 +1,232 @@
+"""The stages: keys, lineage, sampling, and what happens to a run that is killed at any moment."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from compress import pipeline
+from compress.artifact import Artifact, InputSpec, read_artifact
+from compress.config import ExportConfig, PruneConfig, QuantizeConfig
+from compress.errors import ArtifactError, CompressError
+from compress.networks import load_network, load_runner
+from compress.pipeline import stratified_sample
+from compress.project import Project, find_parent, variant_name, variants_of
+from compress.reference import ModelReference
+from compress.train.fit import FitConfig
+from compress.train.sources import load_data
+
+FIT = FitConfig(epochs=1, batch=64, lr=0.002)
+PRUNE = PruneConfig(sparsity=0.8, epochs=1, lr=0.001)
+
+
+class Silent:
+    def __init__(self) -> None:
+        self.said: list[str] = []
+
+    def say(self, text: str) -> None:
+        self.said.append(text)
+
+    def progress(self, label: str, done: int, total: int) -> None:
+        assert 0 <= done <= total
+
+
+def project_in(folder: Path, **options: object) -> Project:
+    data = load_data("digits")
+    source = {"source": "digits", "name": "digits", "fingerprint": data.fingerprint, "seed": 0, "validation": 0.1}
+    model = ModelReference(reference="emnist", options={"channels": [4, 8], "hidden": 16})
+    about = {"folder": folder / "emnist", "model": model, "spec": InputSpec(), "data": data, "source": source, "console": Silent()}
+    return Project(**about | options)  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Project, dict[str, Artifact]]:
+    """Every stage once on a tiny network."""
+    project = project_in(tmp_path_factory.mktemp("runs"))
+    root = pipeline.train(project, FIT)
+    pruned = pipeline.prune(project, root, PRUNE, FIT)
+    dense, sparse = (pipeline.export(project, network, ExportConfig()) for network in (root, pruned))
+    static = pipeline.quantize(project, dense, QuantizeConfig(mode="static", images=64))
+    both = pipeline.quantize(project, sparse, QuantizeConfig(mode="static", images=64))
+    dynamic = pipeline.quantize(project, dense, QuantizeConfig(mode="dynamic"))
+    return project, {"root": root, "pruned": pruned, "dense": dense, "sparse": sparse, "static": static, "both": both, "dynamic": dynamic}
+
+
+def test_names_say_what_the_lineage_did(made: tuple[Project, dict[str, Artifact]]) -> None:
+    names = {key: variant_name(artifact) for key, artifact in made[1].items()}
+    assert names == {
+        "root": "fp32",
+        "pruned": "pruned 80%",
+        "dense": "fp32",
+        "sparse": "pruned 80%",
+        "static": "static int8",
+        "both": "pruned 80%, static int8",
+        "dynamic": "dynamic int8",
+    }
+
+
+def test_pruned_weights_stay_zero_through_fine_tuning(made: tuple[Project, dict[str, Artifact]]) -> None:
+    weights = load_file(made[1]["pruned"].payload)
+    prunable = [value for name, value in weights.items() if name.endswith("weight") and value.ndim > 1]
+    zeros, total = sum(int((value == 0).sum()) for value in prunable), sum(value.numel() for value in prunable)
+    assert zeros >= round(0.8 * total)
+    assert not torch.equal(weights["fc2.bias"], load_file(made[1]["root"].payload)["fc2.bias"]), "nothing was fine-tuned"
+
+
+def test_parity_is_measured_and_graphs_agree_with_torch(made: tuple[Project, dict[str, Artifact]]) -> None:
+    project, artifacts = made
+    assert artifacts["dense"].manifest.metrics["parity"]["largest_difference"] < 1e-4
+    assert artifacts["dense"].manifest.metrics["parity"]["agreement"] == 1.0
+    import onnxruntime
+
+    images = project.data.test.images[:32]
+    session = onnxruntime.InferenceSession(str(artifacts["dense"].payload), providers=["CPUExecutionProvider"])
+    expected = load_runner(artifacts["root"].path, "cpu", 1)(images)
+    np.testing.assert_allclose(session.run(["logits"], {session.get_inputs()[0].name: images})[0], expected, atol=1e-4)
+
+
+def test_graphs_carry_labels_input_and_lineage(made: tuple[Project, dict[str, Artifact]]) -> None:
+    import onnx
+
+    for name, stages in (("dense", ["train"]), ("sparse", ["train", "prune"]), ("both", ["train", "prune"])):
+        about = {entry.key: entry.value for entry in onnx.load(made[1][name].payload).metadata_props}
+        assert json.loads(about["compress.classes"]) == list("0123456789")
+        assert json.loads(about["compress.input"])["shape"] == [1, 28, 28]
+        assert [step["stage"] for step in json.loads(about["compress.lineage"])] == stages
+
+
+def test_unchanged_stage_is_not_run_again_and_a_changed_one_is(made: tuple[Project, dict[str, Artifact]]) -> None:
+    project, artifacts = made
+    before = artifacts["root"].payload.stat().st_mtime_ns
+    again = pipeline.train(project, FIT)
+    assert again.manifest.hash == artifacts["root"].manifest.hash
+    assert again.payload.stat().st_mtime_ns == before
+    assert project.console.said[-1].startswith("train: unchanged")  # type: ignore[attr-defined]
+    other = pipeline.prune(project, artifacts["root"], PruneConfig(sparsity=0.5, epochs=0), FIT)
+    assert other.path != artifacts["pruned"].path
+    assert other.manifest.facts["nonzeros"] > artifacts["pruned"].manifest.facts["nonzeros"]
+
+
+def test_same_inputs_elsewhere_give_bit_identical_weights_and_graphs(made: tuple[Project, dict[str, Artifact]], tmp_path: Path) -> None:
+    root = pipeline.train(project_in(tmp_path), FIT)
+    assert root.payload.read_bytes() == made[1]["root"].payload.read_bytes()
+    graph = pipeline.export(project_in(tmp_path), root, ExportConfig())
+    assert graph.payload.read_bytes() == made[1]["dense"].payload.read_bytes()
+    static = pipeline.quantize(project_in(tmp_path), graph, QuantizeConfig(mode="static", images=64))
+    assert static.payload.read_bytes() == made[1]["static"].payload.read_bytes()
+
+
+def test_forced_stage_replaces_the_artifact_and_children_stay_valid(tmp_path: Path) -> None:
+    project = project_in(tmp_path)
+    root = pipeline.train(project, FIT)
+    graph = pipeline.export(project, root, ExportConfig())
+    forced = pipeline.train(project_in(tmp_path, force=True), FIT)
+    assert forced.manifest.created > root.manifest.created
+    assert pipeline.export(project, forced, ExportConfig()).manifest.hash == graph.manifest.hash
+
+
+def test_calibration_images_are_recorded_by_index_and_hash(made: tuple[Project, dict[str, Artifact]]) -> None:
+    import hashlib
+
+    project, artifacts = made
+    record = json.loads((artifacts["static"].path / "calibration.json").read_text())
+    images = project.data.train.images[record["indices"]]
+    assert len(record["indices"]) == 64
+    assert hashlib.sha256(images.tobytes()).hexdigest() == record["sha256"] == artifacts["static"].manifest.metrics["calibration"]["sha256"]
+    assert record["data"] == project.data.fingerprint
+
+
+def test_stratified_sample_takes_the_classes_evenly_and_repeats() -> None:
+    labels = np.array([0] * 50 + [1] * 30 + [2] * 3)
+    chosen = stratified_sample(labels, 15, seed=3)
+    assert np.bincount(labels[chosen]).tolist() in ([6, 6, 3], [7, 5, 3], [5, 7, 3])
+    assert len(set(chosen.tolist())) == 15
+    assert chosen.tolist() == stratified_sample(labels, 15, seed=3).tolist() != stratified_sample(labels, 15, seed=4).tolist()
+    assert len(stratified_sample(labels, 500, seed=0)) == 83
+
+
+def test_weights_from_elsewhere_come_in_and_are_scored(made: tuple[Project, dict[str, Artifact]], tmp_path: Path) -> None:
+    torch.save({"state_dict": load_network(made[1]["root"]).state_dict()}, tmp_path / "theirs.pth")
+    project = project_in(tmp_path)
+    root = pipeline.import_weights(project, tmp_path / "theirs.pth")
+    assert root.manifest.metrics["validation"] == made[1]["root"].manifest.metrics["validation"]
+    assert variant_name(pipeline.export(project, root, ExportConfig())) == "fp32"
+    with pytest.raises(CompressError, match="there is no such file"):
+        pipeline.import_weights(project, tmp_path / "none.pth")
+
+
+def test_parents_are_found_by_stage_and_data(made: tuple[Project, dict[str, Artifact]], tmp_path: Path) -> None:
+    project, artifacts = made
+    assert find_parent(project.folder, ("train",)).path == artifacts["root"].path
+    assert {graph.path for graph in variants_of(project, artifacts["root"])} == {
+        artifacts[name].path for name in ("dense", "sparse", "static", "both", "dynamic")
+    }
+    with pytest.raises(ArtifactError, match=r"has no network yet .*run `compress train` first"):
+        find_parent(tmp_path / "nothing", ("train", "import"))
+    with pytest.raises(ArtifactError, match="trained on digits only, none on the data given"):
+        find_parent(project.folder, ("train",), fingerprint="0" * 64)
+
+
+def test_another_artifact_is_not_overwritten_without_force(made: tuple[Project, dict[str, Artifact]]) -> None:
+    project, artifacts = made
+    with pytest.raises(ArtifactError, match=r"out \(=.*\) holds another artifact \(stage train\); --force replaces it"):
+        pipeline.prune(project, artifacts["root"], PruneConfig(sparsity=0.3, epochs=0), FIT, out=artifacts["root"].path)
+
+
+RECIPE = """
+model = "emnist"
+[model-options]
+channels = [4, 8]
+hidden = 16
+[train]
+epochs = 3
+batch = 64
+[prune]
+epochs = 2
+[quantize]
+images = 64
+[benchmark]
+launches = 2
+rounds = 1
+samples = 5
+"""
+
+
+def whole_run(folder: Path) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "compress", "run", "--recipe", "recipe.toml", "--device", "cpu"]
+    return subprocess.Popen(command, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+
+
+def test_killed_at_random_moments_leaves_no_damaged_artifact_and_the_next_run_finishes(tmp_path: Path) -> None:
+    """COMPRESS_KILLS=20 for the full count."""
+    (tmp_path / "recipe.toml").write_text(RECIPE)
+    started = time.monotonic()
+    assert whole_run(tmp_path).wait() == 0
+    seconds = time.monotonic() - started
+    report = tmp_path / "runs" / "emnist" / "report" / "report.html"
+    assert report.is_file()
+    moments, killed = random.Random(0), 0
+    for attempt in range(int(os.environ.get("COMPRESS_KILLS", "3"))):
+        folder = tmp_path / str(attempt)
+        folder.mkdir()
+        (folder / "recipe.toml").write_text(RECIPE)
+        process = whole_run(folder)
+        time.sleep(moments.uniform(0.3, 1.0) * seconds)
+        os.killpg(process.pid, signal.SIGKILL)
+        killed += process.wait() == -signal.SIGKILL
+        for manifest in folder.glob("runs/*/*/[!.]*/artifact.json"):
+            read_artifact(manifest.parent)
+        assert whole_run(folder).wait() == 0
+        weights = [sorted(base.glob("runs/emnist/*/*/weights.safetensors")) for base in (tmp_path, folder)]
+        assert [path.read_bytes() for path in weights[0]] == [path.read_bytes() for path in weights[1]]
+        assert not list(folder.glob("runs/*/*/.*")), "leftovers of the killed run"
+    assert killed > 0

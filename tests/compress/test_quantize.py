@@ -1,0 +1,333 @@
+import hashlib
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from torch import Tensor, nn
+
+from compress.errors import CompressError
+from compress.export import export_onnx
+from compress.models import emnist, k49
+from compress.quantize import StaticConfig, quantize_dynamic, quantize_static
+
+IMAGES = np.random.default_rng(0).integers(0, 256, (80, 1, 12, 12), dtype=np.uint8)
+STATIC = StaticConfig(reduce_range=False)
+
+
+class Scale(nn.Module):
+    def forward(self, image: Tensor) -> Tensor:
+        return image.float() / 255
+
+
+class Gated(nn.Module):
+    """Convolutions with batch norm, one of them depthwise, a CBAM-like gate of shared linear layers, a classifier."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(1, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8), nn.ReLU())
+        self.depthwise = nn.Sequential(nn.Conv2d(8, 8, 5, padding=2, groups=8), nn.BatchNorm2d(8), nn.ReLU())
+        self.gate = nn.Sequential(nn.Linear(8, 4), nn.ReLU(), nn.Linear(4, 8))
+        self.classifier = nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.depthwise(self.stem(x))
+        x = x * torch.sigmoid(self.gate(x.mean((2, 3))) + self.gate(x.amax((2, 3))))[:, :, None, None]
+        return self.classifier(x.mean((2, 3)))
+
+
+def export(network: nn.Module, target: Path, size: int = 12) -> Path:
+    example = torch.zeros(2, 1, size, size, dtype=torch.uint8)
+    export_onnx(network, target, prepare=Scale(), example=example, metadata={"labels": "a b c d e"})
+    return target
+
+
+def logits(path: Path, images: np.ndarray = IMAGES) -> np.ndarray:
+    return onnxruntime.InferenceSession(path).run(None, {"image": images})[0]
+
+
+def metadata(path: Path) -> dict[str, str]:
+    return {entry.key: entry.value for entry in onnx.load(path).metadata_props}
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(entry.name for entry in folder.iterdir())
+
+
+def kinds(path: Path) -> list[str]:
+    return [node.op_type for node in onnx.load(path).graph.node]
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.manual_seed(0)
+    network = Gated()
+    with torch.no_grad():
+        for _ in range(3):
+            network(torch.rand(16, 1, 12, 12))
+    return export(network, tmp_path_factory.mktemp("quantize") / "net.onnx")
+
+
+@pytest.fixture
+def clean_cwd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working directory in which nothing may be left: the quantizer of ONNX Runtime likes to."""
+    folder = tmp_path / "cwd"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    return folder
+
+
+def hand_made(
+    path: Path, *nodes: onnx.NodeProto, opset: int = 18, shape: tuple[object, ...] = ("N", 1, 2, 2), **weights: np.ndarray
+) -> Path:
+    """A graph from float32 ``x`` of ``shape`` to ``y``."""
+    graph = onnx.helper.make_graph(
+        list(nodes),
+        "hand_made",
+        [onnx.helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, shape)],
+        [onnx.helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, [None] * len(shape))],
+        [onnx.numpy_helper.from_array(value, name) for name, value in weights.items()],
+    )
+    onnx.save(onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", opset)], ir_version=8), path)
+    return path
+
+
+def convolution(path: Path, **changes: object) -> Path:
+    return hand_made(path, onnx.helper.make_node("Conv", ["x", "w"], ["y"]), w=np.ones((2, 1, 1, 1), np.float32), **changes)  # type: ignore[arg-type]
+
+
+def test_dynamic_makes_linear_weights_int8_and_names_what_stays(source: Path, tmp_path: Path) -> None:
+    report = quantize_dynamic(source, tmp_path / "int8.onnx")
+    assert report.operators == {"MatMul": 5} == {"MatMul": kinds(tmp_path / "int8.onnx").count("MatMulInteger")}
+    assert report.left["Conv"] == 2
+    assert "ConvInteger" in report.reasons["Conv"]
+    expected, found = logits(source), logits(tmp_path / "int8.onnx")
+    assert np.abs(found - expected).max() < 0.03 * np.ptp(expected)
+
+
+def test_dynamic_leaves_a_shared_square_weight_the_right_way_round(tmp_path: Path) -> None:
+    """ONNX Runtime alone transposes it once per use, and a square one would fit either way."""
+    torch.manual_seed(0)
+    layer = nn.Linear(16, 16)
+    path = export(nn.Sequential(nn.Flatten(), nn.Linear(16, 16), layer, nn.Tanh(), layer), tmp_path / "net.onnx", 4)
+    assert quantize_dynamic(path, tmp_path / "int8.onnx").operators == {"MatMul": 3}
+    images = IMAGES[:, :, :4, :4]
+    expected, found = logits(path, images), logits(tmp_path / "int8.onnx", images)
+    assert np.abs(found - expected).max() < 0.03 * np.ptp(expected)
+
+
+def test_static_quantizes_all_but_scaling_and_logits(source: Path, tmp_path: Path) -> None:
+    target = tmp_path / "int8.onnx"
+    report = quantize_static(source, target, IMAGES, STATIC)
+    assert report.operators["Conv"] == 2
+    assert report.operators["Gemm"] == 5
+    assert {"Cast", "Div"} <= set(report.left)
+    assert set(report.reasons) == set(report.left)
+    model = onnx.load(target)
+    cast, divide = (node for node in model.graph.node if node.op_type in ("Cast", "Div"))
+    assert (cast.input[0], divide.input[0]) == ("image", cast.output[0])
+    assert [node.op_type for node in model.graph.node if divide.output[0] in node.input] == ["QuantizeLinear"]
+    assert model.graph.node[-1].op_type == "Gemm"
+    expected, found = logits(source), logits(target)
+    assert np.abs(found - expected).max() < 0.1 * np.ptp(expected)
+    assert target.stat().st_size < 40_000
+
+
+def test_scales_by_hand(tmp_path: Path) -> None:
+    """Two 1x1 filters, 0.5 and -2, on pixels from -1 to 4: the figures of the module's docstring."""
+    nodes = (onnx.helper.make_node("Conv", ["x", "w"], ["a"]), onnx.helper.make_node("Conv", ["a", "v"], ["y"]))
+    path = hand_made(tmp_path / "net.onnx", *nodes, w=np.float32([[[[0.5]]], [[[-2]]]]), v=np.ones((1, 2, 1, 1), np.float32))
+    images = np.linspace(-1, 4, 32 * 4, dtype=np.float32).reshape(32, 1, 2, 2)
+    quantize_static(path, tmp_path / "int8.onnx", images, STATIC)
+    tensors = {entry.name: onnx.numpy_helper.to_array(entry) for entry in onnx.load(tmp_path / "int8.onnx").graph.initializer}
+    assert tensors["x_scale"] == pytest.approx(5 / 255)
+    assert (tensors["x_zero_point"], tensors["x_zero_point"].dtype) == (51, np.uint8)
+    np.testing.assert_allclose(tensors["w_scale"], [0.5 / 127, 2 / 127], rtol=1e-5)
+    assert tensors["w_quantized"].ravel().tolist() == [127, -127]
+    assert tensors["w_quantized"].dtype == np.int8
+    quantize_static(path, tmp_path / "one.onnx", images, StaticConfig(per_channel=False, reduce_range=False))
+    tensors = {entry.name: onnx.numpy_helper.to_array(entry) for entry in onnx.load(tmp_path / "one.onnx").graph.initializer}
+    assert tensors["w_scale"] == pytest.approx(2 / 127)
+    quantize_static(path, tmp_path / "seven.onnx", images, StaticConfig(reduce_range=True))
+    tensors = {entry.name: onnx.numpy_helper.to_array(entry) for entry in onnx.load(tmp_path / "seven.onnx").graph.initializer}
+    assert np.abs(tensors["w_quantized"]).max() <= 64
+
+
+@pytest.mark.parametrize("method", ["percentile", "entropy"])
+def test_other_calibrations_cut_outliers(method: str, source: Path, tmp_path: Path) -> None:
+    quantize_static(source, tmp_path / "int8.onnx", IMAGES, StaticConfig(method=method))
+    expected, found = logits(source), logits(tmp_path / "int8.onnx")
+    assert np.abs(found - expected).max() < 0.25 * np.ptp(expected)
+    assert metadata(tmp_path / "int8.onnx")["quantization.method"] == method
+
+
+def test_operators_can_be_chosen(source: Path, tmp_path: Path) -> None:
+    report = quantize_static(source, tmp_path / "int8.onnx", IMAGES, StaticConfig(operators=("Gemm",)))
+    assert set(report.operators) == {"Gemm"}
+    assert report.left["Conv"] == 2
+    assert report.reasons["Conv"] == "it was not among the operators to quantize"
+
+
+@pytest.mark.parametrize("kind", ["dynamic", "minmax", "percentile", "entropy"])
+def test_quantizing_again_gives_the_same_bytes_and_leaves_nothing_behind(
+    kind: str, source: Path, tmp_path: Path, clean_cwd: Path, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    before = source.read_bytes()
+    for name in ("one.onnx", "two.onnx"):
+        if kind == "dynamic":
+            quantize_dynamic(source, tmp_path / "out" / name)
+        else:
+            quantize_static(source, tmp_path / "out" / name, IMAGES, StaticConfig(method=kind))
+    assert (tmp_path / "out" / "one.onnx").read_bytes() == (tmp_path / "out" / "two.onnx").read_bytes()
+    assert names(tmp_path / "out") == ["one.onnx", "two.onnx"]
+    assert names(clean_cwd) == []
+    assert source.read_bytes() == before
+    assert names(source.parent) == [source.name]
+    assert capfd.readouterr() == ("", "")
+    assert not [record for record in caplog.records if "onnxruntime" in record.pathname]
+
+
+def test_metadata_is_kept_and_says_how_it_was_quantized(source: Path, tmp_path: Path) -> None:
+    quantize_static(source, tmp_path / "int8.onnx", IMAGES, STATIC)
+    found = metadata(tmp_path / "int8.onnx")
+    assert list(found) == sorted(found)
+    assert found.pop("quantization.tool").startswith("onnxruntime ")
+    assert found == {
+        "labels": "a b c d e",
+        "quantization.mode": "static",
+        "quantization.method": "minmax",
+        "quantization.per_channel": "true",
+        "quantization.reduce_range": "false",
+        "quantization.operators": "all",
+        "quantization.calibration.images": "80",
+        "quantization.calibration.sha256": hashlib.sha256(IMAGES.tobytes()).hexdigest(),
+    }
+    quantize_dynamic(source, tmp_path / "dynamic.onnx")
+    assert metadata(tmp_path / "dynamic.onnx").items() >= {("labels", "a b c d e"), ("quantization.mode", "dynamic")}
+
+
+def test_batch_stays_free(source: Path, tmp_path: Path) -> None:
+    quantize_static(source, tmp_path / "int8.onnx", IMAGES, STATIC)
+    assert onnxruntime.InferenceSession(tmp_path / "int8.onnx").get_inputs()[0].shape == ["batch", 1, 12, 12]
+    together, alone = logits(tmp_path / "int8.onnx", IMAGES[:3]), logits(tmp_path / "int8.onnx", IMAGES[:1])
+    np.testing.assert_allclose(together[:1], alone, atol=1e-5)
+
+
+@pytest.mark.parametrize("make", [k49.make, emnist.make], ids=["k49", "emnist"])
+def test_reference_networks_can_be_quantized(make: object, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    options = {"widths": (8, 16), "depths": (1, 1)} if make is k49.make else {"channels": (4, 8), "hidden": 16}
+    path = export(make(classes=10, **options), tmp_path / "net.onnx", 28)  # type: ignore[operator]
+    images = np.random.default_rng(0).integers(0, 256, (40, 1, 28, 28), dtype=np.uint8)
+    assert quantize_dynamic(path, tmp_path / "dynamic.onnx").operators["MatMul"] >= 1
+    report = quantize_static(path, tmp_path / "static.onnx", images, STATIC)
+    assert "Conv" in report.operators
+    assert "Conv" not in report.left
+    expected = logits(path, images)
+    for name in ("dynamic.onnx", "static.onnx"):
+        assert np.abs(logits(tmp_path / name, images) - expected).max() < 0.5 * np.ptp(expected)
+
+
+def test_a_graph_that_fixes_its_batch_is_calibrated_in_that_batch(tmp_path: Path) -> None:
+    path = convolution(tmp_path / "net.onnx", shape=(1, 1, 2, 2))
+    report = quantize_static(path, tmp_path / "int8.onnx", np.random.default_rng(0).random((33, 1, 2, 2), np.float32), STATIC)
+    assert report.operators == {"Conv": 1}
+
+
+def test_a_quantized_file_is_refused(source: Path, tmp_path: Path) -> None:
+    quantize_static(source, tmp_path / "static.onnx", IMAGES, STATIC)
+    quantize_dynamic(source, tmp_path / "dynamic.onnx")
+    with pytest.raises(CompressError, match=r'static\.onnx" is quantized already \(it has DequantizeLinear, QuantizeLinear\)'):
+        quantize_dynamic(tmp_path / "static.onnx", tmp_path / "out.onnx")
+    with pytest.raises(CompressError, match=r'dynamic\.onnx" is quantized already \(it has DynamicQuantizeLinear, MatMulInteger\)'):
+        quantize_static(tmp_path / "dynamic.onnx", tmp_path / "out.onnx", IMAGES, STATIC)
+    assert not (tmp_path / "out.onnx").exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"), [(b"", r"is empty \(0 bytes\)"), (b"\x89PNG\r\n\x1a\n" * 9, "no ONNX file at all"), (None, "is not a file")]
+)
+def test_files_that_are_none_are_refused(content: bytes | None, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "net.onnx"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(CompressError, match=rf'net\.onnx" {".*" if content else ""}{message}'):
+        quantize_dynamic(path, tmp_path / "out.onnx")
+
+
+def test_a_file_truncated_anywhere_is_refused(source: Path, tmp_path: Path) -> None:
+    content, path = source.read_bytes(), tmp_path / "net.onnx"
+    for size in range(0, len(content) - 1, max(1, len(content) // 60)):
+        path.write_bytes(content[:size])
+        with pytest.raises(CompressError, match=r"net\.onnx") as caught:
+            quantize_dynamic(path, tmp_path / "out.onnx")
+        assert "\n" not in str(caught.value)
+    assert not (tmp_path / "out.onnx").exists()
+
+
+def test_missing_external_data_is_refused(source: Path, tmp_path: Path) -> None:
+    onnx.save(onnx.load(source), tmp_path / "net.onnx", save_as_external_data=True, location="net.data", size_threshold=0)
+    quantize_dynamic(tmp_path / "net.onnx", tmp_path / "with.onnx")
+    (tmp_path / "net.data").unlink()
+    with pytest.raises(CompressError, match=r'net\.onnx" keeps its weights in another file that cannot be read; put it beside this one'):
+        quantize_dynamic(tmp_path / "net.onnx", tmp_path / "without.onnx")
+
+
+def test_graphs_with_nothing_to_quantize_are_refused(tmp_path: Path) -> None:
+    path = hand_made(tmp_path / "net.onnx", onnx.helper.make_node("Relu", ["x"], ["y"]))
+    with pytest.raises(CompressError, match=r'net\.onnx" has no Conv, ConvTranspose, Gemm, MatMul with constant float32 weights'):
+        quantize_static(path, tmp_path / "out.onnx", np.zeros((32, 1, 2, 2), np.float32), STATIC)
+    with pytest.raises(CompressError, match=r'net\.onnx" has no MatMul or Gemm with constant weights.*; use static quantization'):
+        quantize_dynamic(convolution(path), tmp_path / "out.onnx")
+    with pytest.raises(CompressError, match=r"has no operators of the types \('Gemm',\)"):
+        quantize_static(path, tmp_path / "out.onnx", np.zeros((32, 1, 2, 2), np.float32), StaticConfig(operators=("Gemm",)))
+
+
+def test_an_old_opset_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(CompressError, match=r'net\.onnx" has opset 12, but quantization needs at least 13'):
+        quantize_dynamic(convolution(tmp_path / "net.onnx", opset=12), tmp_path / "out.onnx")
+
+
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        (IMAGES[:0], r"calibration \(=0 images\) must be at least 32"),
+        (IMAGES[:31], r"calibration \(=31 images\) must be at least 32"),
+        (IMAGES.astype(np.float32), r"calibration \(=float32 \(80, 1, 12, 12\)\) must be uint8 \('N', 1, 12, 12\)"),
+        (IMAGES[:, :, :, :11], r"calibration \(=uint8 \(80, 1, 12, 11\)\) must be uint8 \('N', 1, 12, 12\)"),
+        (IMAGES[:, 0], r"calibration \(=uint8 \(80, 12, 12\)\) must be uint8"),
+    ],
+)
+def test_unsuitable_calibration_images_are_refused(images: np.ndarray, message: str, source: Path, tmp_path: Path) -> None:
+    with pytest.raises(CompressError, match=message):
+        quantize_static(source, tmp_path / "out.onnx", images, STATIC)
+    assert names(tmp_path) == []
+
+
+def test_inputs_that_are_no_images_are_refused(tmp_path: Path) -> None:
+    node = onnx.helper.make_node("MatMul", ["x", "w"], ["y"])
+    path = hand_made(tmp_path / "net.onnx", node, shape=("N", 4), w=np.ones((4, 2), np.float32))
+    with pytest.raises(CompressError, match=r"the graph's inputs \[\('N', 4\)\] must be one of \(B, C, H, W\)"):
+        quantize_static(path, tmp_path / "out.onnx", np.zeros((32, 4), np.float32), STATIC)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"method": "mse"}, r'method \(="mse"\) must be one of minmax, percentile, entropy'),
+        ({"operators": ()}, r"operators \(=\(\)\) must be operator types that ONNX Runtime quantizes"),
+        ({"operators": ("Conv", "Cnov")}, r"Cnov is not"),
+    ],
+)
+def test_unusable_settings_are_refused(options: dict[str, object], message: str) -> None:
+    with pytest.raises(CompressError, match=message):
+        StaticConfig(**options)  # type: ignore[arg-type]
+
+
+def test_weights_that_are_not_finite_never_become_a_file(tmp_path: Path) -> None:
+    path = hand_made(tmp_path / "net.onnx", onnx.helper.make_node("Conv", ["x", "w"], ["y"]), w=np.float32([[[[np.nan]]]]))
+    with pytest.raises(CompressError, match=r'net\.onnx": weight "w" holds values that are not finite'):
+        quantize_static(path, tmp_path / "out.onnx", np.ones((32, 1, 2, 2), np.float32), STATIC)
+    assert names(tmp_path) == ["net.onnx"]

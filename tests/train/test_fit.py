@@ -1,0 +1,213 @@
+"""The training loop: what it keeps, what it repeats bit for bit, what it refuses."""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from compress.train.errors import TrainError
+from compress.train.fit import FitConfig, Fitted, choose_device, fit, learning_rate, predict_logits
+
+CPU = torch.device("cpu")
+
+
+def prepare(images: Tensor) -> Tensor:
+    return images.float() / 255
+
+
+def data(count: int = 240) -> tuple[np.ndarray, np.ndarray]:
+    """Images of 8x8 whose upper half is bright (class 1) or dark (class 0), with noise that hides it a little."""
+    random = np.random.default_rng(0)
+    labels = random.integers(0, 2, count)
+    images = random.integers(0, 180, (count, 1, 8, 8))
+    images[:, :, :4] += (labels * 60)[:, None, None, None]
+    return images.astype(np.uint8), labels
+
+
+def network() -> nn.Module:
+    torch.manual_seed(1)
+    convolution = nn.Conv2d(1, 4, 3)
+    return nn.Sequential(convolution, nn.BatchNorm2d(4), nn.ReLU(), nn.Dropout(0.2), nn.Flatten(), nn.Linear(144, 2))
+
+
+def train(net: nn.Module, config: FitConfig, **options: object) -> Fitted:
+    arrays = data()
+    part = (arrays[0][:60], arrays[1][:60])
+    return fit(net, arrays, part, config, classes=2, prepare=prepare, device=CPU, **options)  # type: ignore[arg-type]
+
+
+def same(one: nn.Module, other: nn.Module) -> bool:
+    return all(torch.equal(a, b) for a, b in zip(one.state_dict().values(), other.state_dict().values(), strict=True))
+
+
+class Stop(Exception):
+    """Stands for Ctrl-C."""
+
+
+def stop_in(last: int) -> Callable[[int, int, int, float], None]:
+    def progress(epoch: int, step: int, steps: int, loss: float) -> None:
+        if epoch == last:
+            raise Stop
+
+    return progress
+
+
+SETTINGS = [
+    FitConfig(epochs=4, batch=32, lr=0.01),
+    FitConfig(epochs=4, batch=32, lr=0.01, optimiser="adamw", schedule="cosine", warmup=0.2, label_smoothing=0.1, weight_decay=0.05),
+    FitConfig(epochs=4, batch=32, lr=0.01, precision="bf16"),
+]
+
+
+@pytest.mark.parametrize("config", SETTINGS)
+def test_same_seed_gives_bit_identical_weights(config: FitConfig) -> None:
+    one, other = network(), network()
+    assert train(one, config).history[-1]["train_loss"] == train(other, config).history[-1]["train_loss"]
+    assert same(one, other)
+
+
+def test_another_seed_gives_other_weights() -> None:
+    one, other = network(), network()
+    train(one, FitConfig(epochs=1, batch=32, lr=0.01))
+    train(other, FitConfig(epochs=1, batch=32, lr=0.01, seed=1))
+    assert not same(one, other)
+
+
+@pytest.mark.parametrize("config", SETTINGS)
+def test_interrupted_and_resumed_is_bit_identical_to_uninterrupted(config: FitConfig, tmp_path: Path) -> None:
+    whole, resumed = network(), network()
+    uninterrupted = train(whole, config)
+    with pytest.raises(Stop):
+        train(network(), config, state_file=tmp_path / "state", key="k", progress=stop_in(3))
+    fitted = train(resumed, config, state_file=tmp_path / "state", key="k")
+    assert same(whole, resumed)
+    assert fitted.best_epoch == uninterrupted.best_epoch
+    assert [row["train_loss"] for row in fitted.history] == [row["train_loss"] for row in uninterrupted.history]
+
+
+def test_state_of_another_run_or_a_damaged_one_is_not_taken_up(tmp_path: Path) -> None:
+    config = FitConfig(epochs=2, batch=32, lr=0.01)
+    fresh, other, damaged = network(), network(), network()
+    train(fresh, config)
+    state = tmp_path / "state"
+    with pytest.raises(Stop):
+        train(network(), config, state_file=state, key="another", progress=stop_in(2))
+    train(other, config, state_file=state, key="mine")
+    state.write_bytes(state.read_bytes()[:100])
+    train(damaged, config, state_file=state, key="mine")
+    assert same(fresh, other)
+    assert same(fresh, damaged)
+
+
+def test_best_epoch_by_balanced_accuracy_is_kept_and_restored() -> None:
+    net = network()
+    fitted = train(net, FitConfig(epochs=6, batch=32, lr=0.05))
+    scores = [row["balanced_accuracy"] for row in fitted.history]
+    assert fitted.best_epoch == scores.index(max(scores)) + 1
+    images, labels = data()
+    logits = predict_logits(net, images[:60], prepare=prepare, device=CPU)
+    assert fitted.best["accuracy"] == float((logits.argmax(axis=1) == labels[:60]).mean())
+    assert fitted.best["balanced_accuracy"] > 0.8
+
+
+def test_after_step_runs_after_every_step() -> None:
+    net = network()
+    mask = torch.rand(4, 1, 3, 3) > 0.5
+    weight = net[0].weight  # type: ignore[index]
+
+    def keep() -> None:
+        with torch.no_grad():
+            weight.mul_(mask)
+
+    train(net, FitConfig(epochs=2, batch=32, lr=0.05, weight_decay=0.01), after_step=keep)
+    assert torch.equal(weight != 0, mask)
+
+
+def test_torchs_generator_is_given_back_as_it_was() -> None:
+    net = network()
+    before = torch.get_rng_state()
+    train(net, FitConfig(epochs=1, batch=32))
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_learning_rate_warms_up_then_follows_the_cosine() -> None:
+    config = FitConfig(lr=1.0, schedule="cosine", warmup=0.2)
+    rates = [learning_rate(config, step, 10) for step in range(10)]
+    assert rates[:3] == [0.5, 1.0, 1.0]
+    assert rates[6] == pytest.approx(0.5)  # half way down after 4 of 8 steps
+    assert learning_rate(FitConfig(lr=0.3), 7, 10) == 0.3
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "rule"),
+    [
+        ("epochs", 0, "at least 1"),
+        ("batch", 1, "batch norm"),
+        ("optimiser", "sgdd", "one of adam, adamw"),
+        ("lr", 0.0, "positive"),
+        ("lr", float("nan"), "positive"),
+        ("weight_decay", -1.0, "zero or a positive"),
+        ("schedule", "step", "constant or cosine"),
+        ("warmup", 1.0, r"\[0, 1\)"),
+        ("label_smoothing", 1.2, r"\[0, 1\)"),
+        ("precision", "fp8", "bf16"),
+        ("seed", -1, "positive integer"),
+    ],
+)
+def test_wrong_settings_are_refused_by_name_value_and_rule(name: str, value: object, rule: str) -> None:
+    with pytest.raises(TrainError, match=rf"^{name} \(={value}\).*{rule}"):
+        FitConfig(**{name: value})  # type: ignore[arg-type]
+
+
+def test_a_loss_that_is_not_finite_is_refused() -> None:
+    with pytest.raises(TrainError, match=r"the loss became nan in epoch 1 with lr \(=1e\+30\); take a smaller --lr"):
+        train(network(), FitConfig(epochs=1, batch=32, lr=1e30))
+
+
+def test_devices() -> None:
+    assert choose_device("cpu") == CPU
+    with pytest.raises(TrainError, match=r"device \(=tpu\) must be auto, cpu or cuda"):
+        choose_device("tpu")
+    if not torch.cuda.is_available():
+        assert choose_device("auto") == CPU
+        with pytest.raises(TrainError, match="sees no CUDA device here"):
+            choose_device("cuda")
+
+
+def test_killed_while_saving_leaves_a_whole_state_or_none(tmp_path: Path) -> None:
+    """A process that saves without pause is killed; what lies there afterwards is taken up and gives the uninterrupted weights."""
+    script = f"""
+import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})
+from pathlib import Path
+from test_fit import *
+state = Path({str(tmp_path / "state")!r})
+tell = lambda epoch, *_: epoch == 3 and print("third", flush=True)
+train(network(), FitConfig(epochs=400, batch=32, lr=0.01), state_file=state, key="k", progress=tell)
+"""
+    process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    assert process.stdout.readline()
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    process.stdout.close()
+    fitted = None
+    with pytest.raises(Stop):
+        fitted = train(
+            network(), FitConfig(epochs=400, batch=32, lr=0.01), state_file=tmp_path / "state", key="k", progress=stop_after_first()
+        )
+    assert fitted is None
+
+
+def stop_after_first() -> Callable[[int, int, int, float], None]:
+    def progress(epoch: int, step: int, steps: int, loss: float) -> None:
+        assert epoch > 1, "the state was not taken up"
+        raise Stop
+
+    return progress
