@@ -142,7 +142,12 @@ def write_artifact(target: Path, make: Callable[[Path], Manifest]) -> Artifact:
         old = target.with_name(f".{target.name}.{os.getpid()}.old.partial")
         if target.exists():
             target.rename(old)
-        partial.rename(target)
+        try:
+            partial.rename(target)
+        except OSError:
+            if old.exists():
+                old.rename(target)
+            raise
         _sync(target.parent)
         shutil.rmtree(old, ignore_errors=True)
     finally:

@@ -272,6 +272,10 @@ def main() -> int:
         return _refuse(f"{error.format_message().rstrip('.')}; see {command} --help")
     except USER_ERRORS as error:
         return _refuse(str(error))
+    except OSError as error:
+        if error.filename is None:
+            raise
+        return _refuse(f"{error.filename}: {error.strerror}; nothing was changed there")
     except (click.Abort, KeyboardInterrupt):
         click.echo("\ncompress: stopped; what was finished is kept, and the same command with --resume goes on", err=True)
         return 130

@@ -37,7 +37,7 @@ def count_cost(network: nn.Module, example: Tensor) -> Cost:
     was_training = network.training
     try:
         network.eval()
-        with torch.inference_mode():
+        with torch.no_grad():
             network(example)
     finally:
         network.train(was_training)

@@ -26,5 +26,6 @@ class NetworkError(CompressError):
 
 
 def first_line(error: BaseException) -> str:
-    """Class and first line of a foreign error, to be quoted in a message of one line."""
-    return f"{type(error).__name__}: {(str(error).strip() or 'no message').splitlines()[0]}"
+    """Class and first line of a foreign error, short enough to be quoted in a message of one line."""
+    first = (str(error).strip() or "no message").splitlines()[0]
+    return f"{type(error).__name__}: {first if len(first) <= 160 else first[:157] + '...'}"

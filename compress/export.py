@@ -28,8 +28,8 @@ import onnx
 import torch
 from torch import Tensor, nn
 
-from .errors import CompressError
-from .onnxfile import RUNTIME_ERRORS, first_line, open_session, read_onnx, write_onnx
+from .errors import CompressError, first_line
+from .onnxfile import RUNTIME_ERRORS, open_session, read_onnx, write_onnx
 
 OPSET = 18  # what the exporter writes without a conversion step, and what older runtimes on boards read
 
@@ -160,7 +160,7 @@ def _trace(deployed: nn.Module, example: Tensor, opset: int) -> onnx.ModelProto:
         while cause.__cause__ is not None:
             cause = cause.__cause__
         raise CompressError(
-            f"network cannot be exported ({type(cause).__name__}: {first_line(cause)}); "
+            f"network cannot be exported ({first_line(cause)}); "
             "its forward pass must be torch operations that ONNX knows, without branches on tensor values"
         ) from error
     for warning in caught:  # held back only from the chatter

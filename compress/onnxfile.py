@@ -15,7 +15,7 @@ import onnxruntime
 from google.protobuf.message import DecodeError, EncodeError  # type: ignore[import-untyped]
 from onnxruntime.capi import onnxruntime_pybind11_state as runtime_errors
 
-from .errors import CompressError
+from .errors import CompressError, first_line
 
 # ONNX Runtime's own exceptions share no base class below Exception.
 RUNTIME_ERRORS = (
@@ -96,9 +96,3 @@ def _check(model: onnx.ModelProto, name: str) -> None:
         onnx.checker.check_model(model, full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError, EncodeError, ValueError) as error:
         raise CompressError(f"{name} is no valid ONNX graph ({first_line(error)}); export it again") from error
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of a foreign error, short enough for one line of ours."""
-    first = (str(error).strip() or type(error).__name__).splitlines()[0]
-    return first if len(first) <= 160 else first[:157] + "..."

@@ -171,7 +171,7 @@ def _parse_options(given: tuple[str, ...]) -> dict[str, Any]:
 def _parse_spec(shape: str | None, mean: str | None, std: str | None) -> InputSpec:
     given: dict[str, Any] = {}
     if shape is not None:
-        if not all(part.isdigit() for part in shape.split("x")):
+        if not all(part.isdecimal() for part in shape.split("x")):
             raise CompressError(f"image-shape (={shape}) must be CxHxW, such as 1x28x28")
         given["shape"] = tuple(map(int, shape.split("x")))
     for name, text in (("mean", mean), ("std", std)):

@@ -11,7 +11,7 @@ Refuses: a sparsity outside [0, 1), weights that are not finite, masks that do n
 whose weight is computed (weight norm, ``torch.nn.utils.prune``), where zeroing would be undone by the next forward pass.
 
 Source: Han et al. 2015, "Learning both Weights and Connections for Efficient Neural Networks"; Zhu & Gupta 2017, "To prune, or not
-to prune". Both prune by magnitude, the latter within each layer (scope "layer").
+to prune". Both prune by magnitude, the latter within each layer (scope "layer"). Lee et al. 2021, arXiv:2010.07611 (scope "lamp").
 """
 
 from collections.abc import Iterable
@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from .errors import CompressError
 
-SCOPES = ("global", "layer")
+SCOPES = ("global", "layer", "lamp")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +49,9 @@ def magnitude_masks(network: nn.Module, sparsity: float, *, scope: str = "global
         network: any module; its device and training flags do not matter.
         sparsity: the fraction to zero, in [0, 1); 0 gives masks that keep everything.
         scope: "global" ranks the weights of all layers together and zeroes exactly ``round(sparsity * weights)`` of them;
-            "layer" does the same within each layer (where that would be all of a tiny layer, its largest weight stays).
+            "layer" does the same within each layer (where that would be all of a tiny layer, its largest weight stays); "lamp" ranks
+            all together as well, but each weight by its share among those of its layer that are no smaller, so that a layer of small
+            weights is not emptied because of its scale alone.
 
     Returns:
         Parameter name to bool mask, in the shape and on the device of the weight; a weight shared by several layers appears once.
@@ -60,7 +62,9 @@ def magnitude_masks(network: nn.Module, sparsity: float, *, scope: str = "global
     if not 0 <= sparsity < 1:
         raise CompressError(f"sparsity (={sparsity}) must lie in [0, 1); 0.8 zeroes 80% of the weights")
     if scope not in SCOPES:
-        raise CompressError(f'scope (="{scope}") must be "global" (one ranking over all layers) or "layer" (one ranking in each)')
+        raise CompressError(
+            f'scope (="{scope}") must be "global" (one ranking over all layers), "layer" (one in each) or "lamp" (one, scaled by layer)'
+        )
     weights = _prunable(network)
     magnitudes = {name: _magnitude(name, weight) for name, weight in weights.items()}
     if scope == "layer":
@@ -73,6 +77,8 @@ def magnitude_masks(network: nn.Module, sparsity: float, *, scope: str = "global
                 f"sparsity (={sparsity}) leaves {total - zeros} of {total} weights, but each of the {len(magnitudes)} layers must keep 1; "
                 f"choose at most {1 - len(magnitudes) / total:.4g}"
             )
+        if scope == "lamp":
+            magnitudes = {name: _lamp(magnitude) for name, magnitude in magnitudes.items()}
         for magnitude in magnitudes.values():
             magnitude[magnitude.argmax()] = torch.inf
         keep = list(_keep(torch.cat(list(magnitudes.values())), zeros).split([m.numel() for m in magnitudes.values()]))
@@ -141,6 +147,14 @@ def _magnitude(name: str, weight: nn.Parameter) -> Tensor:
     if not magnitude.isfinite().all():
         raise CompressError(f'"{name}" holds values that are not finite (NaN or infinity); train the network again before pruning it')
     return magnitude
+
+
+def _lamp(magnitude: Tensor) -> Tensor:
+    """Each squared weight as a fraction of the squares that are no smaller: 3, 1, 2 gives 9/9, 1/14, 4/13."""
+    order = magnitude.argsort(stable=True)
+    squares = magnitude[order].square()
+    no_smaller = squares.flip(0).cumsum(0).flip(0)
+    return torch.empty_like(magnitude).scatter_(0, order, squares / no_smaller.clamp_min(torch.finfo(torch.float64).tiny))
 
 
 def _keep(magnitude: Tensor, zeros: int) -> Tensor:

@@ -33,9 +33,9 @@ import onnxruntime
 from onnxruntime import quantization
 from onnxruntime.quantization.registry import QDQRegistry, QLinearOpsRegistry
 
-from .errors import CompressError
+from .errors import CompressError, first_line
 from .graph import WEIGHTED, fold_constants, keep_outputs_float, nodes_before_weights, split_gemms, weighted_nodes
-from .onnxfile import RUNTIME_ERRORS, first_line, read_onnx, write_onnx
+from .onnxfile import RUNTIME_ERRORS, read_onnx, write_onnx
 
 METHODS = {
     "minmax": quantization.CalibrationMethod.MinMax,

@@ -15,7 +15,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from .artifact import sha256_of
+from .artifact import digest_of, sha256_of
 from .errors import NetworkError, first_line
 
 BUILT_IN = {"k49": "compress.models.k49", "emnist": "compress.models.emnist"}
@@ -43,8 +43,8 @@ class ModelReference:
         return f"{file.stem}-{factory}"
 
     def identity(self) -> dict[str, Any]:
-        """What artifacts record: the reference, its options, and the hash of a user's file, so that an edit is noticed."""
-        source = None if self.is_built_in else sha256_of(self._split()[0])
+        """What artifacts record: the reference, its options, and the hash of the user's files, so that an edit is noticed."""
+        source = None if self.is_built_in else digest_of(sorted(map(sha256_of, _users_files(self._import()))))
         return {"reference": self.reference, "options": dict(self.options), "source": source}
 
     def factory(self) -> Callable[..., Any]:
@@ -52,12 +52,15 @@ class ModelReference:
         if self.is_built_in:
             return importlib.import_module(BUILT_IN[self.reference]).make
         file, name = self._split()
-        with _users_path(file.resolve().parent, Path.cwd()):
-            module = _import_file(file.resolve())
-        made = getattr(module, name, None)
+        made = getattr(self._import(), name, None)
         if not callable(made):
             raise NetworkError(f"{file} has no function {name}; the reference is path/net.py:factory")
         return made
+
+    def _import(self) -> ModuleType:
+        file = self._split()[0].resolve()
+        with _users_path(file.parent, Path.cwd()):
+            return _import_file(file)
 
     def _split(self) -> tuple[Path, str]:
         file, colon, factory = self.reference.rpartition(":")
@@ -83,6 +86,24 @@ def _import_file(file: Path) -> ModuleType:
         del sys.modules[name]
         raise NetworkError(f"{file} cannot be imported: {first_line(error)}") from error
     return module
+
+
+def _users_files(module: ModuleType) -> set[Path]:
+    """The file of ``module`` and of every module that its names lead to, as far as they lie beside it, below, or in the current folder."""
+    own = Path(module.__file__ or "").resolve()
+    found: set[Path] = set()
+    waiting = [module]
+    while waiting:
+        current = waiting.pop()
+        file = Path(getattr(current, "__file__", None) or "").resolve()
+        near = file.is_relative_to(own.parent) or file.is_relative_to(Path.cwd())
+        if file in found or not near or "site-packages" in file.parts or not file.is_file():
+            continue
+        found.add(file)
+        for value in vars(current).values():
+            owner = value if isinstance(value, ModuleType) else sys.modules.get(getattr(value, "__module__", None) or "")
+            waiting += [owner] if owner is not None else []
+    return found
 
 
 @contextmanager

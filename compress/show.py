@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from .artifact import Artifact
-from .benchmarks.formats import MISSING, milliseconds, size
+from .benchmarks.formats import MISSING, milliseconds, size, title
 from .benchmarks.results import Measurement
 from .benchmarks.verdict import Verdict
 from .measure import Outcome
@@ -78,8 +78,11 @@ def outcome_text(outcome: Outcome) -> str:
     parts = []
     for result, verdict in zip(outcome.results, outcome.verdicts, strict=True):
         baseline = result.measurements[result.baseline]
-        parts += [table([_row(one, baseline, verdict) for one in result.measurements]), verdict.headline]
-    return "\n\n".join([*parts, f"Report: {outcome.folder / 'report.html'}"])
+        measured = [one for one in result.measurements if one.latency is not None]
+        parts += [table([_row(one, baseline, verdict) for one in measured])] if measured else []
+        parts += ["\n".join(f"not measured: {title(one)}: {one.reason}" for one in result.measurements if one.latency is None)]
+        parts += [verdict.headline]
+    return "\n\n".join([*filter(None, parts), f"Report: {outcome.folder / 'report.html'}"])
 
 
 def outcome_summary(outcome: Outcome) -> dict[str, Any]:
@@ -103,13 +106,11 @@ def outcome_summary(outcome: Outcome) -> dict[str, Any]:
 def _row(one: Measurement, baseline: Measurement, verdict: Verdict) -> dict[str, str]:
     names = ("variant", "runtime", "p50", "p90", "speedup (95%)", "balanced acc.", "accuracy", "size", "gzipped")
     name = one.name + (" *" if one.name == verdict.ship and one.runtime == "onnxruntime" and one.device == "cpu" else "")
-    where = f"{one.runtime} {one.device}"
-    if one.latency is None:
-        return dict.fromkeys(names, "") | {"variant": name, "runtime": where, "p50": f"not measured: {one.reason}"}
+    assert one.latency is not None, "only what was measured has a row"
     speed = one.speedup
     cells = (
         name,
-        where,
+        f"{one.runtime} {one.device}",
         milliseconds(one.latency.p50),
         milliseconds(one.latency.p90) if one.latency.p90 is not None else MISSING,
         "baseline" if one is baseline else f"{speed.value:.2f} ({speed.low:.2f} to {speed.high:.2f})" if speed else MISSING,

@@ -1,7 +1,7 @@
 """emnist: the plain two-convolution network of an EMNIST recogniser.
 
 Convolution 3x3 and max-pooling twice, dropout 0.34, fully connected 196 and K. The reference applied softmax at the output; here the
-network gives logits and cross entropy (in training) or the exported graph applies softmax, which is the same function, safer in float32.
+network gives logits, and who needs probabilities applies softmax to them (cross entropy in training, `compress predict`).
 With 47 classes: 342 thousand parameters, 2.8 million MACs per image.
 
 Dimensions: B batch, K classes. Input float32 (B, 1, 28, 28) in [0, 1]; output logits float32 (B, K).

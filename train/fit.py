@@ -34,7 +34,11 @@ Arrays = tuple[NDArray[np.uint8], NDArray[np.int64]]
 
 @dataclass(frozen=True, kw_only=True)
 class FitConfig:
-    """How a network is trained. ``warmup`` is the fraction of all steps in which the learning rate rises linearly."""
+    """How a network is trained.
+
+    ``batch`` is at most a 32nd of the training images, so that small data still gets 32 steps per epoch, which batch norm's running
+    averages need. ``warmup`` is the fraction of all steps in which the learning rate rises linearly.
+    """
 
     epochs: int = 10
     batch: int = 256
@@ -58,7 +62,7 @@ class FitConfig:
             (0 <= self.warmup < 1, "warmup", "must lie in [0, 1); 0.1 warms up over the first tenth of the steps"),
             (0 <= self.label_smoothing < 1, "label_smoothing", "must lie in [0, 1); 0.1 is usual"),
             (self.precision in ("auto", "fp32", "bf16"), "precision", "must be auto (bf16 on CUDA, fp32 on the CPU), fp32 or bf16"),
-            (self.seed >= 0, "seed", "must be zero or a positive integer"),
+            (0 <= self.seed < 2**31, "seed", "must lie in 0 to 2147483647"),
         ]
         for holds, name, rule in rules:
             if not holds:
@@ -154,7 +158,7 @@ def predict_logits(
     was_training = network.training
     network.to(device).eval()
     try:
-        with torch.inference_mode():
+        with torch.no_grad():
             parts = [
                 network(prepare(torch.from_numpy(images[i : i + batch]).to(device))).float().cpu() for i in range(0, len(images), batch)
             ]
@@ -187,11 +191,12 @@ def _train_epoch(
     network, optimiser, device = state.network.train(), state.optimiser, images.device
     bf16 = config.precision == "bf16" or (config.precision == "auto" and device.type == "cuda" and torch.cuda.is_bf16_supported())
     order = torch.randperm(len(images)).to(device)
-    steps = max(1, len(images) // config.batch)
+    batch = max(2, min(config.batch, len(images) // 32))
+    steps = max(1, len(images) // batch)
     total = torch.zeros((), device=device)
     shown = 0.0
     for step in range(steps):
-        chosen = order[step * config.batch : (step + 1) * config.batch]
+        chosen = order[step * batch : (step + 1) * batch]
         for group in optimiser.param_groups:
             group["lr"] = learning_rate(config, (epoch - 1) * steps + step, config.epochs * steps)
         x = prepare(images[chosen]).contiguous(memory_format=torch.channels_last)

@@ -56,7 +56,7 @@ def test_every_command_is_there_and_has_help_with_an_example(capfd: pytest.Captu
         (["train", "--device", "tpu"], "device (=tpu) must be auto, cpu or cuda"),
         (["train", "--train-images", "a.npz"], "--train-labels and --test-images and --test-labels missing"),
         (["train", "--recipe", "none.toml"], "recipe (=none.toml): there is no such file"),
-        (["train", "--seed", "-1"], "seed (=-1) must be"),
+        (["train", "--seed", "-1"], "seed (=-1) must lie in 0 to"),
         (["prune", "--sparsity", "1.2"], "sparsity (=1.2) must lie in (0, 1); 0.8 zeroes 80% of the weights"),
         (["prune", "--sparsity", "nan"], "sparsity (=nan) must lie in (0, 1)"),
         (["prune"], "has no network yet (looked in train, import); run `compress train` first"),

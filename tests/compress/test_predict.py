@@ -39,7 +39,7 @@ def test_the_model_gets_the_images_as_they_are() -> None:
     assert seen[0] is IMAGES
 
 
-@pytest.mark.parametrize(("count", "channels", "size"), [(1, 1, (180, 210)), (5, 3, (360, 630)), (9, 1, (540, 630)), (80, 1, (960, 2100))])
+@pytest.mark.parametrize(("count", "channels", "size"), [(1, 1, (180, 210)), (5, 3, (360, 630)), (9, 1, (540, 630)), (73, 1, (1440, 2100))])
 def test_the_grid_is_a_png_of_180_by_210_pixels_an_image(count: int, channels: int, size: tuple[int, int], tmp_path: Path) -> None:
     images = np.random.default_rng(0).integers(0, 256, (count, channels, 8, 8), dtype=np.uint8)
     target = tmp_path / "new folder" / "grid"

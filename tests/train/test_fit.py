@@ -158,7 +158,8 @@ def test_learning_rate_warms_up_then_follows_the_cosine() -> None:
         ("warmup", 1.0, r"\[0, 1\)"),
         ("label_smoothing", 1.2, r"\[0, 1\)"),
         ("precision", "fp8", "bf16"),
-        ("seed", -1, "positive integer"),
+        ("seed", -1, "0 to 2147483647"),
+        ("seed", 2**31, "0 to 2147483647"),
     ],
 )
 def test_wrong_settings_are_refused_by_name_value_and_rule(name: str, value: object, rule: str) -> None:

@@ -1,0 +1,21 @@
+"""What a model takes on disk, as it is and compressed; refuses nothing but a file that cannot be read."""
+
+from __future__ import annotations
+
+import gzip
+from pathlib import Path
+
+GZIP_LEVEL = 6
+
+
+def sizes(path: Path) -> tuple[int, int]:
+    """Bytes on disk and bytes after gzip, of a file (an ONNX file's external ``.data`` included) or of all files in a folder.
+
+    Zeroed weights take their full room on disk; only the second number shows what they save in a compressed image or a download.
+    """
+    if path.is_dir():
+        files = sorted(file for file in path.rglob("*") if file.is_file())
+    else:
+        files = [file for file in (path, path.with_name(path.name + ".data")) if file.is_file()]
+    contents = [file.read_bytes() for file in files]
+    return sum(map(len, contents)), sum(len(gzip.compress(content, GZIP_LEVEL, mtime=0)) for content in contents)

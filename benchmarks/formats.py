@@ -1,0 +1,54 @@
+"""How numbers are written in the verdict and the report: the same number looks the same everywhere."""
+
+from __future__ import annotations
+
+from .results import Measurement
+from .statistics import Speedup
+
+MISSING = "–"  # noqa: RUF001 - an en dash, the sign for an empty cell
+
+
+def milliseconds(seconds: float | None, unit: bool = True) -> str:
+    """Three significant digits: ``1.19 ms``, ``0.0925 ms``, ``113 ms``."""
+    if seconds is None:
+        return MISSING
+    value = seconds * 1e3
+    digits = next((digits for limit, digits in ((100, 0), (10, 1), (1, 2), (0.1, 3)) if value >= limit), 4)
+    return f"{value:.{digits}f}" + (" ms" if unit else "")
+
+
+def size(count: float) -> str:
+    """Decimal units: ``812 bytes``, ``56.3 kB``, ``1.05 MB``."""
+    for unit, name in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
+        if count >= unit:
+            value = count / unit
+            return f"{value:.{2 if value < 10 else 1 if value < 100 else 0}f} {name}"
+    return f"{count:.0f} bytes"
+
+
+def count(value: object) -> str:
+    """``258 thousand`` as ``258,000``; what is no number stays as it is."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return MISSING if value is None else str(value)
+    return f"{value:,.0f}"
+
+
+def percent(fraction: float | None) -> str:
+    """``0.98291`` as ``98.29%``."""
+    return MISSING if fraction is None else f"{100 * fraction:.2f}%"
+
+
+def factor(speedup: Speedup) -> tuple[str, str]:
+    """``0.87x`` and ``0.84 to 0.90``; a third decimal where two would hide on which side of 1 an end lies."""
+    digits = 3 if any(round(bound, 2) == 1 for bound in (speedup.low, speedup.high)) else 2
+    return f"{speedup.value:.{digits}f}x", f"{speedup.low:.{digits}f} to {speedup.high:.{digits}f}"
+
+
+def times(speedup: Speedup) -> str:
+    """``0.87x, 95% interval 0.84 to 0.90``."""
+    return ", 95% interval ".join(factor(speedup))
+
+
+def title(measurement: Measurement) -> str:
+    """Name and where it ran: ``int8 static (onnxruntime, cpu)``."""
+    return f"{measurement.name} ({measurement.runtime}, {measurement.device})"

@@ -1,0 +1,137 @@
+"""Draws accuracy against latency, with the variants that no other beats in both (the Pareto front) joined by a line.
+
+Refuses nothing; a result in which nothing was measured has no plot. Wide and narrow, light and dark are separate pictures, because
+the letters of one that is merely shrunk cannot be read on a phone.
+"""
+
+from __future__ import annotations
+
+import io
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from .formats import title
+from .results import Measurement, Result
+
+Points = Sequence[tuple[float, float]]  # latency in milliseconds, balanced accuracy in %
+
+SIZES = {"wide": (8.4, 4.6), "narrow": (3.8, 4.2)}  # inches, at 100 pixels each
+THEMES = {
+    "light": {"ink": "#1f2328", "faint": "#d0d7de", "front": "#0a5fb4", "paper": "#ffffff"},
+    "dark": {"ink": "#e6e6e6", "faint": "#3d444d", "front": "#6cb6ff", "paper": "#16181d"},
+}
+MARKERS = {("onnxruntime", "cpu"): "o", ("onnxruntime", "cuda"): "D", ("torch", "cpu"): "s", ("torch", "cuda"): "^"}
+
+
+def pareto_front(points: Points) -> list[int]:
+    """Indices of the points (latency, accuracy) that no other beats, by latency.
+
+    ``[(1, 90), (2, 95), (3, 94)]`` gives ``[0, 1]``: the third is slower and less accurate than the second.
+    """
+    front: list[int] = []
+    for index in sorted(range(len(points)), key=lambda i: (points[i][0], -points[i][1])):
+        if not front or points[index][1] > points[front[-1]][1]:
+            front.append(index)
+    return front
+
+
+def draw(result: Result, form: str, shape: str, theme: str) -> bytes:
+    """The plot as a file's bytes.
+
+    Args:
+        result: with at least one measured candidate. form: ``svg`` or ``png``. shape: of `SIZES`. theme: of `THEMES`.
+    """
+    import matplotlib
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    colours, measured = THEMES[theme], [one for one in result.measurements if one.latency is not None]
+    points = [(one.latency.p50 * 1e3, 100 * one.scores["balanced_accuracy"]) for one in measured if one.latency is not None]
+    buffer = io.BytesIO()
+    # A fixed salt and no date: the same result gives the same bytes.
+    with matplotlib.rc_context({"svg.hashsalt": "compress", "font.size": 9, "font.family": "DejaVu Sans"}):
+        figure = Figure(figsize=SIZES[shape], dpi=100, facecolor=colours["paper"], layout="constrained")
+        FigureCanvasAgg(figure)
+        axes = figure.add_subplot(facecolor=colours["paper"])
+        _style(axes, points, colours)
+        front = [points[index] for index in pareto_front(points)]
+        axes.plot(*zip(*front, strict=True), color=colours["front"], linewidth=1.4, drawstyle="steps-post", zorder=1)
+        for kind, marker in MARKERS.items():
+            own = [one.latency for one in measured if (one.runtime, one.device) == kind]
+            if own:
+                x, y = zip(*(point for point, one in zip(points, measured, strict=True) if one.latency in own), strict=True)
+                reach = [[1e3 * (one.p50 - one.low) for one in own if one], [1e3 * (one.high - one.p50) for one in own if one]]
+                axes.errorbar(x, y, xerr=reach, fmt=marker, color=colours["front"], ecolor=colours["ink"], capsize=2, label=", ".join(kind))
+        figure.legend(loc="outside upper left", ncols=2 if shape == "wide" else 1, frameon=False, labelcolor=colours["ink"], fontsize=8)
+        bars = [
+            (1e3 * bound, y)
+            for one, (_, y) in zip(measured, points, strict=True)
+            if one.latency
+            for bound in (one.latency.low, one.latency.high)
+        ]
+        _label(axes, points, bars, _names(measured), front, colours["ink"])
+        figure.savefig(buffer, format=form, metadata={"Date": None} if form == "svg" else None)
+    return buffer.getvalue()
+
+
+def _style(axes: Any, points: Points, colours: Mapping[str, str]) -> None:
+    from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator, ScalarFormatter
+
+    latencies = [x for x, _ in points]
+    log = max(latencies) > 8 * min(latencies)
+    axes.set_xscale("log" if log else "linear")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)) if log else MaxNLocator(5))
+    axes.xaxis.set_minor_locator(NullLocator())
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_formatter(ScalarFormatter(useOffset=False))
+    axes.margins(x=0.12, y=0.16)
+    axes.grid(color=colours["faint"], linewidth=0.6)
+    axes.set_axisbelow(True)
+    axes.tick_params(colors=colours["ink"])
+    for spine in axes.spines.values():
+        spine.set_color(colours["faint"])
+    axes.set_xlabel("p50 latency in ms" + (", log scale" if log else ""), color=colours["ink"])
+    axes.set_ylabel("balanced accuracy in %", color=colours["ink"])
+
+
+def _names(measured: Sequence[Measurement]) -> list[str]:
+    """A name alone where it is the only one, else with runtime and device; cut where it would fill the plot."""
+    plain = [one.name for one in measured]
+    names = [one.name if plain.count(one.name) == 1 else title(one) for one in measured]
+    return [name if len(name) <= 32 else name[:31] + "…" for name in names]
+
+
+def _label(axes: Any, points: Points, bars: Points, names: Sequence[str], front: Points, colour: str) -> None:
+    """Put each name where it covers neither another name, a point, an end of a bar nor the front.
+
+    The nearest free place wins, joined to its point if far. Where nothing is free the name stays away rather than cover another: the
+    table has it.
+    """
+    from matplotlib.cbook import pts_to_poststep
+    from matplotlib.path import Path
+
+    figure = axes.get_figure()
+    figure.draw_without_rendering()  # settles the layout: places are compared in pixels
+    renderer = figure.canvas.get_renderer()
+    frame = axes.get_window_extent(renderer)
+    spots = [axes.transData.transform(point) for point in (*points, *bars)]
+    # The line as it is drawn: two points only know of the corner between them once the style of the steps is applied.
+    path = Path(axes.transData.transform(pts_to_poststep(*zip(*front, strict=True)).T))
+    taken: list[Any] = []
+    sides = ((1, 0), (-1, 0), (0, 1), (0, -1), (1, 1), (1, -1), (-1, 1), (-1, -1))
+    for point, name in sorted(zip(points, names, strict=True)):
+        for reach, (right, up) in itertools.product((9, 20, 34, 50, 70, 92, 116), sides):
+            offset = {"xy": point, "xytext": (right * reach, up * reach), "textcoords": "offset points", "fontsize": 8}
+            place = {"ha": ("right", "center", "left")[right + 1], "va": ("top", "center", "bottom")[up + 1]}
+            text = axes.annotate(name, **offset, **place, color=colour, parse_math=False, in_layout=False)
+            box = text.get_window_extent(renderer)
+            inside = frame.x0 <= box.x0 and box.x1 <= frame.x1 and frame.y0 <= box.y0 and box.y1 <= frame.y1
+            covers = any(map(box.overlaps, taken)) or any(box.padded(4).contains(*spot) for spot in spots)
+            if inside and not covers and not path.intersects_bbox(box, filled=False):
+                taken.append(box.padded(2))
+                if reach > 9:
+                    line = {"arrowstyle": "-", "color": colour, "linewidth": 0.4, "shrinkA": 0, "shrinkB": 3}
+                    axes.annotate("", **offset, arrowprops=line, in_layout=False)
+                break
+            text.remove()

@@ -1,0 +1,147 @@
+"""A candidate in a process of its own, so that no runtime's threads, caches or crash reach another candidate.
+
+The worker waits on a pipe and computes only when asked. It handles no error: it dies of it, and the parent reads the reason off what it
+left on stderr. That way a Python exception, an abort in native code and a kill for memory all come out as one line. It ends when the
+pipe closes, so a killed parent leaves none behind.
+"""
+
+from __future__ import annotations
+
+import gc
+import multiprocessing
+import os
+import re
+import signal
+import time
+from multiprocessing.connection import Connection
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+
+from .runtimes import Candidate, Predict, check_logits, open_model
+
+WARM_BLOCK_SECONDS, WARM_LEAST, WARM_MOST, WARM_SECONDS, WARM_GAIN = 0.05, 4, 100, 10.0, 0.02
+WARM_RULE = (
+    f"blocks of {WARM_BLOCK_SECONDS:g} s and at least 3 calls, at least {WARM_LEAST} blocks; steady once a block's median is less than "
+    f"{WARM_GAIN:.0%} under the lowest before it; at most {WARM_MOST} blocks or {WARM_SECONDS:.0f} s"
+)
+WAKE_CALLS = 5  # untimed calls at the start of a round: the other candidates have just emptied the caches
+
+
+class Worker:
+    """One candidate's process, seen from the parent. Once it has failed, `reason` says why and every answer is None."""
+
+    def __init__(self, candidate: Candidate, *, inputs: list[np.ndarray], classes: int, threads: int, log: Path) -> None:
+        context = multiprocessing.get_context("spawn")  # fork would carry the parent's runtime threads over in an undefined state
+        self.reason: str | None = None
+        self._log = log
+        self._pipe, theirs = context.Pipe()
+        self._process = context.Process(target=serve, args=(theirs, str(log)), daemon=True)
+        self._process.start()
+        theirs.close()
+        # The candidate follows through the pipe: unpickling it imports the caller's modules, whose errors are then caught like any.
+        self.send(candidate, inputs, classes, threads)
+
+    def __enter__(self) -> Worker:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._pipe.close()
+        self._process.terminate()
+        self._process.join()
+
+    def send(self, *message: Any) -> None:
+        """Hand over a command; `receive` must follow before the next."""
+        if self.reason is None:
+            try:
+                self._pipe.send(message)
+            except (BrokenPipeError, ConnectionResetError):
+                self._find_reason()
+
+    def receive(self) -> Any:
+        """The answer to the last `send`, or None when the worker has failed."""
+        if self.reason is None:
+            try:
+                return self._pipe.recv()
+            except (EOFError, ConnectionResetError):
+                self._find_reason()
+        return None
+
+    def ask(self, *message: Any) -> Any:
+        """`send`, then `receive`."""
+        self.send(*message)
+        return self.receive()
+
+    def _find_reason(self) -> None:
+        self._process.join()
+        code = self._process.exitcode or 0
+        log = self._log.read_text(errors="replace") if self._log.exists() else ""
+        ended = f"the process ended by {signal.Signals(-code).name}" if code < 0 else f"the process ended with exit code {code}"
+        self.reason = reason_in(log) or ended + (", perhaps for want of memory" if code == -signal.SIGKILL else "")
+
+
+def reason_in(log: str) -> str:
+    """The message of the last Python exception in a log, else its last line; one line of at most 300 characters, or nothing."""
+    said = [line for line in log.rpartition("Traceback (most recent call last):")[2].splitlines() if line.strip()]
+    if "Traceback (most recent call last):" in log:
+        said = [line for line in said if not line.startswith(" ")][:1]
+    line = said[-1].strip() if said else ""
+    return re.sub(r"^([\w]+\.)+(?=\w+(: |$))", "", line).removeprefix("BenchmarkError: ")[:300]
+
+
+def serve(pipe: Connection, log: str) -> None:
+    """The worker's main function: opens the model, then answers commands until the pipe closes.
+
+    Commands: ``("predict", images)`` gives int64 class indices ``(B,)``; ``("warm up",)`` and ``("time", first, calls)`` give int64
+    nanoseconds, one per call, the latter after a few untimed ones that it gives first.
+    """
+    with Path(log).open("wb") as sink:
+        os.dup2(sink.fileno(), 1)
+        os.dup2(sink.fileno(), 2)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides, and closes the pipe
+    candidate, inputs, classes, threads = pipe.recv()
+    predict, providers = open_model(candidate, inputs[0].shape[1:], classes, threads)
+    pipe.send(providers)
+    while True:
+        try:
+            command, *arguments = pipe.recv()
+        except EOFError:
+            return
+        if command == "predict":
+            (images,) = arguments
+            pipe.send(check_logits(predict(images), len(images), classes).argmax(axis=1).astype(np.int64))
+        elif command == "warm up":
+            pipe.send(warm_up(predict, inputs))
+        else:
+            first, calls = arguments
+            pipe.send((time_calls(predict, inputs, first, WAKE_CALLS), time_calls(predict, inputs, first, calls)))
+
+
+def time_calls(predict: Predict, inputs: list[np.ndarray], first: int, calls: int) -> np.ndarray:
+    """Time calls one by one, cycling over the inputs from number `first` on; int64 nanoseconds ``(calls,)``."""
+    clock = time.perf_counter_ns
+    nanoseconds = np.empty(calls, np.int64)
+    gc.disable()  # a collection inside a sample would be Python's time, not the model's
+    for call in range(calls):
+        images = inputs[(first + call) % len(inputs)]
+        begin = clock()
+        predict(images)
+        nanoseconds[call] = clock() - begin
+    gc.enable()
+    return nanoseconds
+
+
+def warm_up(predict: Predict, inputs: list[np.ndarray]) -> tuple[np.ndarray, bool]:
+    """Call until steady, by `WARM_RULE`; all samples as int64 nanoseconds, and whether it became steady."""
+    first = time_calls(predict, inputs, 0, 3)
+    calls = max(3, round(WARM_BLOCK_SECONDS * 1e9 / float(np.median(first))))
+    blocks, lowest, begin = [first], np.inf, time.monotonic()
+    while len(blocks) <= WARM_MOST and time.monotonic() - begin < WARM_SECONDS:
+        blocks.append(time_calls(predict, inputs, 0, calls))
+        median = float(np.median(blocks[-1]))
+        if len(blocks) > WARM_LEAST and median > (1 - WARM_GAIN) * lowest:
+            return np.concatenate(blocks), True
+        lowest = min(lowest, median)
+    return np.concatenate(blocks), False

@@ -1,0 +1,76 @@
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from compress.benchmarks.errors import BenchmarkError
+from compress.benchmarks.results import read_results, write_results
+
+
+def test_result_reads_back_as_it_was_written(made: Any, tmp_path: Path) -> None:
+    result = made.result(made.one("fp32"), made.missing("int8", "no CUDA device"), gpu=None)
+    write_results(result, tmp_path / "new" / "benchmark.json")
+    assert read_results(tmp_path / "new" / "benchmark.json") == result
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["benchmark.json"]
+    assert json.loads((tmp_path / "new" / "benchmark.json").read_text())["version"] == 1
+
+
+def test_lists_of_samples_take_one_line_and_names_stay_as_they_are(made: Any, tmp_path: Path) -> None:
+    write_results(made.result(made.one("[ 1, 2 ]")), tmp_path / "benchmark.json")
+    assert "[5,6]" in (tmp_path / "benchmark.json").read_text()
+    assert read_results(tmp_path / "benchmark.json").measurements[0].name == "[ 1, 2 ]"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (None, r"benchmark.json\) cannot be read \(No such file or directory\); write it anew with `compress benchmark`"),
+        ("", "is not JSON, or cut short"),
+        ('{"schema": "compress-bench', "is not JSON, or cut short"),
+        ("[" * 100_000, "is not JSON, or cut short"),
+        ("\udcff", "is not JSON, or cut short"),
+        ("[1, 2]", "is not a benchmark's result"),
+        ('{"cpu": "x"}', "is not a benchmark's result"),
+        ('{"schema": "compress-benchmark", "version": 2}', "has schema version 2, this program reads version 1"),
+        ('{"schema": "compress-benchmark", "version": 1}', "is damaged: result lacks or does not know baseline, created"),
+    ],
+)
+def test_unusable_file_is_refused_in_one_line(tmp_path: Path, text: str | None, message: str) -> None:
+    path = tmp_path / "benchmark.json"
+    if text is not None:
+        path.write_bytes(text.encode(errors="surrogateescape"))
+    with pytest.raises(BenchmarkError, match=message) as caught:
+        read_results(path)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("latency", {"p50": 1}, r"result.measurements\[0\].latency lacks or does not know high, low, p90, p99, samples"),
+        ("size_bytes", "many", r"result.measurements\[0\].size_bytes must be int"),
+        ("size_bytes", True, r"result.measurements\[0\].size_bytes must be int"),
+        ("agreement", "all", r"result.measurements\[0\].agreement must be float"),
+        ("agreement", float("nan"), r"result.measurements\[0\].agreement must be float"),
+        ("scores", {"balanced_accuracy": None}, r"scores.balanced_accuracy must be float"),
+        ("scores", {"accuracy": 0.5}, r"'fp32' has no balanced_accuracy"),
+        ("latency", None, r"'fp32' has neither a latency nor a reason"),
+        ("samples_ns", [[[1.5]]], r"samples_ns\[0\]\[0\]\[0\] must be int"),
+        ("extra", 1, r"lacks or does not know extra"),
+    ],
+)
+def test_damaged_field_is_named(made: Any, tmp_path: Path, field: str, value: object, message: str) -> None:
+    path = tmp_path / "benchmark.json"
+    write_results(made.result(made.one("fp32")), path)
+    raw = json.loads(path.read_text())
+    raw["measurements"][0][field] = value
+    path.write_text(json.dumps(raw))
+    with pytest.raises(BenchmarkError, match=message):
+        read_results(path)
+
+
+def test_baseline_must_be_a_measurement(made: Any, tmp_path: Path) -> None:
+    write_results(made.result(made.one("fp32"), baseline=1), tmp_path / "benchmark.json")
+    with pytest.raises(BenchmarkError, match=r"result.baseline names no measurement"):
+        read_results(tmp_path / "benchmark.json")

@@ -1,0 +1,232 @@
+"""The whole measurement with real processes. No test asserts on a time."""
+
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+
+from compress.benchmarks.errors import BenchmarkError
+from compress.benchmarks.results import Result, read_results, write_results
+from compress.benchmarks.run import BenchmarkConfig, run_benchmark
+from compress.benchmarks.runtimes import Candidate
+
+Make = Callable[..., Path]
+IMAGES = np.random.default_rng(0).integers(0, 256, (300, 1, 4, 4), dtype=np.uint8)
+LABELS = IMAGES.reshape(300, 16)[:, :3].argmax(axis=1)
+QUICK = BenchmarkConfig(launches=2, rounds=2, samples=20)
+LOADS = """
+    import os
+    import sys
+
+    def brightest(path, device, threads):
+        return lambda images: images.reshape(len(images), -1)[:, :3].astype("float32")
+
+    def aborting(path, device, threads):
+        return lambda images: os.abort() if len(images) == 1 else brightest(path, device, threads)(images)
+
+    def chatty(path, device, threads):
+        print("to stdout")
+        print("to stderr", file=sys.stderr)
+        raise KeyError("features.0.weight")
+"""
+
+
+def score(labels: np.ndarray, predictions: np.ndarray, classes: int) -> dict[str, float]:
+    return {"balanced_accuracy": float(np.mean([(predictions[labels == k] == k).mean() for k in range(classes)]))}
+
+
+def measure(*candidates: Candidate, baseline: str = "fp32", config: BenchmarkConfig = QUICK, **other: object) -> Result:
+    return run_benchmark(candidates, IMAGES, LABELS, 3, score, config, baseline=baseline, data={"name": "toy"}, **other)
+
+
+@pytest.fixture
+def loads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """A module of a caller's with predict functions that need no torch; workers find it on the path as they find any."""
+    (tmp_path / "caller_loads.py").write_text(textwrap.dedent(LOADS))
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "caller_loads", raising=False)
+    import caller_loads
+
+    return caller_loads
+
+
+def test_accuracy_agreement_and_samples_are_those_of_each_file(pixel_model: Make, tmp_path: Path) -> None:
+    told: list[tuple[str, int, int]] = []
+    found = measure(
+        Candidate(name="fp32", path=pixel_model("right"), stage="export", artifact="ab12", facts={"params": 48}),
+        Candidate(name="wrong", path=pixel_model("wrong", offset=5)),
+        progress=lambda *what: told.append(what),
+    )
+    right, wrong = found.measurements
+    agreement = (IMAGES.reshape(300, 16)[:, 5:8].argmax(axis=1) == LABELS).mean()
+    assert (right.scores["balanced_accuracy"], right.agreement, wrong.agreement) == (1.0, 1.0, pytest.approx(agreement))
+    assert (right.stage, right.artifact, right.facts, right.file) == ("export", "ab12", {"params": 48}, "right.onnx")
+    assert np.shape(right.samples_ns) == (2, 2, 20) and len(right.warmup_ns) >= 2 * (30 + 2 * 5)
+    assert right.latency is not None and right.latency.p90 is not None and right.latency.p99 is None
+    assert right.latency.p50 == np.median(right.samples_ns) / 1e9
+    assert right.size_bytes == (tmp_path / "right.onnx").stat().st_size
+    assert told[-1] == ("rounds", 4, 4) and ("test images read", 300, 300) in told
+    assert multiprocessing.active_children() == []
+    write_results(found, tmp_path / "benchmark.json")
+    assert read_results(tmp_path / "benchmark.json") == found
+
+
+def test_a_file_with_much_more_work_is_measured_as_slower(pixel_model: Make) -> None:
+    heavy = measure(
+        Candidate(name="fp32", path=pixel_model("light")), Candidate(name="heavy", path=pixel_model("heavy", work=20))
+    ).measurements[1]
+    assert heavy.speedup is not None and heavy.speedup.value < 0.5
+
+
+def test_what_cannot_be_measured_says_why_and_stops_nothing_else(
+    pixel_model: Make, tmp_path: Path, loads: ModuleType, capfd: pytest.CaptureFixture[str]
+) -> None:
+    whole = pixel_model("whole")
+    (tmp_path / "cut.onnx").write_bytes(whole.read_bytes()[:500])
+    folder = tmp_path / "artifact"
+    folder.mkdir()
+    torch = {"path": folder, "runtime": "torch"}
+    found = measure(
+        Candidate(name="fp32", path=whole),
+        Candidate(name="fp32", load=loads.brightest, **torch),
+        Candidate(name="cut", path=tmp_path / "cut.onnx"),
+        Candidate(name="gone", path=tmp_path / "gone.onnx"),
+        Candidate(name="dies", load=loads.aborting, **torch),
+        Candidate(name="chatty", load=loads.chatty, **torch),
+    )
+    reasons = {(one.name, one.runtime): one.reason for one in found.measurements}
+    assert reasons["fp32", "onnxruntime"] is None and reasons["fp32", "torch"] is None
+    assert "failed:Protobuf parsing failed" in str(reasons["cut", "onnxruntime"])
+    assert str(reasons["gone", "onnxruntime"]).endswith("gone.onnx) does not exist; export the model first")
+    assert reasons["dies", "torch"] == "the process ended by SIGABRT"
+    assert reasons["chatty", "torch"] == "KeyError: 'features.0.weight'"
+    assert all("\n" not in str(reason) for reason in reasons.values())
+    assert found.measurements[1].agreement == 1.0
+    assert capfd.readouterr() == ("", "")
+
+
+def test_cuda_without_a_device_is_not_measured(pixel_model: Make, tmp_path: Path, loads: ModuleType) -> None:
+    import onnxruntime
+    import torch
+
+    if torch.cuda.is_available() or "CUDAExecutionProvider" in onnxruntime.get_available_providers():
+        pytest.skip("there may be a CUDA device here")
+    path = pixel_model("a")
+    found = measure(
+        Candidate(name="fp32", path=path),
+        Candidate(name="fp32", path=path, device="cuda"),
+        Candidate(name="fp32", path=tmp_path, runtime="torch", device="cuda", load=loads.brightest),
+    )
+    assert [one.reason for one in found.measurements] == [None, "onnxruntime build without CUDAExecutionProvider", "no CUDA device"]
+
+
+def test_without_its_baseline_the_rest_is_measured_but_not_compared(pixel_model: Make, tmp_path: Path) -> None:
+    gone, there = measure(Candidate(name="fp32", path=tmp_path / "gone.onnx"), Candidate(name="int8", path=pixel_model("a"))).measurements
+    assert gone.latency is None and there.latency is not None
+    assert there.speedup is None and there.agreement is None
+
+
+def test_baseline_is_the_onnx_file_on_the_cpu_where_several_have_its_name(pixel_model: Make, loads: ModuleType, tmp_path: Path) -> None:
+    found = measure(
+        Candidate(name="fp32", path=tmp_path, runtime="torch", load=loads.brightest), Candidate(name="fp32", path=pixel_model("a"))
+    )
+    assert found.baseline == 1
+
+
+@pytest.mark.parametrize(
+    ("names", "baseline", "message"),
+    [
+        ((), "fp32", r"baseline \(=fp32\) is none of the candidates; choose one of: none"),
+        (("a", "b"), "fp32", r"baseline \(=fp32\) is none of the candidates; choose one of: a, b"),
+        (("a", "a"), "a", r"candidate \(=a\) stands twice for onnxruntime on cpu; give each file a name of its own"),
+    ],
+)
+def test_candidates_that_cannot_be_told_apart_are_refused(names: tuple[str, ...], baseline: str, message: str) -> None:
+    with pytest.raises(BenchmarkError, match=message):
+        measure(*(Candidate(name=name, path=Path("a.onnx")) for name in names), baseline=baseline)
+
+
+@pytest.mark.parametrize(
+    ("images", "labels", "message"),
+    [
+        (IMAGES[:0], LABELS[:0], r"images \(=uint8 \(0, 1, 4, 4\)\) must be uint8 \(N, C, H, W\) with N of at least 1"),
+        (IMAGES.astype(np.float32), LABELS, r"images \(=float32 \(300, 1, 4, 4\)\) must be uint8"),
+        (IMAGES, LABELS[:5], r"labels \(=\(5,\)\) must be one per image, \(300,\)"),
+    ],
+)
+def test_images_that_do_not_fit_are_refused(images: np.ndarray, labels: np.ndarray, message: str) -> None:
+    with pytest.raises(BenchmarkError, match=message):
+        run_benchmark([Candidate(name="a", path=Path("a"))], images, labels, 3, score, QUICK, baseline="a", data={})
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "message"),
+    [
+        ("samples", 0, r"samples \(=0\) must be at least 1; leave it out for the default"),
+        ("threads", -1, r"threads \(=-1\) must be at least 1"),
+        ("launches", 1, r"launches \(=1\) must lie in 2 to 30; an interval needs two, 5 is the default"),
+        ("seed", -1, r"seed \(=-1\) must not be negative"),
+    ],
+)
+def test_settings_out_of_range_are_refused(setting: str, value: int, message: str) -> None:
+    with pytest.raises(BenchmarkError, match=message):
+        BenchmarkConfig(**{setting: value})
+
+
+KILLED = """
+    import sys
+    from pathlib import Path
+    import numpy as np
+    from compress.benchmarks.run import BenchmarkConfig, run_benchmark
+    from compress.benchmarks.runtimes import Candidate
+
+    def progress(what, done, total):
+        if what == "rounds" and done == 1:
+            import multiprocessing
+            print(*(child.pid for child in multiprocessing.active_children()), flush=True)
+
+    if __name__ == "__main__":
+        config = BenchmarkConfig(rounds=100_000)
+        images = np.zeros((4, 1, 4, 4), np.uint8)
+        candidates = [Candidate(name=name, path=Path(sys.argv[1])) for name in "ab"]
+        run_benchmark(candidates, images, np.zeros(4, int), 3, None, config, baseline="a", data={}, progress=progress)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs /proc")
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
+def test_no_worker_outlives_a_killed_parent(pixel_model: Make, tmp_path: Path, how: signal.Signals) -> None:
+    (tmp_path / "main.py").write_text(textwrap.dedent(KILLED))
+    command = [sys.executable, str(tmp_path / "main.py"), str(pixel_model("a"))]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as parent:
+        assert parent.stdout is not None
+        workers = [int(pid) for pid in parent.stdout.readline().split()]
+        assert len(workers) == 2
+        os.kill(parent.pid, how)
+        parent.wait(30)
+    deadline = time.monotonic() + 30
+    while any(_runs(pid) for pid in workers) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not any(_runs(pid) for pid in workers)
+
+
+def _runs(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def test_measuring_loads_neither_torch_nor_what_the_report_needs() -> None:
+    program = "import sys, compress.benchmarks.run, compress.benchmarks.worker; print(*sys.modules)"
+    loaded = set(subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout.split())
+    assert not {"torch", "onnx", "onnxruntime", "jinja2", "matplotlib", "compress.models", "compress.train"} & loaded

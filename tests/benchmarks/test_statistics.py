@@ -1,0 +1,50 @@
+import math
+
+import numpy as np
+import pytest
+
+from compress.benchmarks.statistics import MOST_LAUNCHES, T_QUANTILES, latency, percentile, speedup
+
+
+def test_quantiles_of_student_are_those_of_printed_tables() -> None:
+    assert (T_QUANTILES[0], T_QUANTILES[3], T_QUANTILES[9], T_QUANTILES[28]) == (12.706, 2.776, 2.228, 2.045)
+    assert MOST_LAUNCHES == 30
+    assert list(T_QUANTILES) == sorted(T_QUANTILES, reverse=True)
+
+
+@pytest.mark.parametrize(("rank", "least"), [(90, 64), (99, 662)])
+def test_percentile_needs_the_samples_that_loadgen_asks_for(rank: int, least: int) -> None:
+    assert percentile(np.arange(least - 1.0), rank) is None
+    assert percentile(np.arange(float(least)), rank) == pytest.approx(rank / 100 * (least - 1))
+
+
+def test_latency_of_two_launches_by_hand() -> None:
+    found = latency(np.array([[[1_000_000, 1_000_000]], [[2_000_000, 2_000_000]]]))
+    assert found.p50 == 0.0015
+    # Logarithms 0 and ln 2: standard deviation ln 2 / sqrt 2, margin 12.706 * that / sqrt 2.
+    assert found.high == pytest.approx(0.0015 * math.exp(12.706 * math.log(2) / 2))
+    assert found.low == pytest.approx(0.0015 / math.exp(12.706 * math.log(2) / 2))
+    assert (found.p90, found.p99, found.samples) == (None, None, 4)
+
+
+def test_speedup_is_baseline_over_candidate_and_one_disturbed_round_costs_nothing() -> None:
+    baseline = np.full((3, 3, 5), 2_000)
+    candidate = np.full((3, 3, 5), 1_000)
+    candidate[1, 2] = 90_000
+    found = speedup(baseline, candidate)
+    assert (found.value, found.low, found.high) == pytest.approx((2, 2, 2))
+    assert speedup(candidate, baseline).value == pytest.approx(0.5)
+
+
+def test_intervals_hold_the_truth_although_launches_differ() -> None:
+    """400 made-up benchmarks of a file 10% slower than the baseline; a launch shifts each by 1%, a round by 0.5%, a call by 2%."""
+    generator = np.random.default_rng(0)
+
+    def sample(truth: float) -> np.ndarray:
+        shifts = [generator.normal(0, sd, shape) for sd, shape in ((0.01, (5, 1, 1)), (0.005, (5, 4, 1)), (0.02, (5, 4, 20)))]
+        return (truth * np.exp(sum(shifts))).astype(np.int64)
+
+    found = [speedup(sample(1_000_000), sample(1_100_000)) for _ in range(400)]
+    held = sum(one.low <= 1 / 1.1 <= one.high for one in found)
+    assert 0.925 <= held / 400 <= 0.975  # three standard deviations of a share of 0.95
+    assert sum(one.high < 1 for one in found) >= 396
