@@ -80,8 +80,8 @@ def train(epochs: int | None, batch: int | None, lr: float | None, label_smoothi
 @run_options
 @parent_options
 @out_option
-@click.option("--sparsity", type=float, help="Fraction of the weights to zero, in (0, 1).  [default: 0.8]")
-@click.option("--scope", help="global: the smallest weights of the whole network; layer: of each layer.  [default: global]")
+@click.option("--sparsity", type=float, help="Fraction of the weights to zero, in (0, 1).  [default: 0.7 for k49, else 0.8]")
+@click.option("--scope", help="How weights are ranked: global, layer, or lamp (global, each layer to its scale).  [default: lamp]")
 @click.option("--epochs", type=int, help="Fine-tuning with the mask kept; 0 for none.")
 @click.option("--lr", type=float, help="Learning rate at the start of fine-tuning.")
 @click.option("--resume", is_flag=True, help="Go on with a fine-tuning that was interrupted.")
@@ -277,7 +277,7 @@ def main() -> int:
             raise
         return _refuse(f"{error.filename}: {error.strerror}; nothing was changed there")
     except (click.Abort, KeyboardInterrupt):
-        click.echo("\ncompress: stopped; what was finished is kept, and the same command with --resume goes on", err=True)
+        click.echo("\ncompress: stopped; finished stages are kept. The same command goes on from there (train and prune: add --resume)", err=True)
         return 130
 
 

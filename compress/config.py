@@ -32,18 +32,21 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, kw_only=True)
 class PruneConfig:
-    """Unstructured magnitude pruning, then ``epochs`` of fine-tuning that keeps the mask; a cosine takes ``lr`` down to zero."""
+    """Unstructured magnitude pruning, then ``epochs`` of fine-tuning that keeps the mask; a cosine takes ``lr`` down to zero.
+
+    ``scope``: which weights are ranked with which, see :func:`compress.prune.magnitude_masks`.
+    """
 
     sparsity: float = 0.8
-    scope: str = "global"
+    scope: str = "lamp"
     epochs: int = 3
     lr: float = 0.0005
 
     def __post_init__(self) -> None:
         if not 0 < self.sparsity < 1:
             raise CompressError(f"sparsity (={self.sparsity}) must lie in (0, 1); 0.8 zeroes 80% of the weights")
-        if self.scope not in ("global", "layer"):
-            raise CompressError(f"scope (={self.scope}) must be global or layer")
+        if self.scope not in ("global", "layer", "lamp"):
+            raise CompressError(f"scope (={self.scope}) must be global, layer or lamp")
         if self.epochs < 0:
             raise CompressError(f"epochs (={self.epochs}) must be zero (no fine-tuning) or more")
         if not 0 < self.lr < math.inf:

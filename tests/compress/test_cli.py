@@ -165,3 +165,13 @@ def test_help_loads_neither_torch_nor_onnxruntime_nor_numpy() -> None:
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env={**os.environ, "COLUMNS": "100"})
     assert done.returncode == 0, done.stderr
     assert "compress run --model k49 --data digits" in done.stdout
+
+
+def test_a_folder_that_cannot_be_written_is_one_line(
+    here: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (here / "file").write_text("")
+    code, _, err = run(capfd, monkeypatch, "train", *TINY, "--data", "digits", "--epochs", "1", "--runs", "file")
+    assert code == 2
+    assert err.splitlines()[-1].startswith("compress: file")
+    assert (here / "file").read_text() == ""

@@ -307,3 +307,15 @@ def test_an_edit_of_the_users_file_is_noticed(user: Callable[..., ModelReference
     (tmp_path / "net.py").unlink()
     with pytest.raises(NetworkError, match=r"there is no file .*net\.py"):
         load_network(artifact)
+
+
+def test_an_edit_of_a_module_that_the_network_imports_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "blocks_of_mine.py").write_text("WIDTH = 3\nimport json, torch\n")
+    (tmp_path / "net.py").write_text(
+        "from torch import nn\nimport blocks_of_mine\ndef make_net(): return nn.Linear(1, blocks_of_mine.WIDTH)\n"
+    )
+    source = ModelReference(reference="net.py:make_net").identity()["source"]
+    assert ModelReference(reference="net.py:make_net").identity()["source"] == source
+    (tmp_path / "blocks_of_mine.py").write_text("WIDTH = 4\nimport json, torch\n")
+    assert ModelReference(reference="net.py:make_net").identity()["source"] != source

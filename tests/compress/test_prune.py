@@ -38,6 +38,25 @@ def test_global_scope_ranks_over_layers_and_layer_scope_within() -> None:
     assert by_layer["0.weight"].tolist() == by_layer["1.weight"].tolist() == [[False, False], [True, True]]
 
 
+def test_lamp_ranks_by_share_of_what_is_no_smaller_in_the_layer() -> None:
+    # 1/30 4/29 9/25 16/16 in both layers, whatever their scale; the third has 25/50 25/25.
+    network = nn.Sequential(linear([[1, 2], [3, 4]]), linear([[10, 20], [30, 40]]), linear([[5, -5]]))
+    masks = magnitude_masks(network, 0.4, scope="lamp")
+    assert masks["0.weight"].tolist() == masks["1.weight"].tolist() == [[False, False], [True, True]]
+    assert masks["2.weight"].tolist() == [[True, True]]
+    assert magnitude_masks(network, 0.7, scope="lamp")["2.weight"].tolist() == [[False, True]]
+
+
+def test_lamp_does_not_empty_a_layer_of_small_weights() -> None:
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Linear(50, 50), nn.Linear(50, 50))
+    with torch.no_grad():
+        network[1].weight.mul_(0.01)
+    kept = {scope: int(magnitude_masks(network, 0.5, scope=scope)["1.weight"].sum()) for scope in ("global", "lamp")}
+    assert kept["global"] < 60
+    assert 1200 < kept["lamp"] < 1300
+
+
 @pytest.mark.parametrize("sparsity", [0.0, 0.1, 0.333, 0.5, 0.8, 0.95])
 def test_global_count_is_exact(sparsity: float) -> None:
     network = small_network()
@@ -45,7 +64,7 @@ def test_global_count_is_exact(sparsity: float) -> None:
     assert zeros(magnitude_masks(network, sparsity)) == round(sparsity * total)
 
 
-@pytest.mark.parametrize("scope", ["global", "layer"])
+@pytest.mark.parametrize("scope", ["global", "layer", "lamp"])
 def test_count_is_exact_with_ties_and_the_choice_is_the_same_each_time(scope: str) -> None:
     network = linear([[1.0] * 10] * 10)
     first, second = (magnitude_masks(network, 0.37, scope=scope)["weight"] for _ in range(2))
