@@ -50,15 +50,15 @@ def cli() -> None:
 
 
 @cli.command()
-@network_options
-@data_options
-@run_options
-@out_option
 @click.option("--epochs", type=int, help="Passes over the training images.")
 @click.option("--batch", type=int, help="Images per step.")
 @click.option("--lr", type=float, help="Largest learning rate.")
 @click.option("--label-smoothing", type=float, help="0 for none; 0.1 is usual.")
 @click.option("--resume", is_flag=True, help="Go on with a training that was interrupted.")
+@network_options
+@data_options
+@run_options
+@out_option
 def train(epochs: int | None, batch: int | None, lr: float | None, label_smoothing: float | None, **shared: Any) -> None:
     """Train a network; the best epoch on the validation images is kept.
 
@@ -75,16 +75,16 @@ def train(epochs: int | None, batch: int | None, lr: float | None, label_smoothi
 
 
 @cli.command()
-@network_options
-@data_options
-@run_options
-@parent_options
-@out_option
 @click.option("--sparsity", type=float, help="Fraction of the weights to zero, in (0, 1).  [default: 0.7 for k49, else 0.8]")
 @click.option("--scope", help="How weights are ranked: global, layer, or lamp (global, each layer to its scale).  [default: lamp]")
 @click.option("--epochs", type=int, help="Fine-tuning with the mask kept; 0 for none.")
 @click.option("--lr", type=float, help="Learning rate at the start of fine-tuning.")
 @click.option("--resume", is_flag=True, help="Go on with a fine-tuning that was interrupted.")
+@network_options
+@data_options
+@run_options
+@parent_options
+@out_option
 def prune(sparsity: float | None, scope: str | None, epochs: int | None, lr: float | None, **shared: Any) -> None:
     """Zero the smallest weights, and fine-tune the rest.
 
@@ -106,12 +106,12 @@ def prune(sparsity: float | None, scope: str | None, epochs: int | None, lr: flo
 
 
 @cli.command("export-onnx")
+@click.option("--opset", type=int, help="Version of the ONNX operators.  [default: 18]")
 @network_options
 @data_options
 @run_options
 @parent_options
 @out_option
-@click.option("--opset", type=int, help="Version of the ONNX operators.  [default: 18]")
 def export_onnx(opset: int | None, **shared: Any) -> None:
     """Export to one ONNX file: raw uint8 images in, logits out, labels inside, proved equal to torch.
 
@@ -126,15 +126,15 @@ def export_onnx(opset: int | None, **shared: Any) -> None:
 
 
 @cli.command()
+@click.option("--mode", help="static: weights and activations, calibrated; dynamic: weights of linear layers.  [default: static]")
+@click.option("--method", help="How static finds the range of activations: minmax, percentile or entropy.  [default: minmax]")
+@click.option("--per-channel/--per-tensor", default=None, help="One weight scale per output channel or per tensor.  [default: per channel]")
+@click.option("--images", type=int, help="Calibration images, drawn evenly from the classes.  [default: 512]")
 @network_options
 @data_options
 @run_options
 @parent_options
 @out_option
-@click.option("--mode", help="static: weights and activations, calibrated; dynamic: weights of linear layers.  [default: static]")
-@click.option("--method", help="How static finds the range of activations: minmax, percentile or entropy.  [default: minmax]")
-@click.option("--per-channel/--per-tensor", default=None, help="One weight scale per output channel or per tensor.  [default: per channel]")
-@click.option("--images", type=int, help="Calibration images, drawn evenly from the classes.  [default: 512]")
 def quantize(mode: str | None, method: str | None, per_channel: bool | None, images: int | None, **shared: Any) -> None:
     """Make an int8 ONNX file. Whether it is faster here, `compress benchmark` tells.
 
@@ -180,9 +180,9 @@ def benchmark(files: tuple[Path, ...], threads: int | None, rounds: int | None, 
 @click.argument("results", nargs=-1, type=PATH)
 @click.option("--model", metavar="NAME", help="Report on the newest benchmark of this network.  [default: k49]")
 @click.option("--runs", type=PATH, default=Path("runs"), show_default=True, help="Folder of all artifacts.")
-@report_options
 @click.option("--out", type=PATH, metavar="FOLDER", help="Where the report goes.  [default: runs/MODEL/report]")
 @click.option("--json", "as_json", is_flag=True, help="Print the verdict as one JSON object.")
+@report_options
 def report(results: tuple[Path, ...], model: str | None, runs: Path, out: Path | None, as_json: bool, **limits: Any) -> None:
     """Say which variant to ship and why, as HTML and Markdown.
 
@@ -201,10 +201,10 @@ def report(results: tuple[Path, ...], model: str | None, runs: Path, out: Path |
 
 
 @cli.command()
+@click.option("--weights", type=PATH, metavar="FILE", help="Take this network, trained elsewhere, instead of training one.")
 @network_options
 @data_options
 @run_options
-@click.option("--weights", type=PATH, metavar="FILE", help="Take this network, trained elsewhere, instead of training one.")
 @benchmark_options
 @report_options
 def run(
@@ -234,14 +234,14 @@ def run(
 
 @cli.command()
 @click.argument("files", nargs=-1, type=PATH)
-@network_options
-@data_options
-@run_options
-@parent_options
 @click.option("--onnx", type=PATH, metavar="FILE", help="Read with this ONNX file.")
 @click.option("--random", "count", type=click.IntRange(1, 400), help="Read this many random test images, and show their true labels.")
 @click.option("--invert", is_flag=True, help="Turn dark ink on light paper into light on dark, as the data sets have it.")
 @click.option("--grid", type=PATH, metavar="PNG", help="Where the picture goes.  [default: predictions.png]")
+@network_options
+@data_options
+@run_options
+@parent_options
 def predict(files: tuple[Path, ...], onnx: Path | None, count: int | None, invert: bool, grid: Path | None, **shared: Any) -> None:
     """Read image files, or random test images: label, probability, and a picture of them.
 
