@@ -26,6 +26,11 @@ def size(count: float) -> str:
     return f"{count:.0f} bytes"
 
 
+def bytes_or_missing(value: int | None) -> str:
+    """`size`, or the sign for an empty cell."""
+    return MISSING if value is None else size(value)
+
+
 def count(value: object) -> str:
     """``258 thousand`` as ``258,000``; what is no number stays as it is."""
     if isinstance(value, bool) or not isinstance(value, int | float):

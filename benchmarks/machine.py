@@ -6,24 +6,27 @@ import os
 import platform
 import re
 import subprocess
+from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 # What decides the speed of int8, bf16 and fp32 kernels on x86 and on ARM.
 RELEVANT_FLAGS = re.compile(r"avx.*|amx.*|f16c|fma|sse4_2|asimd.*|neon|i8mm|bf16|sve.*|sme(2|_\w+)?|fphp")
-LIBRARIES = ("numpy", "onnxruntime", "onnxruntime-gpu", "torch", "compress-edge")
+# Two results may be compared only where these are the same.
+DECIDING = ("cpu", "architecture", "flags", "cores", "governor", "gpu")
+LIBRARIES = ("numpy", "onnxruntime", "onnxruntime-gpu", "openvino", "torch", "compress-edge")
 
 
 def machine_facts() -> dict[str, Any]:
     """CPU model, relevant flags, usable cores, governor, memory (bytes), load, system, library versions, GPU name and driver."""
-    cpuinfo = _read(Path("/proc/cpuinfo"))
+    cpuinfo = read_text(Path("/proc/cpuinfo"))
     facts = {
         "cpu": _field(cpuinfo, "model name|Model|Hardware") or platform.processor() or platform.machine(),
         "architecture": platform.machine(),
         "flags": sorted(flag for flag in (_field(cpuinfo, "flags|Features") or "").split() if RELEVANT_FLAGS.fullmatch(flag)),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-        "governor": _read(Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")).strip() or None,
+        "cores": usable_cores(),
+        "governor": read_text(Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")).strip() or None,
         "memory_bytes": _memory_bytes(),
         "load_average": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
         "system": platform.platform(),
@@ -34,7 +37,18 @@ def machine_facts() -> dict[str, Any]:
     return {name: fact for name, fact in facts.items() if fact not in (None, "", [])}
 
 
-def _read(path: Path) -> str:
+def differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
+    """The facts in which two machines differ and that decide about speed; latencies may be compared where there are none."""
+    return [name for name in DECIDING if one.get(name) != other.get(name)]
+
+
+def usable_cores() -> int:
+    """Cores that this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def read_text(path: Path) -> str:
+    """A small file of the system, or nothing where it cannot be read."""
     try:
         return path.read_text(errors="replace")
     except OSError:
@@ -47,7 +61,7 @@ def _field(text: str, names: str) -> str | None:
 
 
 def _memory_bytes() -> int | None:
-    found = re.search(r"^MemTotal:\s*(\d+) kB", _read(Path("/proc/meminfo")), re.MULTILINE)
+    found = re.search(r"^MemTotal:\s*(\d+) kB", read_text(Path("/proc/meminfo")), re.MULTILINE)
     return int(found[1]) * 1024 if found else None
 
 

@@ -1,4 +1,4 @@
-"""Draws accuracy against latency, with the variants that no other beats in both (the Pareto front) joined by a line.
+"""Draws accuracy against latency or size, with the variants that no other beats in both (the Pareto front) joined by a line.
 
 Refuses nothing; a result in which nothing was measured has no plot. Wide and narrow, light and dark are separate pictures, because
 the letters of one that is merely shrunk cannot be read on a phone.
@@ -14,18 +14,22 @@ from typing import Any
 from .formats import title
 from .results import Measurement, Result
 
-Points = Sequence[tuple[float, float]]  # latency in milliseconds, balanced accuracy in %
+Points = Sequence[tuple[float, float]]  # latency in milliseconds or size in kilobytes; balanced accuracy in %
 
 SIZES = {"wide": (8.4, 4.6), "narrow": (3.8, 4.2)}  # inches, at 100 pixels each
 THEMES = {
     "light": {"ink": "#1f2328", "faint": "#d0d7de", "front": "#0a5fb4", "paper": "#ffffff"},
     "dark": {"ink": "#e6e6e6", "faint": "#3d444d", "front": "#6cb6ff", "paper": "#16181d"},
 }
-MARKERS = {("onnxruntime", "cpu"): "o", ("onnxruntime", "cuda"): "D", ("torch", "cpu"): "s", ("torch", "cuda"): "^"}
+MARKERS = {
+    ("onnxruntime", "cpu"): "o", ("onnxruntime", "cuda"): "D", ("openvino", "cpu"): "h", ("torch", "cpu"): "s", ("torch", "cuda"): "^",
+    ("torch.compile", "cpu"): "p", ("torch.compile", "cuda"): "P", ("torch.fp16", "cuda"): "v", ("torch.cudagraph", "cuda"): "X",
+}  # fmt: skip
+AXES = {"latency": "p50 latency in ms", "size": "size in kB"}
 
 
 def pareto_front(points: Points) -> list[int]:
-    """Indices of the points (latency, accuracy) that no other beats, by latency.
+    """Indices of the points (latency or size, accuracy) that no other beats, the smallest first.
 
     ``[(1, 90), (2, 95), (3, 94)]`` gives ``[0, 1]``: the third is slower and less accurate than the second.
     """
@@ -36,50 +40,65 @@ def pareto_front(points: Points) -> list[int]:
     return front
 
 
-def draw(result: Result, form: str, shape: str, theme: str) -> bytes:
+def draw(result: Result, form: str, shape: str, theme: str, axis: str = "latency") -> bytes:
     """The plot as a file's bytes.
 
     Args:
-        result: with at least one measured candidate. form: ``svg`` or ``png``. shape: of `SIZES`. theme: of `THEMES`.
+        result: with at least one measured candidate. form: ``svg`` or ``png``. shape: of `SIZES`. theme: of `THEMES`. axis: of `AXES`.
     """
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    colours, measured = THEMES[theme], [one for one in result.measurements if one.latency is not None]
-    points = [(one.latency.p50 * 1e3, 100 * one.scores["balanced_accuracy"]) for one in measured if one.latency is not None]
+    colours, shown = THEMES[theme], _shown(result, axis)
+    points = [(_x(one, axis), 100 * one.scores["balanced_accuracy"]) for one in shown]
+    ends = [
+        (1e3 * one.latency.low, 1e3 * one.latency.high) if one.latency and axis == "latency" else (x, x)
+        for one, (x, _) in zip(shown, points, strict=True)
+    ]
     buffer = io.BytesIO()
     # A fixed salt and no date: the same result gives the same bytes.
     with matplotlib.rc_context({"svg.hashsalt": "compress", "font.size": 9, "font.family": "DejaVu Sans"}):
         figure = Figure(figsize=SIZES[shape], dpi=100, facecolor=colours["paper"], layout="constrained")
         FigureCanvasAgg(figure)
         axes = figure.add_subplot(facecolor=colours["paper"])
-        _style(axes, points, colours)
+        _style(axes, points, colours, AXES[axis])
         front = [points[index] for index in pareto_front(points)]
         axes.plot(*zip(*front, strict=True), color=colours["front"], linewidth=1.4, drawstyle="steps-post", zorder=1)
         for kind, marker in MARKERS.items():
-            own = [one.latency for one in measured if (one.runtime, one.device) == kind]
+            own = [index for index, one in enumerate(shown) if (one.runtime, one.device) == kind]
             if own:
-                x, y = zip(*(point for point, one in zip(points, measured, strict=True) if one.latency in own), strict=True)
-                reach = [[1e3 * (one.p50 - one.low) for one in own if one], [1e3 * (one.high - one.p50) for one in own if one]]
+                x, y = zip(*(points[index] for index in own), strict=True)
+                reach = [[points[i][0] - ends[i][0] for i in own], [ends[i][1] - points[i][0] for i in own]] if axis == "latency" else None
                 axes.errorbar(x, y, xerr=reach, fmt=marker, color=colours["front"], ecolor=colours["ink"], capsize=2, label=", ".join(kind))
         figure.legend(loc="outside upper left", ncols=2 if shape == "wide" else 1, frameon=False, labelcolor=colours["ink"], fontsize=8)
-        bars = [
-            (1e3 * bound, y)
-            for one, (_, y) in zip(measured, points, strict=True)
-            if one.latency
-            for bound in (one.latency.low, one.latency.high)
-        ]
-        _label(axes, points, bars, _names(measured), front, colours["ink"])
+        bars = [(bound, y) for pair, (_, y) in zip(ends, points, strict=True) for bound in pair]
+        _label(axes, points, bars, _names(shown), front, colours["ink"])
         figure.savefig(buffer, format=form, metadata={"Date": None} if form == "svg" else None)
     return buffer.getvalue()
 
 
-def _style(axes: Any, points: Points, colours: Mapping[str, str]) -> None:
+def _shown(result: Result, axis: str) -> list[Measurement]:
+    """What was measured; against size each file once, as the runtime does not change it."""
+    measured = [one for one in result.measurements if one.latency is not None]
+    if axis == "latency":
+        return measured
+    once: dict[object, Measurement] = {}
+    for one in measured:
+        once.setdefault((one.name, one.file, one.size_bytes), one)
+    return list(once.values())
+
+
+def _x(one: Measurement, axis: str) -> float:
+    assert one.latency is not None
+    return one.latency.p50 * 1e3 if axis == "latency" else one.size_bytes / 1e3
+
+
+def _style(axes: Any, points: Points, colours: Mapping[str, str], title: str) -> None:
     from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator, ScalarFormatter
 
-    latencies = [x for x, _ in points]
-    log = max(latencies) > 8 * min(latencies)
+    widths = [x for x, _ in points]
+    log = max(widths) > 8 * min(widths)
     axes.set_xscale("log" if log else "linear")
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)) if log else MaxNLocator(5))
     axes.xaxis.set_minor_locator(NullLocator())
@@ -91,7 +110,7 @@ def _style(axes: Any, points: Points, colours: Mapping[str, str]) -> None:
     axes.tick_params(colors=colours["ink"])
     for spine in axes.spines.values():
         spine.set_color(colours["faint"])
-    axes.set_xlabel("p50 latency in ms" + (", log scale" if log else ""), color=colours["ink"])
+    axes.set_xlabel(title + (", log scale" if log else ""), color=colours["ink"])
     axes.set_ylabel("balanced accuracy in %", color=colours["ink"])
 
 

@@ -1,7 +1,8 @@
-"""Writes the report: which variant to ship, the table, the plot, and how it was measured.
+"""Writes the report: which variant to ship, the tables, the plots, what is read differently, and how it was measured.
 
-``report.html`` is one file that asks nothing of the network and runs no script; ``report.md`` has the same numbers, with the plot as a PNG
-beside it. Several results (of several machines, say) become sections; nothing is compared across them. Whatever the user named is escaped.
+``report.html`` is one file that asks nothing of the network and runs no script; ``report.md`` has the same numbers, with the plots as PNG
+beside it; ``report.csv`` and ``report.json`` have them for programs. Several results (of several machines, say) become sections; nothing is
+compared across them, and the report says so. Whatever the user named is escaped.
 Refused: no results, a result file that `read_results` refuses, limits out of range.
 """
 
@@ -9,39 +10,26 @@ from __future__ import annotations
 
 import base64
 import collections
+import itertools
+import json
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from .errors import BenchmarkError
-from .formats import MISSING, count, factor, milliseconds, percent, size
-from .plot import SIZES, THEMES, draw
+from .formats import MISSING, percent, size
+from .machine import differences
+from .plot import AXES, SIZES, THEMES, draw
 from .results import Measurement, Result, read_results
-from .verdict import Limits, Verdict, decide, drop
+from .tables import as_csv, as_json, p_value, tables
+from .verdict import Limits, Verdict, decide
 
-COLUMNS = (
-    "Runtime, device", "p50, ms", "p90, ms", "Speedup", "Balanced accuracy", "Drop, points", "Accuracy", "Size", "Gzipped", "Params",
-    "Nonzeros", "MACs",
-)  # fmt: skip
-
-
-@dataclass(frozen=True, kw_only=True)
-class Row:
-    """One line of the table: either cells (column, value, interval or nothing), or the reason why there are none."""
-
-    name: str
-    chosen: bool
-    baseline: bool
-    where: str
-    cells: tuple[tuple[str, str, str], ...]
-    reason: str | None
-    doubts: tuple[str, ...]
+MOST_NAMED = 5  # classes and confusions in a sentence
 
 
 def write_report(results: Sequence[Path | Result], folder: Path, limits: Limits) -> tuple[Verdict, ...]:
-    """Write ``report.html``, ``report.md`` and ``report*.png`` into a folder, which is made if need be.
+    """Write ``report.html``, ``.md``, ``.csv``, ``.json`` and ``report*.png`` into a folder, which is made if need be.
 
     Args:
         results: results, or paths of their files. limits: what a variant must keep to be recommended.
@@ -62,20 +50,26 @@ def write_report(results: Sequence[Path | Result], folder: Path, limits: Limits)
     sections = []
     for number, (result, verdict) in enumerate(zip(read, verdicts, strict=True), start=1):
         section = _section(result, verdict, limits)
-        if any(one.latency for one in result.measurements):
-            section["png"] = "report.png" if len(read) == 1 else f"report-{number}.png"
-            _replace(folder / section["png"], draw(result, "png", "wide", "light"))
-            section["plots"] = {
-                f"{shape}_{theme}": base64.b64encode(draw(result, "svg", shape, theme)).decode() for shape in SIZES for theme in THEMES
+        for axis in AXES if any(one.latency for one in result.measurements) else ():
+            name = "report" + (f"-{number}" if len(read) > 1 else "") + ("" if axis == "latency" else f"-{axis}") + ".png"
+            _replace(folder / name, draw(result, "png", "wide", "light", axis))
+            pictures = {
+                f"{shape}_{theme}": base64.b64encode(draw(result, "svg", shape, theme, axis)).decode()
+                for shape in SIZES
+                for theme in THEMES
             }
+            section["plots"].append({"axis": axis, "png": name} | pictures)
         sections.append(section)
+    _replace(folder / "report.csv", as_csv(read).encode())
+    plain = [as_json(result, verdict) for result, verdict in zip(read, verdicts, strict=True)]
+    _replace(folder / "report.json", (json.dumps({"schema": "compress-report", "version": 1, "sections": plain}, indent=1) + "\n").encode())
     # One environment per format: in HTML everything is escaped for HTML, in Markdown by `markdown`, without exception.
     loader = jinja2.FileSystemLoader(Path(__file__).parent / "templates")
     for name, autoescape, finalize in (("report.html", True, None), ("report.md", False, markdown)):
         environment = jinja2.Environment(
             loader=loader, autoescape=autoescape, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, finalize=finalize
         )
-        text = environment.get_template(f"{name}.j2").render(sections=sections, columns=COLUMNS)
+        text = environment.get_template(f"{name}.j2").render(sections=sections, across=_across(read))
         _replace(folder / name, text.encode())
     return verdicts
 
@@ -106,54 +100,90 @@ def _section(result: Result, verdict: Verdict, limits: Limits) -> dict[str, Any]
     about = {
         "Baseline": baseline.name,
         "Limits": "; ".join(allowed),
-        "Data": _listed(result.data),
+        "Data": _listed({name: fact for name, fact in result.data.items() if name != "class_names"}),
         "Measured": f"{result.created}. {measuring}",
         "Intervals": "95%, Student's t over the launches. A speedup is the baseline's latency / the variant's, paired by round. A "
-        "percentile is given only where the samples carry it (64 for p90).",
+        "percentile is given only where the samples carry it (64 for p90, 662 for p99).",
         **{name.replace("_", " ").capitalize(): _listed(fact) for name, fact in machine.items()},
     }
     return {
         "heading": f"{result.data.get('name', 'data')} on {machine.get('cpu', 'an unnamed CPU')}",
         "verdict": verdict,
-        "rows": [_row(one, baseline, verdict) for one in result.measurements],
+        "tables": tables(result, verdict),
+        "plots": [],
+        "differences": _differences(result),
         "lineage": [
             {"name": one.name, "runtime": one.runtime, "device": one.device, "stage": one.stage or MISSING, "file": one.file}
-            | {"artifact": one.artifact[:16] or MISSING, "providers": ", ".join(one.providers) or MISSING}
-            | {"agreement": percent(one.agreement)}
+            | {"artifact": one.artifact[:16] or MISSING, "ran": placed(one)}
             for one in result.measurements
             if one.reason is None
         ],
         "about": about,
-        "png": None,
-        "plots": None,
     }
 
 
-def _row(one: Measurement, baseline: Measurement, verdict: Verdict) -> Row:
-    where, scores = f"{one.runtime}, {one.device}", one.scores
-    cells: list[tuple[str, str]] = []
-    if one.latency is not None:
-        low, high = (milliseconds(bound, unit=False) for bound in (one.latency.low, one.latency.high))
-        speedup = ("baseline", "") if one is baseline else factor(one.speedup) if one.speedup else (MISSING, "")
-        plain = [
-            percent(scores["balanced_accuracy"]),
-            MISSING if one is baseline or baseline.reason else f"{drop(one, baseline):.2f}",
-            percent(scores.get("accuracy")),
-            size(one.size_bytes),
-            size(one.gzip_bytes),
-            *(count(one.facts.get(name)) for name in ("params", "nonzeros", "macs")),
-        ]
-        cells = [(where, ""), (milliseconds(one.latency.p50, unit=False), f"{low} to {high}")]
-        cells += [(milliseconds(one.latency.p90, unit=False), ""), speedup, *((value, "") for value in plain)]
-    return Row(
-        name=one.name,
-        chosen=one.name == verdict.ship and (one.runtime, one.device) == ("onnxruntime", "cpu"),
-        baseline=one is baseline,
-        where=where,
-        cells=tuple((column, *cell) for column, cell in zip(COLUMNS, cells, strict=True)) if cells else (),
-        reason=one.reason,
-        doubts=one.doubts,
-    )
+def placed(one: Measurement) -> str:
+    """What computed it: ``CUDA 40 nodes; fell back to the CPU: 3 nodes (QLinearConv 2, Cast 1)``, or the providers alone."""
+    counts = {name: sum(operators.values()) for name, operators in one.placement.items()}
+    told = []
+    for name, operators in one.placement.items():
+        short, nodes = name.removesuffix("ExecutionProvider"), f"{counts[name]} node{'s' if counts[name] > 1 else ''}"
+        if name == "CPUExecutionProvider" and one.device != "cpu":
+            told.append(f"fell back to the CPU: {nodes} ({', '.join(f'{operator} {count}' for operator, count in operators.items())})")
+        else:
+            told.append(f"{short} {nodes}")
+    return "; ".join(sorted(told, key=lambda text: text.startswith("fell"))) or ", ".join(one.providers) or MISSING
+
+
+def _differences(result: Result) -> list[dict[str, Any]]:
+    """What each variant reads differently than the baseline; variants of one file with the same answers appear once."""
+    names, seen, found = result.data.get("class_names", []), set(), []
+
+    def called(label: int) -> str:
+        return str(names[label]) if label < len(names) else str(label)
+
+    for one in result.measurements:
+        compared = one.comparison
+        if compared is None or not (compared.lost or compared.gained) or (key := (one.name, compared.lost, compared.gained)) in seen:
+            continue
+        seen.add(key)
+        changed = [recall for recall in compared.recalls if recall.change]
+        worst = [recall for recall in changed if recall.change < 0][:MOST_NAMED]
+        best = [recall for recall in reversed(changed) if recall.change > 0][:MOST_NAMED]
+        recalls, confused = (
+            [
+                f"{called(r.label)} {100 * r.before / r.images:.1f}% to {100 * r.after / r.images:.1f}% of {r.images}"
+                for r in (*worst, *best)
+            ],
+            [
+                f"{called(true)} read as {called(said)}: {before} to {after}"
+                for true, said, before, after in compared.worse_confusions[:MOST_NAMED]
+            ],
+        )
+        found.append(
+            {
+                "name": one.name,
+                "where": f"{one.runtime}, {one.device}",
+                "summary": f"{len(compared.lost)} images lost, {len(compared.gained)} gained of {compared.images}; McNemar's p "
+                f"{p_value(compared.p_value)}; answers as the baseline on {percent(one.agreement)}.",
+                "recalls": "; ".join(recalls) or "none",
+                "confused": "; ".join(confused) or "none",
+                "flips": [
+                    {"png": flip.png, "text": f"{called(flip.truth)}: {called(flip.before)} → {called(flip.after)}", "number": flip.index}
+                    for flip in one.flips
+                ],
+            }
+        )
+    return found
+
+
+def _across(results: Sequence[Result]) -> str | None:
+    """Why no section is compared with another; None for a single one."""
+    if len(results) < 2:
+        return None
+    apart = sorted({name for one, other in itertools.combinations(results, 2) for name in differences(one.machine, other.machine)})
+    told = f"these machines are unlike ({', '.join(apart)})" if apart else "they were not measured side by side"
+    return f"No speedup is given from one section to another: {told}. Each speedup is that within its own section."
 
 
 def _listed(fact: Any) -> str:

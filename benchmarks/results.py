@@ -14,27 +14,41 @@ import re
 import types
 import typing
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from .accuracy import Comparison, ScoreInterval
 from .errors import BenchmarkError
-from .statistics import Latency, Speedup
+from .gauges import Turn
+from .pictures import Flip
+from .statistics import Interval, Latency, Speedup
+from .sweep import Sweep
 
 SCHEMA = "compress-benchmark"
-VERSION = 1
+VERSION = 2
 
 
 @dataclass(frozen=True, kw_only=True)
 class Measurement:
-    """What was found of one candidate. Where `reason` is not None it was not measured, and `latency`, `speedup` and `scores` are empty.
+    """What was found of one candidate. Where `reason` is not None it was not measured, and all that follows it is empty.
+
+    What could not be found out is None or empty, never estimated. Times are seconds unless their name says nanoseconds.
 
     Args:
-        file: the file's name. artifact: the artifact's hash. providers: what the runtime really used.
+        file: the file's name. artifact: the artifact's hash. facts: what its maker knows of it.
         size_bytes, gzip_bytes: bytes on disk, and after gzip.
-        scores: fractions in [0, 1], ``balanced_accuracy`` among them. agreement: fraction of images classified as the baseline does.
-        doubts: what makes the numbers doubtful, in words.
-        warmup_ns: calls before the clock counted. samples_ns: nanoseconds, by launch, round and call.
+        providers: what the runtime really used. placement: nodes per operator per provider, see `profile.Profile`.
+        load, first: from the file to a model that can be called; its first call.
+        on_device: on a GPU, one call without the way to and from host memory.
+        sweeps: other batch sizes and numbers of threads. sweep_reason: why there are none, where there should be.
+        memory_bytes: the most that a process held that only timed calls. activation_bytes: see `profile.Profile`.
+        energy: joules per image of the whole processor package. peak_share: of the machine's float32 matrix product, `Result.peak`.
+        scores: fractions in [0, 1], ``balanced_accuracy`` among them; intervals: the same names, with bounds.
+        agreement: fraction of images classified as the baseline does. comparison, flips: what is read differently than by the baseline.
+        doubts: what makes the latency doubtful, in words.
+        warmup_ns: calls before the clock counted. samples_ns: nanoseconds, by launch, round and call. turns: one per launch and round.
+        load_ns, first_ns: one per launch. device_ns: by launch and call.
     """
 
     name: str
@@ -47,14 +61,36 @@ class Measurement:
     size_bytes: int
     gzip_bytes: int
     reason: str | None
-    providers: tuple[str, ...]
-    latency: Latency | None
-    speedup: Speedup | None
-    scores: Mapping[str, float]
-    agreement: float | None
-    doubts: tuple[str, ...]
-    warmup_ns: tuple[int, ...]
-    samples_ns: tuple[tuple[tuple[int, ...], ...], ...]
+    providers: tuple[str, ...] = ()
+    placement: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    latency: Latency | None = None
+    speedup: Speedup | None = None
+    load: Interval | None = None
+    first: Interval | None = None
+    on_device: Interval | None = None
+    sweeps: tuple[Sweep, ...] = ()
+    sweep_reason: str | None = None
+    memory_bytes: int | None = None
+    activation_bytes: int | None = None
+    energy: float | None = None
+    peak_share: float | None = None
+    scores: Mapping[str, float] = field(default_factory=dict)
+    intervals: Mapping[str, ScoreInterval] = field(default_factory=dict)
+    agreement: float | None = None
+    comparison: Comparison | None = None
+    flips: tuple[Flip, ...] = ()
+    doubts: tuple[str, ...] = ()
+    warmup_ns: tuple[int, ...] = ()
+    samples_ns: tuple[tuple[tuple[int, ...], ...], ...] = ()
+    turns: tuple[Turn, ...] = ()
+    load_ns: tuple[int, ...] = ()
+    first_ns: tuple[int, ...] = ()
+    device_ns: tuple[tuple[int, ...], ...] = ()
+
+    @property
+    def throughput(self) -> Sweep | None:
+        """The point of the sweeps at which it reads the most images per second."""
+        return max(self.sweeps, key=lambda sweep: sweep.images_per_second, default=None)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,8 +98,10 @@ class Result:
     """One benchmark on one machine.
 
     Args:
-        created: UTC, ISO 8601. machine: see `machine_facts`. data: name, fingerprint and number of images.
+        created: UTC, ISO 8601. machine: see `machine_facts`. data: name, fingerprint, number of images, and names of the classes.
         settings: those of `BenchmarkConfig`, and the rule for the warm-up.
+        peak: multiply-accumulates per second of a float32 matrix product on as many threads; None where it could not be measured.
+        energy: where the energy comes from, or why there is none.
         baseline: the index in `measurements` that speedups, drops and agreement refer to.
     """
 
@@ -71,6 +109,8 @@ class Result:
     machine: Mapping[str, Any]
     data: Mapping[str, Any]
     settings: Mapping[str, Any]
+    peak: float | None
+    energy: str
     baseline: int
     measurements: tuple[Measurement, ...]
 
@@ -134,7 +174,9 @@ def _build(hint: Any, raw: Any, where: str) -> Any:
             raise TypeError(f"{where} lacks or does not know {', '.join(sorted(raw.keys() ^ hints.keys()))}")
         return typing.cast(Any, hint)(**{name: _build(hints[name], value, f"{where}.{name}") for name, value in raw.items()})
     if origin is tuple and isinstance(raw, list):
-        return tuple(_build(arguments[0], value, f"{where}[{index}]") for index, value in enumerate(raw))
+        kinds = arguments[:1] * len(raw) if arguments[-1] is Ellipsis else arguments
+        if len(kinds) == len(raw):
+            return tuple(_build(kind, value, f"{where}[{index}]") for index, (kind, value) in enumerate(zip(kinds, raw, strict=True)))
     if origin is Mapping and isinstance(raw, dict):
         return {name: _build(arguments[1], value, f"{where}.{name}") for name, value in raw.items()}
     if origin is types.UnionType:  # only `X | None` occurs

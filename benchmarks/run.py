@@ -13,68 +13,28 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from . import cost
 from .errors import BenchmarkError
+from .gauges import energy_source
 from .machine import machine_facts
-from .results import Measurement, Result
+from .peak import gemm_peak
+from .records import Answers, BenchmarkConfig, Record, Score, measurement
+from .results import Result
 from .runtimes import Candidate
-from .statistics import MOST_LAUNCHES, latency, speedup
+from .sweep import points_of
 from .worker import WARM_RULE, Worker
 
-Score = Callable[[np.ndarray, np.ndarray, int], dict[str, float]]
 Progress = Callable[[str, int, int], None]
+Pairs = list[tuple[Worker, Record]]
 
 PREDICT_BATCH = 256
 DISTINCT_INPUTS = 32  # timed calls cycle over so many different inputs
-
-
-@dataclass(frozen=True, kw_only=True)
-class BenchmarkConfig:
-    """How to measure.
-
-    Args:
-        threads: CPU threads of each runtime. batch: images per timed call.
-        launches: fresh processes per candidate, 2 to 30. rounds: turns per launch. samples: timed calls per turn.
-        seed: of the order of turns and the choice of timed images.
-
-    Raises:
-        BenchmarkError: a value out of range.
-    """
-
-    threads: int = 1
-    batch: int = 1
-    launches: int = 5
-    rounds: int = 4
-    samples: int = 50
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        for name in ("threads", "batch", "rounds", "samples"):
-            if getattr(self, name) < 1:
-                raise BenchmarkError(f"{name} (={getattr(self, name)}) must be at least 1; leave it out for the default")
-        if not 2 <= self.launches <= MOST_LAUNCHES:
-            raise BenchmarkError(f"launches (={self.launches}) must lie in 2 to {MOST_LAUNCHES}; an interval needs two, 5 is the default")
-        if self.seed < 0:
-            raise BenchmarkError(f"seed (={self.seed}) must not be negative; 0 is the default")
-
-
-@dataclass
-class _Record:
-    """What has been gathered of one candidate so far."""
-
-    reason: str | None = None
-    providers: list[str] = field(default_factory=list)
-    predictions: list[np.ndarray] = field(default_factory=list)
-    warmup: list[np.ndarray] = field(default_factory=list)
-    unsteady: int = 0
-    samples: list[np.ndarray] = field(default_factory=list)
 
 
 def run_benchmark(
@@ -103,41 +63,48 @@ def run_benchmark(
         BenchmarkError: as the module says.
     """
     _check(candidates, images, labels)
-    index = _baseline_index(candidates, baseline)
-    records = [_Record() for _ in candidates]
+    index = baseline_index(candidates, baseline)
+    records = [Record(candidate=one, points=points_of(one, config.threads) if config.sweeps else []) for one in candidates]
     generator = np.random.default_rng(config.seed)
     picked = generator.integers(0, len(images), (DISTINCT_INPUTS, config.batch))
     inputs = [np.ascontiguousarray(images[pick]) for pick in picked]
-    machine, created = machine_facts(), datetime.now(UTC).isoformat(timespec="seconds")
+    machine, created, peak = machine_facts(), datetime.now(UTC).isoformat(timespec="seconds"), gemm_peak(config.threads)
     order = np.arange(len(candidates))
     for launch in range(config.launches):
         # A file against itself, always started first and barely warmed up, came out 0.6% slower in 23 of 24 benchmarks. So the order is
         # drawn anew for every second launch and reversed in the next: that takes such an effect out of the mean and into the interval.
         order = order[::-1] if launch % 2 else generator.permutation(len(candidates))
         with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
-            pairs = []
+            pairs: Pairs = []
             for number in order.tolist():
-                if records[number].reason is None:
+                record = records[number]
+                if record.reason is None:
                     log = Path(folder, str(number))
-                    worker = Worker(candidates[number], inputs=inputs, classes=classes, threads=config.threads, log=log)
-                    pairs.append((stack.enter_context(worker), records[number]))
+                    worker = Worker(record.candidate, inputs=inputs, classes=classes, threads=config.threads, log=log)
+                    pairs.append((stack.enter_context(worker), record))
+            for worker, _ in pairs:
+                worker.receive()  # imports, all at once
             for worker, record in pairs:
-                record.providers = worker.receive() or []
+                record.facts += [facts] if (facts := worker.ask("open")) else []
             if launch == 0:
                 _predict(pairs, images, progress)
             _time(pairs, launch, config, generator, progress)
             for worker, record in pairs:
                 record.reason = worker.reason
+            # Nothing from here on can disturb the comparison, or undo it where it fails.
+            _look_around(pairs, launch, config, generator, progress)
+    data = {**data, "images": len(images), "classes": classes, "shape": list(images.shape[1:])}
+    answers = Answers(images=images, labels=labels, classes=classes, score=score, seed=config.seed)
+    measurements = tuple(measurement(record, records[index], answers, config, peak) for record in records)
     return Result(
         created=created,
         machine=machine,
-        data={**data, "images": len(images), "classes": classes, "shape": list(images.shape[1:])},
+        data=data,
         settings={**asdict(config), "warm_up": WARM_RULE},
+        peak=peak,
+        energy=energy_source(),
         baseline=index,
-        measurements=tuple(
-            _measurement(candidate, record, records[index], labels, classes, score, config)
-            for candidate, record in zip(candidates, records, strict=True)
-        ),
+        measurements=measurements,
     )
 
 
@@ -156,7 +123,8 @@ def _check(candidates: Sequence[Candidate], images: np.ndarray, labels: np.ndarr
         raise BenchmarkError(f"labels (={labels.shape}) must be one per image, ({len(images)},); hand in the labels of the same images")
 
 
-def _baseline_index(candidates: Sequence[Candidate], name: str) -> int:
+def baseline_index(candidates: Sequence[Candidate], name: str) -> int:
+    """The candidate called `name`; where several runtimes have it, ONNX Runtime's on the CPU."""
     named = [index for index, candidate in enumerate(candidates) if candidate.name == name]
     if not named:
         known = ", ".join(candidate.name for candidate in candidates) or "none"
@@ -165,7 +133,7 @@ def _baseline_index(candidates: Sequence[Candidate], name: str) -> int:
     return (onnx or named)[0]
 
 
-def _predict(pairs: list[tuple[Worker, _Record]], images: np.ndarray, progress: Progress | None) -> None:
+def _predict(pairs: Pairs, images: np.ndarray, progress: Progress | None) -> None:
     for start in range(0, len(images), PREDICT_BATCH):
         for worker, _ in pairs:
             worker.send("predict", images[start : start + PREDICT_BATCH])
@@ -177,11 +145,9 @@ def _predict(pairs: list[tuple[Worker, _Record]], images: np.ndarray, progress: 
             progress("test images read", min(start + PREDICT_BATCH, len(images)), len(images))
 
 
-def _time(
-    pairs: list[tuple[Worker, _Record]], launch: int, config: BenchmarkConfig, generator: np.random.Generator, progress: Progress | None
-) -> None:
+def _time(pairs: Pairs, launch: int, config: BenchmarkConfig, generator: np.random.Generator, progress: Progress | None) -> None:
     for worker, record in pairs:
-        answer = worker.ask("warm up")
+        answer = worker.ask("warm_up")
         if answer is not None:
             record.warmup.append(answer[0])
             record.unsteady += not answer[1]
@@ -192,36 +158,29 @@ def _time(
             if answer is not None:
                 record.warmup.append(answer[0])
                 record.samples.append(answer[1])
+                record.turns.append(answer[2])
         if progress:
             progress("rounds", launch * config.rounds + turn + 1, config.launches * config.rounds)
 
 
-def _measurement(
-    candidate: Candidate, record: _Record, baseline: _Record, labels: np.ndarray, classes: int, score: Score, config: BenchmarkConfig
-) -> Measurement:
-    measured, comparable = record.reason is None, record.reason is None and baseline.reason is None
-    size, zipped = cost.sizes(candidate.path)
-    shape = (config.launches, config.rounds, config.samples)
-    samples = np.concatenate(record.samples).reshape(shape) if measured else np.empty((0, 0, 0), np.int64)
-    predictions = np.concatenate(record.predictions) if measured else None
-    doubts = [f"never became steady in {record.unsteady} of {config.launches} warm-ups"] if record.unsteady else []
-    return Measurement(
-        name=candidate.name,
-        runtime=candidate.runtime,
-        device=candidate.device,
-        stage=candidate.stage,
-        artifact=candidate.artifact,
-        file=candidate.path.name,
-        facts=dict(candidate.facts),
-        size_bytes=size,
-        gzip_bytes=zipped,
-        reason=record.reason,
-        providers=tuple(record.providers),
-        latency=latency(samples) if measured else None,
-        speedup=speedup(np.concatenate(baseline.samples).reshape(shape), samples) if comparable else None,
-        scores=score(labels, predictions, classes) if predictions is not None else {},
-        agreement=float(np.mean(predictions == np.concatenate(baseline.predictions))) if comparable else None,
-        doubts=tuple(doubts),
-        warmup_ns=tuple(np.concatenate(record.warmup).tolist()) if record.warmup else (),
-        samples_ns=tuple(tuple(map(tuple, launch)) for launch in list(samples.tolist())),
-    )
+def _look_around(pairs: Pairs, launch: int, config: BenchmarkConfig, generator: np.random.Generator, progress: Progress | None) -> None:
+    """What is measured beside the comparison, in the same processes after it: memory, time on the GPU, placement, sweeps."""
+    for number in generator.permutation(len(pairs)):
+        worker, record = pairs[number]
+        if record.reason is not None or record.sweep_reason is not None:
+            continue
+        memory = worker.ask("memory")
+        if launch and memory is not None:  # the first launch also read the test images, in large batches
+            record.memory.append(memory)
+        device = worker.ask("on_device", config.samples)
+        if device is not None and len(device):
+            record.device.append(device)
+        if launch == 0:
+            record.profile = worker.ask("profile")
+        if record.points:
+            answer = worker.ask("sweep", record.points)
+            if answer is not None:
+                record.sweeps.append(answer)
+        record.sweep_reason = worker.reason
+    if progress:
+        progress("sweeps", launch + 1, config.launches)

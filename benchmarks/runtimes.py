@@ -3,13 +3,24 @@
 What every runtime gives back is the same: ``predict(images)`` with uint8 ``(B, C, H, W)`` in, float32 ``(B, K)`` out, both in host
 memory. So a call is over when it returns, also on a GPU, and what the clock sees is the whole way from raw pixels to logits.
 
+======================  =========  ==================================================================================
+onnxruntime             cpu, cuda  an ``.onnx`` file
+openvino                cpu        an ``.onnx`` file, in float32 where the file is (OpenVINO's own default may be bf16)
+torch                   cpu, cuda  a network, eager, float32
+torch.compile           cpu, cuda  the same, compiled for the batch of one and once more for all others
+torch.fp16              cuda       the same in half precision
+torch.cudagraph         cuda       float32, recorded once per batch size and replayed
+======================  =========  ==================================================================================
+
 Refused: CUDA where there is none, an ONNX file with several inputs, with another image shape or number of classes than the data, or
 with a fixed batch above one. Torch networks are built by a function that the caller hands in, since this package knows no networks.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import importlib
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,10 +30,18 @@ import numpy as np
 from .errors import BenchmarkError
 
 Predict = Callable[[np.ndarray], np.ndarray]
-Load = Callable[[Path, str, int], Predict]
+OnDevice = Callable[[np.ndarray, int], np.ndarray]
+Load = Callable[[Path], tuple[Any, Any]]
 
-RUNTIMES = ("onnxruntime", "torch")
-DEVICES = ("cpu", "cuda")
+BOTH = ("cpu", "cuda")
+RUNTIMES: Mapping[str, tuple[str, ...]] = {
+    "onnxruntime": BOTH,
+    "openvino": ("cpu",),
+    "torch": BOTH,
+    "torch.compile": BOTH,
+    "torch.fp16": ("cuda",),
+    "torch.cudagraph": ("cuda",),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,15 +51,15 @@ class Candidate:
     Args:
         name: what the variant is called, e.g. ``"int8 static"``; name, runtime and device together are unique in a benchmark.
         path: an ``.onnx`` file, or for torch an artifact's folder.
-        runtime: ``"onnxruntime"`` or ``"torch"``.
-        device: ``"cpu"`` or ``"cuda"``.
+        runtime, device: as the module's table has them.
         stage: the stage that wrote the file, e.g. ``"quantize"``.
         artifact: the artifact's hash.
         facts: what its maker knows of it, e.g. ``params``, ``nonzeros``, ``macs``; passed through to the report.
-        load: for torch, a module-level function ``load(path, device, threads)`` that returns the predict function.
+        load: for torch, a module-level function ``load(path)`` that returns two modules on the CPU: one from uint8 images to the network's
+            float32 input, and the network, to logits.
 
     Raises:
-        BenchmarkError: an unknown runtime or device, or torch without ``load``.
+        BenchmarkError: an unknown runtime, a device it does not run on, or torch without ``load``.
     """
 
     name: str
@@ -55,35 +74,78 @@ class Candidate:
     def __post_init__(self) -> None:
         if self.runtime not in RUNTIMES:
             raise BenchmarkError(f"runtime (={self.runtime}) of '{self.name}' is unknown; choose one of {', '.join(RUNTIMES)}")
-        if self.device not in DEVICES:
-            raise BenchmarkError(f"device (={self.device}) of '{self.name}' is unknown; choose one of {', '.join(DEVICES)}")
-        if self.runtime == "torch" and self.load is None:
+        if self.device not in RUNTIMES[self.runtime]:
+            known = " or ".join(RUNTIMES[self.runtime])
+            raise BenchmarkError(f"device (={self.device}) of '{self.name}' must be {known} for {self.runtime}; choose that")
+        if self.library == "torch" and self.load is None:
             raise BenchmarkError(f"load (=None) of '{self.name}' must be a function for torch; hand in one that builds the network")
 
+    @property
+    def library(self) -> str:
+        """The Python package that the runtime is part of."""
+        return self.runtime.partition(".")[0]
 
-def open_model(candidate: Candidate, shape: tuple[int, int, int], classes: int, threads: int) -> tuple[Predict, list[str]]:
-    """Open a candidate's file.
+
+@dataclass(frozen=True, kw_only=True)
+class Opened:
+    """A model that is ready.
+
+    Args:
+        providers: what the runtime really computes with.
+        load_ns: from the file to a model that can be called. first_ns: the first call, of one image.
+        on_device: on a GPU, ``on_device(images, calls)`` gives int64 nanoseconds per call without the way to and from host memory.
+    """
+
+    predict: Predict
+    providers: tuple[str, ...]
+    load_ns: int
+    first_ns: int
+    on_device: OnDevice | None = None
+
+
+def import_runtime(candidate: Candidate) -> None:
+    """Import the library, so that the time to load a model holds the model only.
+
+    Raises:
+        BenchmarkError: it is not installed.
+    """
+    try:
+        importlib.import_module(candidate.library)
+    except ModuleNotFoundError:
+        raise BenchmarkError(f"{candidate.library} is not installed") from None
+
+
+def open_model(candidate: Candidate, shape: tuple[int, int, int], classes: int, threads: int) -> Opened:
+    """Open a candidate's file and check what it gives.
 
     Args:
         shape: ``(C, H, W)`` of the images it will get.
         classes: K, the number of logits it must give per image.
         threads: CPU threads of the runtime.
 
-    Returns:
-        The predict function and the execution providers that the runtime really uses.
-
     Raises:
         BenchmarkError: as the module says. Errors of the runtime itself, e.g. on a truncated file, pass through.
     """
     if not candidate.path.exists():
         raise BenchmarkError(f"path (={candidate.path}) does not exist; export the model first")
-    if candidate.runtime == "onnxruntime":
+    import_runtime(candidate)
+    on_device, begin = None, time.perf_counter_ns()
+    if candidate.library == "onnxruntime":
         predict, providers = _open_onnx(candidate, shape, threads)
+    elif candidate.library == "openvino":
+        predict, providers = _open_openvino(candidate, shape, threads), ("OpenVINO CPU",)
     else:
-        predict, providers = _open_torch(candidate, threads), [candidate.device]
+        from .torchnets import open_network
 
+        assert candidate.load is not None
+        predict, on_device = open_network(candidate.load, candidate.path, candidate.runtime, candidate.device, threads)
+        providers = (candidate.device,)
+    opened = time.perf_counter_ns()
+    logits = predict(np.zeros((1, *shape), np.uint8))
+    first_ns = time.perf_counter_ns() - opened
+    check_logits(logits, 1, classes)
     check_logits(predict(np.zeros((2, *shape), np.uint8)), 2, classes)
-    return predict, providers
+    return Opened(predict=predict, providers=providers, load_ns=opened - begin, first_ns=first_ns, on_device=on_device)
 
 
 def check_logits(logits: np.ndarray, count: int, classes: int) -> np.ndarray:
@@ -95,17 +157,8 @@ def check_logits(logits: np.ndarray, count: int, classes: int) -> np.ndarray:
     return logits
 
 
-def _open_torch(candidate: Candidate, threads: int) -> Predict:
-    if candidate.device == "cuda":
-        import torch
-
-        if not torch.cuda.is_available():
-            raise BenchmarkError("no CUDA device")
-    assert candidate.load is not None
-    return candidate.load(candidate.path, candidate.device, threads)
-
-
-def _open_onnx(candidate: Candidate, shape: tuple[int, int, int], threads: int) -> tuple[Predict, list[str]]:
+def onnx_session(candidate: Candidate, threads: int, profile: Path | None = None) -> Any:
+    """A session of ONNX Runtime on the candidate's device; with `profile`, one that writes its profile under that name."""
     import onnxruntime
 
     wanted = "CUDAExecutionProvider" if candidate.device == "cuda" else "CPUExecutionProvider"
@@ -115,33 +168,83 @@ def _open_onnx(candidate: Candidate, shape: tuple[int, int, int], threads: int) 
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.log_severity_level = 3  # errors only: warnings about the graph would be mistaken for the reason of a failure
+    if profile is not None:
+        options.enable_profiling = True
+        options.profile_file_prefix = str(profile)
     session = onnxruntime.InferenceSession(str(candidate.path), options, providers=list(dict.fromkeys([wanted, "CPUExecutionProvider"])))
     if wanted not in session.get_providers():  # onnxruntime falls back to the CPU without an error
         raise BenchmarkError("no CUDA device")
-    return _onnx_predict(session, shape), session.get_providers()
+    return session
 
 
-def _onnx_predict(session: Any, shape: tuple[int, int, int]) -> Predict:
-    inputs = session.get_inputs()
-    if len(inputs) != 1:
-        raise BenchmarkError(
-            f"inputs (={', '.join(i.name for i in inputs)}) must be one batch of images; export the network with one input"
+def _open_onnx(candidate: Candidate, shape: tuple[int, int, int], threads: int) -> tuple[Predict, tuple[str, ...]]:
+    session = onnx_session(candidate, threads)
+    inputs = [(one.name, one.shape, one.type) for one in session.get_inputs()]
+    batch, scale = _check_input(inputs, shape)
+    name = inputs[0][0]
+    return _adapt(lambda images: session.run(None, {name: images})[0], batch, scale), tuple(session.get_providers())
+
+
+def _open_openvino(candidate: Candidate, shape: tuple[int, int, int], threads: int) -> Predict:
+    import openvino
+
+    core = openvino.Core()
+    model = core.read_model(candidate.path)
+    kinds = {"u8": "tensor(uint8)", "f32": "tensor(float)"}
+    inputs = [
+        (
+            one.get_any_name(),
+            [d.get_length() if d.is_static else str(d) for d in one.get_partial_shape()],
+            kinds.get(one.get_element_type().get_type_name(), one.get_element_type().get_type_name()),
         )
-    name, expected, kind = inputs[0].name, inputs[0].shape, inputs[0].type
+        for one in model.inputs
+    ]
+    batch, scale = _check_input(inputs, shape)
+    settings = {"INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
+    requests: dict[int, Any] = {}
+
+    def request_for(count: int) -> Any:
+        # For each batch size one model of fixed shape: OpenVINO's kernels for a free batch are the slower ones.
+        if count not in requests:
+            model.reshape([count, *shape])
+            requests[count] = core.compile_model(model, "CPU", settings).create_infer_request()
+        return requests[count]
+
+    def run(images: np.ndarray) -> np.ndarray:
+        request = request_for(len(images))
+        request.infer([images], share_inputs=True)
+        return request.get_output_tensor(0).data.copy()
+
+    request_for(1)  # so that compiling counts as loading, not as the first call
+    return _adapt(run, batch, scale)
+
+
+def _check_input(inputs: Sequence[tuple[str, Sequence[Any], str]], shape: tuple[int, int, int]) -> tuple[Any, bool]:
+    """Refuse a file whose inputs, each a name, a shape and a type, are not one batch of such images.
+
+    Gives back its batch dimension, and whether it takes float pixels in [0, 1] rather than uint8.
+    """
+    if len(inputs) != 1:
+        names = ", ".join(name for name, _, _ in inputs)
+        raise BenchmarkError(f"inputs (={names}) must be one batch of images; export the network with one input")
+    _, expected, kind = inputs[0]
     if len(expected) != 4 or any(isinstance(e, int) and e != s for e, s in zip(expected[1:], shape, strict=True)):
         raise BenchmarkError(
             f"input shape (={tuple(expected)}) does not fit images of shape {shape}; measure with the data it was made for"
         )
     if kind not in ("tensor(uint8)", "tensor(float)"):
         raise BenchmarkError(f"input type (={kind}) must be tensor(uint8), or tensor(float) in [0, 1]; export with `compress export-onnx`")
-
-    def run(images: np.ndarray) -> np.ndarray:
-        if kind == "tensor(float)":
-            images = images.astype(np.float32) / np.float32(255)
-        return session.run(None, {name: images})[0]
-
-    if not isinstance(expected[0], int):
-        return run
-    if expected[0] != 1:
+    if isinstance(expected[0], int) and expected[0] != 1:
         raise BenchmarkError(f"input batch (={expected[0]}) must be free or 1; export with a dynamic batch dimension")
-    return lambda images: np.concatenate([run(images[i : i + 1]) for i in range(len(images))])
+    return expected[0], kind == "tensor(float)"
+
+
+def _adapt(run: Predict, batch: Any, scale: bool) -> Predict:
+    """A runtime's own call as one that takes uint8 images in batches of any size."""
+
+    def whole(images: np.ndarray) -> np.ndarray:
+        return run(images.astype(np.float32) / np.float32(255) if scale else images)
+
+    if not isinstance(batch, int):
+        return whole
+    return lambda images: np.concatenate([whole(images[i : i + 1]) for i in range(len(images))])

@@ -12,6 +12,7 @@ intervals over launches.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -44,6 +45,27 @@ class Speedup:
     value: float
     low: float
     high: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Interval:
+    """A figure taken once per launch: the median, and bounds that hold the true one with 95% confidence."""
+
+    value: float
+    low: float
+    high: float
+
+
+def over_launches(values: Sequence[float]) -> Interval | None:
+    """Summarise positive values, one per launch, in whatever unit they have; None for fewer than two, which bound nothing.
+
+    1 and 2 give 1.41 (the median on the scale of ratios, on which the interval is even), between 0.017 and 116.
+    """
+    if len(values) < 2:
+        return None
+    logs = np.log(np.asarray(values, float))
+    middle, margin = float(np.median(logs)), _mean_and_margin(logs)[1]
+    return Interval(value=math.exp(middle), low=math.exp(middle - margin), high=math.exp(middle + margin))
 
 
 def latency(nanoseconds: np.ndarray) -> Latency:

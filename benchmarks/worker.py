@@ -13,6 +13,7 @@ import os
 import re
 import signal
 import time
+from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
 from types import TracebackType
@@ -20,7 +21,10 @@ from typing import Any
 
 import numpy as np
 
-from .runtimes import Candidate, Predict, check_logits, open_model
+from .gauges import Turn, Watch, clock_step, peak_memory
+from .profile import Profile, profile_onnx
+from .runtimes import Candidate, OnDevice, Opened, Predict, check_logits, import_runtime, open_model
+from .sweep import Point, calls_within
 
 WARM_BLOCK_SECONDS, WARM_LEAST, WARM_MOST, WARM_SECONDS, WARM_GAIN = 0.05, 4, 100, 10.0, 0.02
 WARM_RULE = (
@@ -31,7 +35,10 @@ WAKE_CALLS = 5  # untimed calls at the start of a round: the other candidates ha
 
 
 class Worker:
-    """One candidate's process, seen from the parent. Once it has failed, `reason` says why and every answer is None."""
+    """One candidate's process, seen from the parent; the first answer, True, comes unasked once its runtime is imported.
+
+    Once it has failed, `reason` says why and every answer is None.
+    """
 
     def __init__(self, candidate: Candidate, *, inputs: list[np.ndarray], classes: int, threads: int, log: Path) -> None:
         context = multiprocessing.get_context("spawn")  # fork would carry the parent's runtime threads over in an undefined state
@@ -92,31 +99,90 @@ def reason_in(log: str) -> str:
 
 
 def serve(pipe: Connection, log: str) -> None:
-    """The worker's main function: opens the model, then answers commands until the pipe closes.
-
-    Commands: ``("predict", images)`` gives int64 class indices ``(B,)``; ``("warm up",)`` and ``("time", first, calls)`` give int64
-    nanoseconds, one per call, the latter after a few untimed ones that it gives first.
-    """
+    """The worker's main function: loads the runtime, then answers commands until the pipe closes; see `Session` for them."""
     with Path(log).open("wb") as sink:
         os.dup2(sink.fileno(), 1)
         os.dup2(sink.fileno(), 2)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides, and closes the pipe
     candidate, inputs, classes, threads = pipe.recv()
-    predict, providers = open_model(candidate, inputs[0].shape[1:], classes, threads)
-    pipe.send(providers)
+    import_runtime(candidate)
+    session = Session(candidate, inputs, classes, threads)
+    pipe.send(True)
     while True:
         try:
             command, *arguments = pipe.recv()
         except EOFError:
             return
-        if command == "predict":
-            (images,) = arguments
-            pipe.send(check_logits(predict(images), len(images), classes).argmax(axis=1).astype(np.int64))
-        elif command == "warm up":
-            pipe.send(warm_up(predict, inputs))
-        else:
-            first, calls = arguments
-            pipe.send((time_calls(predict, inputs, first, WAKE_CALLS), time_calls(predict, inputs, first, calls)))
+        pipe.send(getattr(session, command)(*arguments))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Facts:
+    """What opening a model told; see `Opened`. `clock_step` is in nanoseconds."""
+
+    providers: tuple[str, ...]
+    load_ns: int
+    first_ns: int
+    clock_step: int
+
+
+class Session:
+    """What a worker answers: each public method is a command of the parent's. `open` comes first."""
+
+    def __init__(self, candidate: Candidate, inputs: list[np.ndarray], classes: int, threads: int) -> None:
+        self._candidate, self._inputs, self._classes, self._threads = candidate, inputs, classes, threads
+        self._shape = inputs[0].shape[1:]
+        self._model: Opened | None = None
+
+    def open(self) -> Facts:
+        """Load the file; workers do so in turn, so that none of the times is another's doing."""
+        model = self._model = open_model(self._candidate, self._shape, self._classes, self._threads)
+        return Facts(providers=model.providers, load_ns=model.load_ns, first_ns=model.first_ns, clock_step=clock_step())
+
+    def predict(self, images: np.ndarray) -> np.ndarray:
+        """Class indices, int64 ``(B,)``."""
+        return check_logits(self._predict(images), len(images), self._classes).argmax(axis=1).astype(np.int64)
+
+    def warm_up(self) -> tuple[np.ndarray, bool]:
+        """All samples, int64 nanoseconds, and whether calls became steady."""
+        return warm_up(self._predict, self._inputs)
+
+    def time(self, first: int, calls: int) -> tuple[np.ndarray, np.ndarray, Turn]:
+        """A few untimed calls, then `calls` timed ones, int64 nanoseconds each, and what the system said meanwhile."""
+        woken = time_calls(self._predict, self._inputs, first, WAKE_CALLS)
+        watch = Watch()
+        return woken, time_calls(self._predict, self._inputs, first, calls), watch.stop()
+
+    def memory(self) -> int | None:
+        """Bytes, the most so far."""
+        return peak_memory()
+
+    def on_device(self, calls: int) -> np.ndarray:
+        """int64 nanoseconds per call on the GPU alone; none where there is no GPU to time by itself."""
+        time_on: OnDevice | None = self._model.on_device if self._model else None
+        return time_on(self._inputs[0], calls) if time_on else np.empty(0, np.int64)
+
+    def profile(self) -> Profile | None:
+        """Where the nodes run, for ONNX Runtime."""
+        return profile_onnx(self._candidate, self._shape) if self._candidate.runtime == "onnxruntime" else None
+
+    def sweep(self, points: list[Point]) -> list[np.ndarray]:
+        """For each batch and number of threads int64 nanoseconds ``(calls,)``, after one call that does not count."""
+        pool, threads, found = np.concatenate(self._inputs), self._threads, []
+        for batch, wanted in points:
+            if wanted != threads:
+                self._model = None  # its threads must end before others begin
+                self._model, threads = open_model(self._candidate, self._shape, self._classes, wanted), wanted
+            images = pool.take(range(batch), axis=0, mode="wrap")
+            time_calls(self._predict, [images], 0, 1)
+            trial = time_calls(self._predict, [images], 0, 1)
+            found.append(np.concatenate([trial, time_calls(self._predict, [images], 0, calls_within(int(trial[0])))]))
+        return found
+
+    @property
+    def _predict(self) -> Predict:
+        assert self._model is not None, "open comes first"
+        return self._model.predict
 
 
 def time_calls(predict: Predict, inputs: list[np.ndarray], first: int, calls: int) -> np.ndarray:

@@ -29,6 +29,9 @@ if TYPE_CHECKING:
     from .measure import Outcome
 
 USER_ERRORS = (CompressError, TrainError, ModelError, BenchmarkError)
+# What a board does without: numpy, onnxruntime and click are enough to predict, benchmark, compare and verify.
+OPTIONAL = {name: name for name in ("torch", "torchvision", "onnx", "onnxscript", "safetensors", "matplotlib", "jinja2")}
+OPTIONAL |= {"sklearn": "scikit-learn", "PIL": "pillow"}
 NETWORK_STAGES = ("train", "import", "prune")
 GRAPH_STAGES = ("export", "quantize")
 
@@ -158,7 +161,22 @@ def quantize(mode: str | None, method: str | None, per_channel: bool | None, ima
 @run_options
 @out_option
 @benchmark_options
-def benchmark(files: tuple[Path, ...], threads: int | None, rounds: int | None, samples: int | None, **shared: Any) -> None:
+@click.option(
+    "--runtime",
+    "runtimes",
+    multiple=True,
+    metavar="NAME",
+    help="onnxruntime, openvino, torch, torch.compile, or all.  [default: onnxruntime and torch]",
+)
+def benchmark(
+    files: tuple[Path, ...],
+    threads: int | None,
+    rounds: int | None,
+    samples: int | None,
+    quick: bool,
+    runtimes: tuple[str, ...],
+    **shared: Any,
+) -> None:
     """Measure variants side by side: accuracy on the test images, latency, size.
 
     FILES are .onnx files or folders of artifacts; without any, all variants of the newest network are measured.
@@ -168,12 +186,13 @@ def benchmark(files: tuple[Path, ...], threads: int | None, rounds: int | None, 
               compress benchmark old.onnx new.onnx --data path/to/folder
     """
     from .benchmarks.run import BenchmarkConfig
-    from .measure import measure
+    from .measure import USUAL, measure
     from .opening import Options
 
     options = Options(**shared)
-    config = options.load_recipe().stage(BenchmarkConfig, "benchmark", threads=threads, rounds=rounds, samples=samples, seed=options.seed)
-    _show(measure(options, files, config), options.as_json)
+    settings = {"threads": threads, "rounds": rounds, "samples": samples, "sweeps": False if quick else None, "seed": options.seed}
+    config = options.load_recipe().stage(BenchmarkConfig, "benchmark", **settings)
+    _show(measure(options, files, config, runtimes or USUAL), options.as_json)
 
 
 @cli.command()
@@ -184,7 +203,7 @@ def benchmark(files: tuple[Path, ...], threads: int | None, rounds: int | None, 
 @click.option("--json", "as_json", is_flag=True, help="Print the verdict as one JSON object.")
 @report_options
 def report(results: tuple[Path, ...], model: str | None, runs: Path, out: Path | None, as_json: bool, **limits: Any) -> None:
-    """Say which variant to ship and why, as HTML and Markdown.
+    """Say which variant to ship and why, as HTML, Markdown, CSV and JSON.
 
     RESULTS are benchmark.json files, also of several machines.
 
@@ -211,6 +230,7 @@ def run(
     threads: int | None,
     rounds: int | None,
     samples: int | None,
+    quick: bool,
     max_drop: float | None,
     max_latency: float | None,
     max_size: int | None,
@@ -227,7 +247,7 @@ def run(
 
     options = Options(**shared, resume=True)
     recipe = options.load_recipe()
-    settings = {"threads": threads, "rounds": rounds, "samples": samples}
+    settings = {"threads": threads, "rounds": rounds, "samples": samples, "sweeps": False if quick else None}
     limits = {"max_drop": max_drop, "max_latency": max_latency, "max_size": max_size}
     _tell(run_all(options, recipe, settings, limits), options.as_json)
 
@@ -254,11 +274,57 @@ def predict(files: tuple[Path, ...], onnx: Path | None, count: int | None, inver
     from .show import predictions_text
 
     picture = grid or Path("predictions.png")
-    predictions = read(Options(**shared), files, onnx, count, invert, picture)
+    predictions, drawn = read(Options(**shared), files, onnx, count, invert, picture)
     if shared["as_json"]:
-        click.echo(json.dumps({"grid": str(picture), "predictions": [dataclasses.asdict(one) for one in predictions]}, indent=1))
+        grid_name = str(picture) if drawn else None
+        click.echo(json.dumps({"grid": grid_name, "predictions": [dataclasses.asdict(one) for one in predictions]}, indent=1))
     else:
-        click.echo(f"{predictions_text(predictions)}\npicture: {picture}")
+        click.echo(f"{predictions_text(predictions)}\npicture: {picture if drawn else 'none, matplotlib is not installed here'}")
+
+
+@cli.command()
+@click.argument("old", type=PATH)
+@click.argument("new", type=PATH)
+@click.option("--fail-if-slower", metavar="PERCENT", help="Fail where a latency surely grew by more than this, e.g. 5%.")
+@click.option("--fail-if-less-accurate", type=float, metavar="POINTS", help="Fail where surely more points of balanced accuracy were lost.")
+@click.option("--json", "as_json", is_flag=True, help="Print the comparison as one JSON object.")
+def compare(old: Path, new: Path, fail_if_slower: str | None, fail_if_less_accurate: float | None, as_json: bool) -> None:
+    """Compare two benchmarks of one machine, for CI: exit code 1 only when an interval lies wholly beyond the limit.
+
+    OLD and NEW are benchmark.json files; candidates are matched by name, runtime and device.
+
+    Example:  compress compare old.json new.json --fail-if-slower 5%
+    """
+    from .benchmarks import compare as comparing
+    from .benchmarks.results import read_results
+    from .show import table
+
+    slower = None if fail_if_slower is None else comparing.parse_percentage(fail_if_slower)
+    found = comparing.compare(read_results(old), read_results(new), slower=slower, less_accurate=fail_if_less_accurate)
+    text = "\n".join([table(comparing.rows(found)), "", *found.remarks])
+    click.echo(json.dumps(dataclasses.asdict(found) | {"fails": found.fails}, indent=1) if as_json else text)
+    if found.fails:
+        raise click.exceptions.Exit(1)
+
+
+@cli.command()
+@click.argument("folder", type=PATH)
+@click.option("--json", "as_json", is_flag=True, help="Print the proof as one JSON object.")
+def verify(folder: Path, as_json: bool) -> None:
+    """Prove again, on any machine, that a model computes what it was made to: its hash, and its logits for the images beside it.
+
+    FOLDER holds model.onnx and vectors.npz, as export-onnx and quantize wrote them. Exit code 1 when the proof fails.
+
+    Example:  compress verify board/k49
+    """
+    from .verify import proof_text
+    from .verify import verify as prove
+
+    proof = prove(folder)
+    about = {"folder": str(proof.folder), "holds": proof.holds, "checks": [dataclasses.asdict(check) for check in proof.checks]}
+    click.echo(json.dumps(about, indent=1) if as_json else proof_text(proof))
+    if not proof.holds:
+        raise click.exceptions.Exit(1)
 
 
 def main() -> int:
@@ -272,6 +338,10 @@ def main() -> int:
         return _refuse(f"{error.format_message().rstrip('.')}; see {command} --help")
     except USER_ERRORS as error:
         return _refuse(str(error))
+    except ModuleNotFoundError as error:
+        if error.name not in OPTIONAL:
+            raise
+        return _refuse(f"this needs {OPTIONAL[error.name]}, which is not installed here; pip install it, or do this on another machine")
     except OSError as error:
         if error.filename is None:
             raise

@@ -12,6 +12,8 @@
 The last three do not derive from the first because their packages stand alone; ``USER_ERRORS`` in ``compress.cli`` unites them.
 """
 
+from typing import Any
+
 
 class CompressError(ValueError):
     """Something the user can put right; the message says the name, the value, the rule and the next step."""
@@ -23,6 +25,21 @@ class ArtifactError(CompressError):
 
 class NetworkError(CompressError):
     """A model reference, factory or weights file that cannot be used."""
+
+
+def onnxruntime_errors() -> tuple[Any, ...]:
+    """What ONNX Runtime raises of a file that it cannot load or run; these share no base class below Exception."""
+    from onnxruntime.capi import onnxruntime_pybind11_state as state
+
+    return (
+        state.EPFail,
+        state.Fail,
+        state.InvalidArgument,
+        state.InvalidGraph,
+        state.InvalidProtobuf,
+        state.NotImplemented,
+        state.RuntimeException,
+    )
 
 
 def first_line(error: BaseException) -> str:

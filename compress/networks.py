@@ -98,11 +98,16 @@ def load_network(artifact: Artifact) -> nn.Module:
     return network.eval()
 
 
-def load_runner(path: Path, device: str, threads: int) -> Callable[[NDArray[np.uint8]], NDArray[np.float32]]:
-    """The network artifact in ``path`` as a function from images uint8 (B, C, H, W) to logits float32 (B, K); for the benchmark."""
-    torch.set_num_threads(threads)
+def load_parts(path: Path) -> tuple[Prepare, nn.Module]:
+    """The network artifact in ``path`` in two parts: uint8 images (B, C, H, W) to the network's input, and the network, to logits."""
     artifact = read_artifact(path, "network")
-    network = nn.Sequential(Prepare(artifact.manifest.input), load_network(artifact)).to(device).eval()
+    return Prepare(artifact.manifest.input).eval(), load_network(artifact)
+
+
+def load_runner(path: Path, device: str, threads: int) -> Callable[[NDArray[np.uint8]], NDArray[np.float32]]:
+    """The network artifact in ``path`` as a function from images uint8 (B, C, H, W) to logits float32 (B, K)."""
+    torch.set_num_threads(threads)
+    network = nn.Sequential(*load_parts(path)).to(device).eval()
 
     def run(images: NDArray[np.uint8]) -> NDArray[np.float32]:
         with torch.inference_mode():

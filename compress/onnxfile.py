@@ -13,20 +13,10 @@ from pathlib import Path
 import onnx
 import onnxruntime
 from google.protobuf.message import DecodeError, EncodeError  # type: ignore[import-untyped]
-from onnxruntime.capi import onnxruntime_pybind11_state as runtime_errors
 
-from .errors import CompressError, first_line
+from .errors import CompressError, first_line, onnxruntime_errors
 
-# ONNX Runtime's own exceptions share no base class below Exception.
-RUNTIME_ERRORS = (
-    runtime_errors.EPFail,
-    runtime_errors.Fail,
-    runtime_errors.InvalidArgument,
-    runtime_errors.InvalidGraph,
-    runtime_errors.InvalidProtobuf,
-    runtime_errors.NotImplemented,
-    runtime_errors.RuntimeException,
-)
+RUNTIME_ERRORS = onnxruntime_errors()
 
 
 def read_onnx(path: Path) -> onnx.ModelProto:

@@ -59,6 +59,7 @@ benchmark_options = _options(
     click.option("--threads", type=int, help="Threads of each runtime.  [default: 1]"),
     click.option("--rounds", type=int, help="Rounds in which all candidates take a turn, in random order."),
     click.option("--samples", type=int, help="Timed images per candidate and round."),
+    click.option("--quick", is_flag=True, help="Leave out other batch sizes and numbers of threads."),
 )
 report_options = _options(
     click.option("--max-drop", type=float, help="Balanced accuracy that may be lost, in points.  [default: 0.5]"),

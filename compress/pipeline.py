@@ -25,6 +25,7 @@ from torch import nn
 
 from . import __version__
 from .artifact import PAYLOAD, Artifact, sha256_of
+from .benchmarks.runtimes import Candidate, open_model
 from .config import ExportConfig, PruneConfig, QuantizeConfig
 from .cost import count_cost
 from .errors import CompressError
@@ -35,6 +36,7 @@ from .prune import apply_masks, magnitude_masks, sparsity_by_layer
 from .quantize import StaticConfig, quantize_dynamic, quantize_static
 from .train.fit import FitConfig, choose_device, fit, predict_logits
 from .train.metrics import score
+from .verify import TOLERANCE, write_vectors
 
 # Float32 sums in another order differ by about 1e-6 of the largest logit; a wrong graph is wrong by far more.
 PARITY_TOLERANCE = 1e-3
@@ -92,7 +94,7 @@ def prune(project: Project, parent: Artifact, config: PruneConfig, training: Fit
 
 def export(project: Project, parent: Artifact, config: ExportConfig, out: Path | None = None) -> Artifact:
     """Export ``parent`` to ONNX (uint8 in, logits out) and prove on validation images that it computes the same."""
-    key = stage_key("export", config, parent=parent.content, data=data_identity(project))
+    key = stage_key("export", config, parent=parent.content, data=data_identity(project), vectors=TOLERANCE["export"])
 
     def make(folder: Path) -> Made:
         network, prepare = load_network(parent), Prepare(parent.manifest.input)
@@ -106,6 +108,12 @@ def export(project: Project, parent: Artifact, config: ExportConfig, out: Path |
                 f"the exported graph does not compute what {parent.path} does: logits differ by {proof.largest_difference:.2g} "
                 f"on {proof.images} images, {PARITY_TOLERANCE:g} is allowed; please report this with the network"
             )
+
+        def expected(seen: NDArray[np.uint8]) -> NDArray[np.float32]:
+            with torch.inference_mode():
+                return network(prepare(torch.from_numpy(seen.copy()))).numpy()
+
+        write_vectors(folder, expected, images, TOLERANCE["export"])
         return {"parity": dataclasses.asdict(proof)}, parent.manifest.facts
 
     return run_stage(project, "graph", "export", key, config, parent, out, make)
@@ -114,19 +122,20 @@ def export(project: Project, parent: Artifact, config: ExportConfig, out: Path |
 def quantize(project: Project, parent: Artifact, config: QuantizeConfig, out: Path | None = None) -> Artifact:
     """Make int8 of an exported graph; static quantization is calibrated on stratified training images, recorded by index and hash."""
     settings: Any = config if config.mode == "static" else {"mode": "dynamic"}
-    seen = {"data": data_identity(project)} if config.mode == "static" else {}
-    key = stage_key("quantize", settings, parent=parent.content, **seen)
+    key = stage_key("quantize", settings, parent=parent.content, data=data_identity(project), vectors=TOLERANCE["quantize"])
 
     def make(folder: Path) -> Made:
         target = folder / PAYLOAD["graph"]
         if config.mode == "dynamic":
             done = quantize_dynamic(parent.payload, target)
+            _prove(project, folder)
             return {"quantized": dataclasses.asdict(done)}, parent.manifest.facts
         chosen = stratified_sample(project.data.train.labels, config.images, config.seed)
         images = project.data.train.images[chosen]
         calibration = {"indices": chosen.tolist(), "sha256": hashlib.sha256(images.tobytes()).hexdigest(), "data": project.data.fingerprint}
         (folder / "calibration.json").write_text(json.dumps(calibration) + "\n", encoding="utf-8")
         done = quantize_static(parent.payload, target, images, StaticConfig(method=config.method, per_channel=config.per_channel))
+        _prove(project, folder)
         return {
             "quantized": dataclasses.asdict(done),
             "calibration": {"images": len(chosen), "sha256": calibration["sha256"]},
@@ -166,6 +175,13 @@ def stratified_sample(labels: NDArray[np.int64], count: int, seed: int) -> NDArr
         rank[mine] = np.arange(len(mine))
     # By rank within the class, ties in random order: every class gives its first image before any gives its second.
     return np.sort(order[np.argsort(rank[order], kind="stable")][:count])
+
+
+def _prove(project: Project, folder: Path) -> None:
+    """Test vectors for an int8 file: what it answers here, as no other runtime computes in int8 what it does."""
+    candidate = Candidate(name="int8", path=folder / PAYLOAD["graph"])
+    run = open_model(candidate, project.spec.shape, project.classes, threads=1).predict
+    write_vectors(folder, run, project.data.validation.images, TOLERANCE["quantize"])
 
 
 def _new_network(project: Project) -> nn.Module:

@@ -1,18 +1,21 @@
-"""``compress predict``: which model reads which images, and what it says. Torch is loaded only if the model is a network.
+"""``compress predict``: which model reads which images, and what it says. Torch is loaded only if the model is a network; matplotlib
+only draws, and may be missing.
 
 The model is ``--onnx FILE``, ``--from ARTIFACT``, ``--weights FILE``, or the newest artifact of ``--model``; the images are files, or
 random ones of the test images, whose true labels are then known.
 """
 
+import importlib.util
 import json
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from .artifact import Artifact, InputSpec, read_artifact
 from .benchmarks.runtimes import Candidate, open_model
-from .errors import CompressError
+from .errors import CompressError, onnxruntime_errors
 from .opening import Options
 from .predict import Prediction, Runner, draw_grid, predict_images
 from .project import find_parent
@@ -22,18 +25,27 @@ from .train.formats import read_image
 READABLE = ("train", "import", "prune", "export", "quantize")
 
 
-def read(options: Options, files: Sequence[Path], onnx: Path | None, count: int | None, invert: bool, grid: Path) -> list[Prediction]:
-    """Read the images and draw the grid; raises :class:`CompressError` where there is nothing to read, or two kinds of images."""
+def read(
+    options: Options, files: Sequence[Path], onnx: Path | None, count: int | None, invert: bool, grid: Path
+) -> tuple[list[Prediction], bool]:
+    """Read the images and draw the grid; raises :class:`CompressError` where there is nothing to read, or two kinds of images.
+
+    Without matplotlib, as on a board, there is no grid; the second value says whether there is one.
+    """
     if bool(files) == bool(count):
         raise CompressError("name image files, or take --random 16 for test images; one of the two is needed")
-    if count:
-        return _read_test_images(options, onnx, count, grid)
+    predictions, images = _read_test_images(options, onnx, count) if count else _read_files(options, files, onnx, invert)
+    drawn = importlib.util.find_spec("matplotlib") is not None
+    if drawn:
+        draw_grid(images, predictions, grid)
+    return predictions, drawn
+
+
+def _read_files(options: Options, files: Sequence[Path], onnx: Path | None, invert: bool) -> tuple[list[Prediction], NDArray[np.uint8]]:
     run, classes, spec = _open_file(onnx) if onnx else _open_artifact(_chosen(options))
     images = np.stack([read_image(path, spec.shape) for path in files])
     images = 255 - images if invert else images
-    predictions = predict_images(run, images, [str(path) for path in files], classes)
-    draw_grid(images, predictions, grid)
-    return predictions
+    return predict_images(run, images, [str(path) for path in files], classes), images
 
 
 def _chosen(options: Options) -> Artifact:
@@ -46,7 +58,7 @@ def _chosen(options: Options) -> Artifact:
     return find_parent(options.runs / ModelReference(reference=recipe.model).slug, READABLE)
 
 
-def _read_test_images(options: Options, onnx: Path | None, count: int, grid: Path) -> list[Prediction]:
+def _read_test_images(options: Options, onnx: Path | None, count: int) -> tuple[list[Prediction], NDArray[np.uint8]]:
     if onnx is not None:
         recipe = options.load_recipe()
         run, classes, spec = _open_file(onnx)
@@ -59,16 +71,14 @@ def _read_test_images(options: Options, onnx: Path | None, count: int, grid: Pat
     chosen = np.sort(np.random.default_rng(options.seed).choice(len(data.test.labels), min(count, len(data.test.labels)), replace=False))
     images = data.test.images[chosen]
     truths = [classes[label] for label in data.test.labels[chosen]]
-    predictions = predict_images(run, images, [f"test image {index}" for index in chosen], classes, truths)
-    draw_grid(images, predictions, grid)
-    return predictions
+    return predict_images(run, images, [f"test image {index}" for index in chosen], classes, truths), images
 
 
 def _open_artifact(artifact: Artifact) -> tuple[Runner, Sequence[str], InputSpec]:
     about = artifact.manifest
     if about.kind == "graph":
         candidate = Candidate(name=about.stage, path=artifact.payload)
-        return open_model(candidate, about.input.shape, len(about.classes), threads=1)[0], about.classes, about.input
+        return open_model(candidate, about.input.shape, len(about.classes), threads=1).predict, about.classes, about.input
     from .networks import load_runner
 
     return load_runner(artifact.path, "cpu", 1), about.classes, about.input
@@ -82,24 +92,16 @@ def _open_file(path: Path) -> tuple[Runner, Sequence[str], InputSpec]:
             f"onnx (={path}) does not say its classes; take a file that `compress export-onnx` or `compress quantize` wrote"
         )
     classes, spec = json.loads(about["compress.classes"]), InputSpec(**json.loads(about["compress.input"]))
-    return open_model(Candidate(name=path.stem, path=path), spec.shape, len(classes), threads=1)[0], classes, spec
+    return open_model(Candidate(name=path.stem, path=path), spec.shape, len(classes), threads=1).predict, classes, spec
 
 
 def _metadata(path: Path) -> dict[str, str]:
     import onnxruntime
-    from onnxruntime.capi import onnxruntime_pybind11_state as state
 
     if not path.is_file():
         raise CompressError(f"onnx (={path}): there is no such file")
     try:
         session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    except (
-        state.InvalidProtobuf,
-        state.InvalidGraph,
-        state.Fail,
-        state.NotImplemented,
-        state.InvalidArgument,
-        state.RuntimeException,
-    ) as error:
+    except onnxruntime_errors() as error:
         raise CompressError(f"onnx (={path}) is no whole ONNX file that onnxruntime can load: {error}") from error
     return dict(session.get_modelmeta().custom_metadata_map)

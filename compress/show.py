@@ -7,6 +7,7 @@ from typing import Any
 from .artifact import Artifact
 from .benchmarks.formats import MISSING, milliseconds, size, title
 from .benchmarks.results import Measurement
+from .benchmarks.tables import as_json
 from .benchmarks.verdict import Verdict
 from .measure import Outcome
 from .predict import Prediction
@@ -89,17 +90,7 @@ def outcome_summary(outcome: Outcome) -> dict[str, Any]:
     """What ``--json`` shows of a report."""
     return {
         "report": str(outcome.folder / "report.html"),
-        "sections": [
-            {
-                "machine": result.machine,
-                "verdict": dataclasses.asdict(verdict),
-                "variants": [
-                    {name: value for name, value in dataclasses.asdict(one).items() if name not in ("samples_ns", "warmup_ns")}
-                    for one in result.measurements
-                ],
-            }
-            for result, verdict in zip(outcome.results, outcome.verdicts, strict=True)
-        ],
+        "sections": [as_json(result, verdict) for result, verdict in zip(outcome.results, outcome.verdicts, strict=True)],
     }
 
 

@@ -10,8 +10,11 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
+from compress.benchmarks.accuracy import ScoreInterval
+from compress.benchmarks.gauges import Turn
 from compress.benchmarks.results import Measurement, Result
-from compress.benchmarks.statistics import Latency, Speedup
+from compress.benchmarks.statistics import Interval, Latency, Speedup
+from compress.benchmarks.sweep import Sweep
 
 CLASSES = 3
 
@@ -74,26 +77,44 @@ def measurement(
         providers=("CPUExecutionProvider",),
         latency=Latency(p50=p50, low=0.99 * p50, high=1.01 * p50, p90=1.2 * p50, p99=None, samples=100),
         speedup=Speedup(**dict(zip(("value", "low", "high"), ratio or (1.0, 1.0, 1.0), strict=True))),
+        placement={"CPUExecutionProvider": {"Conv": 66, "Gemm": 1}},
+        load=Interval(value=0.02, low=0.019, high=0.021),
+        first=Interval(value=0.003, low=0.002, high=0.004),
+        sweeps=tuple(
+            Sweep(batch=batch, threads=1, latency=Interval(value=seconds, low=0.9 * seconds, high=1.1 * seconds), samples_ns=((1, 2), (3,)))
+            for batch, seconds in ((1, p50), (8, 4 * p50))
+        ),
+        memory_bytes=70_000_000,
+        activation_bytes=150_528,
+        energy=0.0125,
+        peak_share=0.48,
         scores={"accuracy": balanced + 0.001, "balanced_accuracy": balanced},
+        intervals={"balanced_accuracy": ScoreInterval(value=balanced, low=balanced - 0.003, high=balanced + 0.004)},
         agreement=1.0,
-        doubts=(),
         warmup_ns=(1, 2),
         samples_ns=(((1, 2), (3, 4)), ((5, 6), (7, 8))),
+        turns=(Turn(wall_ns=9, thread_ns=8, stolen_ms=None, khz=None, energy_uj=None),) * 4,
+        load_ns=(1, 2),
+        first_ns=(3, 4),
     )
     return dataclasses.replace(made, **other)
 
 
 def unmeasured(name: str, reason: str, **other: Any) -> Measurement:
-    nothing: dict[str, Any] = {"latency": None, "speedup": None, "scores": {}, "agreement": None, "samples_ns": (), "warmup_ns": ()}
-    return measurement(name, reason=reason, **nothing, **other)
+    """A candidate that could not be measured: nothing is known but what it is and how large."""
+    known = ("runtime", "device", "stage", "artifact", "file", "facts", "size_bytes", "gzip_bytes")
+    like = measurement(name, **other)
+    return Measurement(name=name, reason=reason, **{field: getattr(like, field) for field in known})
 
 
 def result(*measurements: Measurement, baseline: int = 0, **machine: Any) -> Result:
     return Result(
         created="2026-01-02T03:04:05+00:00",
         machine={"cpu": "Toy CPU", "flags": ["avx2"], "libraries": {"numpy": "2.4"}, **machine},
-        data={"name": "toy", "fingerprint": "f00d", "images": 3},
+        data={"name": "toy", "fingerprint": "f00d", "images": 3, "class_names": ["あ", "|b|", "<c>"]},
         settings={"threads": 1, "batch": 1, "launches": 2, "rounds": 2, "samples": 2, "seed": 0, "warm_up": "none"},
+        peak=5e10,
+        energy="RAPL, packages: 1",
         baseline=baseline,
         measurements=measurements,
     )

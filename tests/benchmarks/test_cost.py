@@ -1,7 +1,9 @@
 import zlib
 from pathlib import Path
 
-from compress.benchmarks.cost import sizes
+import pytest
+
+from compress.benchmarks.cost import peak_share, sizes
 
 
 def test_zeros_cost_room_on_disk_but_not_after_gzip(tmp_path: Path) -> None:
@@ -22,3 +24,8 @@ def test_folder_and_external_data_count_whole(tmp_path: Path) -> None:
     assert sizes(tmp_path / "model.onnx")[0] == 30
     assert sizes(tmp_path)[0] == 35
     assert sizes(tmp_path / "missing.onnx") == (0, 0)
+
+
+def test_share_of_the_peak_by_hand() -> None:
+    assert peak_share(24_000_000, 0.001, 50e9) == pytest.approx(0.48)
+    assert (peak_share(None, 0.001, 50e9), peak_share(24_000_000, 0.001, None), peak_share("?", 1, 1)) == (None, None, None)

@@ -23,8 +23,14 @@ def test_flags_that_decide_kernels_are_kept_and_no_others() -> None:
 
 
 def test_unreadable_fact_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(machine, "_read", lambda path: "")
+    monkeypatch.setattr(machine, "read_text", lambda path: "")
     monkeypatch.setenv("PATH", "")
     facts = machine.machine_facts()
     assert not {"flags", "governor", "memory_bytes", "gpu"} & facts.keys()
     assert facts["cpu"]
+
+
+def test_machines_differ_where_it_decides_about_speed() -> None:
+    here = {"cpu": "A", "flags": ["avx2"], "cores": 2, "load_average": 0.1}
+    assert machine.differences(here, {**here, "load_average": 3.0, "python": "3.12"}) == []
+    assert machine.differences(here, {**here, "flags": [], "gpu": "B"}) == ["flags", "gpu"]

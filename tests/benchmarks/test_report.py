@@ -1,3 +1,5 @@
+import html
+import json
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -5,7 +7,9 @@ from typing import Any
 
 import pytest
 
+from compress.benchmarks.accuracy import Comparison, RecallChange
 from compress.benchmarks.errors import BenchmarkError
+from compress.benchmarks.pictures import Flip
 from compress.benchmarks.report import markdown, write_report
 from compress.benchmarks.results import write_results
 from compress.benchmarks.verdict import Limits
@@ -29,11 +33,22 @@ class Reader(HTMLParser):
         self.text += data
 
 
+COMPARED = Comparison(
+    images=200,
+    lost=(7,),
+    gained=(),
+    p_value=0.5,
+    recalls=(RecallChange(label=0, images=100, before=99, after=98), RecallChange(label=2, images=100, before=90, after=90)),
+    worse_confusions=((0, 2, 1, 2), (0, 7, 0, 1)),
+)
+FLIPS = (Flip(index=7, truth=0, before=0, after=2, png="iVBORw0KGgo="),)
+
+
 @pytest.fixture
 def report(made: Any, tmp_path: Path) -> tuple[str, str]:
     one = made.result(
         made.one("fp32"),
-        made.one("int8", 8e-4, ratio=(1.25, 1.2, 1.3), balanced=0.969, doubts=("never became steady",)),
+        made.one("int8", 8e-4, ratio=(1.25, 1.2, 1.3), balanced=0.969, doubts=("never became steady",), comparison=COMPARED, flips=FLIPS),
         made.missing("gpu", "no CUDA device", device="cuda"),
         made.one(EVIL, 2e-3, ratio=(0.5, 0.4, 0.6)),
     )
@@ -45,7 +60,8 @@ def report(made: Any, tmp_path: Path) -> tuple[str, str]:
 def test_page_asks_nothing_of_the_network_and_runs_no_script(report: tuple[str, str]) -> None:
     page = Reader(report[0])
     assert not {"script", "link", "iframe", "object", "base"} & set(page.tags)
-    assert len(page.addresses) == 4 and all(address.startswith("data:image/svg+xml;base64,") for address in page.addresses)
+    kinds = [address.partition(";")[0] for address in page.addresses]
+    assert kinds == ["data:image/svg+xml"] * 8 + ["data:image/png"]
     assert not re.search(r"url\(|@import|http:|https:", re.sub(r"base64,[\w+/=]+", "", report[0]))
 
 
@@ -73,17 +89,29 @@ def test_page_and_markdown_say_the_same(report: tuple[str, str]) -> None:
         "Toy CPU",
         "2 launches of a fresh process",
         "0123abcd",
+        "96.60 to 97.30",
+        "doubtful; the doubt stands under the name",
+        "1 images lost, 0 gained of 200; McNemar's p 0.500",
+        "あ 99.0% to 98.0% of 100",
+        "あ read as <c>: 1 to 2; あ read as 7: 0 to 1",
+        "12.5 mJ",
+        "CPU 67 nodes",
+        "50 GMAC/s",
+        "RAPL, packages: 1",
+        "2,000",
     ):
         assert said in page, said
-        assert said in text, said
+        assert said in html.unescape(text), said
 
 
 def test_names_are_escaped_in_both(report: tuple[str, str]) -> None:
     page, text = report
     assert EVIL in Reader(page).text
     assert "<script" not in page and "<script" not in text
-    table = [line for line in text.splitlines() if line.startswith("|") and "onnxruntime" in line]
-    assert {len(re.findall(r"(?<!\\)\|", line)) for line in table} == {14}
+    tables = [block.splitlines() for block in re.split(r"\n\n+", text) if block.startswith("|")]
+    assert len(tables) == 5
+    for table in tables:
+        assert len({len(re.findall(r"(?<!\\)\|", line)) for line in table}) == 1, table
 
 
 def test_markup_of_markdown_is_escaped() -> None:
@@ -96,8 +124,20 @@ def test_several_results_are_sections_of_their_own(made: Any, tmp_path: Path) ->
     assert [verdict.ship for verdict in verdicts] == ["fp32", None]
     text = (tmp_path / "report.md").read_text()
     assert text.index("# toy on First") < text.index("# toy on Second")
-    assert (tmp_path / "report-1.png").exists() and not (tmp_path / "report-2.png").exists()
+    assert (tmp_path / "report-1.png").exists() and (tmp_path / "report-1-size.png").exists()
+    assert not list(tmp_path.glob("report-2*.png"))
+    assert [section["machine"]["cpu"] for section in json.loads((tmp_path / "report.json").read_text())["sections"]] == ["First", "Second"]
+    assert len((tmp_path / "report.csv").read_text().splitlines()) == 1 + 2
+    refused = "No speedup is given from one section to another: these machines are unlike (cpu)."
+    assert all(refused in (tmp_path / name).read_text() for name in ("report.html", "report.md"))
     assert "No verdict: the baseline, fp32, was not measured: gone." in (tmp_path / "report.html").read_text()
+
+
+def test_sections_of_one_machine_are_not_compared_either(made: Any, tmp_path: Path) -> None:
+    write_report([made.result(made.one("fp32")), made.result(made.one("fp32"))], tmp_path, Limits())
+    assert "they were not measured side by side" in (tmp_path / "report.md").read_text()
+    write_report([made.result(made.one("fp32"))], tmp_path, Limits())
+    assert "No speedup is given" not in (tmp_path / "report.md").read_text()
 
 
 def test_report_of_nothing_is_refused(tmp_path: Path) -> None:

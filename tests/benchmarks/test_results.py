@@ -2,18 +2,26 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
+from compress.benchmarks.accuracy import compare_predictions
 from compress.benchmarks.errors import BenchmarkError
+from compress.benchmarks.pictures import flips
 from compress.benchmarks.results import read_results, write_results
+from compress.benchmarks.statistics import Interval
 
 
 def test_result_reads_back_as_it_was_written(made: Any, tmp_path: Path) -> None:
-    result = made.result(made.one("fp32"), made.missing("int8", "no CUDA device"), gpu=None)
+    labels, before, after = np.array([0, 1, 1, 2]), np.array([0, 1, 1, 0]), np.array([0, 2, 1, 2])
+    compared = compare_predictions(labels, before, after, 3)
+    pictures = flips(compared, np.zeros((4, 1, 2, 2), np.uint8), labels, before, after)
+    other = made.one("int8", comparison=compared, flips=pictures, on_device=Interval(value=1.0, low=0.5, high=2.0), device_ns=((1,), (2,)))
+    result = made.result(made.one("fp32"), other, made.missing("gone", "no CUDA device"), gpu=None)
     write_results(result, tmp_path / "new" / "benchmark.json")
     assert read_results(tmp_path / "new" / "benchmark.json") == result
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["benchmark.json"]
-    assert json.loads((tmp_path / "new" / "benchmark.json").read_text())["version"] == 1
+    assert json.loads((tmp_path / "new" / "benchmark.json").read_text())["version"] == 2
 
 
 def test_lists_of_samples_take_one_line_and_names_stay_as_they_are(made: Any, tmp_path: Path) -> None:
@@ -32,8 +40,8 @@ def test_lists_of_samples_take_one_line_and_names_stay_as_they_are(made: Any, tm
         ("\udcff", "is not JSON, or cut short"),
         ("[1, 2]", "is not a benchmark's result"),
         ('{"cpu": "x"}', "is not a benchmark's result"),
-        ('{"schema": "compress-benchmark", "version": 2}', "has schema version 2, this program reads version 1"),
-        ('{"schema": "compress-benchmark", "version": 1}', "is damaged: result lacks or does not know baseline, created"),
+        ('{"schema": "compress-benchmark", "version": 1}', "has schema version 1, this program reads version 2; write it anew"),
+        ('{"schema": "compress-benchmark", "version": 2}', "is damaged: result lacks or does not know baseline, created"),
     ],
 )
 def test_unusable_file_is_refused_in_one_line(tmp_path: Path, text: str | None, message: str) -> None:
@@ -56,6 +64,8 @@ def test_unusable_file_is_refused_in_one_line(tmp_path: Path, text: str | None, 
         ("scores", {"balanced_accuracy": None}, r"scores.balanced_accuracy must be float"),
         ("scores", {"accuracy": 0.5}, r"'fp32' has no balanced_accuracy"),
         ("latency", None, r"'fp32' has neither a latency nor a reason"),
+        ("comparison", {"images": 1}, r"comparison lacks or does not know gained, lost, p_value, recalls, worse_confusions"),
+        ("sweeps", [{"batch": 1}], r"sweeps\[0\] lacks or does not know latency, samples_ns, threads"),
         ("samples_ns", [[[1.5]]], r"samples_ns\[0\]\[0\]\[0\] must be int"),
         ("extra", 1, r"lacks or does not know extra"),
     ],
@@ -74,3 +84,9 @@ def test_baseline_must_be_a_measurement(made: Any, tmp_path: Path) -> None:
     write_results(made.result(made.one("fp32"), baseline=1), tmp_path / "benchmark.json")
     with pytest.raises(BenchmarkError, match=r"result.baseline names no measurement"):
         read_results(tmp_path / "benchmark.json")
+
+
+def test_most_images_per_second_is_that_of_the_best_point(made: Any) -> None:
+    best = made.one("fp32", 0.001).throughput
+    assert (best.batch, best.images_per_second) == (8, 2000.0)
+    assert made.missing("gone", "no").throughput is None

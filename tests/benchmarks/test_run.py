@@ -14,30 +14,49 @@ from types import ModuleType
 import numpy as np
 import pytest
 
+from compress.benchmarks import run, sweep
 from compress.benchmarks.errors import BenchmarkError
 from compress.benchmarks.results import Result, read_results, write_results
-from compress.benchmarks.run import BenchmarkConfig, run_benchmark
+from compress.benchmarks.run import BenchmarkConfig, baseline_index, run_benchmark
 from compress.benchmarks.runtimes import Candidate
 
 Make = Callable[..., Path]
 IMAGES = np.random.default_rng(0).integers(0, 256, (300, 1, 4, 4), dtype=np.uint8)
 LABELS = IMAGES.reshape(300, 16)[:, :3].argmax(axis=1)
-QUICK = BenchmarkConfig(launches=2, rounds=2, samples=20)
+QUICK = BenchmarkConfig(launches=2, rounds=2, samples=20, sweeps=False)
 LOADS = """
     import os
     import sys
 
-    def brightest(path, device, threads):
-        return lambda images: images.reshape(len(images), -1)[:, :3].astype("float32")
+    def as_it_is(images):
+        return images
 
-    def aborting(path, device, threads):
-        return lambda images: os.abort() if len(images) == 1 else brightest(path, device, threads)(images)
+    def first_three(images):
+        return images.flatten(1)[:, :3].float()
 
-    def chatty(path, device, threads):
+    def brightest(path):
+        return as_it_is, first_three
+
+    def aborting(path):
+        os.abort()
+
+    def failing_in_large_batches(path):
+        def few(images):
+            assert len(images) != 64, "no room for 64"
+            return first_three(images)
+        return as_it_is, few
+
+    def chatty(path):
         print("to stdout")
         print("to stderr", file=sys.stderr)
         raise KeyError("features.0.weight")
 """
+
+
+@pytest.fixture(autouse=True)
+def peak_of_50_gmacs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The real one takes half a second and has tests of its own."""
+    monkeypatch.setattr(run, "gemm_peak", lambda threads: 5e10)
 
 
 def score(labels: np.ndarray, predictions: np.ndarray, classes: int) -> dict[str, float]:
@@ -50,7 +69,7 @@ def measure(*candidates: Candidate, baseline: str = "fp32", config: BenchmarkCon
 
 @pytest.fixture
 def loads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    """A module of a caller's with predict functions that need no torch; workers find it on the path as they find any."""
+    """A module of a caller's with networks of its own; workers find it on the path as they find any."""
     (tmp_path / "caller_loads.py").write_text(textwrap.dedent(LOADS))
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "caller_loads", raising=False)
@@ -72,12 +91,40 @@ def test_accuracy_agreement_and_samples_are_those_of_each_file(pixel_model: Make
     assert (right.stage, right.artifact, right.facts, right.file) == ("export", "ab12", {"params": 48}, "right.onnx")
     assert np.shape(right.samples_ns) == (2, 2, 20) and len(right.warmup_ns) >= 2 * (30 + 2 * 5)
     assert right.latency is not None and right.latency.p90 is not None and right.latency.p99 is None
-    assert right.latency.p50 == np.median(right.samples_ns) / 1e9
+    assert right.latency.p50 == pytest.approx(np.median(right.samples_ns) / 1e9)
     assert right.size_bytes == (tmp_path / "right.onnx").stat().st_size
-    assert told[-1] == ("rounds", 4, 4) and ("test images read", 300, 300) in told
+    assert told[-1] == ("sweeps", 2, 2) and ("rounds", 4, 4) in told and ("test images read", 300, 300) in told
+    assert right.intervals["balanced_accuracy"].value == 1.0 and right.comparison is None and right.flips == ()
+    assert wrong.comparison is not None and len(wrong.comparison.lost) == round(300 * (1 - agreement)) and len(wrong.flips) == 12
+    assert wrong.placement["CPUExecutionProvider"]["MatMul"] == 1 and (wrong.activation_bytes or 0) >= 200 * 200 * 4
+    assert len(right.turns) == 4 and len(right.load_ns) == len(right.first_ns) == 2 and right.load is not None
+    assert (right.sweeps, right.sweep_reason, right.throughput, right.on_device, right.device_ns) == ((), None, None, None, ())
+    assert right.memory_bytes is None or right.memory_bytes > 10_000_000
     assert multiprocessing.active_children() == []
     write_results(found, tmp_path / "benchmark.json")
     assert read_results(tmp_path / "benchmark.json") == found
+
+
+def test_sweeps_are_taken_in_every_launch_and_share_of_the_peak_follows_from_latency(
+    pixel_model: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sweep, "usable_cores", lambda: 2)
+    config = BenchmarkConfig(launches=2, rounds=1, samples=5)
+    found = measure(Candidate(name="fp32", path=pixel_model("a"), facts={"macs": 48}), config=config)
+    (one,) = found.measurements
+    assert [(point.batch, point.threads) for point in one.sweeps] == [(1, 1), (8, 1), (64, 1), (1, 2), (64, 2)]
+    assert all(len(point.samples_ns) == 2 and len(launch) >= 2 for point in one.sweeps for launch in point.samples_ns)
+    assert one.latency is not None and found.peak == 5e10
+    assert one.peak_share == pytest.approx(48 / one.latency.p50 / 5e10)
+
+
+def test_a_sweep_that_fails_undoes_nothing_of_the_comparison(loads: ModuleType, tmp_path: Path) -> None:
+    (one,) = measure(
+        Candidate(name="fp32", path=tmp_path, runtime="torch", load=loads.failing_in_large_batches),
+        config=BenchmarkConfig(launches=2, rounds=1, samples=5),
+    ).measurements
+    assert one.reason is None and one.latency is not None and len(one.samples_ns) == 2 and one.scores["balanced_accuracy"] == 1.0
+    assert (one.sweeps, one.sweep_reason) == ((), "AssertionError: no room for 64")
 
 
 def test_a_file_with_much_more_work_is_measured_as_slower(pixel_model: Make) -> None:
@@ -97,20 +144,18 @@ def test_what_cannot_be_measured_says_why_and_stops_nothing_else(
     torch = {"path": folder, "runtime": "torch"}
     found = measure(
         Candidate(name="fp32", path=whole),
-        Candidate(name="fp32", load=loads.brightest, **torch),
         Candidate(name="cut", path=tmp_path / "cut.onnx"),
         Candidate(name="gone", path=tmp_path / "gone.onnx"),
         Candidate(name="dies", load=loads.aborting, **torch),
         Candidate(name="chatty", load=loads.chatty, **torch),
     )
     reasons = {(one.name, one.runtime): one.reason for one in found.measurements}
-    assert reasons["fp32", "onnxruntime"] is None and reasons["fp32", "torch"] is None
+    assert reasons["fp32", "onnxruntime"] is None
     assert "failed:Protobuf parsing failed" in str(reasons["cut", "onnxruntime"])
     assert str(reasons["gone", "onnxruntime"]).endswith("gone.onnx) does not exist; export the model first")
     assert reasons["dies", "torch"] == "the process ended by SIGABRT"
     assert reasons["chatty", "torch"] == "KeyError: 'features.0.weight'"
     assert all("\n" not in str(reason) for reason in reasons.values())
-    assert found.measurements[1].agreement == 1.0
     assert capfd.readouterr() == ("", "")
 
 
@@ -135,11 +180,11 @@ def test_without_its_baseline_the_rest_is_measured_but_not_compared(pixel_model:
     assert there.speedup is None and there.agreement is None
 
 
-def test_baseline_is_the_onnx_file_on_the_cpu_where_several_have_its_name(pixel_model: Make, loads: ModuleType, tmp_path: Path) -> None:
-    found = measure(
-        Candidate(name="fp32", path=tmp_path, runtime="torch", load=loads.brightest), Candidate(name="fp32", path=pixel_model("a"))
-    )
-    assert found.baseline == 1
+def test_baseline_is_the_onnx_file_on_the_cpu_where_several_have_its_name() -> None:
+    places = (("torch", "cpu"), ("onnxruntime", "cuda"), ("onnxruntime", "cpu"))
+    candidates = [Candidate(name="fp32", path=Path("a"), runtime=runtime, device=device, load=print) for runtime, device in places]
+    assert baseline_index(candidates, "fp32") == 2
+    assert baseline_index(candidates[:2], "fp32") == 0
 
 
 @pytest.mark.parametrize(

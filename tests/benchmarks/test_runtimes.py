@@ -1,8 +1,11 @@
+import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from onnx import TensorProto
 
 from compress.benchmarks.errors import BenchmarkError
@@ -14,14 +17,84 @@ TRUTH = IMAGES.reshape(5, 16)[:, :3].astype(np.float32)
 
 
 def test_logits_are_those_of_the_file(pixel_model: Make) -> None:
-    predict, providers = open_model(Candidate(name="a", path=pixel_model("a")), (1, 4, 4), 3, 1)
-    np.testing.assert_array_equal(predict(IMAGES), TRUTH)
-    assert providers == ["CPUExecutionProvider"]
+    model = open_model(Candidate(name="a", path=pixel_model("a")), (1, 4, 4), 3, 1)
+    np.testing.assert_array_equal(model.predict(IMAGES), TRUTH)
+    assert model.providers == ("CPUExecutionProvider",)
+    assert model.load_ns > 0 and model.first_ns > 0 and model.on_device is None
 
 
 def test_float_input_gets_zero_to_one_and_a_batch_of_one_is_looped_over(pixel_model: Make) -> None:
-    predict, _ = open_model(Candidate(name="a", path=pixel_model("a", kind=TensorProto.FLOAT, batch=1)), (1, 4, 4), 3, 1)
-    np.testing.assert_allclose(predict(IMAGES), TRUTH / 255, rtol=1e-6)
+    model = open_model(Candidate(name="a", path=pixel_model("a", kind=TensorProto.FLOAT, batch=1)), (1, 4, 4), 3, 1)
+    np.testing.assert_allclose(model.predict(IMAGES), TRUTH / 255, rtol=1e-6)
+
+
+@pytest.mark.parametrize("options", [{}, {"kind": TensorProto.FLOAT, "batch": 1}])
+def test_openvino_gives_the_same_logits(pixel_model: Make, options: dict[str, object]) -> None:
+    pytest.importorskip("openvino", reason="the extra openvino is not installed")
+    path = pixel_model("a", **options)
+    candidates = [Candidate(name="a", path=path, runtime=runtime) for runtime in ("onnxruntime", "openvino")]
+    expected, found = (open_model(one, (1, 4, 4), 3, 1).predict(IMAGES) for one in candidates)
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+    with pytest.raises(BenchmarkError, match=r"input shape .* does not fit images of shape \(3, 4, 4\)"):
+        open_model(candidates[1], (3, 4, 4), 3, 1)
+
+
+def test_library_that_is_not_installed_is_named(pixel_model: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    with pytest.raises(BenchmarkError, match=r"^openvino is not installed$"):
+        open_model(Candidate(name="a", path=pixel_model("a"), runtime="openvino"), (1, 4, 4), 3, 1)
+
+
+def pixels(path: Path) -> tuple[torch.nn.Module, torch.nn.Module]:
+    """A network whose logits are the first three pixels in [0, 1]."""
+
+    class Scaled(torch.nn.Module):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            return images.float() / 255
+
+    network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(16, 3, bias=False))
+    with torch.no_grad():
+        network[1].weight.copy_(torch.eye(3, 16))
+    return Scaled(), network.eval()
+
+
+CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+
+
+@pytest.mark.parametrize(
+    ("runtime", "device"),
+    [("torch", "cpu"), *(pytest.param(name, "cuda", marks=CUDA) for name in ("torch", "torch.fp16", "torch.cudagraph"))],
+)
+def test_torch_gives_the_same_logits_every_way(tmp_path: Path, runtime: str, device: str) -> None:
+    model = open_model(Candidate(name="a", path=tmp_path, runtime=runtime, device=device, load=pixels), (1, 4, 4), 3, 1)
+    for count in (5, 1, 5):
+        np.testing.assert_allclose(model.predict(IMAGES[:count]), TRUTH[:count] / 255, rtol=1e-3 if runtime == "torch.fp16" else 1e-6)
+    assert (model.on_device is None) == (device == "cpu")
+    if model.on_device:
+        assert model.on_device(IMAGES[:1], 3).shape == (3,)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device here")
+@pytest.mark.parametrize("runtime", ["torch", "torch.fp16", "torch.cudagraph"])
+def test_torch_on_cuda_without_a_device_says_so(tmp_path: Path, runtime: str) -> None:
+    with pytest.raises(BenchmarkError, match=r"^no CUDA device$"):
+        open_model(Candidate(name="a", path=tmp_path, runtime=runtime, device="cuda", load=pixels), (1, 4, 4), 3, 1)
+
+
+def test_compiling_without_a_compiler_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    with pytest.raises(BenchmarkError, match=r"^torch.compile needs a C\+\+ compiler \(g\+\+, clang\+\+, c\+\+\); there is none$"):
+        open_model(Candidate(name="a", path=tmp_path, runtime="torch.compile", load=pixels), (1, 4, 4), 3, 1)
+
+
+def test_what_is_compiled_is_the_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Compiling takes half a minute; here it is only seen that the compiled function is the one that answers."""
+    seen = []
+    monkeypatch.setattr(torch, "compile", lambda run: lambda images: seen.append(len(images)) or run(images))
+    monkeypatch.setattr(shutil, "which", lambda name: "/bin/c++")
+    model = open_model(Candidate(name="a", path=tmp_path, runtime="torch.compile", load=pixels), (1, 4, 4), 3, 1)
+    np.testing.assert_allclose(model.predict(IMAGES), TRUTH / 255, rtol=1e-6)
+    assert seen == [1, 2, 5]
 
 
 @pytest.mark.parametrize(
@@ -33,7 +106,7 @@ def test_float_input_gets_zero_to_one_and_a_batch_of_one_is_looped_over(pixel_mo
             {},
             r"input shape \(=\('B', 1, 4, 4\)\) does not fit images of shape \(3, 4, 4\); measure with the data it was made",
         ),
-        ((1, 4, 4), 10, {}, r"output shape \(=\(2, 3\)\) must be \(2, 10\): 2 images, 10 classes in the data"),
+        ((1, 4, 4), 10, {}, r"output shape \(=\(1, 3\)\) must be \(1, 10\): 1 images, 10 classes in the data"),
         ((1, 4, 4), 3, {"batch": 8}, r"input batch \(=8\) must be free or 1"),
         ((1, 4, 4), 3, {"kind": TensorProto.INT32}, r"input type \(=tensor\(int32\)\) must be tensor\(uint8\)"),
         ((1, 4, 4), 3, {"scale": float("inf")}, r"output holds NaN or infinity on the test images"),
@@ -47,10 +120,12 @@ def test_file_that_does_not_fit_the_data_is_refused(pixel_model: Make, shape, cl
 def test_missing_file_and_unknown_words_are_refused(tmp_path: Path) -> None:
     with pytest.raises(BenchmarkError, match=r"path \(=.*none.onnx\) does not exist; export the model first"):
         open_model(Candidate(name="a", path=tmp_path / "none.onnx"), (1, 4, 4), 3, 1)
-    with pytest.raises(BenchmarkError, match=r"runtime \(=tflite\) of 'a' is unknown; choose one of onnxruntime, torch"):
+    with pytest.raises(BenchmarkError, match=r"runtime \(=tflite\) of 'a' is unknown; choose one of onnxruntime, openvino, torch, torch"):
         Candidate(name="a", path=tmp_path, runtime="tflite")
-    with pytest.raises(BenchmarkError, match=r"device \(=tpu\) of 'a' is unknown; choose one of cpu, cuda"):
+    with pytest.raises(BenchmarkError, match=r"device \(=tpu\) of 'a' must be cpu or cuda for onnxruntime"):
         Candidate(name="a", path=tmp_path, device="tpu")
+    with pytest.raises(BenchmarkError, match=r"device \(=cpu\) of 'a' must be cuda for torch.fp16; choose that"):
+        Candidate(name="a", path=tmp_path, runtime="torch.fp16", load=pixels)
     with pytest.raises(BenchmarkError, match=r"load \(=None\) of 'a' must be a function for torch"):
         Candidate(name="a", path=tmp_path, runtime="torch")
 

@@ -3,7 +3,7 @@ import math
 import numpy as np
 import pytest
 
-from compress.benchmarks.statistics import MOST_LAUNCHES, T_QUANTILES, latency, percentile, speedup
+from compress.benchmarks.statistics import MOST_LAUNCHES, T_QUANTILES, latency, over_launches, percentile, speedup
 
 
 def test_quantiles_of_student_are_those_of_printed_tables() -> None:
@@ -16,6 +16,13 @@ def test_quantiles_of_student_are_those_of_printed_tables() -> None:
 def test_percentile_needs_the_samples_that_loadgen_asks_for(rank: int, least: int) -> None:
     assert percentile(np.arange(least - 1.0), rank) is None
     assert percentile(np.arange(float(least)), rank) == pytest.approx(rank / 100 * (least - 1))
+
+
+def test_one_figure_per_launch_by_hand() -> None:
+    found = over_launches([1, 2])
+    assert found is not None
+    assert (found.low, found.value, found.high) == pytest.approx((0.01729, 1.41421, 115.67), rel=1e-3)
+    assert over_launches([1]) is None
 
 
 def test_latency_of_two_launches_by_hand() -> None:

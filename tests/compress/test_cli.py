@@ -28,7 +28,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-COMMANDS = ("train", "prune", "export-onnx", "quantize", "benchmark", "report", "run", "predict")
+COMMANDS = ("train", "prune", "export-onnx", "quantize", "benchmark", "report", "run", "predict", "compare", "verify")
 
 
 def test_every_command_is_there_and_has_help_with_an_example(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -65,12 +65,16 @@ def test_every_command_is_there_and_has_help_with_an_example(capfd: pytest.Captu
         (["export-onnx", "--from", "a", "--weights", "b.pt"], "exclude each other"),
         (["export-onnx", "--weights", "b.pt", "--data", "digits"], "weights (=b.pt): there is no such file"),
         (["benchmark", "none.onnx"], "none.onnx"),
+        (["benchmark", "--runtime", "tflite", "none.onnx"], "runtime (=tflite) is unknown; choose of onnxruntime, openvino, torch"),
         (["benchmark", "--samples", "0"], "samples (=0) must be at least 1"),
         (["report", "none.json"], "none.json"),
         (["report"], "run `compress benchmark` first"),
         (["predict"], "name image files, or take --random 16"),
         (["predict", "--random", "0"], "0 is not in the range"),
         (["predict", "--onnx", "none.onnx", "letter.png"], "onnx (=none.onnx): there is no such file"),
+        (["compare", "none.json", "new.json"], "results (=none.json) cannot be read (No such file or directory)"),
+        (["compare", "a.json", "b.json", "--fail-if-slower", "much"], "fail if slower (=much) must be a percentage such as 5%"),
+        (["verify", "none"], "none is no folder; name the one that holds model.onnx and vectors.npz"),
         (["compres"], "No such command 'compres'"),
     ],
 )

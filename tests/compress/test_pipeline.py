@@ -24,6 +24,7 @@ from compress.project import Project, find_parent, variant_name, variants_of
 from compress.reference import ModelReference
 from compress.train.fit import FitConfig
 from compress.train.sources import load_data
+from compress.verify import VECTORS, read_vectors, verify
 
 FIT = FitConfig(epochs=1, batch=64, lr=0.002)
 PRUNE = PruneConfig(sparsity=0.8, epochs=1, lr=0.001)
@@ -123,6 +124,20 @@ def test_same_inputs_elsewhere_give_bit_identical_weights_and_graphs(made: tuple
     assert graph.payload.read_bytes() == made[1]["dense"].payload.read_bytes()
     static = pipeline.quantize(project_in(tmp_path), graph, QuantizeConfig(mode="static", images=64))
     assert static.payload.read_bytes() == made[1]["static"].payload.read_bytes()
+    for found, name in ((graph, "dense"), (static, "static")):
+        assert (found.path / VECTORS).read_bytes() == (made[1][name].path / VECTORS).read_bytes()
+
+
+@pytest.mark.parametrize("name", ["dense", "sparse", "static", "both", "dynamic"])
+def test_every_graph_has_test_vectors_that_prove_it(made: tuple[Project, dict[str, Artifact]], name: str) -> None:
+    """Of an export the logits are torch's."""
+    project, artifacts = made
+    assert verify(artifacts[name].path).holds
+    vectors = read_vectors(artifacts[name].path / VECTORS)
+    assert {image.tobytes() for image in vectors.images} <= {image.tobytes() for image in project.data.validation.images}
+    if name == "dense":
+        expected = load_runner(artifacts["root"].path, "cpu", 1)(vectors.images)
+        np.testing.assert_allclose(vectors.logits, expected, atol=1e-5)
 
 
 def test_forced_stage_replaces_the_artifact_and_children_stay_valid(tmp_path: Path) -> None:
@@ -198,6 +213,7 @@ images = 64
 launches = 2
 rounds = 1
 samples = 5
+sweeps = false
 """
 
 

@@ -1,0 +1,151 @@
+"""How to measure, what was gathered of one candidate, and the measurement that it amounts to. Refused: settings out of range."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from . import cost
+from .accuracy import compare_predictions, score_intervals
+from .doubts import doubts
+from .errors import BenchmarkError
+from .gauges import Turn
+from .pictures import flips
+from .profile import Profile
+from .results import Measurement
+from .runtimes import Candidate
+from .statistics import MOST_LAUNCHES, latency, over_launches, speedup
+from .sweep import Point, summarise
+from .worker import Facts
+
+Score = Callable[[np.ndarray, np.ndarray, int], dict[str, float]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchmarkConfig:
+    """How to measure.
+
+    Args:
+        threads: CPU threads of each runtime. batch: images per timed call.
+        launches: fresh processes per candidate, 2 to 30. rounds: turns per launch. samples: timed calls per turn.
+        seed: of the order of turns and the choice of timed images.
+        sweeps: whether to measure other batch sizes and numbers of threads too, at the end of each launch.
+
+    Raises:
+        BenchmarkError: a value out of range.
+    """
+
+    threads: int = 1
+    batch: int = 1
+    launches: int = 5
+    rounds: int = 4
+    samples: int = 50
+    seed: int = 0
+    sweeps: bool = True
+
+    def __post_init__(self) -> None:
+        for name in ("threads", "batch", "rounds", "samples"):
+            if getattr(self, name) < 1:
+                raise BenchmarkError(f"{name} (={getattr(self, name)}) must be at least 1; leave it out for the default")
+        if not 2 <= self.launches <= MOST_LAUNCHES:
+            raise BenchmarkError(f"launches (={self.launches}) must lie in 2 to {MOST_LAUNCHES}; an interval needs two, 5 is the default")
+        if self.seed < 0:
+            raise BenchmarkError(f"seed (={self.seed}) must not be negative; 0 is the default")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answers:
+    """The test set, to judge predictions by; see `run_benchmark` for the arguments."""
+
+    images: np.ndarray
+    labels: np.ndarray
+    classes: int
+    score: Score
+    seed: int
+
+    def of(self, predictions: np.ndarray, baseline: np.ndarray | None, itself: bool) -> dict[str, Any]:
+        """Those fields of a measurement that follow from its predictions, and the baseline's where there are any."""
+        found: dict[str, Any] = {
+            "scores": dict(self.score(self.labels, predictions, self.classes)),
+            "intervals": score_intervals(self.labels, predictions, self.classes, self.score, seed=self.seed),
+        }
+        if baseline is not None:
+            found["agreement"] = float(np.mean(predictions == baseline))
+        if baseline is not None and not itself:
+            compared = compare_predictions(self.labels, baseline, predictions, self.classes)
+            found["comparison"] = compared
+            found["flips"] = flips(compared, self.images, self.labels, baseline, predictions)
+        return found
+
+
+@dataclass
+class Record:
+    """What has been gathered of one candidate so far."""
+
+    candidate: Candidate
+    points: list[Point]
+    reason: str | None = None
+    sweep_reason: str | None = None
+    facts: list[Facts] = field(default_factory=list)
+    predictions: list[np.ndarray] = field(default_factory=list)
+    warmup: list[np.ndarray] = field(default_factory=list)
+    unsteady: int = 0
+    samples: list[np.ndarray] = field(default_factory=list)
+    turns: list[Turn] = field(default_factory=list)
+    memory: list[int] = field(default_factory=list)
+    device: list[np.ndarray] = field(default_factory=list)
+    profile: Profile | None = None
+    sweeps: list[list[np.ndarray]] = field(default_factory=list)
+
+
+def measurement(record: Record, baseline: Record, answers: Answers, config: BenchmarkConfig, peak: float | None) -> Measurement:
+    """What a record amounts to, beside the baseline's record; `peak` as `Result` has it."""
+    candidate = record.candidate
+    size, zipped = cost.sizes(candidate.path)
+    about = Measurement(
+        name=candidate.name,
+        runtime=candidate.runtime,
+        device=candidate.device,
+        stage=candidate.stage,
+        artifact=candidate.artifact,
+        file=candidate.path.name,
+        facts=dict(candidate.facts),
+        size_bytes=size,
+        gzip_bytes=zipped,
+        reason=record.reason,
+        warmup_ns=tuple(np.concatenate(record.warmup).tolist()) if record.warmup else (),
+    )
+    if record.reason is not None:
+        return about
+    shape = (config.launches, config.rounds, config.samples)
+    samples, profile = np.concatenate(record.samples).reshape(shape), record.profile
+    found, compared = latency(samples), baseline.reason is None
+    alone, step = candidate.device == "cpu" and config.threads == 1, max(facts.clock_step for facts in record.facts)
+    macs, images = candidate.facts.get("macs"), config.samples * config.batch
+    energies = [turn.energy_uj for turn in record.turns if turn.energy_uj is not None]
+    return replace(
+        about,
+        providers=record.facts[0].providers,
+        placement=profile.placement if profile else {},
+        latency=found,
+        speedup=speedup(np.concatenate(baseline.samples).reshape(shape), samples) if compared else None,
+        load=over_launches([facts.load_ns / 1e9 for facts in record.facts]),
+        first=over_launches([facts.first_ns / 1e9 for facts in record.facts]),
+        on_device=over_launches([float(np.median(calls)) / 1e9 for calls in record.device]),
+        sweeps=summarise(record.points, record.sweeps),
+        sweep_reason=record.sweep_reason,
+        memory_bytes=max(record.memory, default=None),
+        activation_bytes=profile.activation_bytes if profile else None,
+        energy=sum(energies) / 1e6 / (len(energies) * images) if energies else None,
+        peak_share=cost.peak_share(macs, found.p50 / config.batch, peak) if candidate.device == "cpu" else None,
+        doubts=doubts(samples, record.turns, unsteady=record.unsteady, resolution_ns=step, alone=alone),
+        samples_ns=tuple(tuple(map(tuple, launch)) for launch in list(samples.tolist())),
+        turns=tuple(record.turns),
+        load_ns=tuple(facts.load_ns for facts in record.facts),
+        first_ns=tuple(facts.first_ns for facts in record.facts),
+        device_ns=tuple(tuple(calls.tolist()) for calls in record.device),
+        **answers.of(np.concatenate(record.predictions), np.concatenate(baseline.predictions) if compared else None, record is baseline),
+    )

@@ -1,0 +1,105 @@
+"""Runs a torch network the ways that `runtimes` names: eager, compiled, in half precision, as a CUDA graph.
+
+Refused: CUDA where there is no device, torch.compile for the CPU where there is no C++ compiler. Float32 means float32: the shorter TF32 of
+tensor cores is turned off.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from .errors import BenchmarkError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from .runtimes import Load, OnDevice, Predict
+
+    Forward = Callable[[Tensor], Tensor]
+
+COMPILERS = ("g++", "clang++", "c++")
+
+
+def open_network(load: Load, path: Path, runtime: str, device: str, threads: int) -> tuple[Predict, OnDevice | None]:
+    """Load a network as `runtime` wants it; the second value is None where there is no device to time by itself."""
+    import torch
+
+    if device == "cuda" and not torch.cuda.is_available():
+        raise BenchmarkError("no CUDA device")
+    if (runtime, device) == ("torch.compile", "cpu") and not any(map(shutil.which, (os.environ.get("CXX", ""), *COMPILERS))):
+        raise BenchmarkError(f"torch.compile needs a C++ compiler ({', '.join(COMPILERS)}); there is none")
+    torch.set_num_threads(threads)
+    prepare, network = load(path)
+    if device == "cuda":
+        torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+        prepare, network = prepare.to(device), network.to(device)
+    if runtime == "torch.fp16":
+        network = network.half()
+
+    def forward(images: Tensor) -> Tensor:
+        pixels = prepare(images)
+        return network(pixels.half() if runtime == "torch.fp16" else pixels)
+
+    run = torch.compile(forward) if runtime == "torch.compile" else _recorded(forward) if runtime == "torch.cudagraph" else forward
+
+    def predict(images: np.ndarray) -> np.ndarray:
+        with torch.inference_mode():
+            return run(torch.from_numpy(images).to(device)).float().cpu().numpy()
+
+    return predict, _on_device(run) if device == "cuda" else None
+
+
+def _recorded(forward: Forward) -> Forward:
+    """`forward`, recorded as a CUDA graph for each shape of input and replayed, which saves the launch of every kernel from Python."""
+    import torch
+
+    graphs: dict[Any, tuple[Any, Tensor, Tensor]] = {}
+
+    def record(images: Tensor) -> tuple[Any, Tensor, Tensor]:
+        held = images.clone()
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):  # libraries choose and allocate on the first calls, which must not be recorded
+            for _ in range(3):
+                forward(held)
+        torch.cuda.current_stream().wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            logits = forward(held)
+        return graph, held, logits
+
+    def replay(images: Tensor) -> Tensor:
+        if images.shape not in graphs:
+            graphs[images.shape] = record(images)
+        graph, held, logits = graphs[images.shape]
+        held.copy_(images)
+        graph.replay()
+        return logits
+
+    return replay
+
+
+def _on_device(run: Forward) -> OnDevice:
+    """Times calls by CUDA events, on images that are on the device already and logits that stay there."""
+    import torch
+
+    def time_calls(images: np.ndarray, calls: int) -> np.ndarray:
+        nanoseconds = np.empty(calls, np.int64)
+        with torch.inference_mode():
+            held = torch.from_numpy(images).to("cuda")
+            begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+            for call in range(calls):
+                begin.record()
+                run(held)
+                end.record()
+                end.synchronize()
+                nanoseconds[call] = round(begin.elapsed_time(end) * 1e6)
+        return nanoseconds
+
+    return time_calls

@@ -1,0 +1,175 @@
+"""Alone on a board: the commands that need no torch, in an environment that has numpy, onnxruntime and click and nothing else.
+
+The environment is built from the package registry, and the project is installed into it as a user would, without its dependencies. Without
+a registry these tests are skipped, and say so. What runs there was trained, exported and quantized here.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import venv
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from compress import pipeline
+from compress.artifact import InputSpec
+from compress.config import ExportConfig, QuantizeConfig
+from compress.options import Terminal
+from compress.project import Project
+from compress.reference import ModelReference
+from compress.train.fit import FitConfig
+from compress.train.sources import load_data
+
+ROOT = Path(__file__).parents[1]
+ALONE = ("numpy", "onnxruntime", "click")
+QUICK = ("--data", "data", "--quick", "--rounds", "2", "--samples", "10", "--recipe", "quick.toml")
+
+
+@dataclass(frozen=True)
+class Board:
+    """A Python of its own, and a folder with ``fp32/``, ``int8/`` (both as exported) and ``data/`` (the digits in four files)."""
+
+    python: Path
+    folder: Path
+
+    def run(self, *arguments: str, **environment: str) -> tuple[int, str, str]:
+        """Exit code, stdout and stderr of ``compress ARGUMENTS``."""
+        clean = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
+        command = [str(self.python.with_name("compress")), *arguments]
+        done = subprocess.run(command, cwd=self.folder, env=clean | environment, capture_output=True, text=True)
+        return done.returncode, done.stdout, done.stderr
+
+
+def pip(python: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "pip", "--python", str(python), "install", "--quiet", "--disable-pip-version-check", *arguments]
+    return subprocess.run(command, capture_output=True, text=True)
+
+
+@pytest.fixture(scope="module")
+def board(tmp_path_factory: pytest.TempPathFactory) -> Board:
+    folder = tmp_path_factory.mktemp("board")
+    venv.create(folder / "environment", symlinks=True, with_pip=False)
+    python = folder / "environment" / "bin" / "python"
+    if (done := pip(python, "--retries", "1", *ALONE)).returncode != 0:
+        pytest.skip(f"no package registry to build a board's environment from: {done.stderr.strip().splitlines()[-1]}")
+    source = folder / "source"  # a copy, as a build leaves things behind
+    for name in ("models", "train", "benchmarks", "compress"):
+        shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source)
+    done = pip(python, "--no-deps", str(source))
+    assert done.returncode == 0, done.stderr
+    _fill(folder)
+    return Board(python=python, folder=folder)
+
+
+def _fill(folder: Path) -> None:
+    digits = load_data("digits")
+    (folder / "data").mkdir()
+    for name, part in {"train": digits.train, "test": digits.test}.items():
+        np.savez(folder / "data" / f"digits-{name}-imgs.npz", part.images[:, 0])
+        np.savez(folder / "data" / f"digits-{name}-labels.npz", part.labels)
+    data = load_data(str(folder / "data"))
+    source = {"source": "data", "name": "data", "fingerprint": data.fingerprint, "seed": 0, "validation": 0.1}
+    model = ModelReference(reference="emnist", options={"channels": [4, 8], "hidden": 16})
+    project = Project(folder=folder / "runs", model=model, spec=InputSpec(), data=data, source=source, console=Terminal())
+    root = pipeline.train(project, FitConfig(epochs=2, batch=64, lr=0.005))
+    graph = pipeline.export(project, root, ExportConfig(), folder / "fp32")
+    pipeline.quantize(project, graph, QuantizeConfig(images=64), folder / "int8")
+    (folder / "quick.toml").write_text("[benchmark]\nlaunches = 2\n")
+
+
+def test_there_is_nothing_else_on_the_board(board: Board) -> None:
+    heavy = "torch", "torchvision", "onnx", "onnxscript", "sklearn", "scipy", "safetensors", "matplotlib", "jinja2", "PIL"
+    code = f"import importlib.util; print([name for name in {heavy} if importlib.util.find_spec(name)])"
+    assert subprocess.run([str(board.python), "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+    code, out, _ = board.run("--help")
+    assert code == 0 and "compress run --model k49" in out
+
+
+def test_verify_proves_both_models_and_finds_a_cut_one(board: Board) -> None:
+    for name in ("fp32", "int8"):
+        code, out, err = board.run("verify", name)
+        assert (code, err) == (0, ""), out + err
+        assert out.endswith(f"{name}: proved\n")
+    (board.folder / "bare").mkdir()
+    for name in ("model.onnx", "vectors.npz"):
+        shutil.copy(board.folder / "fp32" / name, board.folder / "bare")
+    assert json.loads(board.run("verify", "bare", "--json")[1])["holds"] is True
+    model = board.folder / "bare" / "model.onnx"
+    model.write_bytes(model.read_bytes()[:-1000])
+    code, out, err = board.run("verify", "bare")
+    assert (code, err) == (1, "")
+    assert out.startswith("FAIL  hash") and out.endswith("bare: NOT proved; copy or export the model again\n")
+    code, out, err = board.run("verify", "data")
+    assert (code, out, err) == (2, "", "compress: data has no model.onnx; name the folder of an exported or quantized model\n")
+
+
+def test_predict_reads_test_images_and_says_that_there_is_no_picture(board: Board) -> None:
+    code, out, err = board.run("predict", "--onnx", "int8/model.onnx", "--data", "data", "--random", "5", "--seed", "1")
+    assert (code, err) == (0, "")
+    assert len([line for line in out.splitlines() if line.startswith("test image")]) == 5
+    assert out.endswith("\npicture: none, matplotlib is not installed here\n")
+    fields = json.loads(board.run("predict", "--onnx", "int8/model.onnx", "--data", "data", "--random", "5", "--seed", "1", "--json")[1])
+    assert fields["grid"] is None and len(fields["predictions"]) == 5
+
+
+def test_predict_reads_image_files_with_pillow_and_names_it_without(board: Board, tmp_path: Path) -> None:
+    from PIL import Image
+
+    Image.fromarray(load_data("digits").test.images[0, 0]).save(board.folder / "digit.png")
+    arguments = ("predict", "--onnx", "fp32/model.onnx", "digit.png")
+    code, out, err = board.run(*arguments)
+    assert (code, out, err) == (
+        2, "", "compress: this needs pillow, which is not installed here; pip install it, or do this on another machine\n"
+    )  # fmt: skip
+    assert pip(board.python, "--target", str(tmp_path / "extra"), "pillow").returncode == 0
+    code, out, err = board.run(*arguments, PYTHONPATH=str(tmp_path / "extra"))
+    assert code == 0, err
+    assert "digit.png" in out
+
+
+def test_benchmark_and_compare(board: Board) -> None:
+    results = []
+    for seed in ("0", "1"):
+        code, out, err = board.run("benchmark", "fp32/model.onnx", "int8", *QUICK, "--seed", seed, "--json")
+        assert code == 0, err
+        results.append(Path(json.loads(out)["artifact"]) / "benchmark.json")
+    old, new = (json.loads((board.folder / path).read_text()) for path in results)
+    assert [one["reason"] for one in new["measurements"] if one["device"] == "cpu"] == [None, None]
+    assert all(one["scores"]["accuracy"] > 0.2 for one in new["measurements"] if one["reason"] is None)
+    code, out, err = board.run("compare", *map(str, results), "--fail-if-slower", "400%", "--fail-if-less-accurate", "0.5")
+    assert (code, err) == (0, ""), out
+    assert "Intervals are unpaired" in out
+    for one in old["measurements"]:
+        one["samples_ns"] = [[[sample // 100 for sample in turn] for turn in launch] for launch in one["samples_ns"]]
+    (board.folder / "faster.json").write_text(json.dumps(old))
+    code, out, err = board.run("compare", "faster.json", str(results[1]), "--fail-if-slower", "5%", "--json")
+    assert (code, err) == (1, "")
+    assert json.loads(out)["fails"] is True
+    old["machine"]["cpu"] = "Another CPU"
+    (board.folder / "other.json").write_text(json.dumps(old))
+    code, out, err = board.run("compare", "other.json", str(results[1]), "--fail-if-slower", "5%")
+    assert (code, out) == (2, "") and err.startswith("compress: machines of the two results differ: cpu was Another CPU, is ")
+    assert len(err.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "missing"),
+    [
+        (("train", "--model", "k49", "--data", "data"), "torch"),
+        (("train", "--model", "k49", "--data", "digits"), "torch or scikit-learn"),
+        (("benchmark", "fp32/model.onnx", "--data", "digits"), "scikit-learn"),
+        (("export-onnx", "--from", "fp32"), "torch"),
+    ],
+)
+def test_what_needs_more_says_what_in_one_line(board: Board, arguments: tuple[str, ...], missing: str) -> None:
+    code, out, err = board.run(*arguments)
+    line = err.splitlines()[-1]
+    assert (code, out) == (2, "")
+    assert any(line.startswith(f"compress: this needs {name}, which is not installed here") for name in missing.split(" or ")), err
