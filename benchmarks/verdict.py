@@ -57,7 +57,7 @@ class Limits:
 
 @dataclass(frozen=True, kw_only=True)
 class Verdict:
-    """What to ship and why.
+    """What to ship and why. Of several variants whose speedups cannot be told apart, the one with the smallest file ships.
 
     Args:
         ship: the variant's name, or None where nothing can be recommended.
@@ -87,7 +87,8 @@ def decide(result: Result, limits: Limits) -> Verdict:
     if not allowed:
         return Verdict(ship=None, headline=_nothing(field, baseline, limits), reasons=_reasons(field, None, baseline, limits))
     if faster:
-        chosen = min(faster, key=_p50)
+        fastest = min(faster, key=_p50)
+        chosen = min((one for one in faster if _as_fast(one, fastest)), key=lambda one: (one.size_bytes, _p50(one)))
         headline = f"Ship {chosen.name}: it is faster than {baseline.name} ({_times(chosen)}), {_change(chosen, baseline)}."
     elif baseline in allowed:
         chosen = baseline
@@ -111,6 +112,11 @@ def drop(one: Measurement, baseline: Measurement) -> float:
 def is_faster(one: Measurement) -> bool:
     """Whether the whole interval of the speedup lies above 1, and the speedup is worth the name (`LEAST_CHANGE`)."""
     return one.speedup is not None and one.speedup.low > 1 and one.speedup.value >= 1 + LEAST_CHANGE
+
+
+def _as_fast(one: Measurement, other: Measurement) -> bool:
+    """Whether the intervals of two speedups over the baseline overlap: then the smaller file is the better one of the two."""
+    return one.speedup is not None and other.speedup is not None and one.speedup.high >= other.speedup.low
 
 
 def is_slower(one: Measurement) -> bool:
@@ -187,7 +193,13 @@ def _reasons(field: Sequence[Measurement], chosen: Measurement | None, baseline:
         elif one is baseline:
             sentences.append(f"{one.name}: the baseline, {milliseconds(_p50(one))}.")
         elif is_faster(one):
-            sentences.append(f"{one.name}: not chosen, it {_speed(one, baseline)}, but its {milliseconds(_p50(one))} are not the least.")
+            larger = chosen is not None and one.size_bytes > chosen.size_bytes and _as_fast(chosen, one)
+            but = (
+                f"not clearly faster than {chosen.name}, and larger"
+                if chosen and larger
+                else f"its {milliseconds(_p50(one))} are not the least"
+            )
+            sentences.append(f"{one.name}: not chosen, it {_speed(one, baseline)}, but {but}.")
         else:
             sentences.append(f"{one.name}: not chosen, it {_speed(one, baseline)}.")
     return tuple(sentences)

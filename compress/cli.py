@@ -347,7 +347,7 @@ def main() -> int:
             raise
         return _refuse(f"{error.filename}: {error.strerror}; nothing was changed there")
     except (click.Abort, KeyboardInterrupt):
-        click.echo("\ncompress: stopped; finished stages are kept. The same command goes on from there (train and prune: add --resume)", err=True)
+        click.echo("\ncompress: stopped; what is finished is kept, and the same command goes on (train and prune: with --resume)", err=True)
         return 130
 
 

@@ -90,7 +90,9 @@ def candidates_of_file(path: Path, runtimes: Sequence[str] = USUAL) -> list[Cand
     takes = [name for name in _chosen(runtimes) if name in ("onnxruntime", "openvino")]
     if not takes:
         raise CompressError(f"runtime (={', '.join(runtimes)}) takes no .onnx file such as {path}; add --runtime onnxruntime")
-    return [Candidate(name=path.stem, path=path, runtime=name, stage="file", artifact=sha256_of(path)) for name in takes]
+    # Artifacts' files are all called model.onnx: such a one goes by its folder.
+    name = path.resolve().parent.name if path.name == PAYLOAD["graph"] else path.stem
+    return [Candidate(name=name, path=path, runtime=name, stage="file", artifact=sha256_of(path)) for name in takes]
 
 
 def benchmark(

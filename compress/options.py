@@ -34,7 +34,7 @@ network_options = _options(
 data_options = _options(
     click.option("--data", metavar="NAME|FOLDER", help="digits, k49, emnist, kmnist, or a folder (npz, IDX or image files)."),
     *(
-        click.option(f"--{part}-{what}", type=PATH, metavar="FILE", help=f"The {part} {what} by hand (.npz or IDX); all four files go together.")
+        click.option(f"--{part}-{what}", type=PATH, metavar="FILE", help=f"The {part} {what} by hand (.npz or IDX), all four.")
         for part in ("train", "test")
         for what in ("images", "labels")
     ),

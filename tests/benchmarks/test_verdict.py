@@ -32,6 +32,15 @@ def test_fastest_of_several_faster_ones_ships(made: Any) -> None:
     assert any(reason.startswith("a: not chosen, it is faster than fp32") for reason in verdict.reasons)
 
 
+def test_of_two_that_are_as_fast_the_smaller_ships(made: Any) -> None:
+    big, small = made.one("big", 7.9e-4, ratio=(1.27, 1.21, 1.32)), made.one("small", 8e-4, ratio=FASTER, size_bytes=300_000)
+    verdict = decide(made.result(made.one("fp32"), big, small), Limits())
+    assert verdict.ship == "small"
+    assert any(reason.endswith("but not clearly faster than small, and larger.") for reason in verdict.reasons)
+    surely = made.one("big", 5e-4, ratio=(2.0, 1.9, 2.1))
+    assert decide(made.result(made.one("fp32"), surely, small), Limits()).ship == "big"
+
+
 def test_slower_int8_does_not_ship(made: Any) -> None:
     verdict = decide(made.result(made.one("fp32"), made.one("int8", 1.15e-3, ratio=SLOWER, size_bytes=300_000)), Limits())
     assert (verdict.ship, verdict.headline) == ("fp32", "Ship fp32: int8 is slower here (0.87x, 95% interval 0.84 to 0.90).")
