@@ -107,7 +107,9 @@ def _section(result: Result, verdict: Verdict, limits: Limits) -> dict[str, Any]
         **{name.replace("_", " ").capitalize(): _listed(fact) for name, fact in machine.items()},
     }
     return {
-        "heading": f"{result.data.get('name', 'data')} on {machine.get('cpu', 'an unnamed CPU')}",
+        "heading": ", ".join(
+            str(word) for word in (result.data.get("network"), result.data.get("name"), machine.get("cpu", "an unnamed CPU")) if word
+        ),
         "verdict": verdict,
         "tables": tables(result, verdict),
         "plots": [],

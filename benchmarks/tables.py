@@ -214,10 +214,10 @@ def as_csv(results: Sequence[Result]) -> str:
     return text.getvalue()
 
 
-def as_json(result: Result, verdict: Verdict) -> dict[str, Any]:
+def as_json(result: Result, verdict: Verdict | None = None) -> dict[str, Any]:
     """A section of the report without raw samples and pictures."""
     variants = [{name: value for name, value in dataclasses.asdict(one).items() if name not in RAW} for one in result.measurements]
     for variant in variants:
         variant["sweeps"] = [{name: value for name, value in sweep.items() if name != "samples_ns"} for sweep in variant["sweeps"]]
     about = {name: getattr(result, name) for name in ("created", "machine", "data", "settings", "peak", "energy", "baseline")}
-    return about | {"verdict": dataclasses.asdict(verdict), "variants": variants}
+    return about | ({"verdict": dataclasses.asdict(verdict)} if verdict else {}) | {"variants": variants}

@@ -129,6 +129,7 @@ def write_artifact(target: Path, make: Callable[[Path], Manifest]) -> Artifact:
     """
     if target.exists() and not (target / MANIFEST).is_file():
         raise ArtifactError(f"{target} exists and is no artifact; name another --out or move it away")
+    new_folders = [folder for folder in target.parents if not folder.exists()]
     target.parent.mkdir(parents=True, exist_ok=True)
     _remove_leftovers(target.parent)
     partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
@@ -152,6 +153,9 @@ def write_artifact(target: Path, make: Callable[[Path], Manifest]) -> Artifact:
         shutil.rmtree(old, ignore_errors=True)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+        for folder in new_folders:
+            if not any(folder.iterdir()):
+                folder.rmdir()
     return Artifact(path=target, manifest=about)
 
 

@@ -87,12 +87,12 @@ def candidates_of_file(path: Path, runtimes: Sequence[str] = USUAL) -> list[Cand
     """An ONNX file that no stage of this toolkit wrote, in each runtime that takes one."""
     if not path.is_file():
         raise CompressError(f"{path}: there is no such file; name an .onnx file or the folder of an artifact")
-    takes = [name for name in _chosen(runtimes) if name in ("onnxruntime", "openvino")]
+    takes = [runtime for runtime in _chosen(runtimes) if runtime in ("onnxruntime", "openvino")]
     if not takes:
         raise CompressError(f"runtime (={', '.join(runtimes)}) takes no .onnx file such as {path}; add --runtime onnxruntime")
     # Artifacts' files are all called model.onnx: such a one goes by its folder.
     name = path.resolve().parent.name if path.name == PAYLOAD["graph"] else path.stem
-    return [Candidate(name=name, path=path, runtime=name, stage="file", artifact=sha256_of(path)) for name in takes]
+    return [Candidate(name=name, path=path, runtime=runtime, stage="file", artifact=sha256_of(path)) for runtime in takes]
 
 
 def benchmark(
@@ -113,14 +113,18 @@ def benchmark(
             score,
             config,
             baseline=baseline,
-            data={"name": project.data.name, "fingerprint": project.data.fingerprint, "part": "test", "class_names": list(names)},
+            data={
+                "name": project.data.name,
+                "network": project.folder.name,
+                "fingerprint": project.data.fingerprint,
+                "part": "test",
+                "class_names": list(names),
+            },
             progress=project.console.progress,
         )
         failed = [f"{title(one)}: {one.reason}" for one in result.measurements if one.reason is not None]
         if len(failed) == len(candidates):
             raise CompressError(f"nothing could be measured: {failed[0]}")
-        for line in failed:
-            project.console.say(f"not measured: {line}")
         write_results(result, folder / PAYLOAD["benchmark"])
         return {}, {}
 

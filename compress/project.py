@@ -69,7 +69,9 @@ def find_parent(folder: Path, stages: tuple[str, ...], fingerprint: str | None =
 def variants_of(project: Project, root: Artifact) -> list[Artifact]:
     """Every graph under ``runs/<model>`` that descends from ``root``, the shortest lineage first."""
     graphs = [artifact for stage in ("export", "quantize") for artifact in find_artifacts(project.folder / stage)]
-    mine = [graph for graph in graphs if graph.steps[0]["key"] == root.manifest.key]
+    # The same bytes may lie there twice, made by two versions of this toolkit: the newest of them is taken.
+    graphs.sort(key=lambda graph: graph.manifest.created)
+    mine = list({(variant_name(graph), graph.content): graph for graph in graphs if graph.steps[0]["key"] == root.manifest.key}.values())
     if not mine:
         raise ArtifactError(f"{project.folder} has no exported graph of {root.path} yet; run `compress export-onnx` first")
     return sorted(mine, key=lambda graph: (len(graph.steps), variant_name(graph)))

@@ -6,9 +6,8 @@ from typing import Any
 
 from .artifact import Artifact
 from .benchmarks.formats import MISSING, milliseconds, size, title
-from .benchmarks.results import Measurement
+from .benchmarks.results import Measurement, Result, read_results
 from .benchmarks.tables import as_json
-from .benchmarks.verdict import Verdict
 from .measure import Outcome
 from .predict import Prediction
 
@@ -28,12 +27,15 @@ def summary(artifact: Artifact) -> dict[str, Any]:
     """What ``--json`` shows of an artifact."""
     about = artifact.manifest
     names = ("kind", "stage", "hash", "config", "metrics", "facts", "files")
-    return {"artifact": str(artifact.path)} | {name: getattr(about, name) for name in names} | {"input": dataclasses.asdict(about.input)}
+    plain = {"artifact": str(artifact.path)} | {name: getattr(about, name) for name in names} | {"input": dataclasses.asdict(about.input)}
+    return plain | (as_json(read_results(artifact.payload)) if about.kind == "benchmark" else {})
 
 
 def artifact_text(artifact: Artifact) -> str:
     """The figures that the stage of ``artifact`` found, one per line."""
     about = artifact.manifest
+    if about.kind == "benchmark":
+        return f"{result_text(read_results(artifact.payload))}\n\nResult: {artifact.payload}"
     metrics = about.metrics
     rows: dict[str, str] = {"artifact": str(artifact.path)}
     if scores := metrics.get("validation"):
@@ -78,12 +80,17 @@ def outcome_text(outcome: Outcome) -> str:
     """For each machine the table of its variants and the verdict; then where the report lies."""
     parts = []
     for result, verdict in zip(outcome.results, outcome.verdicts, strict=True):
-        baseline = result.measurements[result.baseline]
-        measured = [one for one in result.measurements if one.latency is not None]
-        parts += [table([_row(one, baseline, verdict) for one in measured])] if measured else []
-        parts += ["\n".join(f"not measured: {title(one)}: {one.reason}" for one in result.measurements if one.latency is None)]
-        parts += [verdict.headline]
-    return "\n\n".join([*filter(None, parts), f"Report: {outcome.folder / 'report.html'}"])
+        parts += [result_text(result, verdict.ship), verdict.headline]
+    return "\n\n".join([*parts, f"Report: {outcome.folder / 'report.html'}"])
+
+
+def result_text(result: Result, ship: str | None = None) -> str:
+    """The table of a benchmark, the variant to ``ship`` marked, and what was not measured."""
+    baseline = result.measurements[result.baseline]
+    measured = [one for one in result.measurements if one.latency is not None]
+    missing = [f"not measured: {title(one)}: {one.reason}" for one in result.measurements if one.latency is None]
+    parts = [table([_row(one, baseline, ship) for one in measured])] if measured else []
+    return "\n\n".join([*parts, "\n".join(missing)] if missing else parts)
 
 
 def outcome_summary(outcome: Outcome) -> dict[str, Any]:
@@ -94,9 +101,9 @@ def outcome_summary(outcome: Outcome) -> dict[str, Any]:
     }
 
 
-def _row(one: Measurement, baseline: Measurement, verdict: Verdict) -> dict[str, str]:
+def _row(one: Measurement, baseline: Measurement, ship: str | None) -> dict[str, str]:
     names = ("variant", "runtime", "p50", "p90", "speedup (95%)", "balanced acc.", "accuracy", "size", "gzipped")
-    name = one.name + (" *" if one.name == verdict.ship and one.runtime == "onnxruntime" and one.device == "cpu" else "")
+    name = one.name + (" *" if one.name == ship and one.runtime == "onnxruntime" and one.device == "cpu" else "")
     assert one.latency is not None, "only what was measured has a row"
     speed = one.speedup
     cells = (

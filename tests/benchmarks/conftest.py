@@ -111,7 +111,7 @@ def result(*measurements: Measurement, baseline: int = 0, **machine: Any) -> Res
     return Result(
         created="2026-01-02T03:04:05+00:00",
         machine={"cpu": "Toy CPU", "flags": ["avx2"], "libraries": {"numpy": "2.4"}, **machine},
-        data={"name": "toy", "fingerprint": "f00d", "images": 3, "class_names": ["あ", "|b|", "<c>"]},
+        data={"name": "toy", "network": "k49", "fingerprint": "f00d", "images": 3, "class_names": ["あ", "|b|", "<c>"]},
         settings={"threads": 1, "batch": 1, "launches": 2, "rounds": 2, "samples": 2, "seed": 0, "warm_up": "none"},
         peak=5e10,
         energy="RAPL, packages: 1",

@@ -123,7 +123,7 @@ def test_several_results_are_sections_of_their_own(made: Any, tmp_path: Path) ->
     verdicts = write_report([tmp_path / "one.json", made.result(made.missing("fp32", "gone"), cpu="Second")], tmp_path, Limits())
     assert [verdict.ship for verdict in verdicts] == ["fp32", None]
     text = (tmp_path / "report.md").read_text()
-    assert text.index("# toy on First") < text.index("# toy on Second")
+    assert text.index("# k49, toy, First") < text.index("# k49, toy, Second")
     assert (tmp_path / "report-1.png").exists() and (tmp_path / "report-1-size.png").exists()
     assert not list(tmp_path.glob("report-2*.png"))
     assert [section["machine"]["cpu"] for section in json.loads((tmp_path / "report.json").read_text())["sections"]] == ["First", "Second"]
@@ -143,3 +143,9 @@ def test_sections_of_one_machine_are_not_compared_either(made: Any, tmp_path: Pa
 def test_report_of_nothing_is_refused(tmp_path: Path) -> None:
     with pytest.raises(BenchmarkError, match=r"results \(=none\) must be at least one; run `compress benchmark` first"):
         write_report([], tmp_path, Limits())
+
+
+def test_section_says_which_network_data_and_machine(made: Any, tmp_path: Path) -> None:
+    result = made.result(made.one("fp32"))
+    write_report([result], tmp_path, Limits())
+    assert f"k49, toy, {result.machine['cpu']}" in (tmp_path / "report.md").read_text()

@@ -96,7 +96,7 @@ def test_a_failing_make_leaves_nothing(tmp_path: Path) -> None:
         raise RuntimeError("in the middle")
 
     with pytest.raises(RuntimeError, match="in the middle"):
-        write_artifact(tmp_path / "a", make)
+        write_artifact(tmp_path / "runs" / "k49" / "a", make)
     assert list(tmp_path.iterdir()) == []
 
 

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -185,6 +186,13 @@ def test_parents_are_found_by_stage_and_data(made: tuple[Project, dict[str, Arti
     assert {graph.path for graph in variants_of(project, artifacts["root"])} == {
         artifacts[name].path for name in ("dense", "sparse", "static", "both", "dynamic")
     }
+    again = pipeline.export(
+        project_in(project.folder.parent, force=True), artifacts["root"], ExportConfig(), out=project.folder / "export" / "again"
+    )
+    assert again.content == artifacts["dense"].content
+    names = [graph.path.name for graph in variants_of(project, artifacts["root"]) if variant_name(graph) == "fp32"]
+    assert names == ["again"], "of the same bytes twice, the newest is a variant"
+    shutil.rmtree(again.path)
     with pytest.raises(ArtifactError, match=r"has no network yet .*run `compress train` first"):
         find_parent(tmp_path / "nothing", ("train", "import"))
     with pytest.raises(ArtifactError, match="trained on digits only, none on the data given"):
