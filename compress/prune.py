@@ -14,7 +14,6 @@ Source: Han et al. 2015, "Learning both Weights and Connections for Efficient Ne
 to prune". Both prune by magnitude, the latter within each layer (scope "layer"). Lee et al. 2021, arXiv:2010.07611 (scope "lamp").
 """
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -116,12 +115,6 @@ def sparsity_by_layer(network: nn.Module) -> tuple[LayerSparsity, ...]:
         LayerSparsity(name=name, weights=weight.numel(), nonzeros=int(torch.count_nonzero(weight)))
         for name, weight in _prunable(network).items()
     )
-
-
-def total_sparsity(layers: Iterable[LayerSparsity]) -> LayerSparsity:
-    """Sum the counts of several layers under the name "total"."""
-    counted = tuple(layers)
-    return LayerSparsity(name="total", weights=sum(layer.weights for layer in counted), nonzeros=sum(layer.nonzeros for layer in counted))
 
 
 def _prunable(network: nn.Module) -> dict[str, nn.Parameter]:

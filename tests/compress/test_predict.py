@@ -82,3 +82,4 @@ def test_kana_are_drawn_or_spelled_without_a_warning(titles: list[tuple[str, Any
 @pytest.mark.parametrize("label", ["$x_1", "\\alpha$", "a_b", "É", "\U0001f600", "\ue000"])
 def test_any_class_name_can_be_drawn(label: str, tmp_path: Path) -> None:
     draw_grid(IMAGES[:1], predicted(label), tmp_path / "grid.png")
+    assert (tmp_path / "grid.png").read_bytes().startswith(b"\x89PNG")

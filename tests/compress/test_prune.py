@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from compress.errors import CompressError
-from compress.prune import LayerSparsity, apply_masks, magnitude_masks, sparsity_by_layer, total_sparsity
+from compress.prune import LayerSparsity, apply_masks, magnitude_masks, sparsity_by_layer
 
 
 def linear(rows: list[list[float]]) -> nn.Linear:
@@ -204,5 +204,3 @@ def test_counts_by_layer_and_in_total() -> None:
     layers = sparsity_by_layer(network)
     assert layers == (LayerSparsity(name="0.weight", weights=4, nonzeros=2), LayerSparsity(name="2.weight", weights=4, nonzeros=1))
     assert [layer.sparsity for layer in layers] == [0.5, 0.75]
-    assert total_sparsity(layers) == LayerSparsity(name="total", weights=8, nonzeros=3)
-    assert total_sparsity(layers).sparsity == 0.625
