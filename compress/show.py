@@ -1,8 +1,11 @@
 """What commands print: tables for people, JSON for scripts."""
 
 import dataclasses
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
+
+import click
 
 from .artifact import Artifact
 from .benchmarks.formats import MISSING, milliseconds, size, title
@@ -21,6 +24,16 @@ def table(rows: Sequence[Mapping[str, str]]) -> str:
     lines = [[name.ljust(width) for name, width in zip(header, widths, strict=True)], ["-" * width for width in widths]]
     lines += [[row[name].ljust(width) for name, width in zip(header, widths, strict=True)] for row in rows]
     return "\n".join("  ".join(line).rstrip() for line in lines)
+
+
+def show_artifact(artifact: Artifact, as_json: bool) -> None:
+    """Print what a stage made: a table of its figures, or everything as JSON."""
+    click.echo(json.dumps(summary(artifact), indent=1) if as_json else artifact_text(artifact))
+
+
+def show_outcome(outcome: Outcome, as_json: bool) -> None:
+    """Print what a report says, and where it lies."""
+    click.echo(json.dumps(outcome_summary(outcome), indent=1) if as_json else outcome_text(outcome))
 
 
 def summary(artifact: Artifact) -> dict[str, Any]:

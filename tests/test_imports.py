@@ -21,7 +21,21 @@ FILES = sorted(str(path.relative_to(ROOT)) for folder in FOLDERS for path in (RO
 
 # Of the toolkit: those that put everything together, and those that know nothing but each other. The rest lies in between.
 ACROSS = {
-    f"compress.{name}" for name in ("__main__", "cli", "measure", "opening", "pipeline", "project", "reading", "show", "verify", "whole")
+    f"compress.{name}"
+    for name in (
+        "__main__",
+        "cli",
+        "cli_looking",
+        "cli_making",
+        "measure",
+        "opening",
+        "pipeline",
+        "project",
+        "reading",
+        "show",
+        "verify",
+        "whole",
+    )
 }
 ALGORITHMS = {f"compress.{name}" for name in ("artifact", "cost", "errors", "export", "graph", "onnxfile", "prune", "quantize")}
 WITHOUT_TORCH = ("artifact", "config", "measure", "opening", "predict", "project", "reading", "reference", "verify")
