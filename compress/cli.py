@@ -9,25 +9,28 @@ object on stdout and nothing else; progress and remarks go to stderr.
 
 from __future__ import annotations
 
+import os
+
 import click
 
 from . import __version__
 from .benchmarks.errors import BenchmarkError
-from .cli_looking import benchmark, compare, predict, report, verify
-from .cli_making import export_onnx, prune, quantize, run, train
+from .cli_looking import benchmark, compare, explain, predict, report, throughput, verify
+from .cli_making import export_onnx, prune, quantize, run, train, tune
 from .errors import CompressError
 from .models.errors import ModelError
 from .train.errors import TrainError
 
 USER_ERRORS = (CompressError, TrainError, ModelError, BenchmarkError)
 # What a board does without: numpy, onnxruntime and click are enough to predict, benchmark, compare and verify.
-OPTIONAL = {name: name for name in ("torch", "torchvision", "onnx", "onnxscript", "safetensors", "matplotlib", "jinja2")}
+OPTIONAL = {name: name for name in ("torch", "torchvision", "onnx", "onnxscript", "safetensors", "matplotlib", "jinja2", "optuna")}
 OPTIONAL |= {"sklearn": "scikit-learn", "PIL": "pillow"}
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(__version__, prog_name="compress")
-def cli() -> None:
+@click.pass_context
+def cli(context: click.Context) -> None:
     """Take a trained vision network to the smallest, fastest file that still reads as well, and prove it.
 
     \b
@@ -39,9 +42,11 @@ def cli() -> None:
                           compress benchmark --model k49
                           compress report --model k49
     """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and context.invoked_subcommand != "train":
+        raise CompressError(f"{context.invoked_subcommand} runs in one process; torchrun is for `compress train` only, start it without")
 
 
-for command in (train, prune, export_onnx, quantize, run, benchmark, report, compare, verify, predict):
+for command in (train, tune, prune, export_onnx, quantize, run, benchmark, report, compare, verify, predict, explain, throughput):
     cli.add_command(command)
 
 

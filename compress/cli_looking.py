@@ -1,4 +1,4 @@
-"""The commands that look at what was made: benchmark, report, predict, compare, verify.
+"""The commands that look at what was made: benchmark, report, predict, explain, compare, verify.
 
 Loads click and the settings only; everything else is imported inside the commands.
 """
@@ -12,8 +12,18 @@ from typing import Any
 
 import click
 
-from .config import load_recipe
-from .options import PATH, benchmark_options, data_options, network_options, out_option, parent_options, report_options, run_options
+from .config import load_recipe, training_config
+from .options import (
+    PATH,
+    benchmark_options,
+    data_options,
+    network_options,
+    out_option,
+    parent_options,
+    pretrained_option,
+    report_options,
+    run_options,
+)
 
 
 @click.command()
@@ -21,6 +31,7 @@ from .options import PATH, benchmark_options, data_options, network_options, out
 @network_options
 @data_options
 @run_options
+@pretrained_option
 @out_option
 @benchmark_options
 @click.option(
@@ -114,6 +125,43 @@ def predict(files: tuple[Path, ...], onnx: Path | None, count: int | None, inver
 
 
 @click.command()
+@click.argument("files", nargs=-1, type=PATH)
+@click.option("--index", "indices", type=int, multiple=True, metavar="I", help="Draw this test image, counted from 0; repeat for more.")
+@click.option(
+    "--misread", type=click.IntRange(1, 240), metavar="N", help="Draw the N most confidently misread.  [default: 8, without --index]"
+)
+@click.option(
+    "--blocks",
+    type=click.Choice(["some", "all"]),
+    default="some",
+    show_default=True,
+    help="Spatial gates to draw: of each size the one that varies most, or all.",
+)
+@click.option("--out", type=PATH, metavar="PNG", default=Path("explain.png"), show_default=True, help="Where the picture goes.")
+@network_options
+@data_options
+@run_options
+@parent_options
+def explain(
+    files: tuple[Path, ...], indices: tuple[int, ...], misread: int | None, blocks: str, out: Path, as_json: bool, **shared: Any
+) -> None:
+    """Draw what networks look at, before and after compression: attention gates, and evidence for the true class and for the answer.
+
+    FILES are .onnx files or folders of artifacts; without any, the newest trained network, its newest pruned descendant and int8 graph.
+
+    \b
+    Example:  compress explain --model k49 --index 3 --index 17
+              compress explain --model k49 --misread 4
+    """
+    from .explain import explain as look
+    from .explain import explanation_text, summary
+    from .opening import Options
+
+    found = look(Options(**shared), files, indices, misread, blocks == "all", out)
+    click.echo(json.dumps(summary(found, out), indent=1) if as_json else explanation_text(found, out))
+
+
+@click.command()
 @click.argument("old", type=PATH)
 @click.argument("new", type=PATH)
 @click.option("--fail-if-slower", metavar="PERCENT", help="Fail where a latency surely grew by more than this, e.g. 5%.")
@@ -156,3 +204,27 @@ def verify(folder: Path, as_json: bool) -> None:
     click.echo(json.dumps(about, indent=1) if as_json else proof_text(proof))
     if not proof.holds:
         raise click.exceptions.Exit(1)
+
+
+@click.command()
+@click.option("--rounds", type=int, default=5, show_default=True, help="Rounds in which all variants take a turn, in random order.")
+@click.option("--variant", "variants", multiple=True, metavar="NAME", help="Measure this one.  [default: all but torch.compile]")
+@network_options
+@data_options
+@run_options
+def throughput(rounds: int, variants: tuple[str, ...], **shared: Any) -> None:
+    """How many images a second training takes in here, from the plain loop to the one of `compress train`.
+
+    \b
+    Example:  compress throughput --model k49 --data digits
+              compress throughput --variant torch.compile --variant "compress train"
+    """
+    from .opening import Options
+    from .show import table
+    from .throughput import measure_throughput, table_rows
+
+    options = Options(**shared)
+    recipe = options.load_recipe()
+    config = training_config(recipe, seed=options.seed)
+    found = measure_throughput(options.project(recipe), config, rounds=rounds, variants=variants)
+    click.echo(json.dumps([dataclasses.asdict(one) for one in found], indent=1) if options.as_json else table(table_rows(found)))

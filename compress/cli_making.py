@@ -1,4 +1,4 @@
-"""The commands that make something: train, prune, export-onnx, quantize, run.
+"""The commands that make something: train, prune, export-onnx, quantize, run, tune.
 
 Each opens a project (network, data, runs folder), calls a stage of ``compress.pipeline`` and shows what it made. Loads click and the
 settings only; everything else is imported inside the commands.
@@ -6,12 +6,25 @@ settings only; everything else is imported inside the commands.
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
 from typing import Any
 
 import click
 
-from .config import ExportConfig, PruneConfig, QuantizeConfig
-from .options import PATH, benchmark_options, data_options, network_options, out_option, parent_options, report_options, run_options
+from .config import ExportConfig, PruneConfig, QuantizeConfig, training_config
+from .errors import CompressError
+from .options import (
+    PATH,
+    benchmark_options,
+    data_options,
+    network_options,
+    out_option,
+    parent_options,
+    pretrained_option,
+    report_options,
+    run_options,
+)
 
 NETWORK_STAGES = ("train", "import", "prune")
 
@@ -21,25 +34,37 @@ NETWORK_STAGES = ("train", "import", "prune")
 @click.option("--batch", type=int, help="Images per step.")
 @click.option("--lr", type=float, help="Largest learning rate.")
 @click.option("--label-smoothing", type=float, help="0 for none; 0.1 is usual.")
+@click.option("--folds", type=int, help="Cross-validate instead: train this many networks, each scored on the images it did not see.")
 @click.option("--resume", is_flag=True, help="Go on with a training that was interrupted.")
 @network_options
 @data_options
 @run_options
 @out_option
-def train(epochs: int | None, batch: int | None, lr: float | None, label_smoothing: float | None, **shared: Any) -> None:
+def train(epochs: int | None, batch: int | None, lr: float | None, label_smoothing: float | None, folds: int | None, **shared: Any) -> None:
     """Train a network; the best epoch on the validation images is kept.
 
+    \b
     Example:  compress train --model k49 --data path/to/folder --epochs 12
+              compress train --model k49 --data path/to/folder --folds 5
     """
     from . import pipeline
+    from .crossval import cross_validate
     from .opening import Options
     from .show import show_artifact
-    from .train.fit import FitConfig
+    from .train.folds import check_folds
 
     options = Options(**shared)
     recipe = options.load_recipe()
-    config = recipe.stage(FitConfig, "train", epochs=epochs, batch=batch, lr=lr, label_smoothing=label_smoothing, seed=options.seed)
-    show_artifact(pipeline.train(options.project(recipe), config, options.out), options.as_json)
+    config = training_config(recipe, epochs=epochs, batch=batch, lr=lr, label_smoothing=label_smoothing, seed=options.seed)
+    if folds is not None and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise CompressError(f"folds (={folds}) are trained by one process, one after the other; start it without torchrun")
+    if folds is None:
+        made = pipeline.train(options.project(recipe), config, options.out)
+    else:
+        check_folds(folds)  # a wrong number should not cost the loading of data first
+        made = cross_validate(options.project(recipe), config, folds, options.out)
+    if made is not None:
+        show_artifact(made, options.as_json)
 
 
 @click.command()
@@ -63,14 +88,13 @@ def prune(sparsity: float | None, scope: str | None, epochs: int | None, lr: flo
     from . import pipeline
     from .opening import Options
     from .show import show_artifact
-    from .train.fit import FitConfig
 
     options = Options(**shared)
     settings = {"sparsity": sparsity, "scope": scope, "epochs": epochs, "lr": lr}
     options.load_recipe().stage(PruneConfig, "prune", **settings)  # a wrong value should not cost the loading of data first
     project, recipe, parent = options.child(NETWORK_STAGES[:2])
     config = recipe.stage(PruneConfig, "prune", **settings)
-    training = recipe.stage(FitConfig, "train", seed=options.seed)
+    training = training_config(recipe, seed=options.seed)
     show_artifact(pipeline.prune(project, parent, config, training, options.out), options.as_json)
 
 
@@ -124,6 +148,7 @@ def quantize(mode: str | None, method: str | None, per_channel: bool | None, ima
 
 @click.command()
 @click.option("--weights", type=PATH, metavar="FILE", help="Take this network, trained elsewhere, instead of training one.")
+@pretrained_option
 @network_options
 @data_options
 @run_options
@@ -154,3 +179,59 @@ def run(
     settings = {"threads": threads, "rounds": rounds, "samples": samples, "sweeps": False if quick else None}
     limits = {"max_drop": max_drop, "max_latency": max_latency, "max_size": max_size}
     show_outcome(run_all(options, recipe, settings, limits), options.as_json)
+
+
+@click.command()
+@click.option("--trials", type=int, default=40, show_default=True, help="Finished trials in the study, by whichever worker.")
+@click.option("--timeout", type=float, metavar="MIN", help="No trial starts after so many minutes.")
+@click.option("--storage", metavar="URL|FILE", help="Journal file, or a database for Optuna.  [default: runs/MODEL/tune/STUDY.journal]")
+@click.option("--study", metavar="NAME", help="Name of the study, and of the folder of its results.  [default: the name of the data]")
+@click.option("--space", type=PATH, metavar="FILE", help="TOML of what to tune.  [default: the one built in for the model]")
+@click.option("--epochs", type=int, help="Epochs of each trial.  [default: the recipe's]")
+@click.option("--fraction", type=float, default=1.0, show_default=True, help="Train on this part of the training images, evenly drawn.")
+@click.option("--max-params", type=int, help="Give up larger networks before they are trained.")
+@click.option("--max-macs", type=int, help="Likewise, multiply-accumulates for one image.")
+@network_options
+@data_options
+@run_options
+def tune(
+    trials: int,
+    timeout: float | None,
+    storage: str | None,
+    study: str | None,
+    space: Path | None,
+    epochs: int | None,
+    fraction: float,
+    max_params: int | None,
+    max_macs: int | None,
+    **shared: Any,
+) -> None:
+    """Search for better settings; the best are written as a recipe for `compress train`.
+
+    After a kill the same command goes on. Run at the same time in other terminals, or on other hosts with the same --storage, it shares
+    the work. --force forgets the study first.
+
+    \b
+    Example:  compress tune --model emnist --data path/to/folder --trials 40 --epochs 5 --fraction 0.25
+              compress train --recipe runs/emnist/tune/folder/best.toml
+    """
+    from .opening import Options
+    from .reference import ModelReference
+    from .tune_results import show_tuned
+    from .tuning import Tuning, read_space, tune_project
+
+    tuning = Tuning(
+        trials=trials,
+        timeout=timeout,
+        epochs=epochs,
+        fraction=fraction,
+        max_params=max_params,
+        max_macs=max_macs,
+        storage=storage,
+        study=study,
+        space=space,
+    )
+    options = Options(**shared)
+    recipe = options.load_recipe()
+    read_space(ModelReference(reference=recipe.model), recipe, tuning)  # a wrong space should not cost the loading of data first
+    show_tuned(tune_project(options.project(recipe), recipe, tuning), options.as_json)

@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from .errors import CompressError
+from .train.settings import AugmentConfig, FitConfig
 
 RECIPES = Path(__file__).parent / "recipes"
 T = TypeVar("T")
@@ -108,12 +109,15 @@ class Recipe:
         return make_config(cls, values, f"[{name}]")
 
 
-TABLES = ("model-options", "train", "prune", "export", "quantize", "benchmark", "report")
+TABLES = ("model-options", "train", "augment", "prune", "export", "quantize", "benchmark", "report")
 
 
 def load_recipe(path: Path | None, model: str | None = None, data: str | None = None, seed: int | None = None) -> Recipe:
-    """The recipe in ``path`` on top of the defaults of its network; ``model``, ``data`` and ``seed`` given by hand win over both."""
-    own = _read_toml(path) if path is not None else {}
+    """The recipe in ``path`` on top of the defaults of its network; ``model``, ``data`` and ``seed`` given by hand win over both.
+
+    ``path`` may be the name of a recipe that comes with the toolkit, such as ``emnist-reference``.
+    """
+    own = _read_toml(_named(path)) if path is not None else {}
     name = model or own.get("model") or Recipe.model
     default_file = RECIPES / f"{name}.toml"
     default = _read_toml(default_file if default_file.is_file() else RECIPES / "any.toml")
@@ -123,6 +127,11 @@ def load_recipe(path: Path | None, model: str | None = None, data: str | None = 
     return make_config(
         Recipe, {key: value for key, value in (top | given).items() if value is not None} | {"tables": tables}, str(path or "recipe")
     )
+
+
+def training_config(recipe: Recipe, **given: Any) -> FitConfig:
+    """The settings of training: the recipe's [train] and [augment], then whatever of ``given`` (the command line) is not None."""
+    return recipe.stage(FitConfig, "train", **given, augment=recipe.stage(AugmentConfig, "augment"))
 
 
 def make_config(cls: type[T], values: Mapping[str, Any], where: str) -> T:
@@ -150,11 +159,18 @@ def _fitting(value: Any, hint: Any, told: str) -> Any:
     return value
 
 
+def _named(path: Path) -> Path:
+    """``path``, or the recipe of the toolkit that has this name."""
+    ours = RECIPES / f"{path}.toml"
+    return ours if path.name == str(path) and ours.is_file() and not path.exists() else path
+
+
 def _read_toml(path: Path) -> dict[str, Any]:
     try:
         raw = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise CompressError(f"recipe (={path}): there is no such file") from error
+        names = ", ".join(sorted(file.stem for file in RECIPES.glob("*.toml")))
+        raise CompressError(f"recipe (={path}): there is no such file, and no recipe of the toolkit has this name ({names})") from error
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise CompressError(f"recipe (={path}) is not readable as TOML: {error}") from error
     _refuse_unknown(raw, ("model", "data", "seed", *TABLES), str(path))

@@ -1,5 +1,6 @@
 """The options that commands share, and the terminal they talk to. Loads click only."""
 
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -41,18 +42,22 @@ data_options = _options(
     click.option("--cache", type=PATH, default=Path("data"), show_default=True, help="Folder for downloaded data sets."),
 )
 run_options = _options(
-    click.option("--recipe", type=PATH, metavar="FILE", help="TOML recipe; options given here win over it."),
+    click.option("--recipe", type=PATH, metavar="FILE|NAME", help="TOML recipe, or the name of one; options given here win over it."),
     click.option("--seed", type=int, help="Seed of everything random.  [default: 0]"),
     click.option("--runs", type=PATH, default=Path("runs"), show_default=True, help="Folder of all artifacts."),
     click.option("--device", default="auto", show_default=True, metavar="auto|cpu|cuda", help="Where training runs."),
     click.option("--force", is_flag=True, help="Run again even if the inputs are unchanged; replace --out."),
     click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of a table."),
 )
+pretrained_option = click.option(
+    "--pretrained", is_flag=True, help="Start from the trained weights of k49 or emnist that come with this package."
+)
 parent_options = _options(
     click.option("--from", "from_", type=PATH, metavar="FOLDER", help="Start from this artifact.  [default: the newest fitting one]"),
     click.option(
         "--weights", type=PATH, metavar="FILE", help="Start from a network trained elsewhere: a .safetensors or .pt/.pth state dict."
     ),
+    pretrained_option,
 )
 out_option = click.option("--out", type=PATH, metavar="FOLDER", help="Where the artifact goes.  [default: runs/MODEL/STAGE/KEY]")
 benchmark_options = _options(
@@ -72,12 +77,15 @@ class Terminal:
     """Remarks and a progress bar on stderr; the bar is drawn only where somebody watches."""
 
     def __init__(self) -> None:
-        self._watched = sys.stderr.isatty()
+        # Of the processes that torchrun started, one speaks.
+        self._silent = os.environ.get("RANK", "0") != "0"
+        self._watched = sys.stderr.isatty() and not self._silent
         self._width = 0
 
     def say(self, text: str) -> None:
         self._clear()
-        click.echo(text, err=True)
+        if not self._silent:
+            click.echo(text, err=True)
 
     def progress(self, label: str, done: int, total: int) -> None:
         if self._watched:

@@ -13,6 +13,7 @@ import csv
 import dataclasses
 import hashlib
 import json
+import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -34,26 +35,46 @@ from .networks import Prepare, build_network, load_network, load_weights
 from .project import Made, Project, data_identity, network_identity, run_stage, stage_key
 from .prune import apply_masks, magnitude_masks, sparsity_by_layer
 from .quantize import StaticConfig, quantize_dynamic, quantize_static
-from .train.fit import FitConfig, choose_device, fit, predict_logits
+from .train.distributed import joined, this_team
+from .train.fit import choose_device, fit, predict_logits
 from .train.metrics import score
+from .train.settings import FitConfig
 from .verify import TOLERANCE, write_vectors
 
 # Float32 sums in another order differ by about 1e-6 of the largest logit; a wrong graph is wrong by far more.
 PARITY_TOLERANCE = 1e-3
 
 
-def train(project: Project, config: FitConfig, out: Path | None = None) -> Artifact:
-    """Train a new network; its initial weights and everything random follow from ``config.seed``."""
+def train(project: Project, config: FitConfig, out: Path | None = None) -> Artifact | None:
+    """Train a new network; its initial weights and everything random follow from ``config.seed``.
+
+    Processes that torchrun started train it together. Only the first of them reads and writes artifacts; the others get None.
+    """
     key = stage_key("train", config, data=data_identity(project), **network_identity(project))
-    choose_device(project.device)
-    with torch.random.fork_rng():
-        torch.manual_seed(config.seed)
-        network = _new_network(project)
+    with joined(choose_device(project.device).type == "cuda") as team:
+        if team.from_first(key) != key:
+            raise CompressError(
+                f"process {team.rank} does not train what the first one does; start all with the same command, code and data"
+            )
+        with torch.random.fork_rng():
+            torch.manual_seed(config.seed)
+            network = _new_network(project)
+        if team.rank:
+            if team.from_first(False):
+                with tempfile.TemporaryDirectory() as folder:
+                    _fit_and_save(project, network, config, key, "train", Path(folder))
+            return None
+        told = False
 
-    def make(folder: Path) -> Made:
-        return _fit_and_save(project, network, config, key, "train", folder)
+        def make(folder: Path) -> Made:
+            nonlocal told
+            told = team.from_first(True)
+            return _fit_and_save(project, network, config, key, "train", folder)
 
-    return run_stage(project, "network", "train", key, config, None, out, make)
+        artifact = run_stage(project, "network", "train", key, config, None, out, make)
+        if not told:  # it was there already
+            team.from_first(False)
+        return artifact
 
 
 def import_weights(project: Project, weights: Path, out: Path | None = None) -> Artifact:
@@ -199,8 +220,10 @@ def _fit_and_save(
     after_step: Callable[[], None] | None = None,
 ) -> Made:
     """Train, with a state file beside the artifact's place so that a killed run can go on; it is removed with the artifact made."""
-    state_file = project.folder / stage / f".{key[:12]}.state.safetensors"
-    if not project.resume:
+    state_file = project.folder / stage / f".{key[:12]}.state.safetensors" if this_team().rank == 0 else None
+    if state_file is None:
+        pass  # the first process has it
+    elif not project.resume:
         state_file.unlink(missing_ok=True)
     elif state_file.is_file():
         project.console.say(f"{stage}: goes on from {state_file}")
@@ -232,7 +255,8 @@ def _fit_and_save(
     made = _save_network(
         project, network, folder, {"validation": {name: fitted.best[name] for name in names}, "best_epoch": fitted.best_epoch}
     )
-    state_file.unlink(missing_ok=True)
+    if state_file is not None:
+        state_file.unlink(missing_ok=True)
     return made
 
 

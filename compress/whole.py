@@ -10,16 +10,16 @@ from typing import Any
 from . import pipeline
 from .artifact import Artifact
 from .benchmarks.run import BenchmarkConfig
-from .config import ExportConfig, PruneConfig, QuantizeConfig, Recipe
+from .config import ExportConfig, PruneConfig, QuantizeConfig, Recipe, training_config
 from .measure import Outcome, benchmark, candidates_of, report
 from .opening import Options
-from .train.fit import FitConfig, choose_device
+from .train.fit import choose_device
 
 
 def run_all(options: Options, recipe: Recipe, measuring: Mapping[str, Any], limits: Mapping[str, Any]) -> Outcome:
     """Run everything; ``measuring`` and ``limits`` are what the command line says of benchmark and report."""
     # Every setting is checked before the first minute is spent.
-    training = recipe.stage(FitConfig, "train")
+    training = training_config(recipe)
     pruning = recipe.stage(PruneConfig, "prune")
     exporting = recipe.stage(ExportConfig, "export")
     dynamic, static = (recipe.stage(QuantizeConfig, "quantize", mode=mode) for mode in ("dynamic", "static"))
@@ -27,8 +27,13 @@ def run_all(options: Options, recipe: Recipe, measuring: Mapping[str, Any], limi
     limits = dict(recipe.table("report")) | {name: value for name, value in limits.items() if value is not None}
     choose_device(options.device)
 
-    project = options.project(recipe)
-    root = pipeline.import_weights(project, options.weights) if options.weights else pipeline.train(project, training)
+    root: Artifact | None
+    if options.pretrained:
+        project, _, root = options.child(("train",))
+    else:
+        project = options.project(recipe)
+        root = pipeline.import_weights(project, options.weights) if options.weights else pipeline.train(project, training)
+    assert root is not None, "only processes that torchrun started get none, and they do not run this"
     pruned = pipeline.prune(project, root, pruning, training)
     dense, sparse = (pipeline.export(project, network, exporting) for network in (root, pruned))
     graphs: list[Artifact] = [

@@ -27,17 +27,25 @@ ACROSS = {
         "cli",
         "cli_looking",
         "cli_making",
+        "config",
+        "crossval",
+        "explain",
         "measure",
         "opening",
         "pipeline",
         "project",
         "reading",
+        "ship",
         "show",
+        "throughput",
+        "tune_plots",
+        "tune_results",
+        "tuning",
         "verify",
         "whole",
     )
 }
-ALGORITHMS = {f"compress.{name}" for name in ("artifact", "cost", "errors", "export", "graph", "onnxfile", "prune", "quantize")}
+ALGORITHMS = {f"compress.{name}" for name in ("artifact", "cost", "errors", "export", "gates", "graph", "onnxfile", "prune", "quantize")}
 WITHOUT_TORCH = ("artifact", "config", "measure", "opening", "predict", "project", "reading", "reference", "verify")
 
 

@@ -28,7 +28,21 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-COMMANDS = ("train", "prune", "export-onnx", "quantize", "benchmark", "report", "run", "predict", "compare", "verify")
+COMMANDS = (
+    "train",
+    "tune",
+    "prune",
+    "export-onnx",
+    "quantize",
+    "benchmark",
+    "report",
+    "run",
+    "predict",
+    "compare",
+    "verify",
+    "explain",
+    "throughput",
+)
 
 
 def test_every_command_is_there_and_has_help_with_an_example(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -55,7 +69,7 @@ def test_every_command_is_there_and_has_help_with_an_example(capfd: pytest.Captu
         (["train", "--std", "0"], "std (=(0.0,)) must be positive"),
         (["train", "--device", "tpu"], "device (=tpu) must be auto, cpu or cuda"),
         (["train", "--train-images", "a.npz"], "--train-labels and --test-images and --test-labels missing"),
-        (["train", "--recipe", "none.toml"], "recipe (=none.toml): there is no such file"),
+        (["train", "--recipe", "none.toml"], "recipe (=none.toml): there is no such file, and no recipe of the toolkit"),
         (["train", "--seed", "-1"], "seed (=-1) must lie in 0 to"),
         (["prune", "--sparsity", "1.2"], "sparsity (=1.2) must lie in (0, 1); 0.8 zeroes 80% of the weights"),
         (["prune", "--sparsity", "nan"], "sparsity (=nan) must lie in (0, 1)"),

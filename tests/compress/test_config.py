@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from compress.benchmarks.run import BenchmarkConfig
-from compress.config import RECIPES, TABLES, ExportConfig, PruneConfig, QuantizeConfig, Recipe, load_recipe, make_config
+from compress.config import RECIPES, TABLES, ExportConfig, PruneConfig, QuantizeConfig, Recipe, load_recipe, make_config, training_config
 from compress.errors import CompressError
-from compress.train.fit import FitConfig
+from compress.train.settings import AugmentConfig, FitConfig
 
 STAGES = {"train": FitConfig, "prune": PruneConfig, "export": ExportConfig, "quantize": QuantizeConfig, "benchmark": BenchmarkConfig}
 
@@ -33,13 +33,40 @@ def test_the_defaults_of_every_network_are_valid(model: str) -> None:
 
 
 def test_every_recipe_file_is_one_of_a_network_or_for_all_others() -> None:
-    assert {path.stem for path in RECIPES.glob("*.toml")} == {"k49", "emnist", "any"}
+    assert {path.stem for path in RECIPES.glob("*.toml")} == {"k49", "emnist", "any", "k49-reference", "emnist-reference"}
 
 
-def test_the_emnist_defaults_are_the_published_hyperparameters() -> None:
-    """Adam at 0.00047, batches of 256, 8 epochs, plain cross entropy: the reference's own tuning."""
-    config = load_recipe(None, model="emnist").stage(FitConfig, "train")
-    assert (config.optimiser, config.lr, config.batch, config.epochs, config.label_smoothing) == ("adam", 0.00047, 256, 8, 0.0)
+@pytest.mark.parametrize("model", ["k49", "emnist"])
+def test_reference_recipes_are_found_by_name_and_take_nothing_from_the_better_ones(
+    model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    recipe = load_recipe(Path(f"{model}-reference"))
+    config = training_config(recipe)
+    assert recipe.model == model
+    assert config.augment == AugmentConfig()
+    assert (config.ema, config.imbalance, config.patience) == (0.0, "none", 0)
+    better = load_recipe(None, model=model).table("train")
+    assert set(recipe.table("train")) == set(better) | {"ema", "imbalance"}, "each setting of the default must be set here too"
+    (tmp_path / f"{model}-reference").write_text('model = "own"', encoding="utf-8")
+    assert load_recipe(Path(f"{model}-reference")).model == "own"  # a file of the user's comes first
+
+
+def test_the_emnist_reference_has_the_published_hyperparameters() -> None:
+    """Adam at 0.00047, batches of 256, plain cross entropy, dropout 0.34, 196 hidden units: the reference's own tuning."""
+    recipe = load_recipe(Path("emnist-reference"))
+    config = training_config(recipe)
+    assert (config.optimiser, config.lr, config.batch, config.schedule) == ("adam", 0.00047, 256, "constant")
+    assert (config.label_smoothing, config.weight_decay) == (0.0, 0.0)
+    assert dict(recipe.table("model-options")) == {"hidden": 196, "dropout": 0.34}
+
+
+def test_augmentation_is_part_of_the_training_settings(write: Callable[[str], Path]) -> None:
+    recipe = load_recipe(write("[augment]\nrotate = 12\n[train]\nema = 0.5"), model="emnist")
+    config = training_config(recipe, epochs=3)
+    assert (config.augment.rotate, config.ema, config.epochs) == (12.0, 0.5, 3)
+    with pytest.raises(CompressError, match=r"rotat in \[augment\] is unknown; did you mean rotate\?"):
+        training_config(load_recipe(write("[augment]\nrotat = 12"), model="emnist"))
 
 
 def test_the_command_line_wins_over_the_recipe_and_that_over_the_defaults(write: Callable[[str], Path]) -> None:
@@ -47,7 +74,7 @@ def test_the_command_line_wins_over_the_recipe_and_that_over_the_defaults(write:
     recipe = load_recipe(path)
     assert (recipe.model, recipe.data, recipe.seed) == ("emnist", "folder", 5)
     config = recipe.stage(FitConfig, "train", epochs=4, batch=None)
-    assert (config.epochs, config.batch, config.lr) == (4, 32, 0.00047)
+    assert (config.epochs, config.batch, config.lr) == (4, 32, 0.002)
     given = load_recipe(path, model="k49", data="k49", seed=0)
     assert (given.model, given.data, given.seed) == ("k49", "k49", 0)
     assert given.stage(FitConfig, "train").lr == load_recipe(None).stage(FitConfig, "train").lr == 0.003
@@ -109,7 +136,8 @@ def test_a_bool_may_not_be_a_number(write: Callable[[str], Path]) -> None:
 
 
 def test_a_recipe_that_is_missing_or_no_text_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(CompressError, match=r"recipe \(=.*none\.toml\): there is no such file"):
+    told = r"recipe \(=.*none\.toml\): there is no such file, and no recipe of the toolkit has this name \(any, emnist, "
+    with pytest.raises(CompressError, match=told):
         load_recipe(tmp_path / "none.toml")
     with pytest.raises(CompressError, match=r"is not readable as TOML: "):
         load_recipe(tmp_path)

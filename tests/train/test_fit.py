@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from compress.train.errors import TrainError
-from compress.train.fit import FitConfig, Fitted, choose_device, fit, learning_rate, predict_logits
+from compress.train.fit import Fitted, choose_device, fit, learning_rate, predict_logits
+from compress.train.settings import AugmentConfig, FitConfig
 
 CPU = torch.device("cpu")
 
@@ -33,8 +34,8 @@ def data(count: int = 240) -> tuple[np.ndarray, np.ndarray]:
 
 def network() -> nn.Module:
     torch.manual_seed(1)
-    convolution = nn.Conv2d(1, 4, 3)
-    return nn.Sequential(convolution, nn.BatchNorm2d(4), nn.ReLU(), nn.Dropout(0.2), nn.Flatten(), nn.Linear(144, 2))
+    first, second = nn.Conv2d(1, 4, 3), nn.Conv2d(4, 6, 3)  # the second lies otherwise in memory as channels_last
+    return nn.Sequential(first, nn.BatchNorm2d(4), nn.ReLU(), second, nn.Dropout(0.2), nn.Flatten(), nn.Linear(96, 2))
 
 
 def train(net: nn.Module, config: FitConfig, **options: object) -> Fitted:
@@ -63,6 +64,8 @@ SETTINGS = [
     FitConfig(epochs=4, batch=32, lr=0.01),
     FitConfig(epochs=4, batch=32, lr=0.01, optimiser="adamw", schedule="cosine", warmup=0.2, label_smoothing=0.1, weight_decay=0.05),
     FitConfig(epochs=4, batch=32, lr=0.01, precision="bf16"),
+    FitConfig(epochs=4, batch=32, lr=0.01, ema=0.9, imbalance="weighted", augment=AugmentConfig(rotate=5, shift=1, elastic=1)),
+    FitConfig(epochs=4, batch=32, lr=0.01, ema=0.9, imbalance="logit-adjusted", augment=AugmentConfig(mixup=0.3, cutmix=1)),
 ]
 
 
@@ -212,3 +215,88 @@ def stop_after_first() -> Callable[[int, int, int, float], None]:
         raise Stop
 
     return progress
+
+
+def test_averaged_weights_are_the_mean_that_the_decay_defines() -> None:
+    """Recomputed from the weights after each step; the decay is smaller at first, so that the initial weights are soon forgotten."""
+    net, seen = network(), []
+    seen.append({name: value.clone() for name, value in net.state_dict().items()})
+    train(net, FitConfig(epochs=1, batch=60, lr=0.01, ema=0.8), after_step=lambda: seen.append(
+        {name: value.clone() for name, value in net.state_dict().items()}))  # fmt: skip
+    mean = seen[0]
+    for step, weights in enumerate(seen[1:]):
+        decay = min(0.8, (1 + step) / (10 + step))
+        mean = {n: decay * mean[n] + (1 - decay) * v if v.is_floating_point() else v for n, v in weights.items()}
+    for name, value in net.state_dict().items():
+        torch.testing.assert_close(value, mean[name], rtol=1e-5, atol=1e-6)
+
+
+class Constant(nn.Module):
+    """Logits that do not depend on the image, so that training finds the best constant answer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.logits = nn.Parameter(torch.zeros(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.logits + torch.zeros(len(x), 2)
+
+
+@pytest.mark.parametrize(("imbalance", "odds"), [("none", 3.0), ("weighted", 1.0), ("logit-adjusted", 1.0)])
+def test_frequent_classes_are_favoured_only_if_nothing_is_done_about_it(imbalance: str, odds: float) -> None:
+    """Of 3 images of class 0 for each of class 1, cross entropy learns the odds 3; what treats classes equally learns 1."""
+    labels = np.array([0, 0, 0, 1] * 60)
+    images = np.zeros((240, 1, 8, 8), np.uint8)
+    net, part = Constant(), (images[:8], labels[:8])
+    config = FitConfig(epochs=25, batch=240, lr=0.05, schedule="cosine", imbalance=imbalance)
+    rows: list[float] = []  # the odds after each step
+
+    def look() -> None:
+        odds_now = net.logits.detach().diff().neg().exp()
+        rows.append(float(odds_now))
+
+    fit(net, (images, labels), part, config, classes=2, prepare=prepare, device=CPU, after_step=look)
+    assert rows[-1] == pytest.approx(odds, rel=0.1)
+
+
+def test_patience_stops_and_keeps_the_best() -> None:
+    net = Constant()
+    images, labels = np.zeros((64, 1, 8, 8), np.uint8), np.array([0, 1] * 32)
+    fitted = fit(net, (images, labels), (images, labels), FitConfig(epochs=9, patience=2), classes=2, prepare=prepare, device=CPU)
+    assert (fitted.best_epoch, len(fitted.history)) == (1, 3)  # always one half right: the first epoch is never bettered
+
+
+def test_what_after_epoch_raises_ends_the_training_with_the_state_saved(tmp_path: Path) -> None:
+    def stop(row: dict[str, float]) -> None:
+        if row["epoch"] == 2:
+            raise Stop
+
+    config = FitConfig(epochs=3, batch=32, lr=0.01, ema=0.9)
+    one, other = network(), network()
+    with pytest.raises(Stop):
+        train(one, config, state_file=tmp_path / "state", key="k", after_epoch=stop)
+    rows: list[dict[str, float]] = []
+    one = network()
+    train(one, config, state_file=tmp_path / "state", key="k", after_epoch=rows.append)
+    assert [row["epoch"] for row in rows] == [3]
+    train(other, config)
+    assert same(one, other)
+
+
+def test_mixed_labels_share_the_loss() -> None:
+    """Equal logits cost log 2 for each label, so the shares must add up to one."""
+    net = Constant()
+    losses: list[float] = []
+    images, labels = np.zeros((64, 1, 8, 8), np.uint8), np.array([0, 1] * 32)
+    config = FitConfig(epochs=2, batch=64, lr=1e-9, augment=AugmentConfig(mixup=1.0))
+    fit(
+        net,
+        (images, labels),
+        (images, labels),
+        config,
+        classes=2,
+        prepare=prepare,
+        device=CPU,
+        progress=lambda *told: losses.append(told[3]),
+    )
+    assert losses[-1] == pytest.approx(np.log(2), rel=1e-4)

@@ -1,0 +1,109 @@
+"""Random changes to training images, against pixels moved by hand."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from compress.train.augment import Mix, distort, draw_grid, draw_mix, mix
+from compress.train.errors import TrainError
+from compress.train.settings import AugmentConfig
+
+CPU = torch.device("cpu")
+
+
+def images(count: int = 3, height: int = 9, width: int = 7) -> Tensor:
+    return torch.rand(count, 2, height, width, generator=torch.Generator().manual_seed(0)) * 255
+
+
+def grid(config: AugmentConfig, count: int = 3, height: int = 9, width: int = 7, rows: slice = slice(None)) -> Tensor:
+    torch.manual_seed(4)
+    return draw_grid(config, count, height, width, CPU, rows)
+
+
+def in_pixels(grid: Tensor) -> Tensor:
+    """Sampling points as pixels from the centre, as the module's head defines them."""
+    height, width = grid.shape[1:3]
+    return grid * torch.tensor([width / 2, height / 2])
+
+
+def test_no_change_asked_for_is_no_change() -> None:
+    x = images()
+    torch.testing.assert_close(distort(x, grid(AugmentConfig())), x, rtol=0, atol=1e-3)
+
+
+def test_a_shift_by_whole_pixels_moves_them() -> None:
+    x = images(1)
+    shifted = grid(AugmentConfig(), 1) + torch.tensor([2 * 2 / 7, 0.0])  # each pixel is taken from two further to the right
+    torch.testing.assert_close(distort(x, shifted)[..., :-2], x[..., 2:], rtol=0, atol=1e-3)
+    assert not distort(x, shifted)[..., -2:].any()  # what comes from outside is 0
+
+
+def test_rotation_keeps_the_centre_and_all_distances() -> None:
+    plain, turned = in_pixels(grid(AugmentConfig())), in_pixels(grid(AugmentConfig(rotate=90)))
+    torch.testing.assert_close(turned.norm(dim=-1), plain.norm(dim=-1))
+    torch.testing.assert_close(turned[:, 4, 3], torch.zeros(3, 2))
+    angles = torch.atan2(turned[:, 4, 6, 1], turned[:, 4, 6, 0]).rad2deg()  # of the point (3, 0)
+    assert angles.abs().max() <= 90
+    assert angles.unique().numel() == 3
+
+
+def test_changes_stay_within_what_was_asked() -> None:
+    plain = in_pixels(grid(AugmentConfig(), 500))
+    sizes = in_pixels(grid(AugmentConfig(scale=0.2), 500))[:, 0] / plain[:, 0]
+    assert ((1 / sizes[:, 0]).min() - 0.8).abs() < 0.01 and ((1 / sizes[:, 0]).max() - 1.2).abs() < 0.01
+    moved = in_pixels(grid(AugmentConfig(shift=2.0), 500)) - plain
+    assert 1.95 < moved.abs().max() <= 2.0
+    slanted = in_pixels(grid(AugmentConfig(shear=45), 500)) - plain
+    torch.testing.assert_close(slanted[..., 1], torch.zeros_like(slanted[..., 1]), rtol=0, atol=1e-5)  # rows slide, none moves up
+    assert 3.9 < slanted[:, 0].abs().max() <= 4.0 + 1e-5  # 4 pixels above the centre, tan 45 degrees
+
+
+def test_elastic_noise_is_smooth_and_as_large_as_asked() -> None:
+    moved = in_pixels(grid(AugmentConfig(elastic=1.5, grid=4), 2000, 28, 28)) - in_pixels(grid(AugmentConfig(), 2000, 28, 28))
+    corner = moved[:, 0, 0]  # a control point itself
+    assert abs(float(corner.std()) - 1.5) < 0.05 and abs(float(corner.mean())) < 0.1
+    assert float(moved.diff(dim=1).std()) < float(moved.std()) / 5  # from one row to the next
+
+
+def test_rows_are_the_same_whoever_draws_them() -> None:
+    config = AugmentConfig(rotate=10, shear=5, scale=0.1, shift=1, elastic=1)
+    assert torch.equal(grid(config, 6)[2:4], grid(config, 6, rows=slice(2, 4)))
+
+
+def test_mixup_blends_and_cutmix_covers_the_share_it_says() -> None:
+    x = images(4)
+    partner = torch.tensor([1, 0, 3, 2])
+    torch.testing.assert_close(mix(x, x[partner], Mix(partner, 0.75)), 0.75 * x + 0.25 * x[partner])
+    torch.manual_seed(0)
+    ones, zeros = torch.ones(4, 1, 20, 10), torch.zeros(4, 1, 20, 10)
+    shares = []
+    for _ in range(50):
+        how = draw_mix(AugmentConfig(cutmix=1.0), 4, 20, 10)
+        assert how is not None and how.box is not None
+        assert float(mix(ones, zeros, how).mean()) == pytest.approx(how.share)
+        shares.append(how.share)
+    assert min(shares) < 0.3 and max(shares) > 0.9
+
+
+def test_both_mixings_take_turns_and_none_is_none() -> None:
+    torch.manual_seed(0)
+    drawn = [draw_mix(AugmentConfig(mixup=0.2, cutmix=1.0), 4, 8, 8) for _ in range(40)]
+    assert 5 < sum(how is not None and how.box is None for how in drawn) < 35
+    assert draw_mix(AugmentConfig(rotate=5), 4, 8, 8) is None
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("rotate", -1.0, r"rotate \(=-1.0\) must lie in \[0, 180\], degrees; 10 suits characters"),
+        ("shear", 90.0, r"shear \(=90.0\) must lie in \[0, 60\]"),
+        ("scale", 1.0, r"scale \(=1.0\) must lie in \[0, 0.9\]"),
+        ("shift", float("nan"), r"shift \(=nan\) must lie in"),
+        ("elastic", -0.5, r"elastic \(=-0.5\) must lie in"),
+        ("mixup", -0.1, r"mixup \(=-0.1\) must lie in .* 0.2 is usual"),
+        ("grid", 1, r"grid \(=1\) must lie in \[2, 64\]"),
+    ],
+)
+def test_wrong_settings_are_refused(name: str, value: float, message: str) -> None:
+    with pytest.raises(TrainError, match=message):
+        AugmentConfig(**{name: value})  # type: ignore[arg-type]

@@ -1,0 +1,92 @@
+"""What a training depends on besides its configuration and data: taken down after every epoch, and taken up again.
+
+One safetensors file, written beside its place and renamed, so that a kill leaves the old state or the new one.
+"""
+
+import json
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+
+@dataclass
+class State:
+    """The network, its optimiser, the moving average of its weights (if any), the best weights so far, and one row per epoch."""
+
+    network: nn.Module
+    optimiser: torch.optim.Optimizer
+    averaged: dict[str, Tensor] = field(default_factory=dict)
+    best_weights: dict[str, Tensor] = field(default_factory=dict)
+    history: list[dict[str, float]] = field(default_factory=list)
+    best_epoch: int = 0
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A state as tensors by name, ``part.name``, and what goes beside them as text."""
+
+    tensors: dict[str, Tensor]
+    about: dict[str, str]
+
+
+def take_snapshot(state: State) -> Snapshot:
+    parts = {"network": state.network.state_dict(), "averaged": state.averaged, "best": state.best_weights}
+    tensors = {f"{part}.{name}": value for part, values in parts.items() for name, value in values.items()}
+    for index, values in state.optimiser.state_dict()["state"].items():
+        tensors |= {f"optimiser.{index}.{name}": value for name, value in values.items()}
+    about = {"history": json.dumps(state.history), "best_epoch": str(state.best_epoch)}
+    return Snapshot({name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}, about)
+
+
+def take_up(state: State, snapshot: Snapshot) -> None:
+    """Make ``state`` what the snapshot was taken of; its network and optimiser are filled in place."""
+    moments: dict[int, dict[str, Tensor]] = {}
+    parts: dict[str, dict[str, Tensor]] = {"network": {}, "averaged": {}, "best": {}}
+    for full_name, value in snapshot.tensors.items():
+        part, name = full_name.split(".", 1)
+        if part == "optimiser":
+            index, entry = name.split(".", 1)
+            moments.setdefault(int(index), {})[entry] = value
+        else:
+            parts[part][name] = value
+    state.network.load_state_dict(parts["network"])
+    settings: Any = state.optimiser.state_dict()["param_groups"]
+    state.optimiser.load_state_dict({"state": moments, "param_groups": settings})
+    # A fused optimiser goes through a weight and its moments in the order of memory, so they must lie in memory alike.
+    for parameter, own in state.optimiser.state.items():
+        for name, value in own.items():
+            if value.shape == parameter.shape:
+                own[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
+    device = next(state.network.parameters()).device
+    state.averaged, state.best_weights = ({name: value.to(device) for name, value in parts[part].items()} for part in ("averaged", "best"))
+    state.history = json.loads(snapshot.about["history"])
+    state.best_epoch = int(snapshot.about["best_epoch"])
+
+
+def save_snapshot(snapshot: Snapshot, path: Path, key: str) -> None:
+    """Write the snapshot of the training ``key`` to ``path``, atomically."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    save_file(snapshot.tensors, partial, metadata={**snapshot.about, "key": key})
+    with partial.open("rb+") as file:
+        os.fsync(file.fileno())
+    partial.replace(path)
+
+
+def read_snapshot(path: Path, key: str) -> Snapshot | None:
+    """The snapshot in ``path`` if it is of the training ``key``; None for a missing or damaged file, or another training's."""
+    if not path.is_file():
+        return None
+    try:
+        with safe_open(path, framework="pt") as file:
+            about = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+    except SafetensorError:
+        return None
+    return Snapshot(tensors, about) if about.get("key") == key else None
