@@ -6,7 +6,8 @@
         artifact.json          what it is, where it came from, what it scored, the SHA-256 of every other file
         weights.safetensors    kind "network"          (or)
         model.onnx             kind "graph"            (or)
-        benchmark.json         kind "benchmark"
+        benchmark.json         kind "benchmark"        (or)
+        folds.json             kind "folds"
         history.csv, ...       whatever else the stage has to say
 
 It is written to a temporary neighbour, synced and renamed: after a kill at any moment there is the whole artifact or none. The folder
@@ -33,7 +34,7 @@ from .errors import ArtifactError
 
 SCHEMA = 1
 MANIFEST = "artifact.json"
-PAYLOAD = {"network": "weights.safetensors", "graph": "model.onnx", "benchmark": "benchmark.json"}
+PAYLOAD = {"network": "weights.safetensors", "graph": "model.onnx", "benchmark": "benchmark.json", "folds": "folds.json"}
 LIBRARIES = ("torch", "torchvision", "onnx", "onnxruntime", "onnxscript", "numpy", "scikit-learn", "safetensors")
 
 
@@ -63,7 +64,10 @@ class InputSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """What ``artifact.json`` says. Stages fill in the upper part; the lower part is added on writing."""
+    """What ``artifact.json`` says. Stages fill in the upper part; the lower part is added on writing.
+
+    A copy keeps the time, the versions and the machine of what it is a copy of.
+    """
 
     kind: str
     stage: str
@@ -212,12 +216,12 @@ def _parse(raw: object, file: Path) -> Manifest:
 
 
 def _complete(about: Manifest, folder: Path) -> Manifest:
-    """``about`` with time, versions, machine, file hashes and its own hash."""
+    """``about`` with file hashes and its own hash, and with time, versions and machine where it has none."""
     full = dataclasses.replace(
         about,
-        created=datetime.now(UTC).isoformat(timespec="microseconds"),
-        versions={"python": platform.python_version()} | {name: _version(name) for name in LIBRARIES},
-        machine={"system": platform.platform(), "processor": platform.machine()},
+        created=about.created or datetime.now(UTC).isoformat(timespec="microseconds"),
+        versions=about.versions or {"python": platform.python_version()} | {name: _version(name) for name in LIBRARIES},
+        machine=about.machine or {"system": platform.platform(), "processor": platform.machine()},
         files={path.name: sha256_of(path) for path in sorted(folder.iterdir())},
     )
     # Through JSON once, so that the hash is over what a reader will see (tuples become lists).

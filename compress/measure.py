@@ -139,6 +139,8 @@ def measure(options: Options, files: Sequence[Path], config: BenchmarkConfig, ru
         variants = variants_of(project, root)
         return benchmark(project, candidates_of([*variants, root], project.device, runtimes), config, root, options.out)
     artifacts = {path: read_artifact(path) for path in files if path.is_dir()}
+    if folds := [path for path, artifact in artifacts.items() if artifact.manifest.kind == "folds"]:
+        raise CompressError(f"{folds[0]} is a cross-validation's result, which keeps no network; name networks or graphs")
     if odd := [path for path, artifact in artifacts.items() if artifact.manifest.kind == "benchmark"]:
         raise CompressError(
             f"{odd[0]} is a benchmark's result; name networks or graphs, or take `compress report {odd[0] / PAYLOAD['benchmark']}`"

@@ -1,7 +1,8 @@
 """From the options of a command to a project: which network, which data, which parent.
 
 A stage without a parent (train, run, or any with ``--weights``) takes the data from ``--data`` or the recipe. A stage with one takes the
-data its parent was made from, with the same split, so that no validation image is trained on; ``--data`` names another place of it.
+data its parent was made from, with the same split, so that no validation image is trained on; ``--data`` names another place of it. That
+of ``--pretrained`` is an artifact in ``compress/weights``, which says what data it was made from, but not where that lies.
 """
 
 import dataclasses
@@ -17,8 +18,9 @@ from .errors import ArtifactError, CompressError
 from .options import Terminal
 from .project import Project, find_parent
 from .reference import ModelReference
-from .train.sources import DataSet, Files, load_data
+from .train.sources import NAMES, DataSet, Files, load_data
 
+WEIGHTS = Path(__file__).parent / "weights"
 VALIDATION = 0.1
 PARTS = ("train_images", "train_labels", "test_images", "test_labels")
 
@@ -46,6 +48,7 @@ class Options:
     as_json: bool = False
     from_: Path | None = None
     weights: Path | None = None
+    pretrained: bool = False
     out: Path | None = None
     resume: bool = False
 
@@ -73,9 +76,8 @@ class Options:
         return self._project(model, spec, data, source)
 
     def child(self, stages: tuple[str, ...]) -> tuple[Project, Recipe, Artifact]:
-        """A project with the parent that ``--weights`` or ``--from`` names, or the newest of ``stages``."""
-        if self.weights is not None and self.from_ is not None:
-            raise CompressError(f"from (={self.from_}) and weights (={self.weights}) exclude each other; leave one of them out")
+        """A project with the parent that ``--weights``, ``--from`` or ``--pretrained`` names, or the newest of ``stages``."""
+        named = self.named_parent()
         if self.weights is not None:
             from .pipeline import import_weights
 
@@ -83,8 +85,8 @@ class Options:
             project = self.project(recipe)
             return project, recipe, import_weights(project, self.weights)
         given = None
-        if self.from_ is not None:
-            parent = read_artifact(self.from_)
+        if named is not None:
+            parent = named
             if parent.manifest.stage not in stages:
                 raise ArtifactError(f"from (={self.from_}) is of stage {parent.manifest.stage}; one of {', '.join(stages)} is needed here")
         else:
@@ -97,14 +99,36 @@ class Options:
             parent = find_parent(folder, stages, given[0].fingerprint if given else None)
         return (*self._with_parent(parent, given), parent)
 
+    def named_parent(self) -> Artifact | None:
+        """The artifact that ``--from`` or ``--pretrained`` names, if one does."""
+        given = {"from": self.from_, "weights": self.weights, "pretrained": self.pretrained or None}
+        told = [name if value is True else f"{name} (={value})" for name, value in given.items() if value is not None]
+        if len(told) > 1:
+            raise CompressError(f"{' and '.join(told)} exclude each other; leave all but one of them out")
+        if not self.pretrained:
+            return read_artifact(self.from_) if self.from_ is not None else None
+        model = self.load_recipe().model
+        folder = WEIGHTS / ModelReference(reference=model).slug
+        if not folder.is_dir():
+            there = ", ".join(sorted(path.name for path in WEIGHTS.glob("[!.]*"))) or "no network"
+            raise CompressError(
+                f"pretrained: no weights of model (={model}) come with this package, but of {there}; run `compress train` first"
+            )
+        return read_artifact(folder, "network")
+
     def _with_parent(self, parent: Artifact, given: tuple[DataSet, Mapping[str, Any]] | None) -> tuple[Project, Recipe]:
         about = parent.manifest
         recipe = self.load_recipe(about.model["reference"])
         model = ModelReference(reference=about.model["reference"], options=about.model["options"])
+        known = _trained_on(parent)
         if given is None:
             source = self.data or about.data["source"]
+            if known and self.data is None and self.files is None and source not in NAMES and not Path(source).is_dir():
+                raise CompressError(f"{known}; name its folder with --data")
             given = self.load(source, about.data["seed"], about.input, about.data["validation"])
         data, record = given
+        if known and data.fingerprint != about.data["fingerprint"]:
+            raise CompressError(f"{known}; data (={record['source']}) is other data: name that one, or run `compress train` on yours")
         if data.fingerprint != about.data["fingerprint"]:
             raise CompressError(
                 f"data (={record['source']}) is not what {parent.path} was made from ({about.data['name']}): its fingerprint is "
@@ -154,6 +178,18 @@ class Options:
             force=self.force,
             resume=self.resume,
         )
+
+
+def _trained_on(parent: Artifact) -> str:
+    """Of weights that come with this package, which data a user of theirs has to find; else nothing."""
+    if parent.path.resolve().parent != WEIGHTS.resolve():
+        return ""
+    data = parent.manifest.data
+    count, title = data["images"], data.get("title", data["name"])
+    return (
+        f"the weights of {parent.path.name} were trained on {title}, "
+        f"{count['train'] + count['validation']:,} images and {count['test']:,} for test"
+    )
 
 
 def _parse_options(given: tuple[str, ...]) -> dict[str, Any]:

@@ -58,7 +58,8 @@ def find_parent(folder: Path, stages: tuple[str, ...], fingerprint: str | None =
     fitting = [artifact for artifact in found if fingerprint in (None, artifact.manifest.data["fingerprint"])]
     if not found:
         raise ArtifactError(
-            f"{folder} has no network yet (looked in {', '.join(stages)}); run `compress train` first, or name one with --from or --weights"
+            f"{folder} has no network yet (looked in {', '.join(stages)}); run `compress train` first, name one with --from or --weights, "
+            "or take --pretrained"
         )
     if not fitting:
         names = ", ".join(sorted({artifact.manifest.data["name"] for artifact in found}))

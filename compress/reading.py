@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from .artifact import Artifact, InputSpec, read_artifact
+from .artifact import Artifact, InputSpec
 from .benchmarks.runtimes import Candidate, open_model
 from .errors import CompressError, onnxruntime_errors
 from .opening import Options
@@ -50,8 +50,8 @@ def _read_files(options: Options, files: Sequence[Path], onnx: Path | None, inve
 
 def _chosen(options: Options) -> Artifact:
     """The model for image files; its data set is needed only where weights are to be taken in."""
-    if options.from_ is not None:
-        return read_artifact(options.from_)
+    if (named := options.named_parent()) is not None:
+        return named
     if options.weights is not None:
         return options.child(READABLE)[2]
     recipe = options.load_recipe()

@@ -41,6 +41,8 @@ def summary(artifact: Artifact) -> dict[str, Any]:
     about = artifact.manifest
     names = ("kind", "stage", "hash", "config", "metrics", "facts", "files")
     plain = {"artifact": str(artifact.path)} | {name: getattr(about, name) for name in names} | {"input": dataclasses.asdict(about.input)}
+    if about.kind == "folds":
+        return plain | {"result": json.loads(artifact.payload.read_text(encoding="utf-8"))}
     return plain | (as_json(read_results(artifact.payload)) if about.kind == "benchmark" else {})
 
 
@@ -49,10 +51,13 @@ def artifact_text(artifact: Artifact) -> str:
     about = artifact.manifest
     if about.kind == "benchmark":
         return f"{result_text(read_results(artifact.payload))}\n\nResult: {artifact.payload}"
+    if about.kind == "folds":
+        return f"{folds_text(json.loads(artifact.payload.read_text(encoding='utf-8')))}\nartifact  {artifact.path}"
     metrics = about.metrics
     rows: dict[str, str] = {"artifact": str(artifact.path)}
-    if scores := metrics.get("validation"):
-        rows |= {f"validation {name.replace('_', ' ')}": f"{100 * scores[name]:.2f}%" for name in SCORES}
+    for part in ("validation", "test"):
+        if scores := metrics.get(part):
+            rows |= {f"{part} {name.replace('_', ' ')}": f"{100 * scores[name]:.2f}%" for name in SCORES}
     if "one_shot" in metrics:
         rows["balanced accuracy before fine-tuning"] = f"{100 * metrics['one_shot']['balanced_accuracy']:.2f}%"
     if parity := metrics.get("parity"):
@@ -71,6 +76,28 @@ def artifact_text(artifact: Artifact) -> str:
     rows["size"] = f"{artifact.payload.stat().st_size:,} bytes"
     width = max(map(len, rows))
     return "\n".join(f"{name.ljust(width)}  {value}" for name, value in rows.items())
+
+
+def folds_text(result: Mapping[str, Any]) -> str:
+    """A row per fold, mean and spread, and the pairs of classes that were confused most; ``result`` is what ``folds.json`` holds."""
+
+    def row(fold: str, images: str, scores: Mapping[str, float], best: Mapping[str, float]) -> dict[str, str]:
+        cells = {name.replace("_", " "): f"{100 * scores[name]:.2f}%" for name in SCORES}
+        return {"fold": fold, "images": images, **cells, "best epoch's (*)": f"{100 * best['balanced_accuracy']:.2f}%"}
+
+    rows = [row(str(one["fold"]), f"{one['images']:,}", one["scores"], one["best_epoch"]) for one in result["folds"]]
+    rows += [row(name, "", result[name], result["best_epoch"][name]) for name in ("mean", "spread")]
+    pairs = ", ".join(f"{pair['true']} as {pair['read']} {pair['images']} of {pair['of']}" for pair in result["confusions"])
+    return "\n".join(
+        [
+            table(rows),
+            "",
+            f"Scores are those of the last epoch ({result['epochs']}): nothing was chosen on the images that a fold holds out.",
+            "(*) Balanced accuracy of each fold's best epoch on these very images: it flatters.",
+            "spread: standard deviation of the folds.",
+            f"misread most: {pairs or 'nothing'}",
+        ]
+    )
 
 
 def predictions_text(predictions: Sequence[Prediction]) -> str:

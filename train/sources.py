@@ -7,6 +7,9 @@
     train-images-idx3-ubyte[.gz]  train-labels-idx1-ubyte[.gz]  t10k-images-...  t10k-labels-...      IDX (MNIST) layout
     CLASS/*.png ...   or   train/CLASS/*.png ... and test/CLASS/*.png ...                             image folder
 
+Where there is one set of images only (digits, class folders without train/ and test/, a single pair of npz or IDX files), a fifth
+of every class is cut off as the test part, the same for everyone.
+
 Refused with one line that names the file: images that are not ``uint8 (N, H, W)`` of the expected size, labels that are not whole
 numbers from 0 to K-1 (K: the largest training label plus 1), unequal counts, and all that ``formats`` refuses.
 
@@ -63,6 +66,8 @@ class DataSet:
     """Three parts that share no image; K is ``len(classes)``.
 
     ``fingerprint``: sha256 (hex) of all images and labels as they were read, the same from whichever kind of file, split or seed.
+    ``has_test``: the test part was given as such, not cut off. ``order``: int64, where each image of train, then of validation, then of a
+    test part that was cut off, stood in the set that was read.
     """
 
     name: str
@@ -71,12 +76,20 @@ class DataSet:
     validation: Part
     test: Part
     fingerprint: str
+    has_test: bool
+    order: np.ndarray
 
     @property
     def shape(self) -> tuple[int, int, int]:
         """(C, H, W) of one image."""
         channels, height, width = self.train.images.shape[1:]
         return channels, height, width
+
+    def pool(self) -> Part:
+        """What is cross-validated: every image but those of a test part that was given, in the order in which they were read."""
+        parts = [self.train, self.validation] + ([] if self.has_test else [self.test])
+        back = np.argsort(self.order)
+        return Part(np.concatenate([part.images for part in parts])[back], np.concatenate([part.labels for part in parts])[back])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,12 +104,12 @@ class Files:
 
 @dataclass(frozen=True, kw_only=True)
 class _Raw:
-    """A data set before the validation part is taken out of ``train``."""
+    """A data set before the validation part is taken out of ``train``, and the test part too where there is none yet."""
 
     name: str
     classes: tuple[str, ...]
     train: Part
-    test: Part
+    test: Part | None = None
 
 
 def load_data(
@@ -124,8 +137,22 @@ def load_data(
     raw = _read_files(files, shape) if files else _read_source(source, shape, cache, progress)
     if raw.train.images.shape[1:] != shape:
         raise TrainError(f"data (={source}) has images of shape {raw.train.images.shape[1:]}, the network takes {shape}; choose other data")
-    train, held = _divide(raw.train, validation, seed, raw.name)
-    return DataSet(name=raw.name, classes=raw.classes, train=train, validation=held, test=raw.test, fingerprint=_fingerprint(raw))
+    train, test, order = raw.train, raw.test, np.arange(len(raw.train.labels))
+    cut = order[:0]
+    if test is None:
+        order, cut = _divide(train.labels, _TEST_FRACTION, _TEST_SEED, raw.name)
+        train, test = _take(raw.train, order), _take(raw.train, cut)
+    kept, held = _divide(train.labels, validation, seed, raw.name)
+    return DataSet(
+        name=raw.name,
+        classes=raw.classes,
+        train=_take(train, kept),
+        validation=_take(train, held),
+        test=test,
+        fingerprint=_fingerprint(train, test),
+        has_test=raw.test is not None,
+        order=np.concatenate([order[kept], order[held], cut]),
+    )
 
 
 def _read_source(source: str, shape: tuple[int, int, int], cache: Path, progress: Progress | None) -> _Raw:
@@ -138,6 +165,7 @@ def _read_source(source: str, shape: tuple[int, int, int], cache: Path, progress
             return replace(_read_files(_npz_files(cache / "k49"), shape), name="k49")
         case "emnist":
             raw = _read_files(_torchvision_files("EMNIST", cache, "emnist-balanced-train", "emnist-balanced-test"), shape)
+            assert raw.test is not None, "four files were read"
             return replace(raw, name="emnist", train=_upright(raw.train), test=_upright(raw.test))
         case "kmnist":
             raw = _read_files(_torchvision_files("KMNIST", cache, "train", "t10k"), shape)
@@ -145,6 +173,9 @@ def _read_source(source: str, shape: tuple[int, int, int], cache: Path, progress
     folder = Path(source)
     if not folder.is_dir():
         raise TrainError(_unknown(source))
+    if pair := _only_pair(folder):
+        part = _read_part(*pair, shape)
+        return _Raw(name=folder.resolve().name, classes=_class_names(pair[0], int(part.labels.max()) + 1), train=part)
     if any(folder.glob("*-imgs.npz")) or any(folder.glob("*-labels.npz")):
         return _read_files(_npz_files(folder), shape)
     if any(folder.glob("*-idx[13]-ubyte*")):
@@ -176,8 +207,17 @@ def _read_digits() -> _Raw:
     weights[np.arange(20), low] += 10 - tenths
     values = weights @ digits.images.astype(np.int64) @ weights.T  # 0..16 * 100
     images = np.pad(((values * 255 + 800) // 1600).astype(np.uint8), ((0, 0), (4, 4), (4, 4)))
-    train, test = _divide(Part(images[:, None], digits.target.astype(np.int64)), _TEST_FRACTION, _TEST_SEED, "digits")
-    return _Raw(name="digits", classes=tuple("0123456789"), train=train, test=test)
+    return _Raw(name="digits", classes=tuple("0123456789"), train=Part(images[:, None], digits.target.astype(np.int64)))
+
+
+def _only_pair(folder: Path) -> tuple[Path, Path] | None:
+    """Images and labels of a folder that holds one file of each only, under the same name (``t10k-images-...``, ``t10k-labels-...``)."""
+    images, labels = (
+        [(match[1], path) for path in folder.iterdir() if (match := re.fullmatch(pattern, path.name))]
+        for pattern in (r"(.*)-(?:imgs\.npz|images-idx3-ubyte(?:\.gz)?)", r"(.*)-labels(?:\.npz|-idx1-ubyte(?:\.gz)?)")
+    )
+    same = len(images) == len(labels) == 1 and images[0][0] == labels[0][0]
+    return (images[0][1], labels[0][1]) if same else None
 
 
 def _npz_files(folder: Path) -> Files:
@@ -280,8 +320,7 @@ def _read_image_folder(folder: Path, shape: tuple[int, int, int], progress: Prog
     name = folder.resolve().name
     if not ((folder / "train").is_dir() and (folder / "test").is_dir()):
         classes = _subfolders(folder)
-        train, test = _divide(Part(*read_pictures(folder, classes, shape, progress)), _TEST_FRACTION, _TEST_SEED, name)
-        return _Raw(name=name, classes=classes, train=train, test=test)
+        return _Raw(name=name, classes=classes, train=Part(*read_pictures(folder, classes, shape, progress)))
     classes = _subfolders(folder / "train")
     if lonely := set(classes) ^ set(_subfolders(folder / "test")):
         raise TrainError(f"{folder}: class folder {min(lonely)} must be in both train and test; add it where it is missing, or remove it")
@@ -296,16 +335,21 @@ def _subfolders(folder: Path) -> tuple[str, ...]:
     return names
 
 
-def _divide(part: Part, fraction: float, seed: int, name: str) -> tuple[Part, Part]:
-    held = held_out(part.labels, fraction, seed)
+def _divide(labels: np.ndarray, fraction: float, seed: int, name: str) -> tuple[np.ndarray, np.ndarray]:
+    """Which of the images stay, and which are held out: their positions, int64, ascending."""
+    held = held_out(labels, fraction, seed)
     if not held.any():
         raise TrainError(f"data (={name}) has no class with two images, so none can be held out; at least one class needs two")
-    return Part(part.images[~held], part.labels[~held]), Part(part.images[held], part.labels[held])
+    return np.flatnonzero(~held), np.flatnonzero(held)
 
 
-def _fingerprint(raw: _Raw) -> str:
+def _take(part: Part, positions: np.ndarray) -> Part:
+    return Part(part.images[positions], part.labels[positions])
+
+
+def _fingerprint(*parts: Part) -> str:
     digest = hashlib.sha256()
-    for part in (raw.train, raw.test):
+    for part in parts:
         for array in (part.images, part.labels.astype("<i8", copy=False)):
             digest.update(f"{array.shape} {array.dtype.str}".encode())
             digest.update(np.ascontiguousarray(array).data)

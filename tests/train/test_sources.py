@@ -132,6 +132,8 @@ def test_digits_are_scikit_learns_bilinear_in_the_middle_with_a_test_part_of_the
     np.testing.assert_array_equal(first.test.images, second.test.images)
     assert first.fingerprint == second.fingerprint
     assert np.bincount(first.test.labels).min() >= 34
+    # Artifacts refer to it, so it must not change.
+    assert first.fingerprint == "6a61b870b48b532024226bbc2c5c4db5327e50b8faabd2b70d2d2c9fa68d65dd"
     original = load_digits()
     scaled = interpolate(from_numpy(original.images)[:, None] * 255 / 16, (20, 20), mode="bilinear", align_corners=False)
     truth = np.floor(pad(scaled, (4, 4, 4, 4)).numpy() + 0.5 + 1e-9).astype(np.uint8)
@@ -245,6 +247,46 @@ def test_an_image_folder_without_one_holds_out_a_fifth_whatever_the_seed(tmp_pat
     (folder / "class9").mkdir()
     with pytest.raises(TrainError, match="class9 holds no images"):
         load_data(str(folder), shape=SHAPE)
+
+
+@pytest.mark.parametrize("layout", ["npz", "idx", "gz"])
+def test_a_single_pair_of_files_is_one_set_and_loses_a_fifth_to_the_test_part(layout: str, tmp_path: Path) -> None:
+    folder = tmp_path / "pair"
+    write_npz(folder) if layout == "npz" else write_idx(folder, ending=".gz" if layout == "gz" else "")
+    for path in folder.glob("*train-*"):
+        path.unlink()
+    first, other = (load_data(str(folder), shape=SHAPE, seed=seed) for seed in (0, 9))
+    check(first)
+    assert (first.name, first.classes, first.has_test) == ("pair", ("0", "1", "2", "3"), False)
+    assert np.bincount(first.test.labels).tolist() == [1] * 4
+    assert rows(first.train, first.validation, first.test) == rows(Part(TEST[:, None], TEST_LABELS))
+    assert rows(first.test) == rows(other.test) and first.fingerprint == other.fingerprint
+    # Two files of different sets are no pair.
+    [labels] = folder.glob("*labels*")
+    labels.rename(folder / labels.name.replace("test", "train").replace("t10k", "train"))
+    with pytest.raises(TrainError, match=r"pair has (0 files \*train-imgs\.npz|no train-images-idx3-ubyte\[\.gz\])"):
+        load_data(str(folder), shape=SHAPE)
+
+
+@needs_data
+def test_kuzushiji_mnist_without_its_training_files_is_divided() -> None:
+    data = load_data(str(DATA / "kmnist"))
+    check(data)
+    assert [len(part.labels) for part in (data.train, data.validation, data.test)] == [7200, 800, 2000]
+    np.testing.assert_array_equal(data.pool().labels, read_array(DATA / "kmnist" / "t10k-labels-idx1-ubyte.gz"))
+
+
+def test_the_pool_is_all_but_a_given_test_part_in_the_order_of_the_files(tmp_path: Path) -> None:
+    given = load_data(str(write_npz(tmp_path / "given")), shape=SHAPE, seed=3, validation=0.3)
+    assert given.has_test
+    np.testing.assert_array_equal(given.pool().images, TRAIN[:, None])
+    np.testing.assert_array_equal(given.pool().labels, TRAIN_LABELS)
+    pictures = write_pictures(tmp_path / "pictures", TRAIN, TRAIN_LABELS)
+    cut = load_data(str(pictures), shape=SHAPE, seed=3)
+    assert not cut.has_test
+    by_class = np.argsort(TRAIN_LABELS, kind="stable")  # pictures are read class by class
+    np.testing.assert_array_equal(cut.pool().images, TRAIN[by_class, None])
+    np.testing.assert_array_equal(cut.pool().labels, TRAIN_LABELS[by_class])
 
 
 def test_a_class_without_training_images_is_allowed(tmp_path: Path) -> None:
