@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .gates import Gate
-from .predict import _fonts, _spelled
+from .predict import fonts_for, spelled
 
 INK, FAINT, RULE, RIGHT, WRONG = "#1a1a1a", "#6b7280", "#d0d7de", "#1b6e3c", "#b3261e"
 GATES, EVIDENCE = "viridis", "RdBu_r"
@@ -112,7 +112,7 @@ class _Sheet:
         self.height = LEGEND + len(seen) * self.block
         self.figure = Figure(figsize=(self.width, self.height), dpi=110, facecolor="white")
         words = [name for one in seen for name in (one.truth, *(view.label for view in one.views), *(view.network for view in one.views))]
-        self.families, self.drawable = _fonts("".join(words))
+        self.families, self.drawable = fonts_for("".join(words))
 
     def axes(self, left: float, top: float, width: float, height: float) -> Any:
         return self.figure.add_axes(
@@ -120,9 +120,9 @@ class _Sheet:
         )
 
     def write(self, left: float, top: float, text: str, *, size: float = 8, colour: str = INK, **more: Any) -> None:
-        spelled = _spelled(text, self.drawable)
+        drawn = spelled(text, self.drawable)
         place = (left / self.width, 1 - top / self.height)
-        self.figure.text(*place, spelled, fontsize=size, color=colour, family=self.families, va="top", parse_math=False, **more)
+        self.figure.text(*place, drawn, fontsize=size, color=colour, family=self.families, va="top", parse_math=False, **more)
 
     def draw_legend(self) -> None:
         bars = [(self.evidence_left, "against", "for the class", EVIDENCE, 2 * CELL + GAP)]

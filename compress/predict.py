@@ -61,19 +61,19 @@ def draw_grid(images: NDArray[np.uint8], predictions: Sequence[Prediction], targ
         f"{one.label}  {one.probability:.0%}" + (f"\ntrue: {one.truth}" if misread else "")
         for one, misread in zip(predictions, wrong, strict=True)
     ]
-    families, drawable = _fonts("".join(texts))
+    families, drawable = fonts_for("".join(texts))
     figure = Figure(figsize=(1.5 * columns, 1.75 * rows), dpi=120, layout="constrained")
     for index, (image, text, misread) in enumerate(zip(images, texts, wrong, strict=True)):
         axes = figure.add_subplot(rows, columns, index + 1)
         axes.imshow(image[0] if len(image) == 1 else image.transpose(1, 2, 0), cmap="gray", vmin=0, vmax=255)
         axes.axis("off")
         colour = "#b3261e" if misread else "#1a1a1a"
-        axes.set_title(_spelled(text, drawable), fontsize=9, color=colour, fontfamily=families, parse_math=False)
+        axes.set_title(spelled(text, drawable), fontsize=9, color=colour, fontfamily=families, parse_math=False)
     target.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(target, facecolor="white", format="png")
 
 
-def _fonts(text: str) -> tuple[list[str], Set[int]]:
+def fonts_for(text: str) -> tuple[list[str], Set[int]]:
     """Font families for ``text``, matplotlib's own and then the Japanese ones of this machine, and the characters they have."""
     from matplotlib import font_manager
 
@@ -85,6 +85,6 @@ def _fonts(text: str) -> tuple[list[str], Set[int]]:
     return families, {code for font in fonts for code in font.get_charmap()}
 
 
-def _spelled(text: str, drawable: Set[int]) -> str:
+def spelled(text: str, drawable: Set[int]) -> str:
     """``text`` with characters that no font here has as the last word of their Unicode name: hiragana か becomes ``ka``."""
     return "".join(c if ord(c) in drawable or c == "\n" else unicodedata.name(c, f"U+{ord(c):04X}").split()[-1].lower() for c in text)
