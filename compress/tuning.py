@@ -1,0 +1,224 @@
+"""``compress tune``: trains the network with settings drawn from a search space, and writes out the best recipe.
+
+::
+
+    runs/k49/tune/digits.journal     all trials; survives a kill, and is shared by workers (or any database, with --storage)
+    runs/k49/tune/digits/            best.toml (for `compress train --recipe`), trials.csv, history.png, importances.png, slices.png
+
+Each trial is an ordinary training with the recipe's seed, scored by the balanced accuracy of its best epoch on the validation images, so
+`compress train --recipe best.toml` finds the same score again where neither --fraction nor --epochs cut the trials short.
+"""
+
+import dataclasses
+import inspect
+import json
+import re
+import tomllib
+import typing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .config import RECIPES, Recipe, training_config
+from .cost import count_cost
+from .errors import CompressError, NetworkError
+from .models.emnist import EmnistConfig
+from .models.errors import ModelError
+from .models.k49 import K49Config
+from .networks import Prepare, build_network
+from .pipeline import stratified_sample
+from .project import Project, data_identity, network_identity
+from .reference import ModelReference
+from .train.errors import TrainError
+from .train.fit import choose_device, fit
+from .train.settings import AugmentConfig, FitConfig
+from .train.space import Dimension, Space, as_plain, parse_space
+from .train.storage import opened
+from .train.tune import Attempt, Hopeless, Summary, Trial, TuneConfig, tune
+from .tune_results import Tuned, options_with, percent, with_values, write_results
+
+SPACES = RECIPES / "spaces"
+CONFIGS = {"k49": K49Config, "emnist": EmnistConfig}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tuning:
+    """What `compress tune` is told besides the project and the recipe.
+
+    ``epochs``: of each trial, instead of the recipe's. ``fraction`` of the training images, drawn evenly from the classes. ``max_params``
+    and ``max_macs``: a larger network is given up before it is trained. ``storage``: a URL or a file; ``study``: its name there and of
+    the folder of results; ``space``: a TOML file.
+    """
+
+    trials: int = 40
+    timeout: float | None = None
+    epochs: int | None = None
+    fraction: float = 1.0
+    max_params: int | None = None
+    max_macs: int | None = None
+    storage: str | None = None
+    study: str | None = None
+    space: Path | None = None
+
+    def __post_init__(self) -> None:
+        TuneConfig(trials=self.trials, timeout=self.timeout)  # refuses wrong ones before the data are loaded
+        if not 0 < self.fraction <= 1:
+            raise CompressError(f"fraction (={self.fraction}) must lie in (0, 1]; 0.25 trains on a quarter of the training images")
+        if self.epochs is not None and self.epochs < 1:
+            raise CompressError(f"epochs (={self.epochs}) must be at least 1")
+        for name in ("max_params", "max_macs"):
+            if (most := getattr(self, name)) is not None and most < 1:
+                raise CompressError(f"{name} (={most}) must be at least 1; leave it out for no limit")
+        if self.study is not None and not re.fullmatch(r"\w[\w.-]*", self.study):
+            raise CompressError(f"study (={self.study}) must be letters, digits, -, _ and dots, as it names a folder; k49-small fits")
+
+
+def tune_project(project: Project, recipe: Recipe, tuning: Tuning) -> Tuned:
+    """Run the trials that are missing, and write what all of them say. Raises CompressError when none was completed."""
+    assert project.model is not None, "only files are measured without a model"
+    space = read_space(project.model, recipe, tuning)
+    choose_device(project.device)
+    study = tuning.study or re.sub(r"[^\w.-]+", "-", project.data.name).lstrip("-.") or "study"
+    storage = tuning.storage or str(project.folder / "tune" / f"{study}.journal")
+    config = TuneConfig(trials=tuning.trials, timeout=tuning.timeout, seed=recipe.seed)
+
+    def told(trial: Trial, summary: Summary) -> None:
+        result = f"{100 * trial.score:.2f}%" if trial.state == "complete" and trial.score is not None else f"given up: {trial.reason}"
+        best = f"; best {percent(summary.best)} (trial {summary.best.number})" if summary.best else ""
+        project.console.say(f"tune: trial {trial.number}: {result}{best}; {summary.finished} of {tuning.trials} done")
+
+    project.console.say(f"tune: study {study} in {re.sub(r'//.*@', '//', storage)}")
+    with opened(storage) as store:
+        identity = _identity(project, recipe, tuning, space)
+        objective = _Objective(project, recipe, tuning)
+        summary = tune(objective, space, config, store, f"{project.folder.name}-{study}", identity, told, fresh=project.force)
+    tuned = Tuned(
+        study=study, folder=project.folder / "tune" / study, space=space, summary=summary, epochs=tuning.epochs, fraction=tuning.fraction
+    )
+    write_results(project, recipe, tuned)
+    if running := sum(trial.state == "running" for trial in summary.trials):
+        project.console.say(f"tune: other workers still run {running} trials of {study}; the results are written again when those end")
+    if summary.best is None:
+        reasons = [trial.reason for trial in summary.trials if trial.reason]
+        why = f"the last because: {reasons[-1]}" if reasons else "none was finished in time"
+        raise CompressError(f"study {study}: no trial of {len(summary.trials)} was completed, {why}; give it more room, or another --space")
+    return tuned
+
+
+def read_space(model: ModelReference, recipe: Recipe, tuning: Tuning) -> dict[str, Dimension]:
+    """The search space for ``model``, of --space or built in; names, and the ends of each range, are tried on the settings they are for."""
+    path = tuning.space or SPACES / f"{model.reference if model.is_built_in else 'any'}.toml"
+    try:
+        raw = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise CompressError(f"space (={path}): there is no such file") from error
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise CompressError(f"space (={path}) is not readable as TOML: {error}") from error
+    if set(raw) != {"space"} or not isinstance(raw["space"], dict):
+        raise CompressError(f"space (={path}) must have one table, [space]; it has {', '.join(raw) or 'nothing'}")
+    options, any_option = _options_of(model)
+    known = {f"train.{name}": kind for name, kind in _fields(FitConfig).items() if name not in ("seed", "augment")}
+    known |= {f"augment.{name}": kind for name, kind in _fields(AugmentConfig).items()}
+    known |= {f"model-options.{name}": kind for name, kind in options.items()}
+    space = parse_space(raw["space"], known, str(path), ("model-options",) if any_option else ())
+    if "train.epochs" in space and tuning.epochs is not None:
+        raise CompressError(f"epochs (={tuning.epochs}) is tuned by {path} already; leave one of them out")
+    for name, dimension in space.items():
+        for value in dimension.extremes:
+            _try_setting(model, recipe, name, value, path)
+    return space
+
+
+def _try_setting(model: ModelReference, recipe: Recipe, name: str, value: Any, path: Path) -> None:
+    table, _, setting = name.partition(".")
+    try:
+        if table != "model-options":
+            training_config(with_values(recipe, {name: value}))
+        # Lists, such as widths and depths, may fit only together: those are tried as they are drawn.
+        elif model.reference in CONFIGS and not isinstance(value, list):
+            CONFIGS[model.reference](classes=2, **{setting: value})
+    except (CompressError, TrainError, ModelError) as error:
+        raise CompressError(f"{name} in {path}: {error}") from error
+
+
+def _options_of(model: ModelReference) -> tuple[dict[str, Any], bool]:
+    """The options of the network's factory with their types (None: not known), and whether it takes any other too."""
+    if model.reference in CONFIGS:
+        return {name: kind for name, kind in _fields(CONFIGS[model.reference]).items() if name != "classes"}, False
+    takes = inspect.signature(model.factory()).parameters.values()
+    named = [one for one in takes if one.kind in (one.POSITIONAL_OR_KEYWORD, one.KEYWORD_ONLY) and one.name != "classes"]
+    kinds = {one.name: type(one.default) if isinstance(one.default, bool | int | float | str) else None for one in named}
+    return kinds, any(one.kind is one.VAR_KEYWORD for one in takes)
+
+
+def _fields(cls: type) -> dict[str, Any]:
+    hints = typing.get_type_hints(cls)
+    return {entry.name: typing.get_origin(hints[entry.name]) or hints[entry.name] for entry in dataclasses.fields(cls)}
+
+
+def _identity(project: Project, recipe: Recipe, tuning: Tuning, space: Space) -> dict[str, Any]:
+    """What the scores of a study depend on: trials under anything else are not to be compared with them."""
+    config = training_config(recipe, epochs=tuning.epochs)
+    limits = {name: getattr(tuning, name) for name in ("fraction", "max_params", "max_macs")}
+    return {
+        "space": {name: json.dumps(one) for name, one in as_plain(space).items()},
+        "data": data_identity(project),
+        "network": network_identity(project),
+        "training": dataclasses.asdict(config),
+        **limits,
+    }
+
+
+class _Objective:
+    """Trains one network with the settings of an attempt; returns the balanced accuracy on the validation images."""
+
+    def __init__(self, project: Project, recipe: Recipe, tuning: Tuning) -> None:
+        self._project, self._recipe, self._tuning = project, recipe, tuning
+        train = project.data.train
+        chosen = stratified_sample(train.labels, max(1, round(tuning.fraction * len(train.labels))), recipe.seed)
+        self._training = (train.images, train.labels) if tuning.fraction == 1 else (train.images[chosen], train.labels[chosen])
+
+    def __call__(self, attempt: Attempt) -> float:
+        project, validation = self._project, self._project.data.validation
+        assert project.model is not None
+        config = training_config(with_values(self._recipe, attempt.values), epochs=self._tuning.epochs)
+        model = dataclasses.replace(project.model, options=options_with(project, attempt.values))
+        device = choose_device(project.device)
+
+        def progress(epoch: int, step: int, steps: int, loss: float) -> None:
+            attempt.beat()
+            label = f"trial {attempt.number}, epoch {epoch} of {config.epochs}, loss {loss:.3f}"
+            project.console.progress(label, (epoch - 1) * steps + step, config.epochs * steps)
+
+        try:
+            # As `compress train` does it, so that the same settings give the same weights.
+            with torch.random.fork_rng():
+                torch.manual_seed(config.seed)
+                network = build_network(model, project.classes, project.spec)
+            self._refuse_large(network, attempt)
+            fitted = fit(
+                network,
+                self._training,
+                (validation.images, validation.labels),
+                config,
+                classes=project.classes,
+                prepare=Prepare(project.spec).to(device),
+                device=device,
+                progress=progress,
+                after_epoch=lambda row: attempt.report(int(row["epoch"]), row["balanced_accuracy"]),
+            )
+        except (TrainError, ModelError, NetworkError) as error:  # a loss that is no longer finite, widths that do not fit the depths
+            raise Hopeless(str(error)) from error
+        except torch.OutOfMemoryError as error:
+            raise Hopeless("out of memory on the device") from error
+        return fitted.best["balanced_accuracy"]
+
+    def _refuse_large(self, network: torch.nn.Module, attempt: Attempt) -> None:
+        cost = count_cost(network, torch.zeros(2, *self._project.spec.shape))
+        attempt.note(params=cost.params, macs=cost.macs)
+        for name, value in (("params", cost.params), ("macs", cost.macs)):
+            most = getattr(self._tuning, f"max_{name}")
+            if most is not None and value > most:
+                raise Hopeless(f"{value:,} {name}, more than {most:,}")

@@ -1,0 +1,62 @@
+"""Where studies are kept: files that are no journals, databases that cannot be opened, lines that a kill cut short."""
+
+from pathlib import Path
+
+import optuna
+import pytest
+
+from compress.train.errors import TrainError
+from compress.train.storage import opened
+
+
+def trials_in(where: str) -> int:
+    with opened(where) as storage:
+        study = optuna.create_study(storage=storage, study_name="s", load_if_exists=True)
+        before = len(study.trials)
+        study.add_trial(optuna.create_trial(value=float(before)))
+        return len(study.trials)
+
+
+@pytest.mark.parametrize("kind", ["study.journal", "sqlite:///study.db"])
+def test_what_was_written_is_there_again(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert [trials_in(kind) for _ in range(3)] == [1, 2, 3]
+
+
+def test_a_line_that_was_cut_short_is_cut_off_and_the_rest_kept(tmp_path: Path) -> None:
+    path = tmp_path / "study.journal"
+    assert [trials_in(str(path)) for _ in range(2)] == [1, 2]
+    whole = path.read_bytes()
+    path.write_bytes(whole + b'{"op_code":4,"work')
+    assert trials_in(str(path)) == 3
+    assert path.read_bytes().startswith(whole + b'{"op_code"')
+
+
+@pytest.mark.parametrize("content", [b"hello\nworld\n", b"[1]\n", b'{"a": 1}\n', b"\x89PNG\n\xff\xfe\n", b"SQLite format 3\0"])
+def test_another_file_is_refused_and_left_as_it_is(content: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "other"
+    path.write_bytes(content)
+    with pytest.raises(TrainError, match=r"other\) is no journal of Optuna \(line 1\); name a new file"), opened(str(path)):
+        pass
+    assert path.read_bytes() == content
+
+
+@pytest.mark.parametrize(
+    ("url", "told"),
+    [
+        ("sqlite:///none/study.db", r"storage \(=sqlite:///none/study.db\) cannot be opened: OperationalError"),
+        ("sqlit:///study.db", "cannot be opened: NoSuchModuleError"),
+        ("://", "cannot be opened: ArgumentError"),
+        ("sqlit://me:secret@host/x", r"storage \(=sqlit://me:\*\*\*@host/x\)"),
+    ],
+)
+def test_a_database_that_cannot_be_opened_is_one_line_without_its_password(url: str, told: str) -> None:
+    with pytest.raises(TrainError, match=told) as caught, opened(url):
+        pass
+    assert "\n" not in str(caught.value)
+    assert "secret" not in str(caught.value)
+
+
+def test_a_folder_is_no_storage(tmp_path: Path) -> None:
+    with pytest.raises(TrainError, match=r"is a folder; name a file"), opened(str(tmp_path)):
+        pass

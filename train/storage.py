@@ -1,0 +1,85 @@
+"""Where a study is kept: a journal file, or any database that Optuna can open by URL.
+
+::
+
+    runs/k49/tune/digits.journal        a file, one JSON object per line, which survives a kill and is shared through its lock file
+    sqlite:///study.db                  or postgresql://..., mysql://...
+
+Refused with one line: a file that is no journal, a database that cannot be opened. A last line that was cut short by a kill is cut off.
+"""
+
+import json
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import optuna
+from optuna.storages import BaseStorage, JournalStorage, RDBStorage
+from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
+from sqlalchemy.exc import SQLAlchemyError
+
+from .errors import TrainError
+
+# RuntimeError: tables of another version of Optuna. ImportError: the driver of the database is not installed.
+_FAILURES = (SQLAlchemyError, optuna.exceptions.StorageInternalError, RuntimeError, ImportError)
+
+
+@contextmanager
+def opened(where: str) -> Iterator[BaseStorage]:
+    """The storage in ``where``, a URL (with ``://``) or a path. A database that is lost meanwhile is a :class:`TrainError` too."""
+    if "://" not in where:
+        yield _journal(Path(where))
+        return
+    hidden = re.sub(r"(://[^:/@]*:)[^@]*@", r"\1***@", where)  # the password does not belong on a screen
+    try:
+        # Workers wait for each other's transactions; SQLite's own patience is 5 s.
+        arguments = {"connect_args": {"timeout": 60}} if where.startswith("sqlite") else {}
+        storage = RDBStorage(where, engine_kwargs=arguments)
+    except _FAILURES as error:
+        raise TrainError(f"storage (={hidden}) cannot be opened: {_first_line(error)}; sqlite:///study.db is one in a file") from error
+    try:
+        yield storage
+    except (SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
+        raise TrainError(f"storage (={hidden}) failed: {_first_line(error)}; what is finished is kept, the same command goes on") from error
+    finally:
+        storage.remove_session()
+        storage.engine.dispose()
+
+
+def _journal(path: Path) -> JournalStorage:
+    if path.is_dir():
+        raise TrainError(f"storage (={path}) is a folder; name a file, such as {path / 'study.journal'}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = JournalFileOpenLock(str(path), grace_period=10)  # a lock this old was left by a kill; it is held for milliseconds
+    if path.exists():
+        _check_journal(path)
+        lock.acquire()
+        try:
+            _cut_torn_line(path)
+        finally:
+            lock.release()
+    return JournalStorage(JournalFileBackend(str(path), lock))
+
+
+def _check_journal(path: Path) -> None:
+    *lines, _ = path.read_bytes().split(b"\n")  # what comes after the last line's end was cut short by a kill
+    if not lines and path.stat().st_size:
+        lines = [b""]
+    for number, line in enumerate(lines, 1):
+        try:
+            record = json.loads(line)
+        except ValueError:
+            record = None
+        if not isinstance(record, dict) or not isinstance(record.get("op_code"), int):
+            raise TrainError(f"storage (={path}) is no journal of Optuna (line {number}); name a new file, or a database as sqlite:///FILE")
+
+
+def _cut_torn_line(path: Path) -> None:
+    with path.open("rb+") as file:
+        content = file.read()
+        file.truncate(content.rfind(b"\n") + 1)
+
+
+def _first_line(error: BaseException) -> str:
+    return f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
