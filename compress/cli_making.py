@@ -39,13 +39,15 @@ NETWORK_STAGES = ("train", "import", "prune")
 @network_options
 @data_options
 @run_options
+@parent_options
 @out_option
 def train(epochs: int | None, batch: int | None, lr: float | None, label_smoothing: float | None, folds: int | None, **shared: Any) -> None:
-    """Train a network; the best epoch on the validation images is kept.
+    """Train a new network, or with --from, --weights or --pretrained that one further; the best epoch on the validation images is kept.
 
     \b
     Example:  compress train --model k49 --data path/to/folder --epochs 12
               compress train --model k49 --data path/to/folder --folds 5
+              compress train --from runs/k49/train/3f9a0c51be27 --recipe stronger.toml
     """
     from . import pipeline
     from .crossval import cross_validate
@@ -54,14 +56,20 @@ def train(epochs: int | None, batch: int | None, lr: float | None, label_smoothi
     from .train.folds import check_folds
 
     options = Options(**shared)
-    recipe = options.load_recipe()
-    config = training_config(recipe, epochs=epochs, batch=batch, lr=lr, label_smoothing=label_smoothing, seed=options.seed)
+    recipe, start = options.load_recipe(), None
+    settings = {"epochs": epochs, "batch": batch, "lr": lr, "label_smoothing": label_smoothing, "seed": options.seed}
+    config = training_config(recipe, **settings)  # a wrong value should not cost the loading of data first
+    if options.starts_from_parent:
+        if folds is not None:
+            raise CompressError(f"folds (={folds}) start from new networks; leave --from, --weights and --pretrained out")
+        project, recipe, start = options.child(NETWORK_STAGES[:2])
+        config = training_config(recipe, **settings)
     if folds is not None and int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise CompressError(f"folds (={folds}) are trained by one process, one after the other; start it without torchrun")
     if folds is None:
-        made = pipeline.train(options.project(recipe), config, options.out)
+        made = pipeline.train(project if start else options.project(recipe), config, options.out, start)
     else:
-        check_folds(folds)  # a wrong number should not cost the loading of data first
+        check_folds(folds)
         made = cross_validate(options.project(recipe), config, folds, options.out)
     if made is not None:
         show_artifact(made, options.as_json)

@@ -99,6 +99,11 @@ class Options:
             parent = find_parent(folder, stages, given[0].fingerprint if given else None)
         return (*self._with_parent(parent, given), parent)
 
+    @property
+    def starts_from_parent(self) -> bool:
+        """Whether the user named a network to start from."""
+        return self.from_ is not None or self.weights is not None or self.pretrained
+
     def named_parent(self) -> Artifact | None:
         """The artifact that ``--from`` or ``--pretrained`` names, if one does."""
         given = {"from": self.from_, "weights": self.weights, "pretrained": self.pretrained or None}

@@ -53,7 +53,13 @@ pretrained_option = click.option(
     "--pretrained", is_flag=True, help="Start from the trained weights of k49 or emnist that come with this package."
 )
 parent_options = _options(
-    click.option("--from", "from_", type=PATH, metavar="FOLDER", help="Start from this artifact.  [default: the newest fitting one]"),
+    click.option(
+        "--from",
+        "from_",
+        type=PATH,
+        metavar="FOLDER",
+        help="Start from this artifact.  [default: the newest fitting one; train: a new network]",
+    ),
     click.option(
         "--weights", type=PATH, metavar="FILE", help="Start from a network trained elsewhere: a .safetensors or .pt/.pth state dict."
     ),

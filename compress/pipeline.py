@@ -45,12 +45,13 @@ from .verify import TOLERANCE, write_vectors
 PARITY_TOLERANCE = 1e-3
 
 
-def train(project: Project, config: FitConfig, out: Path | None = None) -> Artifact | None:
-    """Train a new network; its initial weights and everything random follow from ``config.seed``.
+def train(project: Project, config: FitConfig, out: Path | None = None, start: Artifact | None = None) -> Artifact | None:
+    """Train a new network, or the one of ``start`` further; initial weights and everything random follow from ``config.seed``.
 
     Processes that torchrun started train it together. Only the first of them reads and writes artifacts; the others get None.
     """
-    key = stage_key("train", config, data=data_identity(project), **network_identity(project))
+    begun = {} if start is None else {"start": start.content}
+    key = stage_key("train", config, data=data_identity(project), **network_identity(project), **begun)
     with joined(choose_device(project.device).type == "cuda") as team:
         if team.from_first(key) != key:
             raise CompressError(
@@ -58,7 +59,7 @@ def train(project: Project, config: FitConfig, out: Path | None = None) -> Artif
             )
         with torch.random.fork_rng():
             torch.manual_seed(config.seed)
-            network = _new_network(project)
+            network = _new_network(project) if start is None else load_network(start)
         if team.rank:
             if team.from_first(False):
                 with tempfile.TemporaryDirectory() as folder:
@@ -71,7 +72,7 @@ def train(project: Project, config: FitConfig, out: Path | None = None) -> Artif
             told = team.from_first(True)
             return _fit_and_save(project, network, config, key, "train", folder)
 
-        artifact = run_stage(project, "network", "train", key, config, None, out, make)
+        artifact = run_stage(project, "network", "train", key, config, start, out, make)
         if not told:  # it was there already
             team.from_first(False)
         return artifact

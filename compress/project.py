@@ -72,10 +72,16 @@ def variants_of(project: Project, root: Artifact) -> list[Artifact]:
     graphs = [artifact for stage in ("export", "quantize") for artifact in find_artifacts(project.folder / stage)]
     # The same bytes may lie there twice, made by two versions of this toolkit: the newest of them is taken.
     graphs.sort(key=lambda graph: graph.manifest.created)
-    mine = list({(variant_name(graph), graph.content): graph for graph in graphs if graph.steps[0]["key"] == root.manifest.key}.values())
+    mine = list({(variant_name(graph), graph.content): graph for graph in graphs if _root_key(graph) == root.manifest.key}.values())
     if not mine:
         raise ArtifactError(f"{project.folder} has no exported graph of {root.path} yet; run `compress export-onnx` first")
     return sorted(mine, key=lambda graph: (len(graph.steps), variant_name(graph)))
+
+
+def _root_key(artifact: Artifact) -> str:
+    """The key of the last training in the lineage."""
+    keys: list[str] = [step["key"] for step in artifact.steps if step["stage"] in ("train", "import")]
+    return keys[-1]
 
 
 def variant_name(artifact: Artifact) -> str:

@@ -1,5 +1,6 @@
 """The stages: keys, lineage, sampling, and what happens to a run that is killed at any moment."""
 
+import dataclasses
 import json
 import os
 import random
@@ -74,6 +75,24 @@ def test_names_say_what_the_lineage_did(made: tuple[Project, dict[str, Artifact]
         "both": "pruned 80%, static int8",
         "dynamic": "dynamic int8",
     }
+
+
+def test_training_on_starts_from_the_weights_given_and_is_a_root_of_its_own(made: tuple[Project, dict[str, Artifact]]) -> None:
+    """At a learning rate of next to nothing, the weights hardly change."""
+    project, artifacts = made
+    still = dataclasses.replace(FIT, epochs=1, lr=1e-6, weight_decay=0.0)
+    further = pipeline.train(project, still, start=artifacts["root"])
+    assert further is not None
+    before, after = (load_file(artifact.payload) for artifact in (artifacts["root"], further))
+    for name, value in before.items():
+        if value.is_floating_point() and "running" not in name:
+            torch.testing.assert_close(after[name], value, rtol=0, atol=1e-4)
+    assert [step["stage"] for step in further.steps] == ["train", "train"]
+    graph = pipeline.export(project, further, ExportConfig())
+    assert [one.path for one in variants_of(project, further)] == [graph.path]
+    assert graph.path not in [one.path for one in variants_of(project, artifacts["root"])]
+    shutil.rmtree(graph.path)
+    shutil.rmtree(further.path)  # the other tests go on with the network made first
 
 
 def test_pruned_weights_stay_zero_through_fine_tuning(made: tuple[Project, dict[str, Artifact]]) -> None:
