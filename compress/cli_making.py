@@ -6,7 +6,6 @@ settings only; everything else is imported inside the commands.
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -64,8 +63,6 @@ def train(epochs: int | None, batch: int | None, lr: float | None, label_smoothi
             raise CompressError(f"folds (={folds}) start from new networks; leave --from, --weights and --pretrained out")
         project, recipe, start = options.child(NETWORK_STAGES[:2])
         config = training_config(recipe, **settings)
-    if folds is not None and int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise CompressError(f"folds (={folds}) are trained by one process, one after the other; start it without torchrun")
     if folds is None:
         made = pipeline.train(project if start else options.project(recipe), config, options.out, start)
     else:

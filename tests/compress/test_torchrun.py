@@ -34,7 +34,7 @@ def test_two_processes_write_one_artifact_like_that_of_one(tmp_path: Path) -> No
     ("arguments", "line"),
     [
         (["prune", "--model", "emnist"], "prune runs in one process; torchrun is for `compress train` only, start it without"),
-        ([*COMMAND, "--folds", "3"], "folds (=3) are trained by one process, one after the other; start it without torchrun"),
+        ([*COMMAND, "--folds", "3"], "folds (=3) are trained by one process; start `compress train` without torchrun"),
     ],
 )
 def test_what_runs_in_one_process_says_so(
