@@ -37,7 +37,26 @@ ACROSS = {
         "whole",
     )
 }
-ALGORITHMS = {f"compress.{name}" for name in ("artifact", "cost", "errors", "export", "graph", "onnxfile", "prune", "quantize")}
+ALGORITHMS = {
+    f"compress.{name}"
+    for name in (
+        "artifact",
+        "channels",
+        "cost",
+        "errors",
+        "export",
+        "graph",
+        "groups",
+        "importance",
+        "labels",
+        "onnxfile",
+        "prune",
+        "quantize",
+        "rules",
+        "surgery",
+        "tracing",
+    )
+}
 WITHOUT_TORCH = ("artifact", "config", "measure", "opening", "predict", "project", "reading", "reference", "verify")
 
 
