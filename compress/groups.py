@@ -83,7 +83,7 @@ class LeftWhole:
         return f"{self.name}: {f'{self.channels} channels ' if self.channels else ''}left whole: {self.reason}"
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Mean:
     """One input of a layer that is the mean over channels; with some of them gone its weights shrink by kept/all, so the sum stays."""
 
@@ -93,7 +93,7 @@ class Mean:
     units: Tensor  # of every channel that it is the mean over
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class Groups(Sequence[ChannelGroup]):
     """The channel groups of one network, what was left whole, and what surgery needs to know to prove itself."""
 

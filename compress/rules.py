@@ -1,24 +1,24 @@
 """What each operation does to the labels of channels: the rules behind compress/tracing.py. What has no rule here is frozen and named."""
 
-import math
 from collections.abc import Callable
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from . import layer_rules
 from .labels import ANY, FIXED, aligned, along
 from .tracing import Call, Trace, tensors_in
 
 CREATES = (
     "zeros ones full empty rand randn zeros_like ones_like full_like empty_like rand_like randn_like new_zeros new_ones new_full new_empty"
 )
-ONE = "clone contiguous detach to float double half type type_as data requires_grad_ dropout dropout1d dropout2d dropout3d alpha_dropout"
+ONE = "clone contiguous detach to float double half type type_as data requires_grad_ dropout dropout1d dropout2d dropout3d"
 HOMOGENEOUS = f"{ONE} relu leaky_relu neg"  # a positive factor passes through
 NONNEGATIVE = "relu relu6 sigmoid hardsigmoid softmax softplus abs square exp"
 ELEMENTWISE = f"""{HOMOGENEOUS} {NONNEGATIVE} add radd sub rsub mul rmul div rdiv rtruediv truediv true_divide pow rpow sqrt rsqrt log log1p
     expm1 tanh hardtanh hardswish silu gelu elu celu selu mish softsign logsigmoid clamp clip clamp_min clamp_max minimum maximum where lerp
     addcmul addcdiv reciprocal erf sin cos sign floor round ceil masked_fill eq ne gt ge lt le logical_and logical_or logical_not bernoulli
-    threshold hardshrink softshrink isnan isfinite nan_to_num fill zero uniform normal copy rrelu"""
+    threshold hardshrink softshrink isnan isfinite nan_to_num alpha_dropout fill zero uniform normal copy rrelu"""
 STRUCTURE = """view reshape flatten unflatten permute transpose t T mT swapaxes swapdims movedim moveaxis unsqueeze squeeze expand expand_as
     view_as reshape_as repeat tile repeat_interleave cat concat concatenate stack flip roll pixel_shuffle pixel_unshuffle
     getitem select narrow index_select chunk split tensor_split split_with_sizes unbind"""
@@ -26,22 +26,7 @@ CHOOSES = ("getitem", "select", "narrow", "index_select", "chunk", "split", "ten
 POOLS = """max_pool1d max_pool2d max_pool3d avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d
     adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d interpolate upsample lp_pool2d max_pool2d_with_indices"""
 REDUCES = "mean sum amax max amin min std var prod logsumexp median argmax argmin all any"
-KEEP_SIGN = {
-    *STRUCTURE.split(),
-    *POOLS.split(),
-    *ONE.split(),
-    "mul",
-    "rmul",
-    "add",
-    "radd",
-    "div",
-    "maximum",
-    "sqrt",
-    "mean",
-    "sum",
-    "amax",
-    "max",
-}
+KEEP_SIGN = f"{STRUCTURE} {POOLS} {ONE} mul rmul add radd div maximum sqrt mean sum amax max"
 
 
 def follow(trace: Trace, call: Call) -> list[Tensor]:
@@ -54,18 +39,9 @@ def follow(trace: Trace, call: Call) -> list[Tensor]:
     elif not any(trace.is_followed(t) for t in tensors):
         return []
     if (rule := RULES.get(call.name)) is None:
-        return _unknown(trace, call, f"there is no rule for {call.name} at {call.where}", named=True)
+        return trace.leave_whole(call, f"there is no rule for {call.name} at {call.where}", named=True)
     call.nonnegative = _nonnegative(trace, call)
     return rule(trace, call)
-
-
-def _unknown(trace: Trace, call: Call, reason: str, *, named: bool = False) -> list[Tensor]:
-    """Everything that goes in stays whole; ``named``: so does the module, as it may have channels of its own that were not seen."""
-    for tensor in call.tensors():
-        trace.identities.freeze(trace.labels(tensor), reason)
-    if named:
-        trace.unknown.setdefault(call.where.partition(" (")[0], reason)
-    return [torch.full((1,) * result.dim(), FIXED) for result in call.results]
 
 
 def _nonnegative(trace: Trace, call: Call) -> bool:
@@ -74,9 +50,10 @@ def _nonnegative(trace: Trace, call: Call) -> bool:
     if call.name in ("clamp", "clip", "clamp_min"):
         low = call.get(1, "min")
         return isinstance(low, int | float) and low >= 0
-    numbers = [v for v in call.args if isinstance(v, int | float)] if call.name in ("mul", "rmul", "add", "radd", "div") else []
+    arithmetic = call.name in ("mul", "rmul", "add", "radd", "div")
+    numbers = [v for v in (*call.args, *call.kwargs.values()) if isinstance(v, int | float)] if arithmetic else []
     tensors = [t for t in call.tensors() if t.is_floating_point()]
-    sign_kept = call.name in KEEP_SIGN and call.kwargs.get("mode") != "bicubic" and call.kwargs.get("alpha", 1) >= 0
+    sign_kept = call.name in KEEP_SIGN.split() and call.kwargs.get("mode") != "bicubic" and call.kwargs.get("alpha", 1) >= 0
     return sign_kept and all(n >= 0 for n in numbers) and all(trace.is_nonnegative(t) for t in tensors)
 
 
@@ -131,7 +108,7 @@ def _structure(trace: Trace, call: Call) -> list[Tensor]:
     source = next(t for t in call.tensors() if every or trace.is_followed(t))
     before = trace.labels(source)
     if any(trace.is_followed(t) for t in tensors_in(call.args[1:])) and call.name in ("getitem", "index_select", "repeat_interleave"):
-        return _unknown(trace, call, f"{call.name} at {call.where} chooses by the data")
+        return trace.leave_whole(call, f"{call.name} at {call.where} chooses by the data")
     if call.name in ("expand", "expand_as") and before.numel() == 1 and call.results[0].shape[-source.dim() :] != source.shape:
         ids.freeze(before, f"one value is spread over many channels at {call.where}")
         return [torch.full((1,) * call.results[0].dim(), ANY)]
@@ -173,47 +150,23 @@ def _pool(trace: Trace, call: Call) -> list[Tensor]:
     labels = trace.labels(source)
     changed = [d for d in range(source.dim()) if labels.shape[d] > 1 and d >= source.dim() - max(1, source.dim() - 2)]
     if changed or call.results[0].dim() != source.dim():
-        return _unknown(trace, call, f"{call.name} at {call.where} runs across them")
+        return trace.leave_whole(call, f"{call.name} at {call.where} runs across them")
     return [labels] * len(call.results)
 
 
 def _pad(trace: Trace, call: Call) -> list[Tensor]:
     source, amounts = call.args[0], call.get(1, "pad")
     labels = trace.labels(source)
+    if call.get(3, "value"):
+        trace.identities.freeze_means(labels, f"their mean is padded at {call.where}")
     padded = {source.dim() - 1 - i // 2 for i, amount in enumerate(amounts) if amount}
     [dim] = [d for d in range(labels.dim()) if labels.shape[d] > 1] or [-1]
     if dim not in padded:
         return [labels]
     if call.get(2, "mode", "constant") != "constant":
-        return _unknown(trace, call, f"pad at {call.where} mirrors them")
+        return trace.leave_whole(call, f"pad at {call.where} mirrors them")
     at = 2 * (source.dim() - 1 - dim)
     return [torch.nn.functional.pad(labels, [0] * at + list(amounts[at : at + 2]), value=FIXED)]
-
-
-def _batch_norm(trace: Trace, call: Call) -> list[Tensor]:
-    source = call.args[0]
-    labels = along(trace.labels(source), 1, source.shape[1])
-    tensors = [call.get(i, name) for i, name in enumerate(("running_mean", "running_var", "weight", "bias"), 1)]
-    if labels is None or (call.name == "instance_norm" and all(t is None for t in tensors)):
-        return _unknown(trace, call, f"{call.name} at {call.where} has no value of its own for each of them")
-    trace.identities.freeze_means(labels, f"their mean is used by {call.name} at {call.where}")
-    for tensor in tensors:
-        labels = trace.tie(tensor, 0, labels, "each", call.where)
-    return [labels.view([-1 if d == 1 else 1 for d in range(source.dim())])]
-
-
-def _group_norm(trace: Trace, call: Call) -> list[Tensor]:
-    """Each group of a group norm stays or goes as a whole: the statistics of a part would be others."""
-    source, count = call.args[0], call.get(1, "num_groups")
-    labels = along(trace.labels(source), 1, source.shape[1])
-    if labels is None or count == 1 or not isinstance(call.module, nn.GroupNorm):
-        return _unknown(trace, call, f"group_norm at {call.where} takes its statistics over all of them")
-    rows = labels.view(count, -1)
-    trace.identities.join(rows, rows[:, :1], f"group_norm at {call.where} takes its statistics over some that must stay")
-    trace.identities.freeze_means(labels, f"their mean is used by group_norm at {call.where}")
-    for i, name in ((2, "weight"), (3, "bias")):
-        labels = trace.tie(call.get(i, name), 0, labels, "each", call.where)
-    return [labels.view([-1 if d == 1 else 1 for d in range(source.dim())])]
 
 
 def _across(trace: Trace, call: Call) -> list[Tensor]:
@@ -225,7 +178,7 @@ def _across(trace: Trace, call: Call) -> list[Tensor]:
     else:
         dims = [d % source.dim() for d in [call.get(1, "dim")] if isinstance(d, int)] or list(range(source.dim()))
     if any(labels.shape[d] > 1 for d in dims):
-        return _unknown(trace, call, f"{call.name} at {call.where} runs over all of them: without some, the others come out different")
+        return trace.leave_whole(call, f"{call.name} at {call.where} runs over all of them: without some, the others come out different")
     trace.identities.freeze_means(labels, f"their mean is used by {call.name} at {call.where}")
     return [labels] * len(call.results)
 
@@ -256,73 +209,16 @@ def _reduce(trace: Trace, call: Call) -> list[Tensor]:
     return [labels] * len(call.results)
 
 
-def _convolution(trace: Trace, call: Call) -> list[Tensor]:
-    source, weight, bias = call.args[0], call.get(1, "weight"), call.get(2, "bias")
-    transposed = call.name.startswith("conv_transpose")
-    groups = call.get(6, "groups", 1)
-    width = source.shape[1] if source.dim() == weight.dim() else -1
-    labels = along(trace.labels(source), 1, width) if width > 0 else None
-    if labels is None or id(weight) not in trace.owned:
-        return _unknown(
-            trace, call, f"{call.name} at {call.where} has a computed weight, or takes its channels from several dimensions", named=True
-        )
-    name, spatial = trace.owned[id(weight)], (source if transposed else call.results[0]).shape[2:]
-    trace.uses.append((name, tuple(weight.shape), math.prod(spatial) * len(source) / trace.batch))
-    shape = [-1 if d == 1 else 1 for d in range(source.dim())]
-    if groups == 1:
-        labels = trace.tie(weight, 0 if transposed else 1, labels, "input", call.where)
-        call.mixes = labels.view(shape)
-        return [_outputs(trace, call, weight, 1 if transposed else 0, bias).view(shape)]
-    trace.identities.freeze_means(labels, f"their mean is used by {call.name} at {call.where}")
-    outputs = _outputs(trace, call, None if transposed else weight, 0, bias, call.results[0].shape[1])
-    if transposed:
-        trace.tie(weight, 0, labels, "input", call.where)
-    # A group goes with all its inputs and outputs (one of each if the convolution is depthwise), so that its width stays.
-    rows = torch.cat([labels.view(groups, -1), outputs.view(groups, -1)], dim=1)
-    trace.identities.join(rows, rows[:, :1], f"they share a group at {call.where} with some that must stay")
-    return [outputs.view(shape)]
-
-
-def _outputs(trace: Trace, call: Call, weight: Tensor | None, dim: int, bias: Tensor | None, width: int = 0) -> Tensor:
-    """The identities of a layer's outputs: the same ones at each use of the layer, so that its users share them."""
-    owner = bias if weight is None else weight
-    slot = trace.slots.get((trace.owned.get(id(owner), ""), dim)) if owner is not None else None
-    outputs = slot.labels if slot else trace.identities.fresh(weight.shape[dim] if weight is not None else width)
-    trace.tie(weight, dim, outputs, "output", call.where)
-    return trace.tie(bias, 0, outputs, "output", call.where)
-
-
-def _linear(trace: Trace, call: Call) -> list[Tensor]:
-    source, weight, bias = call.args[0], call.get(1, "weight"), call.get(2, "bias")
-    labels = along(trace.labels(source), source.dim() - 1, source.shape[-1])
-    if labels is None or id(weight) not in trace.owned:
-        return _unknown(
-            trace, call, f"{call.name} at {call.where} has a computed weight, or takes its inputs from several dimensions", named=True
-        )
-    trace.uses.append((trace.owned[id(weight)], tuple(weight.shape), source.numel() / source.shape[-1] / trace.batch))
-    shape = [1] * (source.dim() - 1) + [-1]
-    labels = trace.tie(weight, 1, labels, "input", call.where)
-    call.mixes = labels.view(shape)
-    return [_outputs(trace, call, weight, 0, bias).view(shape)]
-
-
-def _prelu(trace: Trace, call: Call) -> list[Tensor]:
-    source, weight = call.args[0], call.get(1, "weight")
-    if weight.numel() == 1:
-        return [trace.labels(source)]
-    return _batch_norm(trace, Call(**{**vars(call), "args": (source, None, None, weight)}))
-
-
 RULES: dict[str, Callable[[Trace, Call], list[Tensor]]] = {
     **dict.fromkeys(ELEMENTWISE.split(), _elementwise),
     **dict.fromkeys(STRUCTURE.split(), _structure),
     **dict.fromkeys(POOLS.split(), _pool),
     **dict.fromkeys(REDUCES.split(), _reduce),
     **dict.fromkeys(("softmax", "log_softmax", "cumsum", "layer_norm", "rms_norm"), _across),
-    **dict.fromkeys(("conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d"), _convolution),
-    **dict.fromkeys(("batch_norm", "instance_norm"), _batch_norm),
-    "group_norm": _group_norm,
-    "linear": _linear,
-    "prelu": _prelu,
+    **dict.fromkeys((f"{kind}{d}d" for kind in ("conv", "conv_transpose") for d in (1, 2, 3)), layer_rules.convolution),
+    **dict.fromkeys(("batch_norm", "instance_norm"), layer_rules.batch_norm),
+    "group_norm": layer_rules.group_norm,
+    "linear": layer_rules.linear,
+    "prelu": layer_rules.prelu,
     "pad": _pad,
 }

@@ -28,7 +28,7 @@ NETWORK_FAILURES = (RuntimeError, ValueError, TypeError, LookupError, AssertionE
 _HIDDEN = (str(Path(torch.__file__).parent), *(str(Path(__file__).with_name(name)) for name in ("tracing.py", "surgery.py")))
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Operation:
     """One call: what was called, where, and the labels that went in and came out; ``outputs`` is empty where no channel is in it."""
 
@@ -170,6 +170,14 @@ class Trace(Watch):
             self.slots[name, dim] = Slot(labels=labels, role=role)
             return labels
         return self.identities.join(slot.labels, labels, f"{where} ties them to something that must stay")
+
+    def leave_whole(self, call: Call, reason: str, *, named: bool = False) -> list[Tensor]:
+        """Everything that goes into the call stays; ``named``: say so of its module too, which may have channels that were not seen."""
+        for tensor in call.tensors():
+            self.identities.freeze(self.labels(tensor), reason)
+        if named:
+            self.unknown.setdefault(call.where.partition(" (")[0], reason)
+        return [torch.full((1,) * result.dim(), FIXED) for result in call.results]
 
     def __torch_function__(self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}

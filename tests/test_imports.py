@@ -49,6 +49,7 @@ ALGORITHMS = {
         "groups",
         "importance",
         "labels",
+        "layer_rules",
         "onnxfile",
         "prune",
         "quantize",
