@@ -55,7 +55,7 @@ def convolution(trace: Trace, call: Call) -> list[Tensor]:
     trace.identities.freeze_means(labels, f"their mean is used by {call.name} at {call.where}")
     outputs = _outputs(trace, call, None if transposed else weight, 0, bias, call.results[0].shape[1])
     if transposed:
-        trace.tie(weight, 0, labels, "input", call.where)
+        trace.tie(weight, 0, labels, "each", call.where)
     # A group goes with all its inputs and outputs (one of each if the convolution is depthwise), so that its width stays.
     rows = torch.cat([labels.view(groups, -1), outputs.view(groups, -1)], dim=1)
     trace.identities.join(rows, rows[:, :1], f"they share a group at {call.where} with some that must stay")

@@ -85,6 +85,11 @@ def test_a_depthwise_convolution_with_two_outputs_per_channel() -> None:
     assert [str(g) for g in groups] == ["removing channel 3 of A removes channels 6 to 7 of D and inputs 6 to 7 of B"]
 
 
+def test_a_depthwise_transposed_convolution() -> None:
+    groups = found(lambda n, x: n.B(n.D(n.A(x))), A=conv(1, 4), D=nn.ConvTranspose2d(4, 4, 2, 2, groups=4), B=conv(4, 2))
+    assert [str(g) for g in groups] == ["removing channel 3 of A removes channel 3 of D and input 3 of B"]
+
+
 def test_a_first_convolution_with_one_input_is_not_depthwise() -> None:
     network = nn.Sequential(conv(1, 4), conv(4, 2))
     pruned = remove_channels(network, groups := channel_groups(network, IMAGE), {groups[0].name: [1, 2]})
