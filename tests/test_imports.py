@@ -45,7 +45,28 @@ ACROSS = {
         "whole",
     )
 }
-ALGORITHMS = {f"compress.{name}" for name in ("artifact", "cost", "errors", "export", "gates", "graph", "onnxfile", "prune", "quantize")}
+ALGORITHMS = {
+    f"compress.{name}"
+    for name in (
+        "artifact",
+        "channels",
+        "cost",
+        "errors",
+        "export",
+        "gates",
+        "graph",
+        "groups",
+        "importance",
+        "labels",
+        "layer_rules",
+        "onnxfile",
+        "prune",
+        "quantize",
+        "rules",
+        "surgery",
+        "tracing",
+    )
+}
 WITHOUT_TORCH = ("artifact", "config", "measure", "opening", "predict", "project", "reading", "reference", "verify")
 
 

@@ -1,0 +1,232 @@
+"""Which channels to keep: scores for the units of channel groups, and the choice of those that stay.
+
+By hand: a group of the scores ``[3, 1, 2, 4]`` at sparsity 0.5 keeps units 0 and 3.
+
+Refuses: a sparsity outside (0, 1), scores that are missing or not finite, and a goal that cannot be reached; it names the nearest that can.
+
+Sources: Li et al. 2017, arXiv:1608.08710 (norms); Liu et al. 2017, "Network Slimming", arXiv:1708.06519 (batch-norm scale); Molchanov et
+al. 2019, arXiv:1906.10771 (first-order Taylor, squared per batch).
+"""
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from .errors import CompressError
+from .groups import ChannelGroup, Cut, Groups
+
+KINDS = ("l2", "bn", "taylor")
+SCOPES = ("global", "group")
+Kept = dict[str, tuple[int, ...]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choice:
+    """How units are chosen.
+
+    ``scope``: "global" ranks the units of all groups together, "group" takes the same fraction of each. ``round_to``: a group keeps a
+    multiple of this many channels, or all. ``floor``: the fraction of its units that every group keeps at least, never less than one.
+    """
+
+    scope: str = "global"
+    round_to: int = 1
+    floor: float = 0.1
+
+    def __post_init__(self) -> None:
+        if self.scope not in SCOPES:
+            raise CompressError(f'scope (="{self.scope}") must be "global" (one ranking over all groups) or "group" (one in each)')
+        if self.round_to < 1:
+            raise CompressError(f"round_to (={self.round_to}) must be at least 1; 8 keeps multiples of 8 channels")
+        if not 0 <= self.floor < 1:
+            raise CompressError(f"floor (={self.floor}) must lie in [0, 1); 0.1 keeps a tenth of every group")
+
+
+def importance(network: nn.Module, groups: Groups, kind: str = "l2", losses: Iterable[Tensor] = ()) -> dict[str, Tensor]:
+    """Score every unit of every group.
+
+    Args:
+        network: the one the groups were found in; its gradients are as before afterwards.
+        kind: "l2", the norm of all weights that would go, divided by its mean over the group; "bn", the mean magnitude of the unit's
+            batch-norm scales, divided likewise (a group without batch norm gets its "l2"); "taylor", the squared first-order change of the
+            loss when the unit's contribution goes (``w * gradient`` summed over the weights that read it), summed over the losses.
+        losses: for "taylor": scalar losses of this network, one per batch; a generator computes each when it is needed.
+
+    Returns:
+        Group name to scores float64 (width,), at least 0.
+
+    Raises:
+        CompressError: another kind, "taylor" without losses, or scores that are not finite.
+    """
+    if kind not in KINDS:
+        raise CompressError(f'importance (="{kind}") must be one of {", ".join(KINDS)}')
+    stored = {name: value.detach() for name, value in network.state_dict(keep_vars=True).items()}
+    if kind == "taylor":
+        scores = _taylor(network, groups, losses)
+    else:
+        scores = {group.name: _norm(group, stored) for group in groups}
+        if kind == "bn":
+            scores |= {group.name: scale for group in groups if (scale := _scale(group, network, stored)) is not None}
+        scores = {name: score / score.mean().clamp_min(torch.finfo(torch.float64).tiny) for name, score in scores.items()}
+    for name, score in scores.items():
+        if not score.isfinite().all():
+            raise CompressError(f'importance (="{kind}") of "{name}" is not finite; its weights or gradients hold NaN or infinity')
+    return scores
+
+
+def choose(groups: Groups, scores: Mapping[str, Tensor], sparsity: float, how: Choice | None = None) -> Kept:
+    """The units that stay when ``sparsity`` of all removable channels go; rounding may move each group by less than ``round_to``.
+
+    Args:
+        scores: of :func:`importance`, or any other: group name to (width,), larger stays longer.
+        sparsity: fraction of channels to remove, in (0, 1).
+
+    Returns:
+        Group name to the sorted units that stay, as :func:`compress.surgery.remove_channels` takes it.
+
+    Raises:
+        CompressError: sparsity, scores, or a sparsity beyond what the floors leave; the message names the largest that can be reached.
+    """
+    how = how or Choice()
+    if not 0 < sparsity < 1:
+        raise CompressError(f"sparsity (={sparsity}) must lie in (0, 1); 0.5 removes half of the channels")
+    _check(groups, scores)
+    total = sum(group.width * group.channels for group in groups)
+    most = sum((group.width - _least(group, how)) * group.channels for group in groups)
+    if sparsity > most / total + 1e-9:
+        raise CompressError(
+            f"sparsity (={sparsity}) cannot be reached: with floor {how.floor} at most {math.floor(1e4 * most / total) / 1e4} of the "
+            f"{total} channels that can be removed go; ask for that or lower the floor"
+        )
+    return _choose(groups, scores, sparsity, how)
+
+
+def choose_for(groups: Groups, scores: Mapping[str, Tensor], cost: Callable[[Kept], float], goal: float, how: Choice | None = None) -> Kept:
+    """The units that stay when as few channels go as bring ``cost`` down to ``goal``, by bisection over the sparsity.
+
+    Args:
+        cost: of the network that keeps these units, e.g. ``lambda keep: macs_after(groups, keep)``; some 12 calls are made.
+        goal: in the unit of ``cost``, positive.
+
+    Raises:
+        CompressError: a goal that is not positive, or below what the floors leave; the message names the nearest.
+    """
+    how = how or Choice()
+    if not (goal > 0 and math.isfinite(goal)):
+        raise CompressError(f"goal (={goal}) must be a positive number, in the unit of the cost")
+    _check(groups, scores)
+    keep: Kept = {group.name: tuple(range(group.width)) for group in groups}
+    before = cost(keep)
+    if before <= goal:
+        return keep
+    keep = _choose(groups, scores, 1.0, how)
+    if (least := cost(keep)) > goal:
+        raise CompressError(
+            f"goal (={goal:g}) cannot be reached: with every group at its floor ({how.floor}) {least:g} of {before:g} is left, "
+            f"{math.ceil(1e3 * least / before) / 1e3}x; ask for that or lower the floor"
+        )
+    low, high = 0.0, 1.0
+    while high - low > 1 / 4096:
+        middle = (low + high) / 2
+        tried = _choose(groups, scores, middle, how)
+        if cost(tried) <= goal:
+            high, keep = middle, tried
+        else:
+            low = middle
+    return keep
+
+
+def macs_after(groups: Groups, keep: Mapping[str, tuple[int, ...]]) -> int:
+    """MACs of one image in the network that keeps these units, found without cutting it: what ``count_cost`` would count."""
+    gone = groups.removed(keep)
+    return round(
+        sum(each * math.prod(size - len(gone.get((name, dim), ())) for dim, size in enumerate(shape)) for name, shape, each in groups.uses)
+    )
+
+
+def _choose(groups: Groups, scores: Mapping[str, Tensor], sparsity: float, how: Choice) -> Kept:
+    if how.scope == "group":
+        return {g.name: _top(g, scores[g.name], round((1 - sparsity) * g.width), how) for g in groups}
+    ranked = sorted((score, number, unit) for number, g in enumerate(groups) for unit, score in enumerate(scores[g.name].tolist()))
+    left = {number: g.width for number, g in enumerate(groups)}
+    away, wanted = 0, sparsity * sum(group.width * group.channels for group in groups)
+    for _, number, _ in ranked:
+        group = groups[number]
+        if away + group.channels / 2 > wanted:
+            break
+        if left[number] > _least(group, how):
+            left[number] -= 1
+            away += group.channels
+    return {g.name: _top(g, scores[g.name], left[number], how) for number, g in enumerate(groups)}
+
+
+def _top(group: ChannelGroup, scores: Tensor, count: int, how: Choice) -> tuple[int, ...]:
+    """The best ``count`` units, of equal ones the later; rounded, and not below the floor."""
+    step = math.lcm(how.round_to, group.channels) // group.channels
+    least = math.ceil(_least(group, how) / step) * step
+    count = min(max(round(count / step) * step, least), group.width)
+    return tuple(sorted(scores.argsort(stable=True)[group.width - count :].tolist()))
+
+
+def _least(group: ChannelGroup, how: Choice) -> int:
+    return max(1, math.ceil(how.floor * group.width - 1e-9))
+
+
+def _check(groups: Groups, scores: Mapping[str, Tensor]) -> None:
+    if not groups.groups:
+        raise CompressError("network has no channels that can be removed; what was left whole says why")
+    for group in groups:
+        score = scores.get(group.name)
+        if score is None or tuple(score.shape) != (group.width,) or not score.isfinite().all():
+            raise CompressError(f'scores: "{group.name}" needs {group.width} finite numbers, one for each of its units')
+
+
+def _norm(group: ChannelGroup, stored: Mapping[str, Tensor]) -> Tensor:
+    squares = [
+        _by_unit(cut, stored[cut.parameter].double().square())
+        for cut in group.cuts
+        if cut.role != "each" and stored[cut.parameter].dim() > 1
+    ]
+    return torch.stack(squares).sum(0).sqrt()
+
+
+def _scale(group: ChannelGroup, network: nn.Module, stored: Mapping[str, Tensor]) -> Tensor | None:
+    found = [
+        _by_unit(cut, stored[cut.parameter].double().abs()) / len(cut.positions[0])
+        for cut in group.cuts
+        if cut.parameter.endswith("weight")
+        and isinstance(network.get_submodule(cut.parameter.rpartition(".")[0]), nn.modules.batchnorm._BatchNorm)
+    ]
+    return torch.stack(found).mean(0) if found else None
+
+
+def _taylor(network: nn.Module, groups: Groups, losses: Iterable[Tensor]) -> dict[str, Tensor]:
+    parameters = dict(network.named_parameters(remove_duplicate=False))
+    before = {p: p.grad for p in network.parameters()}
+    scores = {group.name: torch.zeros(group.width, dtype=torch.float64) for group in groups}
+    batches = 0
+    for loss in losses:
+        batches += 1
+        network.zero_grad(set_to_none=True)
+        loss.backward()
+        for group in groups:
+            changes = [
+                _by_unit(cut, (parameters[cut.parameter] * gradient).detach().double())
+                for cut in group.cuts
+                if cut.role == "input" and (gradient := parameters[cut.parameter].grad) is not None
+            ]
+            if changes:
+                scores[group.name] += torch.stack(changes).sum(0).square()
+    for parameter, gradient in before.items():
+        parameter.grad = gradient
+    if not batches:
+        raise CompressError('importance (="taylor") needs losses: one scalar loss of the network per batch')
+    return scores
+
+
+def _by_unit(cut: Cut, values: Tensor) -> Tensor:
+    """Sums of ``values`` (the parameter's shape) over what each unit takes of it, (width,) on the CPU."""
+    lines = values.movedim(cut.dim, 0).flatten(1).sum(1).cpu() if values.dim() > 1 else values.cpu()
+    return lines[torch.tensor(cut.positions)].sum(1)
