@@ -10,6 +10,7 @@ rounding only, whatever the number of processes. A network that draws random num
 Source: Li et al. 2020, arXiv:2006.15704 (DistributedDataParallel); Ioffe and Szegedy 2015, arXiv:1502.03167 (batch norm).
 """
 
+import gc
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -101,6 +102,8 @@ def joined(cuda: bool) -> Iterator[Team]:
     try:
         yield this_team()
     finally:
+        # DistributedDataParallel refers to itself in circles; alive at the exit, its threads end the process with an abort.
+        gc.collect()
         distributed.destroy_process_group()
 
 
