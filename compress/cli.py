@@ -9,8 +9,6 @@ object on stdout and nothing else; progress and remarks go to stderr.
 
 from __future__ import annotations
 
-import os
-
 import click
 
 from . import __version__
@@ -19,6 +17,7 @@ from .cli_looking import benchmark, compare, explain, predict, report, throughpu
 from .cli_making import export_onnx, prune, quantize, run, train, tune
 from .errors import CompressError
 from .models.errors import ModelError
+from .options import refuse_torchrun
 from .train.errors import TrainError
 
 USER_ERRORS = (CompressError, TrainError, ModelError, BenchmarkError)
@@ -42,8 +41,8 @@ def cli(context: click.Context) -> None:
                           compress benchmark --model k49
                           compress report --model k49
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and context.invoked_subcommand != "train":
-        raise CompressError(f"{context.invoked_subcommand} runs in one process; torchrun is for `compress train` only, start it without")
+    if context.invoked_subcommand != "train":
+        refuse_torchrun(f"{context.invoked_subcommand} runs in one process; torchrun is for `compress train` only, start it without")
 
 
 for command in (train, tune, prune, export_onnx, quantize, run, benchmark, report, compare, verify, predict, explain, throughput):

@@ -21,6 +21,7 @@ from .options import (
     out_option,
     parent_options,
     pretrained_option,
+    refuse_torchrun,
     report_options,
     run_options,
 )
@@ -61,6 +62,11 @@ def train(epochs: int | None, batch: int | None, lr: float | None, label_smoothi
     if options.starts_from_parent:
         if folds is not None:
             raise CompressError(f"folds (={folds}) start from new networks; leave --from, --weights and --pretrained out")
+        if options.weights is not None:
+            file = options.weights
+            refuse_torchrun(
+                f"weights (={file}) are taken in by one process; `compress export-onnx --weights {file}` first, then train --from"
+            )
         project, recipe, start = options.child(NETWORK_STAGES[:2])
         config = training_config(recipe, **settings)
     if folds is None:

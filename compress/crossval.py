@@ -29,8 +29,8 @@ from numpy.typing import NDArray
 from torch import nn
 
 from .artifact import PAYLOAD, Artifact
-from .errors import CompressError
 from .networks import Prepare, build_network
+from .options import refuse_torchrun
 from .project import Made, Project, network_identity, run_stage, stage_key
 from .train.fit import choose_device, fit, predict_logits
 from .train.folds import mean_and_spread, stratified_folds, worst_pairs
@@ -52,8 +52,7 @@ class _Fold:
 
 def cross_validate(project: Project, config: FitConfig, folds: int, out: Path | None = None) -> Artifact:
     """Train and score ``folds`` networks, in one process; raises TrainError where the images cannot be divided so."""
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise CompressError(f"folds (={folds}) are trained by one process; start `compress train` without torchrun")
+    refuse_torchrun(f"folds (={folds}) are trained by one process; start `compress train` without torchrun")
     config = dataclasses.replace(config, patience=0)
     pool = project.data.pool()
     masks = stratified_folds(pool.labels, folds, config.seed, project.data.classes)

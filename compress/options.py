@@ -8,6 +8,8 @@ from typing import Any
 
 import click
 
+from .errors import CompressError
+
 Command = Callable[..., Any]
 
 
@@ -77,6 +79,12 @@ report_options = _options(
     click.option("--max-latency", type=float, metavar="MS", help="Largest p50 allowed, in milliseconds."),
     click.option("--max-size", type=int, metavar="BYTES", help="Largest file allowed."),
 )
+
+
+def refuse_torchrun(told: str) -> None:
+    """Raise CompressError where torchrun started several processes of something that one alone may do."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise CompressError(told)
 
 
 class Terminal:

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from stand_ins import Silent
 
 from compress import cli, crossval
 from compress.artifact import Artifact, InputSpec, read_artifact
@@ -38,17 +39,6 @@ MODEL = ModelReference(reference="emnist", options={"channels": [4, 8], "hidden"
 TINY = ["--model", "emnist", "--option", "channels=[4,8]", "--option", "hidden=16"]
 
 
-class Console:
-    def __init__(self) -> None:
-        self.said: list[str] = []
-
-    def say(self, text: str) -> None:
-        self.said.append(text)
-
-    def progress(self, label: str, done: int, total: int) -> None:
-        assert 0 <= done <= total
-
-
 def small_data() -> DataSet:
     """180 digits, in the parts of a data set that has a test part of its own: 100 train, 20 validation and 60 test images."""
     part = load_data("digits").train
@@ -62,7 +52,7 @@ def small_data() -> DataSet:
 
 def project_in(folder: Path, **options: object) -> Project:
     source = {"source": "few", "name": "few", "fingerprint": "f" * 64, "seed": 0, "validation": 0.1}
-    about = {"folder": folder / "emnist", "model": MODEL, "spec": InputSpec(), "data": small_data(), "source": source, "console": Console()}
+    about = {"folder": folder / "emnist", "model": MODEL, "spec": InputSpec(), "data": small_data(), "source": source, "console": Silent()}
     return Project(**about | {"device": "cpu"} | options)  # type: ignore[arg-type]
 
 

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from stand_ins import Silent
 
 from compress import pipeline
 from compress.artifact import Artifact, InputSpec, read_artifact
@@ -30,17 +31,6 @@ from compress.verify import VECTORS, read_vectors, verify
 
 FIT = FitConfig(epochs=1, batch=64, lr=0.002)
 PRUNE = PruneConfig(sparsity=0.8, epochs=1, lr=0.001)
-
-
-class Silent:
-    def __init__(self) -> None:
-        self.said: list[str] = []
-
-    def say(self, text: str) -> None:
-        self.said.append(text)
-
-    def progress(self, label: str, done: int, total: int) -> None:
-        assert 0 <= done <= total
 
 
 def project_in(folder: Path, **options: object) -> Project:

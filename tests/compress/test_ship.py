@@ -9,6 +9,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 from safetensors.torch import load_file
+from stand_ins import Silent
 
 from compress import cli, opening, pipeline, ship
 from compress.artifact import Artifact, InputSpec, read_artifact
@@ -23,11 +24,6 @@ from compress.train.sources import load_data
 
 SHAPE = (1, 28, 28)
 SHIPPED = sorted(path.name for path in opening.WEIGHTS.glob("[!.]*"))
-
-
-class Silent:
-    def say(self, text: str) -> None: ...
-    def progress(self, label: str, done: int, total: int) -> None: ...
 
 
 def write_data(folder: Path) -> Path:

@@ -34,6 +34,10 @@ def test_two_processes_write_one_artifact_like_that_of_one(tmp_path: Path) -> No
     ("arguments", "line"),
     [
         (["prune", "--model", "emnist"], "prune runs in one process; torchrun is for `compress train` only, start it without"),
+        (
+            ["train", "--model", "emnist", "--weights", "w.pt"],
+            "weights (=w.pt) are taken in by one process; `compress export-onnx --weights w.pt` first, then train --from",
+        ),
         ([*COMMAND, "--folds", "3"], "folds (=3) are trained by one process; start `compress train` without torchrun"),
     ],
 )

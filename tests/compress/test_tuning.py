@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from stand_ins import Silent
 
 from compress import cli, pipeline
 from compress.artifact import InputSpec
@@ -33,17 +34,6 @@ model-options.hidden = {low = 8, high = 24, step = 4}
 model-options.channels = {choices = [[2, 4], [4, 8]]}
 augment.rotate = {low = 0, high = 10}
 """
-
-
-class Silent:
-    def __init__(self) -> None:
-        self.said: list[str] = []
-
-    def say(self, text: str) -> None:
-        self.said.append(text)
-
-    def progress(self, label: str, done: int, total: int) -> None:
-        assert 0 <= done <= total
 
 
 @pytest.fixture(scope="module")

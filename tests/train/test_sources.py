@@ -366,4 +366,5 @@ def test_reading_arrays_loads_neither_torch_nor_pillow_nor_scikit_learn(tmp_path
     code = "import sys; from compress.train.sources import load_data; load_data(sys.argv[1], shape=(1, 4, 5)); " + (
         "assert not {'torch', 'torchvision', 'PIL', 'sklearn'} & set(sys.modules)"
     )
-    subprocess.run([sys.executable, "-c", code, str(write_npz(tmp_path))], check=True)
+    done = subprocess.run([sys.executable, "-c", code, str(write_npz(tmp_path))], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
