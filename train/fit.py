@@ -13,7 +13,7 @@ Used by ``compress train``, and by ``compress prune`` for fine-tuning, which pas
 import math
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,10 +25,11 @@ from torch.nn import functional
 
 from .allocator import keep_freed_memory
 from .augment import distort, draw_grid, draw_mix, mix
+from .distil import Lessons, Teacher
 from .distributed import Team, this_team
 from .errors import TrainError
 from .metrics import score
-from .settings import FitConfig
+from .settings import AugmentConfig, FitConfig
 from .state import State, read_snapshot, save_snapshot, take_snapshot, take_up
 
 Prepare = Callable[[Tensor], Tensor]
@@ -62,6 +63,7 @@ class _Loop:
     config: FitConfig
     prepare: Prepare
     criterion: Criterion
+    lessons: Lessons | None
     after_step: Callable[[], None] | None
     progress: Progress | None
 
@@ -86,6 +88,7 @@ def fit(
     device: torch.device,
     state_file: Path | None = None,
     key: str = "",
+    teacher: Teacher | None = None,
     after_step: Callable[[], None] | None = None,
     progress: Progress | None = None,
     after_epoch: Callable[[dict[str, float]], None] | None = None,
@@ -94,9 +97,9 @@ def fit(
 
     ``training`` and ``validation``: images uint8 (N, C, H, W), labels int64 (N,) in 0..classes-1. ``prepare`` maps uint8 images to the
     network's float32 input. With ``state_file`` the state is saved after each epoch; a state there whose ``key`` is the same is taken
-    up, any other is ignored and replaced. ``progress(epoch, step, steps, loss)`` is called about ten times a second at most;
-    ``after_epoch`` gets each new row of the history once it is saved, and what it raises ends the training. Raises
-    :class:`TrainError` when the loss is no longer finite.
+    up, any other is ignored and replaced. A ``teacher`` is learnt from besides the labels. ``progress(epoch, step, steps, loss)`` is
+    called about ten times a second at most; ``after_epoch`` gets each new row of the history once it is saved, and what it raises ends
+    the training. Raises :class:`TrainError` when the loss is no longer finite.
     """
     keep_freed_memory()
     team = this_team()
@@ -104,7 +107,8 @@ def fit(
         raise TrainError(f"batch (={config.batch}) must be a multiple of the {team.size} processes, which share it")
     network.to(device).to(memory_format=torch.channels_last)
     criterion = _criterion(config, np.bincount(training[1], minlength=classes), device)
-    with team.sharing(network) as shared:
+    lessons = Lessons(teacher, network, device) if teacher is not None and teacher.config.teaches else None
+    with team.sharing(network) as shared, lessons or nullcontext():
         options = {"lr": config.lr, "weight_decay": config.weight_decay, "fused": True}
         state = State(network, OPTIMISERS[config.optimiser](network.parameters(), **options))  # type: ignore[arg-type]
         state.averaged = _copy(network) if config.ema else {}
@@ -114,7 +118,7 @@ def fit(
         images, labels = _to_device(training, device)
         loop = _Loop(
             network=shared, team=team, images=images, labels=labels, config=config, prepare=prepare, criterion=criterion,
-            after_step=after_step, progress=progress,
+            lessons=lessons, after_step=after_step, progress=progress,
         )  # fmt: skip
         while len(state.history) < config.epochs and not (config.patience and len(state.history) - state.best_epoch >= config.patience):
             row = _epoch(state, loop, validation, classes)
@@ -190,10 +194,13 @@ def _train(state: State, loop: _Loop, epoch: int) -> float:
         done = (epoch - 1) * steps + step
         for group in state.optimiser.param_groups:
             group["lr"] = learning_rate(config, done, config.epochs * steps)
-        x, labels = _batch(loop, order[step * batch : (step + 1) * batch])
+        augment = config.augment if epoch <= config.epochs - config.plain_epochs else AugmentConfig()
+        x, labels = _batch(loop, order[step * batch : (step + 1) * batch], augment)
         with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
             logits = loop.network(x).float()
-        loss = sum((share * loop.criterion(logits, y) for share, y in labels), start=torch.zeros((), device=device))
+            loss = sum((share * loop.criterion(logits, y) for share, y in labels), start=torch.zeros((), device=device))
+            if loop.lessons is not None:
+                loss = loop.lessons.loss(x, logits, loss)
         state.optimiser.zero_grad(set_to_none=True)
         loss.backward()
         state.optimiser.step()
@@ -212,9 +219,9 @@ def _train(state: State, loop: _Loop, epoch: int) -> float:
     return mean
 
 
-def _batch(loop: _Loop, chosen: Tensor) -> tuple[Tensor, list[tuple[float, Tensor]]]:
+def _batch(loop: _Loop, chosen: Tensor, config: AugmentConfig) -> tuple[Tensor, list[tuple[float, Tensor]]]:
     """This process's share of the ``chosen`` images, augmented and prepared, and their labels with the share of the loss of each."""
-    config, rows = loop.config.augment, loop.team.rows(len(chosen))
+    rows = loop.team.rows(len(chosen))
     mine = chosen[rows]
     x, labels = loop.images[mine], [(1.0, loop.labels[mine])]
     height, width = x.shape[2:]

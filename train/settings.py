@@ -50,6 +50,27 @@ class AugmentConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class DistilConfig:
+    """How much of the loss a teacher makes: ``weight`` of its soft targets at ``temperature``, and ``features`` times that of features."""
+
+    weight: float = 0.7
+    temperature: float = 2.0
+    features: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.weight <= 1:
+            raise TrainError(f"weight (={self.weight}) of the teacher must lie in [0, 1]; 0.7 is the default, 0 learns from labels alone")
+        if not 0 < self.temperature < math.inf:
+            raise TrainError(f"temperature (={self.temperature}) must be a positive number; 2 to 4 are usual")
+        if not 0 <= self.features < math.inf:
+            raise TrainError(f"features (={self.features}) must be zero (soft targets only) or a positive number")
+
+    @property
+    def teaches(self) -> bool:
+        return self.weight > 0 or self.features > 0
+
+
+@dataclass(frozen=True, kw_only=True)
 class FitConfig:
     """How a network is trained.
 
@@ -59,7 +80,7 @@ class FitConfig:
     ``ema``: decay per step of the exponential moving average of the weights, which then is what is scored and kept; 0 for none.
     ``imbalance``: ``weighted`` counts each class's loss equally, ``logit-adjusted`` adds the log frequency of each class to its logit
     in training, so that what is left for the network to say does not favour frequent classes. ``patience``: stop after so many epochs
-    without a better one; 0 for never.
+    without a better one; 0 for never. ``plain_epochs``: the last so many epochs see images without augmentation, as they are read later.
     """
 
     epochs: int = 10
@@ -73,6 +94,7 @@ class FitConfig:
     ema: float = 0.0
     imbalance: str = "none"
     patience: int = 0
+    plain_epochs: int = 0
     precision: str = "auto"
     seed: int = 0
     augment: AugmentConfig = AugmentConfig()
@@ -90,6 +112,7 @@ class FitConfig:
             (0 <= self.ema < 1, "ema", "must lie in [0, 1); 0.999 averages over the last thousand steps, 0 averages nothing"),
             (self.imbalance in IMBALANCE, "imbalance", f"must be one of {', '.join(IMBALANCE)}"),
             (self.patience >= 0, "patience", "must be zero (never stop early) or a number of epochs"),
+            (self.plain_epochs >= 0, "plain_epochs", "must be zero or a number of epochs, the last ones"),
             (self.precision in ("auto", "fp32", "bf16"), "precision", "must be auto (bf16 on CUDA, fp32 on the CPU), fp32 or bf16"),
             (0 <= self.seed < 2**31, "seed", "must lie in 0 to 2147483647"),
         ]
