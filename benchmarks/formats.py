@@ -6,6 +6,7 @@ from .results import Measurement
 from .statistics import Speedup
 
 MISSING = "–"  # noqa: RUF001 - an en dash, the sign for an empty cell
+ZEROS = "Zeros make the gzipped file smaller. Dense runtimes run no faster for them, and the file on disk is no smaller."
 
 
 def milliseconds(seconds: float | None, unit: bool = True) -> str:

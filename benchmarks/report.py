@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import Any
 
 from .errors import BenchmarkError
-from .formats import MISSING, percent, size
+from .formats import MISSING, ZEROS, count, percent, size
 from .machine import differences
 from .plot import AXES, SIZES, THEMES, draw
-from .results import Measurement, Result, read_results
+from .results import LayerZeros, Measurement, Result, read_results
 from .tables import as_csv, as_json, p_value, tables
 from .verdict import Limits, Verdict, decide
 
@@ -69,7 +69,7 @@ def write_report(results: Sequence[Path | Result], folder: Path, limits: Limits)
         environment = jinja2.Environment(
             loader=loader, autoescape=autoescape, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, finalize=finalize
         )
-        text = environment.get_template(f"{name}.j2").render(sections=sections, across=_across(read))
+        text = environment.get_template(f"{name}.j2").render(sections=sections, across=_across(read), zeros=ZEROS)
         _replace(folder / name, text.encode())
     return verdicts
 
@@ -113,6 +113,7 @@ def _section(result: Result, verdict: Verdict, limits: Limits) -> dict[str, Any]
         "verdict": verdict,
         "tables": tables(result, verdict),
         "plots": [],
+        "zeros": _zeros(result),
         "differences": _differences(result),
         "lineage": [
             {"name": one.name, "runtime": one.runtime, "device": one.device, "stage": one.stage or MISSING, "file": one.file}
@@ -135,6 +136,25 @@ def placed(one: Measurement) -> str:
         else:
             told.append(f"{short} {nodes}")
     return "; ".join(sorted(told, key=lambda text: text.startswith("fell"))) or ", ".join(one.providers) or MISSING
+
+
+def _zeros(result: Result) -> list[dict[str, Any]]:
+    """The layers of each pruned network, all together first; the variants that were made of it share a table."""
+    networks: dict[tuple[LayerZeros, ...], list[str]] = {}
+    for one in result.measurements:
+        if one.layers and one.name not in (names := networks.setdefault(one.layers, [])):
+            names.append(one.name)
+    found = []
+    for layers, names in networks.items():
+        whole = LayerZeros(
+            name="all layers", weights=sum(layer.weights for layer in layers), nonzeros=sum(layer.nonzeros for layer in layers)
+        )
+        rows = [
+            (layer.name.removesuffix(".weight"), count(layer.weights), count(layer.nonzeros), percent(layer.sparsity))
+            for layer in (whole, *layers)
+        ]
+        found.append({"names": "; ".join(names), "rows": rows, "sparsity": percent(whole.sparsity)})
+    return found
 
 
 def _differences(result: Result) -> list[dict[str, Any]]:

@@ -30,6 +30,20 @@ VERSION = 2
 
 
 @dataclass(frozen=True, kw_only=True)
+class LayerZeros:
+    """How many of one layer's weights a pruned network kept."""
+
+    name: str
+    weights: int
+    nonzeros: int
+
+    @property
+    def sparsity(self) -> float:
+        """The fraction of zeros, 0 to 1."""
+        return 1 - self.nonzeros / self.weights if self.weights else 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
 class Measurement:
     """What was found of one candidate. Where `reason` is not None it was not measured, and all that follows it is empty.
 
@@ -92,6 +106,11 @@ class Measurement:
         """The point of the sweeps at which it reads the most images per second."""
         return max(self.sweeps, key=lambda sweep: sweep.images_per_second, default=None)
 
+    @property
+    def layers(self) -> tuple[LayerZeros, ...]:
+        """The layers of a pruned network, in its order; of any other none. A TypeError says what is wrong with ``facts["layers"]``."""
+        return _build(tuple[LayerZeros, ...], self.facts.get("layers", []), f"layers of '{self.name}'")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Result:
@@ -148,6 +167,8 @@ def read_results(path: Path) -> Result:
         raise BenchmarkError(f"results (={path}) has schema version {version}, this program reads version {VERSION}; {again}")
     try:
         result = _build(Result, raw, "result")
+        for one in result.measurements:
+            _ = one.layers  # of any type so far
     except TypeError as error:
         raise BenchmarkError(f"results (={path}) is damaged: {error}; {again}") from None
     if not 0 <= result.baseline < len(result.measurements):

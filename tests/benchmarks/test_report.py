@@ -140,6 +140,41 @@ def test_sections_of_one_machine_are_not_compared_either(made: Any, tmp_path: Pa
     assert "No speedup is given" not in (tmp_path / "report.md").read_text()
 
 
+def test_layers_of_a_pruned_network_have_a_table_that_its_variants_share(made: Any, tmp_path: Path) -> None:
+    def pruned(*nonzeros: int) -> dict[str, Any]:
+        names = ("stem.conv.weight", f"{EVIL}.weight")
+        return {"layers": [{"name": name, "weights": 1000, "nonzeros": count} for name, count in zip(names, nonzeros, strict=True)]}
+
+    # None is measured: then no plot is drawn, which takes seconds.
+    variants = (("pruned 80%", "onnxruntime"), ("pruned 80%, int8", "onnxruntime"), ("pruned 80%", "openvino"))
+    lighter = [made.missing(name, "gone", runtime=runtime, facts=pruned(300, 101)) for name, runtime in variants]
+    heavier = made.missing("pruned 50%", "gone", facts=pruned(1000, 0))
+    write_results(made.result(made.missing("fp32", "gone"), *lighter, heavier), tmp_path / "one.json")
+    write_report([tmp_path / "one.json"], tmp_path, Limits())
+    page, text = (tmp_path / "report.html").read_text(), (tmp_path / "report.md").read_text().replace("\\", "")
+    assert page.count("<details>") == page.count("</details>") == page.count('<table class="layers">') == 2
+    assert "script" not in Reader(page).tags
+    for said in (
+        "pruned 80%; pruned 80%, int8: 79.95% of the weights are zero",
+        "pruned 50%: 50.00% of the weights are zero",
+        "Zeros make the gzipped file smaller. Dense runtimes run no faster for them, and the file on disk is no smaller.",
+    ):
+        assert said in Reader(page).text and said in text
+    rows = re.findall(r"<tr><th scope=\"row\">(.*)</th><td>(.*)</td><td>(.*)</td><td>(.*)</td></tr>", page)
+    told = [(html.unescape(name), *numbers) for name, *numbers in rows]
+    assert told == [
+        ("all layers", "2,000", "401", "79.95%"),
+        ("stem.conv", "1,000", "300", "70.00%"),
+        (EVIL, "1,000", "101", "89.90%"),
+        ("all layers", "2,000", "1,000", "50.00%"),
+        ("stem.conv", "1,000", "1,000", "0.00%"),
+        (EVIL, "1,000", "0", "100.00%"),
+    ]
+    assert all(f"| {' | '.join(row)} |" in html.unescape(text) for row in told)
+    write_report([made.result(made.missing("fp32", "gone"))], tmp_path, Limits())
+    assert "Zeros by layer" not in (tmp_path / "report.html").read_text() + (tmp_path / "report.md").read_text()
+
+
 def test_report_of_nothing_is_refused(tmp_path: Path) -> None:
     with pytest.raises(BenchmarkError, match=r"results \(=none\) must be at least one; run `compress benchmark` first"):
         write_report([], tmp_path, Limits())

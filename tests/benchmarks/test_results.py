@@ -67,6 +67,8 @@ def test_unusable_file_is_refused_in_one_line(tmp_path: Path, text: str | None, 
         ("comparison", {"images": 1}, r"comparison lacks or does not know gained, lost, p_value, recalls, worse_confusions"),
         ("sweeps", [{"batch": 1}], r"sweeps\[0\] lacks or does not know latency, samples_ns, threads"),
         ("samples_ns", [[[1.5]]], r"samples_ns\[0\]\[0\]\[0\] must be int"),
+        ("facts", {"layers": [{"name": "conv", "weights": 4}]}, r"layers of 'fp32'\[0\] lacks or does not know nonzeros"),
+        ("facts", {"layers": 3}, r"layers of 'fp32' must be tuple"),
         ("extra", 1, r"lacks or does not know extra"),
     ],
 )
