@@ -34,7 +34,13 @@ from .errors import ArtifactError
 
 SCHEMA = 1
 MANIFEST = "artifact.json"
-PAYLOAD = {"network": "weights.safetensors", "graph": "model.onnx", "benchmark": "benchmark.json", "folds": "folds.json"}
+PAYLOAD = {
+    "network": "weights.safetensors",
+    "graph": "model.onnx",
+    "benchmark": "benchmark.json",
+    "folds": "folds.json",
+    "sensitivity": "sensitivity.json",
+}
 LIBRARIES = ("torch", "torchvision", "onnx", "onnxruntime", "onnxscript", "numpy", "scikit-learn", "safetensors")
 
 
@@ -109,9 +115,13 @@ class Artifact:
         """Hash of what a child stage can see: the same weights made twice count as the same parent."""
         about = self.manifest
         files = {name: digest for name, digest in about.files.items() if name == PAYLOAD[about.kind]}
-        return digest_of(
-            {"kind": about.kind, "model": about.model, "input": dataclasses.asdict(about.input), "classes": about.classes, "files": files}
-        )
+        seen = {"kind": about.kind, "model": about.model, "input": dataclasses.asdict(about.input), "classes": about.classes}
+        return digest_of(seen | {"files": files} | ({"bypassed": self.bypassed} if self.bypassed else {}))
+
+    @property
+    def bypassed(self) -> list[str]:
+        """The modules that channel removal left out of the network, by name."""
+        return [name for step in self.steps if step["stage"] == "remove-channels" for name in step["config"]["bypass"]]
 
     @property
     def steps(self) -> tuple[Mapping[str, Any], ...]:

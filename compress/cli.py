@@ -14,7 +14,8 @@ import click
 from . import __version__
 from .benchmarks.errors import BenchmarkError
 from .cli_looking import benchmark, compare, explain, predict, report, throughput, verify
-from .cli_making import export_onnx, prune, quantize, run, train, tune
+from .cli_making import export_onnx, quantize, run, train, tune
+from .cli_pruning import prune, remove_channels, sensitivity
 from .errors import CompressError
 from .models.errors import ModelError
 from .options import refuse_torchrun
@@ -36,6 +37,7 @@ def cli(context: click.Context) -> None:
     Everything at once:   compress run --model k49 --data digits
     Step by step:         compress train --model k49 --data digits
                           compress prune --model k49 --sparsity 0.8
+                          compress remove-channels --model k49 --max-macs 0.35x
                           compress export-onnx --model k49
                           compress quantize --model k49 --mode static
                           compress benchmark --model k49
@@ -45,7 +47,9 @@ def cli(context: click.Context) -> None:
         refuse_torchrun(f"{context.invoked_subcommand} runs in one process; torchrun is for `compress train` only, start it without")
 
 
-for command in (train, tune, prune, export_onnx, quantize, run, benchmark, report, compare, verify, predict, explain, throughput):
+MAKING = (train, tune, sensitivity, prune, remove_channels, export_onnx, quantize, run)
+LOOKING = (benchmark, report, compare, verify, predict, explain, throughput)
+for command in (*MAKING, *LOOKING):
     cli.add_command(command)
 
 
@@ -69,7 +73,8 @@ def main() -> int:
             raise
         return _refuse(f"{error.filename}: {error.strerror}; nothing was changed there")
     except (click.Abort, KeyboardInterrupt):
-        click.echo("\ncompress: stopped; what is finished is kept, and the same command goes on (train and prune: with --resume)", err=True)
+        told = "what is finished is kept, and the same command goes on (train, prune and remove-channels: with --resume)"
+        click.echo(f"\ncompress: stopped; {told}", err=True)
         return 130
 
 

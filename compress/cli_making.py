@@ -1,4 +1,4 @@
-"""The commands that make something: train, prune, export-onnx, quantize, run, tune.
+"""The commands that make something: train, export-onnx, quantize, run, tune.
 
 Each opens a project (network, data, runs folder), calls a stage of ``compress.pipeline`` and shows what it made. Loads click and the
 settings only; everything else is imported inside the commands.
@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from .config import ExportConfig, PruneConfig, QuantizeConfig, training_config
+from .config import NETWORK_STAGES, TRAINED_STAGES, ExportConfig, QuantizeConfig, training_config
 from .errors import CompressError
 from .options import (
     PATH,
@@ -25,8 +25,6 @@ from .options import (
     report_options,
     run_options,
 )
-
-NETWORK_STAGES = ("train", "import", "prune")
 
 
 @click.command()
@@ -67,7 +65,7 @@ def train(epochs: int | None, batch: int | None, lr: float | None, label_smoothi
             refuse_torchrun(
                 f"weights (={file}) are taken in by one process; `compress export-onnx --weights {file}` first, then train --from"
             )
-        project, recipe, start = options.child(NETWORK_STAGES[:2])
+        project, recipe, start = options.child(TRAINED_STAGES, (*TRAINED_STAGES, "remove-channels"))
         config = training_config(recipe, **settings)
     if folds is None:
         made = pipeline.train(project if start else options.project(recipe), config, options.out, start)
@@ -76,37 +74,6 @@ def train(epochs: int | None, batch: int | None, lr: float | None, label_smoothi
         made = cross_validate(options.project(recipe), config, folds, options.out)
     if made is not None:
         show_artifact(made, options.as_json)
-
-
-@click.command()
-@click.option("--sparsity", type=float, help="Fraction of the weights to zero, in (0, 1).  [default: 0.7 for k49, else 0.8]")
-@click.option("--scope", help="How weights are ranked: global, layer, or lamp (global, each layer to its scale).  [default: lamp]")
-@click.option("--epochs", type=int, help="Fine-tuning with the mask kept; 0 for none.")
-@click.option("--lr", type=float, help="Learning rate at the start of fine-tuning.")
-@click.option("--resume", is_flag=True, help="Go on with a fine-tuning that was interrupted.")
-@network_options
-@data_options
-@run_options
-@parent_options
-@out_option
-def prune(sparsity: float | None, scope: str | None, epochs: int | None, lr: float | None, **shared: Any) -> None:
-    """Zero the smallest weights, and fine-tune the rest.
-
-    Zeros alone make no dense runtime faster and no file smaller on disk; they make it smaller when compressed.
-
-    Example:  compress prune --model k49 --sparsity 0.8
-    """
-    from . import pipeline
-    from .opening import Options
-    from .show import show_artifact
-
-    options = Options(**shared)
-    settings = {"sparsity": sparsity, "scope": scope, "epochs": epochs, "lr": lr}
-    options.load_recipe().stage(PruneConfig, "prune", **settings)  # a wrong value should not cost the loading of data first
-    project, recipe, parent = options.child(NETWORK_STAGES[:2])
-    config = recipe.stage(PruneConfig, "prune", **settings)
-    training = training_config(recipe, seed=options.seed)
-    show_artifact(pipeline.prune(project, parent, config, training, options.out), options.as_json)
 
 
 @click.command("export-onnx")

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -117,6 +118,12 @@ class Groups(Sequence[ChannelGroup]):
     def __str__(self) -> str:
         lines = [f"{g.name}: {g.width} {'channels' if g.channels == 1 else f'times {g.channels} channels'}; {g}" for g in self.groups]
         return "\n".join([*lines, *map(str, self.left_whole)])
+
+    def summary(self) -> dict[str, list[dict[str, Any]]]:
+        """Name, width and an example of every group, and what was left whole and why; for JSON."""
+        found = [{"name": g.name, "width": g.width, "channels": g.channels, "example": str(g)} for g in self.groups]
+        whole = [{"name": one.name, "channels": one.channels, "reason": one.reason} for one in self.left_whole]
+        return {"groups": found, "left_whole": whole}
 
     @cached_property
     def by_name(self) -> dict[str, ChannelGroup]:

@@ -10,7 +10,7 @@ al. 2019, arXiv:1906.10771 (first-order Taylor, squared per batch).
 
 import math
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -28,12 +28,14 @@ class Choice:
     """How units are chosen.
 
     ``scope``: "global" ranks the units of all groups together, "group" takes the same fraction of each. ``round_to``: a group keeps a
-    multiple of this many channels, or all. ``floor``: the fraction of its units that every group keeps at least, never less than one.
+    multiple of this many channels, or all. ``floor``: the fraction of its units that every group keeps at least, never less than one;
+    of its ``original`` width where that is given, for a network that was cut before.
     """
 
     scope: str = "global"
     round_to: int = 1
     floor: float = 0.1
+    original: Mapping[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.scope not in SCOPES:
@@ -106,8 +108,11 @@ def choose(groups: Groups, scores: Mapping[str, Tensor], sparsity: float, how: C
 def choose_for(groups: Groups, scores: Mapping[str, Tensor], cost: Callable[[Kept], float], goal: float, how: Choice | None = None) -> Kept:
     """The units that stay when as few channels go as bring ``cost`` down to ``goal``, by bisection over the sparsity.
 
+    Where rounding took more than the goal asks for, what is left to spend goes back to the groups whose next units score highest.
+
     Args:
-        cost: of the network that keeps these units, e.g. ``lambda keep: macs_after(groups, keep)``; some 12 calls are made.
+        cost: of the network that keeps these units, e.g. ``lambda keep: macs_after(groups, keep)``; some 12 calls are made, and one or two
+            for each group.
         goal: in the unit of ``cost``, positive.
 
     Raises:
@@ -135,7 +140,20 @@ def choose_for(groups: Groups, scores: Mapping[str, Tensor], cost: Callable[[Kep
             high, keep = middle, tried
         else:
             low = middle
-    return keep
+    return _filled(groups, scores, cost, goal, how, keep)
+
+
+def at_floor(groups: Groups, scores: Mapping[str, Tensor], how: Choice) -> Kept:
+    """The least that can be left: every group at its floor, rounded."""
+    _check(groups, scores)
+    return _choose(groups, scores, 1.0, how)
+
+
+def size_after(network: nn.Module, groups: Groups, keep: Mapping[str, tuple[int, ...]]) -> int:
+    """Parameters of the network that keeps these units, found without cutting it."""
+    gone = groups.removed(keep)
+    shapes = {name: value.shape for name, value in network.named_parameters()}
+    return sum(math.prod(size - len(gone.get((name, dim), ())) for dim, size in enumerate(shape)) for name, shape in shapes.items())
 
 
 def macs_after(groups: Groups, keep: Mapping[str, tuple[int, ...]]) -> int:
@@ -148,7 +166,7 @@ def macs_after(groups: Groups, keep: Mapping[str, tuple[int, ...]]) -> int:
 
 def _choose(groups: Groups, scores: Mapping[str, Tensor], sparsity: float, how: Choice) -> Kept:
     if how.scope == "group":
-        return {g.name: _top(g, scores[g.name], round((1 - sparsity) * g.width), how) for g in groups}
+        return {g.name: best_units(g, scores[g.name], round((1 - sparsity) * g.width), how) for g in groups}
     ranked = sorted((score, number, unit) for number, g in enumerate(groups) for unit, score in enumerate(scores[g.name].tolist()))
     left = {number: g.width for number, g in enumerate(groups)}
     away, wanted = 0, sparsity * sum(group.width * group.channels for group in groups)
@@ -159,19 +177,39 @@ def _choose(groups: Groups, scores: Mapping[str, Tensor], sparsity: float, how: 
         if left[number] > _least(group, how):
             left[number] -= 1
             away += group.channels
-    return {g.name: _top(g, scores[g.name], left[number], how) for number, g in enumerate(groups)}
+    return {g.name: best_units(g, scores[g.name], left[number], how) for number, g in enumerate(groups)}
 
 
-def _top(group: ChannelGroup, scores: Tensor, count: int, how: Choice) -> tuple[int, ...]:
+def _filled(groups: Groups, scores: Mapping[str, Tensor], cost: Callable[[Kept], float], goal: float, how: Choice, keep: Kept) -> Kept:
+    """``keep`` with the next units of groups put back, the best first, as long as the goal is still met."""
+    open_groups = [group for group in groups if len(keep[group.name]) < group.width]
+    while open_groups:
+        wider = {g.name: best_units(g, scores[g.name], len(keep[g.name]) + _step(g, how), how) for g in open_groups}
+        gain = {name: float(scores[name][list(set(units) - set(keep[name]))].mean()) for name, units in wider.items()}
+        group = max(open_groups, key=lambda g: gain[g.name])
+        tried = keep | {group.name: wider[group.name]}
+        if cost(tried) <= goal:
+            keep = tried
+        if keep is not tried or len(keep[group.name]) == group.width:
+            open_groups.remove(group)
+    return keep
+
+
+def best_units(group: ChannelGroup, scores: Tensor, count: int, how: Choice) -> tuple[int, ...]:
     """The best ``count`` units, of equal ones the later; rounded, and not below the floor."""
-    step = math.lcm(how.round_to, group.channels) // group.channels
+    step = _step(group, how)
     least = math.ceil(_least(group, how) / step) * step
     count = min(max(round(count / step) * step, least), group.width)
     return tuple(sorted(scores.argsort(stable=True)[group.width - count :].tolist()))
 
 
+def _step(group: ChannelGroup, how: Choice) -> int:
+    """The units that rounding takes at once."""
+    return math.lcm(how.round_to, group.channels) // group.channels
+
+
 def _least(group: ChannelGroup, how: Choice) -> int:
-    return max(1, math.ceil(how.floor * group.width - 1e-9))
+    return min(group.width, max(1, math.ceil(how.floor * how.original.get(group.name, group.width) - 1e-9)))
 
 
 def _check(groups: Groups, scores: Mapping[str, Tensor]) -> None:

@@ -20,8 +20,10 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from .artifact import Artifact, InputSpec, read_artifact
+from .bypass import bypass
 from .errors import NetworkError, first_line
 from .reference import FACTORY_FAILURES, ModelReference
+from .surgery import cut_to
 
 # What torch.load raises for truncated or altered files, of its two formats, besides UnpicklingError.
 DAMAGED_PICKLE = (RuntimeError, EOFError, ValueError, TypeError, AttributeError, LookupError, AssertionError, ArithmeticError, struct.error)
@@ -94,6 +96,9 @@ def load_network(artifact: Artifact) -> nn.Module:
         raise NetworkError(f"{model.reference} was changed since {artifact.path} was made from it; put it back, or train again")
     with torch.random.fork_rng(devices=[]):
         network = build_network(model, len(about.classes), about.input)
+    if any(step["stage"] == "remove-channels" for step in artifact.steps):
+        bypass(network, artifact.bypassed)
+        cut_to(network, {name: tuple(value.shape) for name, value in _read_state_dict(artifact.payload).items()})
     load_weights(network, artifact.payload)
     return network.eval()
 

@@ -75,8 +75,12 @@ class Options:
         data, source = self.load(recipe.data, recipe.seed, spec)
         return self._project(model, spec, data, source)
 
-    def child(self, stages: tuple[str, ...]) -> tuple[Project, Recipe, Artifact]:
-        """A project with the parent that ``--weights``, ``--from`` or ``--pretrained`` names, or the newest of ``stages``."""
+    def child(self, stages: tuple[str, ...], allowed: tuple[str, ...] | None = None) -> tuple[Project, Recipe, Artifact]:
+        """A project with the parent that ``--weights``, ``--from`` or ``--pretrained`` names, or the newest of ``stages``.
+
+        What is named may be of ``allowed`` stages too.
+        """
+        allowed = allowed or stages
         named = self.named_parent()
         if self.weights is not None:
             from .pipeline import import_weights
@@ -87,8 +91,8 @@ class Options:
         given = None
         if named is not None:
             parent = named
-            if parent.manifest.stage not in stages:
-                raise ArtifactError(f"from (={self.from_}) is of stage {parent.manifest.stage}; one of {', '.join(stages)} is needed here")
+            if parent.manifest.stage not in allowed:
+                raise ArtifactError(f"from (={self.from_}) is of stage {parent.manifest.stage}; one of {', '.join(allowed)} is needed here")
         else:
             recipe = self.load_recipe()
             folder = self.runs / ModelReference(reference=recipe.model).slug

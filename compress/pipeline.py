@@ -33,12 +33,13 @@ from .errors import CompressError
 from .export import export_onnx, parity
 from .networks import Prepare, build_network, load_network, load_weights
 from .project import Made, Project, data_identity, network_identity, run_stage, stage_key
-from .prune import apply_masks, magnitude_masks, sparsity_by_layer
+from .prune import apply_masks, cubic_sparsities, magnitude_masks, parse_pattern, pattern_masks, sparsity_by_layer
 from .quantize import StaticConfig, quantize_dynamic, quantize_static
+from .train.distil import Teacher
 from .train.distributed import joined, this_team
 from .train.fit import choose_device, fit, predict_logits
 from .train.metrics import score
-from .train.settings import FitConfig
+from .train.settings import DistilConfig, FitConfig
 from .verify import TOLERANCE, write_vectors
 
 # Float32 sums in another order differ by about 1e-6 of the largest logit; a wrong graph is wrong by far more.
@@ -63,14 +64,14 @@ def train(project: Project, config: FitConfig, out: Path | None = None, start: A
         if team.rank:
             if team.from_first(False):
                 with tempfile.TemporaryDirectory() as folder:
-                    _fit_and_save(project, network, config, key, "train", Path(folder))
+                    fit_and_save(project, network, config, key, "train", Path(folder))
             return None
         told = False
 
         def make(folder: Path) -> Made:
             nonlocal told
             told = team.from_first(True)
-            return _fit_and_save(project, network, config, key, "train", folder)
+            return fit_and_save(project, network, config, key, "train", folder)
 
         artifact = run_stage(project, "network", "train", key, config, start, out, make)
         if not told:  # it was there already
@@ -88,30 +89,73 @@ def import_weights(project: Project, weights: Path, out: Path | None = None) -> 
     load_weights(network, weights)
 
     def make(folder: Path) -> Made:
-        return _save_network(project, network, folder, {"validation": _validate(project, network)})
+        return save_network(project, network, folder, {"validation": validate(project, network)})
 
     return run_stage(project, "network", "import", key, config, None, out, make)
 
 
-def prune(project: Project, parent: Artifact, config: PruneConfig, training: FitConfig, out: Path | None = None) -> Artifact:
-    """Zero the smallest weights of ``parent`` and fine-tune with the mask kept; ``training`` gives batch, optimiser and smoothing."""
-    tuning = dataclasses.replace(training, epochs=max(1, config.epochs), lr=config.lr, schedule="cosine", warmup=0.0)
-    key = stage_key("prune", config, training=dataclasses.asdict(tuning), parent=parent.content, data=data_identity(project))
+def prune(
+    project: Project,
+    parent: Artifact,
+    config: PruneConfig,
+    training: FitConfig,
+    distil: DistilConfig,
+    *,
+    teacher: Artifact | None = None,
+    out: Path | None = None,
+) -> Artifact:
+    """Zero weights of ``parent`` in ``config.steps`` and fine-tune after each with the mask kept; every step is an artifact.
+
+    ``training`` gives batch, optimiser, smoothing and distortions; fine-tuning learns from ``teacher`` too, ``parent`` if not given.
+    """
+    origin, sparsities = teacher or parent, cubic_sparsities(config.sparsity, config.steps)
+    for number, sparsity in enumerate(sparsities, 1):
+        last = number == len(sparsities)
+        step = dataclasses.replace(config, sparsity=sparsity, steps=1, between=0, epochs=config.epochs if last else config.between)
+        parent = _prune_step(project, parent, origin, step, training, distil, out if last else None)
+    return parent
+
+
+def _prune_step(
+    project: Project,
+    parent: Artifact,
+    origin: Artifact,
+    config: PruneConfig,
+    training: FitConfig,
+    distil: DistilConfig,
+    out: Path | None,
+) -> Artifact:
+    tuning = tuning_config(training, config.epochs, config.lr)
+    inputs = {"training": dataclasses.asdict(tuning), "distil": dataclasses.asdict(distil), "data": data_identity(project)}
+    key = stage_key("prune", config, parent=parent.content, teacher=origin.content, **inputs)
 
     def make(folder: Path) -> Made:
         network = load_network(parent)
-        masks = magnitude_masks(network, config.sparsity, scope=config.scope)
+        masks = (
+            pattern_masks(network, *parse_pattern(config.pattern))
+            if config.pattern
+            else magnitude_masks(network, config.sparsity, scope=config.scope)
+        )
         apply_masks(network, masks)
-        before = {"one_shot": _validate(project, network)}
+        before = {"one_shot": validate(project, network)}
         if config.epochs == 0:
-            metrics, facts = _save_network(project, network, folder, {"validation": before["one_shot"]})
+            metrics, facts = save_network(project, network, folder, {"validation": before["one_shot"]})
         else:
             masks = {name: mask.to(choose_device(project.device)) for name, mask in masks.items()}
-            metrics, facts = _fit_and_save(project, network, tuning, key, "prune", folder, lambda: apply_masks(network, masks))
+            lessons = Teacher(network=load_network(origin), config=distil)
+            metrics, facts = fit_and_save(
+                project, network, tuning, key, "prune", folder, teacher=lessons, after_step=lambda: apply_masks(network, masks)
+            )
         layers = [dataclasses.asdict(layer) for layer in sparsity_by_layer(network)]
-        return {**metrics, **before, "layers": layers}, facts
+        return {**metrics, **before, "layers": layers}, {**facts, "layers": layers}  # facts go on to what is made of this network
 
     return run_stage(project, "network", "prune", key, config, parent, out, make)
+
+
+def tuning_config(training: FitConfig, epochs: int, lr: float) -> FitConfig:
+    """The settings of fine-tuning: those of training, but for a cosine from ``lr`` down to zero over ``epochs``."""
+    plain = min(training.plain_epochs, max(0, epochs - 1))
+    return dataclasses.replace(training, epochs=max(1, epochs), lr=lr, schedule="cosine", warmup=0.0, plain_epochs=plain)
 
 
 def export(project: Project, parent: Artifact, config: ExportConfig, out: Path | None = None) -> Artifact:
@@ -211,13 +255,14 @@ def _new_network(project: Project) -> nn.Module:
     return build_network(project.model, project.classes, project.spec)
 
 
-def _fit_and_save(
+def fit_and_save(
     project: Project,
     network: nn.Module,
     config: FitConfig,
     key: str,
     stage: str,
     folder: Path,
+    teacher: Teacher | None = None,
     after_step: Callable[[], None] | None = None,
 ) -> Made:
     """Train, with a state file beside the artifact's place so that a killed run can go on; it is removed with the artifact made."""
@@ -245,6 +290,7 @@ def _fit_and_save(
         device=choose_device(project.device),
         state_file=state_file,
         key=key,
+        teacher=teacher,
         after_step=after_step,
         progress=progress,
     )
@@ -253,7 +299,7 @@ def _fit_and_save(
         writer.writeheader()
         writer.writerows(fitted.history)
     names = ("accuracy", "balanced_accuracy", "macro_f1", "macro_precision")
-    made = _save_network(
+    made = save_network(
         project, network, folder, {"validation": {name: fitted.best[name] for name in names}, "best_epoch": fitted.best_epoch}
     )
     if state_file is not None:
@@ -261,7 +307,7 @@ def _fit_and_save(
     return made
 
 
-def _save_network(project: Project, network: nn.Module, folder: Path, metrics: Mapping[str, Any]) -> Made:
+def save_network(project: Project, network: nn.Module, folder: Path, metrics: Mapping[str, Any]) -> Made:
     # Cloned, as safetensors refuses tensors that share memory (tied weights).
     weights = {name: value.detach().cpu().contiguous().clone() for name, value in network.state_dict().items()}
     save_file(weights, folder / PAYLOAD["network"])
@@ -269,7 +315,7 @@ def _save_network(project: Project, network: nn.Module, folder: Path, metrics: M
     return metrics, dataclasses.asdict(count_cost(network, example))
 
 
-def _validate(project: Project, network: nn.Module) -> dict[str, float]:
+def validate(project: Project, network: nn.Module) -> dict[str, float]:
     validation, device = project.data.validation, choose_device(project.device)
     logits = predict_logits(network, validation.images, prepare=Prepare(project.spec).to(device), device=device)
     network.cpu()

@@ -18,6 +18,8 @@ from .train.sources import DataSet
 
 # Raised when a stage computes something else from the same inputs, so that results of older versions are not taken for its own.
 STAGE_VERSION = 1
+# The goals of channel removal that are fractions of the teacher's cost.
+GOALS = ("max_macs", "max_size", "max_latency")
 
 
 class Console(Protocol):
@@ -86,13 +88,18 @@ def _root_key(artifact: Artifact) -> str:
 
 def variant_name(artifact: Artifact) -> str:
     """What the lineage made of the network, for tables: ``fp32``, ``pruned 80%``, ``static int8``, ``pruned 80%, static int8``."""
-    words = []
+    words: dict[str, str] = {}  # of steps of the same stage the last one counts
     for step in artifact.steps:
+        config = step["config"]
         if step["stage"] == "prune":
-            words.append(f"pruned {100 * step['config']['sparsity']:.3g}%")
+            words["prune"] = f"pruned {config.get('pattern') or '%.3g%%' % (100 * config['sparsity'])}"
+        elif step["stage"] == "remove-channels":
+            goals = [f"{config[goal]:.2g}x {goal[4:].replace('macs', 'MACs')}" for goal in GOALS if config[goal] is not None]
+            removed = f"{100 * config['sparsity']:.3g}% of channels" if config["sparsity"] is not None else ""
+            words["remove-channels"] = ", ".join(goals) or removed or words.get("remove-channels", "modules left out")
         elif step["stage"] == "quantize":
-            words.append(f"{step['config']['mode']} int8")
-    return ", ".join(words) or "fp32"
+            words["quantize"] = f"{config['mode']} int8"
+    return ", ".join(words.values()) or "fp32"
 
 
 def run_stage(

@@ -10,10 +10,12 @@ moves a weight even where its gradient is zero.
 Refuses: a sparsity outside [0, 1), weights that are not finite, masks that do not fit, a network with nothing to prune, and layers
 whose weight is computed (weight norm, ``torch.nn.utils.prune``), where zeroing would be undone by the next forward pass.
 
-Source: Han et al. 2015, "Learning both Weights and Connections for Efficient Neural Networks"; Zhu & Gupta 2017, "To prune, or not
-to prune". Both prune by magnitude, the latter within each layer (scope "layer"). Lee et al. 2021, arXiv:2010.07611 (scope "lamp").
+Sources: Han et al. 2015, "Learning both Weights and Connections for Efficient Neural Networks"; Zhu & Gupta 2017, arXiv:1710.01878, "To
+prune, or not to prune" (the cubic schedule). Both prune by magnitude, the latter within each layer (scope "layer"). Lee et al. 2021,
+arXiv:2010.07611 (scope "lamp"). Mishra et al. 2021, arXiv:2104.08378 (the 2:4 pattern).
 """
 
+import re
 from dataclasses import dataclass
 
 import torch
@@ -84,6 +86,68 @@ def magnitude_masks(network: nn.Module, sparsity: float, *, scope: str = "global
     return {name: mask.view_as(weight).to(weight.device) for (name, weight), mask in zip(weights.items(), keep, strict=True)}
 
 
+def cubic_sparsities(sparsity: float, steps: int) -> tuple[float, ...]:
+    """The sparsity after each of ``steps`` steps of gradual pruning: much at first, when little is lost, and less and less.
+
+    ``sparsity * (1 - (1 - k / steps) ** 3)`` for k = 1 to ``steps``: 0.8 in 4 steps is 0.4625, 0.7, 0.7875, 0.8; one step is one-shot.
+    Zeros stay zeros: once ``apply_masks`` has run, ``magnitude_masks`` at a higher sparsity and the same scope takes the zeros first.
+
+    Raises:
+        CompressError: a sparsity outside (0, 1), or less than one step.
+    """
+    if not 0 < sparsity < 1:
+        raise CompressError(f"sparsity (={sparsity}) must lie in (0, 1); 0.8 zeroes 80% of the weights")
+    if steps < 1:
+        raise CompressError(f"steps (={steps}) must be at least 1; 1 zeroes all at once")
+    return tuple(sparsity * (1 - (1 - k / steps) ** 3) for k in range(1, steps + 1))
+
+
+def parse_pattern(text: str) -> tuple[int, int]:
+    """How many of how many weights stay: ``"2:4"`` is (2, 4).
+
+    Raises:
+        CompressError: anything but two whole numbers, the first positive and smaller than the second.
+    """
+    found = re.fullmatch(r"(\d{1,4}):(\d{1,4})", text, re.ASCII)
+    keep, of = map(int, found.groups()) if found else (0, 0)
+    if not 0 < keep < of:
+        raise CompressError(f'pattern (="{text}") must be two numbers KEEP:OF with 0 < KEEP < OF; "2:4" keeps the 2 largest of every 4')
+    return keep, of
+
+
+def pattern_masks(network: nn.Module, keep: int = 2, of: int = 4) -> dict[str, Tensor]:
+    """Choose the ``keep`` largest magnitudes in every run of ``of`` weights along the inputs, as sparse kernels of GPUs and CPUs want it.
+
+    The runs of a convolution lie along its input channels, at each kernel position by itself. Of equal magnitudes the earlier stays. By
+    hand, 2:4 of a linear layer with the weights ``[[1, -4, 3, 2]]`` gives the mask ``[[False, True, True, False]]``.
+
+    Returns:
+        Parameter name to bool mask, in the shape and on the device of the weight. Layers that ``outside_pattern`` names have none: their
+        inputs (of one group, in a grouped convolution) are no multiple of ``of``, and they stay whole.
+
+    Raises:
+        CompressError: for what the module refuses, not 0 < keep < of, and a network in which no layer fits the pattern.
+    """
+    parse_pattern(f"{keep}:{of}")
+    outside = set(outside_pattern(network, of))
+    masks = {}
+    for name, weight in _prunable(network).items():
+        if name not in outside:
+            dim, _ = _inputs(network, name)
+            runs = _magnitude(name, weight).view(weight.shape).movedim(dim, -1)
+            order = runs.reshape(-1, of).argsort(dim=1, descending=True, stable=True)
+            mask = torch.zeros_like(order, dtype=torch.bool).scatter_(1, order[:, :keep], True)
+            masks[name] = mask.view(runs.shape).movedim(-1, dim).contiguous().to(weight.device)
+    if not masks:
+        raise CompressError(f'pattern (="{keep}:{of}") fits no layer: none has a multiple of {of} inputs; choose a sparsity instead')
+    return masks
+
+
+def outside_pattern(network: nn.Module, of: int = 4) -> tuple[str, ...]:
+    """The weights that a pattern leaves whole because their inputs are no multiple of ``of``, a first or depthwise convolution's, say."""
+    return tuple(name for name in _prunable(network) if _inputs(network, name)[1] % of)
+
+
 def apply_masks(network: nn.Module, masks: dict[str, Tensor]) -> None:
     """Zero the masked weights in place; cheap enough to call after every optimiser step.
 
@@ -133,6 +197,15 @@ def _prunable(network: nn.Module) -> dict[str, nn.Parameter]:
     if not names:
         raise CompressError("network has no convolution or linear layer; there is nothing to prune")
     return {name: weight for weight, name in names.items()}
+
+
+def _inputs(network: nn.Module, name: str) -> tuple[int, int]:
+    """The dimension of a weight along which its inputs lie, and how many inputs each output has."""
+    layer = network.get_submodule(name.rpartition(".")[0])
+    if isinstance(layer, nn.modules.conv._ConvNd):
+        return 0 if layer.transposed else 1, layer.in_channels // layer.groups
+    assert isinstance(layer, nn.Linear), "nothing else is prunable"
+    return 1, layer.in_features
 
 
 def _magnitude(name: str, weight: nn.Parameter) -> Tensor:

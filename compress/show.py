@@ -8,12 +8,13 @@ from typing import Any
 import click
 
 from .artifact import Artifact
-from .benchmarks.formats import MISSING, milliseconds, size, title
+from .benchmarks.formats import MISSING, ZEROS, milliseconds, percent, size, title
 from .benchmarks.results import Measurement, Result, read_results
 from .benchmarks.tables import as_json
 from .measure import Outcome
 from .predict import Prediction
 
+ENDS = 5  # layers shown of the densest, and of the sparsest
 SCORES = ("accuracy", "balanced_accuracy", "macro_f1", "macro_precision")
 
 
@@ -75,7 +76,46 @@ def artifact_text(artifact: Artifact) -> str:
         rows["MACs per image"] = f"{facts['macs']:,}"
     rows["size"] = f"{artifact.payload.stat().st_size:,} bytes"
     width = max(map(len, rows))
-    return "\n".join(f"{name.ljust(width)}  {value}" for name, value in rows.items())
+    text = "\n".join(f"{name.ljust(width)}  {value}" for name, value in rows.items())
+    parts = [text]
+    if "gains" in metrics:
+        parts.append(_removal_text(metrics))
+    if "layers" in metrics:
+        parts.append(_layers_text(metrics["layers"]))
+    return "\n\n".join(parts)
+
+
+def _removal_text(metrics: Mapping[str, Any]) -> str:
+    """What channel removal gained beside the teacher, the width of each group, and what was left whole."""
+    gains, latency = metrics["gains"], metrics["gains"]["latency"]
+    measured = f"{latency['value']:.2f}x ({latency['low']:.2f} to {latency['high']:.2f})"
+    parts = [f"Of the teacher's: MACs {gains['macs']:.2f}x, parameters {gains['size']:.2f}x, latency on this machine {measured}"]
+    if metrics["widths"]:
+        parts.append(table([{"group": name, "width": str(was), "now": str(now)} for name, (was, now) in metrics["widths"].items()]))
+    if tried := (metrics["rounding"] or {}).get("measured"):
+        rows = [
+            {"widths in multiples of": str(one["round_to"]), "latency": f"{one['ratio']:.2f}x ({one['low']:.2f} to {one['high']:.2f})"}
+            | {"MACs": f"{one['macs']:,}", "": "taken" if one["round_to"] == metrics["rounding"]["round_to"] else ""}
+            for one in tried
+        ]
+        parts.append(f"{table(rows)}\nBefore fine-tuning, each meeting the goal of the first step.")
+    return "\n\n".join([*parts, *(["\n".join(metrics["left_whole"])] if metrics["left_whole"] else [])])
+
+
+def _layers_text(layers: Sequence[Mapping[str, Any]]) -> str:
+    """The layers of a pruned network from the densest to the sparsest; of many only the two ends."""
+    rows = [
+        {
+            "layer": one["name"].removesuffix(".weight"),
+            "weights": f"{one['weights']:,}",
+            "nonzeros": f"{one['nonzeros']:,}",
+            "sparsity": percent(1 - one["nonzeros"] / one["weights"]),
+        }
+        for one in sorted(layers, key=lambda one: -one["nonzeros"] / one["weights"])
+    ]
+    if (more := len(rows) - 2 * ENDS) > 1:
+        rows[ENDS:-ENDS] = [dict.fromkeys(rows[0], "") | {"layer": f"... {more} more, --json has all"}]
+    return f"{table(rows)}\n{ZEROS}"
 
 
 def folds_text(result: Mapping[str, Any]) -> str:

@@ -1,6 +1,7 @@
 """``compress run``: every stage in order, from a network to a report.
 
-Variants: the network as it is, pruned, dynamic int8, static int8, pruned and static int8. A stage whose artifact is there already is
+Variants: the network as it is, pruned, dynamic int8, static int8, pruned and static int8; with a table [remove-channels] in the recipe
+the network with fewer channels too, as it is and in static int8. A stage whose artifact is there already is
 not run again, and a training that was cut short goes on, so the same command after a kill finishes from what is there.
 """
 
@@ -10,10 +11,13 @@ from typing import Any
 from . import pipeline
 from .artifact import Artifact
 from .benchmarks.run import BenchmarkConfig
-from .config import ExportConfig, PruneConfig, QuantizeConfig, Recipe, training_config
+from .config import ExportConfig, PruneConfig, QuantizeConfig, Recipe, RemoveConfig, training_config
 from .measure import Outcome, benchmark, candidates_of, report
 from .opening import Options
+from .removal import remove_in_steps
+from .sensitivity_stage import curves_for
 from .train.fit import choose_device
+from .train.settings import DistilConfig
 
 
 def run_all(options: Options, recipe: Recipe, measuring: Mapping[str, Any], limits: Mapping[str, Any]) -> Outcome:
@@ -21,6 +25,8 @@ def run_all(options: Options, recipe: Recipe, measuring: Mapping[str, Any], limi
     # Every setting is checked before the first minute is spent.
     training = training_config(recipe)
     pruning = recipe.stage(PruneConfig, "prune")
+    removing = recipe.stage(RemoveConfig, "remove-channels") if recipe.table("remove-channels") else None
+    distil = recipe.stage(DistilConfig, "distil")
     exporting = recipe.stage(ExportConfig, "export")
     dynamic, static = (recipe.stage(QuantizeConfig, "quantize", mode=mode) for mode in ("dynamic", "static"))
     benchmarking = recipe.stage(BenchmarkConfig, "benchmark", **measuring)
@@ -34,14 +40,19 @@ def run_all(options: Options, recipe: Recipe, measuring: Mapping[str, Any], limi
         project = options.project(recipe)
         root = pipeline.import_weights(project, options.weights) if options.weights else pipeline.train(project, training)
     assert root is not None, "only processes that torchrun started get none, and they do not run this"
-    pruned = pipeline.prune(project, root, pruning, training)
-    dense, sparse = (pipeline.export(project, network, exporting) for network in (root, pruned))
+    pruned = pipeline.prune(project, root, pruning, training, distil)
+    networks = [root, pruned]
+    if removing is not None:
+        networks.append(remove_in_steps(project, root, removing, training, distil, curves=curves_for(project, recipe)))
+    dense, sparse, *small = (pipeline.export(project, network, exporting) for network in networks)
     graphs: list[Artifact] = [
         dense,
         sparse,
         pipeline.quantize(project, dense, dynamic),
         pipeline.quantize(project, dense, static),
         pipeline.quantize(project, sparse, static),
+        *small,
+        *(pipeline.quantize(project, graph, static) for graph in small),
     ]
     measured = benchmark(project, candidates_of([*graphs, root], options.device), benchmarking, root)
     return report([measured.payload], project.folder / "report", limits)

@@ -31,7 +31,9 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 COMMANDS = (
     "train",
     "tune",
+    "sensitivity",
     "prune",
+    "remove-channels",
     "export-onnx",
     "quantize",
     "benchmark",

@@ -158,6 +158,9 @@ def test_a_goal_in_macs_is_met_closely(scope: str, round_to: int) -> None:
     after = count_cost(pruned, image).macs
     assert after == macs_after(groups, keep)
     assert (0.45 if round_to == 1 else 0.3) * before < after <= 0.5 * before
+    for group in groups:  # what rounding left to spend was spent
+        wider = keep[group.name] + tuple(unit for unit in range(group.width) if unit not in keep[group.name])[:round_to]
+        assert len(keep[group.name]) == group.width or macs_after(groups, keep | {group.name: tuple(sorted(wider))}) > 0.5 * before
     assert all(len(units) % round_to == 0 or len(units) == groups.by_name[name].width for name, units in keep.items())
 
 

@@ -21,11 +21,12 @@ from compress import pipeline
 from compress.artifact import Artifact, InputSpec, read_artifact
 from compress.config import ExportConfig, PruneConfig, QuantizeConfig
 from compress.errors import ArtifactError, CompressError
+from compress.measure import candidates_of
 from compress.networks import load_network, load_runner
 from compress.pipeline import stratified_sample
 from compress.project import Project, find_parent, variant_name, variants_of
 from compress.reference import ModelReference
-from compress.train.fit import FitConfig
+from compress.train.settings import DistilConfig, FitConfig
 from compress.train.sources import load_data
 from compress.verify import VECTORS, read_vectors, verify
 
@@ -46,7 +47,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Project, dict[str, A
     """Every stage once on a tiny network."""
     project = project_in(tmp_path_factory.mktemp("runs"))
     root = pipeline.train(project, FIT)
-    pruned = pipeline.prune(project, root, PRUNE, FIT)
+    pruned = pipeline.prune(project, root, PRUNE, FIT, DistilConfig())
     dense, sparse = (pipeline.export(project, network, ExportConfig()) for network in (root, pruned))
     static = pipeline.quantize(project, dense, QuantizeConfig(mode="static", images=64))
     both = pipeline.quantize(project, sparse, QuantizeConfig(mode="static", images=64))
@@ -93,6 +94,13 @@ def test_pruned_weights_stay_zero_through_fine_tuning(made: tuple[Project, dict[
     assert not torch.equal(weights["fc2.bias"], load_file(made[1]["root"].payload)["fc2.bias"]), "nothing was fine-tuned"
 
 
+def test_what_was_made_of_a_pruned_network_carries_its_layers_to_the_report(made: tuple[Project, dict[str, Artifact]]) -> None:
+    layers = made[1]["pruned"].manifest.metrics["layers"]
+    assert [layer["name"] for layer in layers] == ["conv1.weight", "conv2.weight", "fc1.weight", "fc2.weight"]
+    assert candidates_of([made[1]["both"]], "cpu")[0].facts["layers"] == layers
+    assert "layers" not in candidates_of([made[1]["static"]], "cpu")[0].facts
+
+
 def test_parity_is_measured_and_graphs_agree_with_torch(made: tuple[Project, dict[str, Artifact]]) -> None:
     project, artifacts = made
     assert artifacts["dense"].manifest.metrics["parity"]["largest_difference"] < 1e-4
@@ -122,7 +130,7 @@ def test_unchanged_stage_is_not_run_again_and_a_changed_one_is(made: tuple[Proje
     assert again.manifest.hash == artifacts["root"].manifest.hash
     assert again.payload.stat().st_mtime_ns == before
     assert project.console.said[-1].startswith("train: unchanged")  # type: ignore[attr-defined]
-    other = pipeline.prune(project, artifacts["root"], PruneConfig(sparsity=0.5, epochs=0), FIT)
+    other = pipeline.prune(project, artifacts["root"], PruneConfig(sparsity=0.5, epochs=0), FIT, DistilConfig())
     assert other.path != artifacts["pruned"].path
     assert other.manifest.facts["nonzeros"] > artifacts["pruned"].manifest.facts["nonzeros"]
 
@@ -211,7 +219,7 @@ def test_parents_are_found_by_stage_and_data(made: tuple[Project, dict[str, Arti
 def test_another_artifact_is_not_overwritten_without_force(made: tuple[Project, dict[str, Artifact]]) -> None:
     project, artifacts = made
     with pytest.raises(ArtifactError, match=r"out \(=.*\) holds another artifact \(stage train\); --force replaces it"):
-        pipeline.prune(project, artifacts["root"], PruneConfig(sparsity=0.3, epochs=0), FIT, out=artifacts["root"].path)
+        pipeline.prune(project, artifacts["root"], PruneConfig(sparsity=0.3, epochs=0), FIT, DistilConfig(), out=artifacts["root"].path)
 
 
 RECIPE = """

@@ -1,9 +1,23 @@
+import dataclasses
+from pathlib import Path
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
 
+from compress.config import PruneConfig, Recipe, load_recipe
 from compress.errors import CompressError
-from compress.prune import LayerSparsity, apply_masks, magnitude_masks, sparsity_by_layer
+from compress.prune import (
+    LayerSparsity,
+    apply_masks,
+    cubic_sparsities,
+    magnitude_masks,
+    outside_pattern,
+    parse_pattern,
+    pattern_masks,
+    sparsity_by_layer,
+)
 
 
 def linear(rows: list[list[float]]) -> nn.Linear:
@@ -204,3 +218,143 @@ def test_counts_by_layer_and_in_total() -> None:
     layers = sparsity_by_layer(network)
     assert layers == (LayerSparsity(name="0.weight", weights=4, nonzeros=2), LayerSparsity(name="2.weight", weights=4, nonzeros=1))
     assert [layer.sparsity for layer in layers] == [0.5, 0.75]
+
+
+def test_cubic_schedule_by_hand() -> None:
+    # 1 - (3/4)^3 = 37/64, 1 - (1/2)^3 = 7/8, 1 - (1/4)^3 = 63/64, 1; times 0.8
+    assert cubic_sparsities(0.8, 4) == pytest.approx((0.4625, 0.7, 0.7875, 0.8))
+    assert cubic_sparsities(0.8, 1) == (0.8,)
+
+
+@pytest.mark.parametrize("sparsity", [0.1, 1 / 3, 0.7, 0.999])
+@pytest.mark.parametrize("steps", [1, 3, 7, 100])
+def test_cubic_schedule_rises_and_ends_exactly(sparsity: float, steps: int) -> None:
+    schedule = cubic_sparsities(sparsity, steps)
+    assert len(schedule) == steps
+    assert schedule[-1] == sparsity
+    assert all(before < after for before, after in zip((0.0, *schedule), schedule, strict=False))
+
+
+@pytest.mark.parametrize(
+    ("sparsity", "steps", "told"),
+    [
+        *((value, 3, r"sparsity \(=.*\) must lie in \(0, 1\); 0\.8 zeroes 80%") for value in (0, 1, 1.2, -0.5, float("nan"))),
+        (0.8, 0, r"steps \(=0\) must be at least 1; 1 zeroes all at once"),
+    ],
+)
+def test_a_schedule_that_cannot_be_is_refused(sparsity: float, steps: int, told: str) -> None:
+    with pytest.raises(CompressError, match=told):
+        cubic_sparsities(sparsity, steps)
+
+
+@pytest.mark.parametrize("scope", ["global", "layer", "lamp"])
+@pytest.mark.parametrize("seed", range(5))
+def test_zeros_of_one_step_stay_zeros_in_the_next(scope: str, seed: int) -> None:
+    network = small_network()
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():  # scales apart, and many equal magnitudes
+        for number, layer in enumerate((network[0], network[3], network[5])):
+            layer.weight.copy_(torch.randint(1, 4, layer.weight.shape, generator=generator) * 10.0**-number)
+    zeroed: dict[str, torch.Tensor] = {}
+    for sparsity in cubic_sparsities(0.95, 4):
+        masks = magnitude_masks(network, sparsity, scope=scope)
+        assert not any((masks[name] & zero).any() for name, zero in zeroed.items())
+        apply_masks(network, masks)
+        zeroed = {name: ~mask for name, mask in masks.items()}
+        with torch.no_grad():  # what fine-tuning between the steps does
+            for name in masks:
+                network.get_parameter(name).mul_(1 + torch.rand(masks[name].shape, generator=generator))
+
+
+def test_pattern_of_a_linear_layer_by_hand() -> None:
+    masks = pattern_masks(linear([[1, -4, 3, 2, 0, 0, 0, 5], [1, -1, 1, 1, 2, 3, -4, 1]]))
+    # Of equal magnitudes the earlier stays.
+    assert masks["weight"].tolist() == [
+        [False, True, True, False, True, False, False, True],
+        [True, True, False, False, False, True, True, False],
+    ]
+
+
+def test_pattern_of_a_convolution_runs_along_its_inputs_at_each_kernel_position_by_hand() -> None:
+    layer = nn.Conv2d(8, 1, (1, 2))
+    with torch.no_grad():
+        layer.weight[0, :, 0, 0] = torch.tensor([1.0, 2, 3, 4, -8, 7, 6, 5])
+        layer.weight[0, :, 0, 1] = torch.tensor([9.0, 1, 1, 8, 1, 5, 1, -6])
+    mask = pattern_masks(layer)["weight"]
+    assert mask.shape == layer.weight.shape
+    assert mask[0, :, 0, 0].tolist() == [False, False, True, True, True, True, False, False]
+    assert mask[0, :, 0, 1].tolist() == [True, False, False, True, False, True, False, True]
+
+
+def test_another_pattern_keeps_as_many() -> None:
+    assert pattern_masks(linear([[1, 2, 3, 6, 5, 4]]), keep=1, of=3)["weight"].tolist() == [[False, False, True, True, False, False]]
+
+
+def test_layers_whose_inputs_do_not_divide_stay_whole_and_are_named() -> None:
+    network = nn.Sequential(
+        nn.Conv2d(1, 8, 3),  # one input channel
+        nn.Conv2d(8, 8, 3, groups=8),  # depthwise
+        nn.Conv2d(8, 12, 3, groups=2),  # 4 inputs in each group
+        nn.Conv2d(12, 6, 1),
+        nn.ConvTranspose2d(6, 8, 2),  # 6 inputs, 8 outputs
+        nn.ConvTranspose2d(8, 6, 2),
+        nn.Flatten(),
+        nn.Linear(6, 4),
+    )
+    assert outside_pattern(network) == ("0.weight", "1.weight", "4.weight", "7.weight")
+    masks = pattern_masks(network)
+    assert list(masks) == ["2.weight", "3.weight", "5.weight"]
+    apply_masks(network, masks)
+    assert [layer.sparsity for layer in sparsity_by_layer(network)] == [0, 0, 0.5, 0.5, 0, 0.5, 0]
+    of_outputs = {name: mask.movedim(0, 1) if name == "5.weight" else mask for name, mask in masks.items()}
+    assert all((mask.unflatten(1, (-1, 4)).sum(2) == 2).all() for mask in of_outputs.values())
+
+
+def test_a_pattern_that_fits_no_layer_is_refused() -> None:
+    with pytest.raises(CompressError, match=r'pattern \(="2:4"\) fits no layer: none has a multiple of 4 inputs; choose'):
+        pattern_masks(nn.Linear(6, 4))
+
+
+def test_pattern_is_read() -> None:
+    assert parse_pattern("2:4") == (2, 4)
+    assert parse_pattern("1:16") == (1, 16)
+
+
+@pytest.mark.parametrize("text", ["4:2", "2-4", "0:4", "4:4", "", "2:4:8", "-2:4", "2: 4", "2:4\n", "1e0:4", "\u0662:4"])
+def test_a_pattern_that_is_none_is_refused(text: str) -> None:
+    with pytest.raises(CompressError, match=r'pattern \(=".*\n?"\) must be two numbers KEEP:OF with 0 < KEEP < OF; "2:4" keeps'):
+        parse_pattern(text)
+
+
+def test_a_pattern_gives_the_sparsity() -> None:
+    config = PruneConfig(pattern="2:4")
+    assert config.sparsity == 0.5
+    assert PruneConfig(**dataclasses.asdict(config)) == config  # as an artifact stores it
+    assert PruneConfig().sparsity == 0.8
+
+
+def test_a_goal_given_replaces_the_other_one_of_the_recipe_below(tmp_path: Path) -> None:
+    recipe = Recipe(tables={"prune": {"sparsity": 0.7, "epochs": 2}})
+    assert recipe.stage(PruneConfig, "prune", pattern="2:4") == PruneConfig(pattern="2:4", epochs=2)
+    (tmp_path / "own.toml").write_text('model = "k49"\n[prune]\npattern = "1:4"\n')
+    assert load_recipe(tmp_path / "own.toml").stage(PruneConfig, "prune").sparsity == 0.75
+    assert load_recipe(tmp_path / "own.toml").stage(PruneConfig, "prune", sparsity=0.6).pattern == ""
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ({"pattern": "4:2"}, r'pattern \(="4:2"\) must be two numbers'),
+        (
+            {"pattern": "2:4", "sparsity": 0.8},
+            r'sparsity \(=0\.8\) cannot be chosen beside pattern \(="2:4"\), which zeroes 0\.5; leave',
+        ),
+        ({"pattern": "2:4", "steps": 3}, r'steps \(=3\) must be 1 with pattern \(="2:4"\), which is cut at once'),
+        ({"steps": 0}, r"steps \(=0\) must be at least 1; 1 zeroes all weights at once"),
+        ({"between": -1}, r"between \(=-1\) must be zero \(no fine-tuning between steps\) or more epochs"),
+    ],
+)
+def test_settings_that_contradict_are_refused(given: dict[str, Any], told: str) -> None:
+    with pytest.raises(CompressError, match=told) as refused:
+        PruneConfig(**given)
+    assert "\n" not in str(refused.value)

@@ -1,0 +1,203 @@
+"""The commands that take something away from a network: prune, remove-channels, sensitivity."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from .config import NETWORK_STAGES, TRAINED_STAGES, PruneConfig, RemoveConfig, SensitivityConfig, training_config
+from .errors import CompressError
+from .options import PATH, data_options, network_options, out_option, parent_options, run_options
+from .train.settings import DistilConfig
+
+if TYPE_CHECKING:
+    from .artifact import Artifact
+
+
+class Share(click.ParamType):
+    """``0.35x``: a fraction of what the teacher costs."""
+
+    name = "share"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        try:
+            return float(str(value).removesuffix("x"))
+        except ValueError:
+            told = param.opts[0] if param is not None else "value"
+            raise CompressError(f"{told[2:]} (={value}) must be a share of what the unpruned network costs, such as 0.35x") from None
+
+
+def distil_options(command: Any) -> Any:
+    """What is learnt from whom while fine-tuning."""
+    for option in reversed(
+        (
+            click.option("--teacher", type=PATH, metavar="FOLDER", help="Unpruned network to learn from.  [default: the parent]"),
+            click.option("--distil", type=float, help="Share of the loss that the teacher makes; 0 for labels only.  [default: 0.7]"),
+            click.option("--temperature", type=float, help="Of the teacher's probabilities.  [default: 2]"),
+            click.option("--features", type=float, help="Weight of the features' error; 0 for logits only.  [default: 0]"),
+        )
+    ):
+        command = option(command)
+    return command
+
+
+@click.command()
+@click.option("--sparsity", type=float, help="Fraction of the weights to zero, in (0, 1).  [default: 0.7 for k49, else 0.8]")
+@click.option("--pattern", help="2:4 keeps two of every four weights in a row, instead of a sparsity.")
+@click.option("--scope", help="How weights are ranked: global, layer, or lamp (global, each layer to its scale).  [default: lamp]")
+@click.option("--steps", type=int, help="Prune gradually, on the cubic schedule; every step is an artifact.  [default: 1]")
+@click.option("--between", type=int, help="Fine-tuning after each step but the last.  [default: 1]")
+@click.option("--epochs", type=int, help="Fine-tuning with the mask kept, after the last step; 0 for none.")
+@click.option("--lr", type=float, help="Learning rate at the start of fine-tuning.")
+@distil_options
+@click.option("--resume", is_flag=True, help="Go on with a fine-tuning that was interrupted.")
+@network_options
+@data_options
+@run_options
+@parent_options
+@out_option
+def prune(**given: Any) -> None:
+    """Zero the smallest weights, and fine-tune the rest.
+
+    Zeros alone make no dense runtime faster and no file smaller on disk; they make it smaller when compressed. What makes a network
+    smaller and faster is `compress remove-channels`.
+
+    \b
+    Example:  compress prune --model k49 --sparsity 0.8
+              compress prune --model k49 --sparsity 0.9 --steps 4
+              compress prune --model k49 --pattern 2:4
+    """
+    from . import pipeline
+    from .opening import Options
+    from .show import show_artifact
+
+    teacher, distil, settings, options = _split(given, PruneConfig, Options)
+    options.load_recipe().stage(PruneConfig, "prune", **settings)  # a wrong value should not cost the loading of data first
+    project, recipe, parent = options.child(TRAINED_STAGES, NETWORK_STAGES)
+    made = pipeline.prune(
+        project,
+        parent,
+        recipe.stage(PruneConfig, "prune", **settings),
+        training_config(recipe, seed=options.seed),
+        recipe.stage(DistilConfig, "distil", **distil),
+        teacher=_teacher(teacher, parent),
+        out=options.out,
+    )
+    show_artifact(made, options.as_json)
+
+
+@click.command("remove-channels")
+@click.option("--sparsity", type=float, help="Fraction of the removable channels to remove, in (0, 1).")
+@click.option("--max-macs", type=Share(), metavar="0.35x", help="MACs to be left, as a share of the teacher's.")
+@click.option("--max-size", type=Share(), metavar="0.25x", help="Weights to be left, as a share of the teacher's.")
+@click.option("--max-latency", type=Share(), metavar="0.5x", help="Latency to be left, measured here: one image, one thread, ONNX Runtime.")
+@click.option("--bypass", multiple=True, metavar="MODULE", help="Leave this module out (patterns such as 'blocks.*.spatial' work).")
+@click.option("--importance", help="How channels are scored: l2, bn or taylor.  [default: taylor]")
+@click.option("--scope", help="How channels are ranked: global, group, or sensitivity (measured per group).  [default: global]")
+@click.option("--round-to", type=int, help="Widths are multiples of this; 0 measures which are fast here.  [default: 0]")
+@click.option("--floor", type=float, help="Fraction of every group that stays at least.  [default: 0.1]")
+@click.option("--steps", type=int, help="Remove gradually; every step is an artifact.  [default: 3]")
+@click.option("--between", type=int, help="Fine-tuning after each step but the last.  [default: 1]")
+@click.option("--epochs", type=int, help="Fine-tuning after the last step; 0 for none.")
+@click.option("--lr", type=float, help="Learning rate at the start of fine-tuning.")
+@click.option("--groups", "only_groups", is_flag=True, help="Print which channels go together and what is left whole; remove nothing.")
+@distil_options
+@click.option("--resume", is_flag=True, help="Go on with a fine-tuning that was interrupted.")
+@network_options
+@data_options
+@run_options
+@parent_options
+@out_option
+def remove_channels(only_groups: bool, **given: Any) -> None:
+    """Remove channels, so that the file gets smaller and the network faster, and fine-tune with the unpruned network as teacher.
+
+    Goals are shares of what the teacher costs; with several, all are met. Layers that are tied together (residuals, depthwise
+    convolutions, attention gates, concatenations) lose the same channels; what is not understood stays whole and is named.
+
+    \b
+    Example:  compress remove-channels --model k49 --max-macs 0.35x
+              compress remove-channels --model k49 --max-latency 0.5x --bypass 'blocks.*.cbam.spatial'
+              compress remove-channels --model k49 --groups
+    """
+    from .opening import Options
+    from .removal import groups_of, remove_in_steps
+    from .sensitivity_stage import curves_for
+    from .show import show_artifact
+
+    given["bypass"] = given["bypass"] or None
+    teacher, distil, settings, options = _split(given, RemoveConfig, Options)
+    config = options.load_recipe().stage(RemoveConfig, "remove-channels", **settings)
+    if not only_groups:
+        config.in_steps()  # without a goal nothing needs to be loaded
+    project, recipe, parent = options.child(TRAINED_STAGES, NETWORK_STAGES)
+    if only_groups:
+        groups = groups_of(project, parent)
+        click.echo(json.dumps(groups.summary(), indent=1) if options.as_json else str(groups))
+        return
+    made = remove_in_steps(
+        project,
+        parent,
+        recipe.stage(RemoveConfig, "remove-channels", **settings),
+        training_config(recipe, seed=options.seed),
+        recipe.stage(DistilConfig, "distil", **distil),
+        teacher=_teacher(teacher, parent),
+        curves=curves_for(project, recipe),
+        out=options.out,
+    )
+    show_artifact(made, options.as_json)
+
+
+@click.command()
+@click.option("--granularity", help="What is cut: weight (per layer), channel (per group) or module (left out).  [default: channel]")
+@click.option("--sparsity", type=float, multiple=True, help="Measure at this; may be given often.  [default: 0.25, 0.5, 0.75, 0.9]")
+@click.option("--importance", help="Which channels go first: l2, bn or taylor.  [default: l2]")
+@click.option("--images", type=int, help="Training images that are scored, drawn evenly from the classes.  [default: 2048]")
+@network_options
+@data_options
+@run_options
+@parent_options
+@out_option
+def sensitivity(sparsity: tuple[float, ...], **given: Any) -> None:
+    """How much accuracy each layer, channel group or module is worth: a table and a heat map.
+
+    Each is cut alone, the rest of the network stays as it is, and nothing is fine-tuned. Scored are training images, so that the
+    validation images have no part in what is chosen by it.
+
+    \b
+    Example:  compress sensitivity --model k49
+              compress sensitivity --model k49 --granularity weight --sparsity 0.5 --sparsity 0.8
+              compress sensitivity --model k49 --granularity module
+    """
+    from .opening import Options
+    from .sensitivity_stage import measure_sensitivity, show_sensitivity
+
+    settings = {name: given.pop(name) for name in ("granularity", "importance", "images")} | {"sparsities": sparsity or None}
+    options = Options(**given)
+    settings["seed"] = options.seed
+    options.load_recipe().stage(SensitivityConfig, "sensitivity", **settings)  # a wrong value should not cost the loading of data first
+    project, recipe, parent = options.child(NETWORK_STAGES)
+    made = measure_sensitivity(project, parent, recipe.stage(SensitivityConfig, "sensitivity", **settings), options.out)
+    show_sensitivity(made, options.as_json)
+
+
+def _split(given: dict[str, Any], config: type, options: Any) -> tuple[Path | None, dict[str, Any], dict[str, Any], Any]:
+    """Sort what the command line gave: the teacher, settings of distillation, settings of ``config``, and the shared options."""
+    teacher = given.pop("teacher")
+    distil = {"weight": given.pop("distil"), "temperature": given.pop("temperature"), "features": given.pop("features")}
+    settings = {field.name: given.pop(field.name) for field in dataclasses.fields(config) if field.name in given and field.name != "seed"}
+    return teacher, distil, settings, options(**given)
+
+
+def _teacher(path: Path | None, parent: Artifact) -> Artifact | None:
+    if path is None:
+        return None
+    from .artifact import read_artifact
+
+    teacher = read_artifact(path, "network")
+    if (teacher.manifest.classes, teacher.manifest.input) != (parent.manifest.classes, parent.manifest.input):
+        raise CompressError(f"teacher (={path}) reads other images or classes than {parent.path}; name the network it was pruned from")
+    return teacher
