@@ -76,7 +76,9 @@ def prune(**given: Any) -> None:
     from .show import show_artifact
 
     teacher, distil, settings, options = _split(given, PruneConfig, Options)
-    options.load_recipe().stage(PruneConfig, "prune", **settings)  # a wrong value should not cost the loading of data first
+    first = options.load_recipe()  # a wrong value should not cost the loading of data first
+    first.stage(PruneConfig, "prune", **settings)
+    first.stage(DistilConfig, "distil", **distil)
     project, recipe, parent = options.child(TRAINED_STAGES, NETWORK_STAGES)
     made = pipeline.prune(
         project,
@@ -130,9 +132,11 @@ def remove_channels(only_groups: bool, **given: Any) -> None:
 
     given["bypass"] = given["bypass"] or None
     teacher, distil, settings, options = _split(given, RemoveConfig, Options)
-    config = options.load_recipe().stage(RemoveConfig, "remove-channels", **settings)
+    first = options.load_recipe()  # a wrong value or a missing goal should not cost the loading of data first
+    config = first.stage(RemoveConfig, "remove-channels", **settings)
+    first.stage(DistilConfig, "distil", **distil)
     if not only_groups:
-        config.in_steps()  # without a goal nothing needs to be loaded
+        config.in_steps()
     project, recipe, parent = options.child(TRAINED_STAGES, NETWORK_STAGES)
     if only_groups:
         groups = groups_of(project, parent)

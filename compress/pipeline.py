@@ -13,8 +13,9 @@ import csv
 import dataclasses
 import hashlib
 import json
+import math
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from safetensors.torch import save_file
-from torch import nn
+from torch import Tensor, nn
+from torch.nn import functional
 
 from . import __version__
 from .artifact import PAYLOAD, Artifact, sha256_of
@@ -40,6 +42,7 @@ from .train.distributed import joined, this_team
 from .train.fit import choose_device, fit, predict_logits
 from .train.metrics import score
 from .train.settings import DistilConfig, FitConfig
+from .train.sources import Part
 from .verify import TOLERANCE, write_vectors
 
 # Float32 sums in another order differ by about 1e-6 of the largest logit; a wrong graph is wrong by far more.
@@ -143,6 +146,7 @@ def _prune_step(
         else:
             masks = {name: mask.to(choose_device(project.device)) for name, mask in masks.items()}
             lessons = Teacher(network=load_network(origin), config=distil)
+            ease_dropout(network, lessons.network)
             metrics, facts = fit_and_save(
                 project, network, tuning, key, "prune", folder, teacher=lessons, after_step=lambda: apply_masks(network, masks)
             )
@@ -156,6 +160,17 @@ def tuning_config(training: FitConfig, epochs: int, lr: float) -> FitConfig:
     """The settings of fine-tuning: those of training, but for a cosine from ``lr`` down to zero over ``epochs``."""
     plain = min(training.plain_epochs, max(0, epochs - 1))
     return dataclasses.replace(training, epochs=max(1, epochs), lr=lr, schedule="cosine", warmup=0.0, plain_epochs=plain)
+
+
+def ease_dropout(network: nn.Module, teacher: nn.Module) -> None:
+    """Lower every dropout by the square root of the share of the teacher's weights that are left: less can be learnt by heart.
+
+    Source: Han et al. 2015, arXiv:1506.02626, section 3.2.
+    """
+    left, whole = (sum(int(torch.count_nonzero(value)) for value in one.parameters()) for one in (network, teacher))
+    for module in network.modules():
+        if isinstance(module, nn.modules.dropout._DropoutNd):
+            module.p *= math.sqrt(min(1.0, left / max(1, whole)))
 
 
 def export(project: Project, parent: Artifact, config: ExportConfig, out: Path | None = None) -> Artifact:
@@ -241,6 +256,18 @@ def stratified_sample(labels: NDArray[np.int64], count: int, seed: int) -> NDArr
         rank[mine] = np.arange(len(mine))
     # By rank within the class, ties in random order: every class gives its first image before any gives its second.
     return np.sort(order[np.argsort(rank[order], kind="stable")][:count])
+
+
+def batch_losses(project: Project, network: nn.Module, part: Part, batch: int = 64) -> Iterator[Tensor]:
+    """The mean cross-entropy of each batch of ``part`` in eval mode, without distortions, to be differentiated; on the project's device."""
+    device = choose_device(project.device)
+    network.to(device).eval()
+    prepare = Prepare(project.spec).to(device)
+    for start in range(0, len(part.labels), batch):
+        project.console.progress("importance", start, len(part.labels))
+        images, labels = (torch.from_numpy(of[start : start + batch]).to(device) for of in (part.images, part.labels))
+        yield functional.cross_entropy(network(prepare(images)), labels)
+    project.console.progress("importance", len(part.labels), len(part.labels))
 
 
 def _prove(project: Project, folder: Path) -> None:

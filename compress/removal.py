@@ -14,7 +14,7 @@ import dataclasses
 import json
 import math
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -22,7 +22,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from .artifact import Artifact
 from .bypass import bypass, bypassable, matching
@@ -34,15 +33,14 @@ from .groups import Groups
 from .importance import Choice, Kept, at_floor, choose, choose_for, importance, macs_after, size_after
 from .latency import Clock, Rounding, fastest_rounding
 from .networks import Prepare, load_network
-from .pipeline import fit_and_save, save_network, stratified_sample, tuning_config, validate
+from .pipeline import batch_losses, ease_dropout, fit_and_save, save_network, stratified_sample, tuning_config, validate
 from .project import Made, Project, data_identity, run_stage, stage_key
 from .surgery import remove_channels
 from .train.distil import Teacher
-from .train.fit import choose_device
 from .train.settings import DistilConfig, FitConfig
+from .train.sources import Part
 
 STAGE = "remove-channels"
-BATCH = 64
 Curves = Mapping[str, Mapping[float, float]]
 
 
@@ -64,10 +62,10 @@ def remove_in_steps(
     Raises CompressError for what the module refuses.
     """
     config = dataclasses.replace(config, bypass=_names(project, parent, config.bypass))
-    steps, origin = config.in_steps(), teacher or parent
+    steps = config.in_steps()
+    job = _Job(project=project, origin=teacher or parent, final=steps[-1].limits, training=training, distil=distil, curves=curves)
     for number, step in enumerate(steps, 1):
-        last = number == len(steps)
-        parent = _step(project, parent, origin, step, training, distil, curves, out if last else None)
+        parent = _step(job, parent, step, out if number == len(steps) else None)
     return parent
 
 
@@ -76,32 +74,37 @@ def groups_of(project: Project, parent: Artifact) -> Groups:
     return channel_groups(load_network(parent), _example(project))
 
 
-def _step(
-    project: Project,
-    parent: Artifact,
-    origin: Artifact,
-    config: RemoveConfig,
-    training: FitConfig,
-    distil: DistilConfig,
-    curves: Callable[[Artifact], Curves] | None,
-    out: Path | None,
-) -> Artifact:
-    tuning = tuning_config(training, config.epochs, config.lr)
-    inputs = {"training": dataclasses.asdict(tuning), "distil": dataclasses.asdict(distil), "data": data_identity(project)}
+@dataclass(frozen=True, kw_only=True)
+class _Job:
+    """What all steps share. ``origin``: the teacher; ``final``: the limits after the last step."""
+
+    project: Project
+    origin: Artifact
+    final: Mapping[str, float]
+    training: FitConfig
+    distil: DistilConfig
+    curves: Callable[[Artifact], Curves] | None
+
+
+def _step(job: _Job, parent: Artifact, config: RemoveConfig, out: Path | None) -> Artifact:
+    project, origin = job.project, job.origin
+    tuning = tuning_config(job.training, config.epochs, config.lr)
+    inputs = {"training": dataclasses.asdict(tuning), "distil": dataclasses.asdict(job.distil), "data": data_identity(project)}
     key = stage_key(STAGE, config, parent=parent.content, teacher=origin.content, **inputs)
+    plan_file = project.folder / STAGE / f".{key[:12]}.plan.json"
 
     def make(folder: Path) -> Made:
         with tempfile.TemporaryDirectory() as place:
-            cutter = _Cutter(project=project, parent=parent, origin=origin, config=config, place=Path(place), curves=curves)
-            plan_file = project.folder / STAGE / f".{key[:12]}.plan.json"
-            plan = _taken_up(project, plan_file) or cutter.plan()
-            plan_file.write_text(json.dumps(plan), encoding="utf-8")
+            cutter = _Cutter(job=job, parent=parent, config=config, place=Path(place))
+            plan = _taken_up(project, plan_file) or _kept(cutter.plan(), plan_file)
             network = remove_channels(cutter.network, cutter.groups, plan["keep"])
             metrics: dict[str, Any] = {"one_shot": validate(project, network)}
             if config.epochs == 0:
                 scored, facts = save_network(project, network, folder, {"validation": metrics["one_shot"]})
             else:
-                lessons = Teacher(network=load_network(origin), config=distil, features=cutter.features(plan["keep"]))
+                features = {name: torch.tensor(index) for name, index in cutter.features(plan["keep"]).items()}
+                lessons = Teacher(network=load_network(origin), config=job.distil, features=features)
+                ease_dropout(network, lessons.network)
                 scored, facts = fit_and_save(project, network, tuning, key, STAGE, folder, teacher=lessons)
             metrics |= dict(scored) | cutter.gains(network, plan)
         plan_file.unlink()
@@ -114,12 +117,10 @@ def _step(
 class _Cutter:
     """One step before its fine-tuning: what may go, what goes, and what that gains."""
 
-    project: Project
+    job: _Job
     parent: Artifact
-    origin: Artifact
     config: RemoveConfig
     place: Path
-    curves: Callable[[Artifact], Curves] | None
 
     @cached_property
     def network(self) -> nn.Module:
@@ -130,11 +131,11 @@ class _Cutter:
 
     @cached_property
     def prepare(self) -> Prepare:
-        return Prepare(self.project.spec)
+        return Prepare(self.job.project.spec)
 
     @cached_property
     def example(self) -> Tensor:
-        return _example(self.project)
+        return _example(self.job.project)
 
     @cached_property
     def groups(self) -> Groups:
@@ -142,16 +143,20 @@ class _Cutter:
 
     @cached_property
     def clock(self) -> Clock:
-        return Clock(load_network(self.origin), self.project.spec, self.place)
+        return Clock(load_network(self.job.origin), self.job.project.spec, self.place)
 
     @cached_property
     def scores(self) -> dict[str, Tensor]:
         """The importance of each unit; towards a goal in MACs or size, per what its removal saves of it."""
-        scores = importance(self.network, self.groups, self.config.importance, self._losses())
-        every: Kept = {group.name: tuple(range(group.width)) for group in self.groups}
-        cheap = [cost for name, cost in self.costs.items() if name != "max_latency"] or [self._macs]
+        project, part = self.job.project, self.job.project.data.train
+        chosen = stratified_sample(part.labels, min(self.config.images, len(part.labels)), seed=0)
+        sample = Part(part.images[chosen], part.labels[chosen])
+        scores = importance(self.network, self.groups, self.config.importance, batch_losses(project, self.network, sample))
+        self.network.cpu()
         if self.config.sparsity is not None or self.config.scope == "group":
             return scores
+        cheap = [self.costs[name] for name in ("max_macs", "max_size") if name in self.config.limits] or [self.costs["max_macs"]]
+        every = self._everything()
         for group in self.groups:
             without = every | {group.name: every[group.name][1:]}
             saved = max(cost(every) - cost(without) for cost in cheap)
@@ -160,42 +165,51 @@ class _Cutter:
 
     @cached_property
     def whole(self) -> Cost:
-        return count_cost(load_network(self.origin), self.example)
+        return count_cost(load_network(self.job.origin), self.example)
 
     @cached_property
     def costs(self) -> dict[str, Callable[[Kept], float]]:
         """For each goal, the cost of a choice as a fraction of the teacher's; the cheap ones first."""
-        every: dict[str, Callable[[Kept], float]] = {
-            "max_macs": self._macs,
+        return {
+            "max_macs": lambda keep: macs_after(self.groups, keep) / self.whole.macs,
             "max_size": lambda keep: size_after(self.network, self.groups, keep) / self.whole.params,
             "max_latency": lambda keep: self.clock.ratio(self._cut(keep)).value,
         }
-        return {name: cost for name, cost in every.items() if name in self.config.limits}
 
     @cached_property
     def before(self) -> dict[str, int]:
         """The width of each group before any step."""
-        known = self.parent.manifest.metrics.get("widths", {}) if self.parent.manifest.stage == STAGE else {}
+        known = self._known("widths")
         return {group.name: known.get(group.name, [group.width])[0] for group in self.groups}
 
     def plan(self) -> dict[str, Any]:
         """Which units stay, and the rounding with what was measured for it."""
         if self.config.sparsity is None and not self.config.limits:
-            return {"keep": {group.name: list(range(group.width)) for group in self.groups}, "rounding": None}
+            return {"keep": self._everything(), "rounding": None}
+        _ = self.groups  # first, as it says best why a network cannot be cut
         rounding = self._rounding()
-        keep = self._choose(rounding["round_to"])
-        return {"keep": {name: list(units) for name, units in keep.items()}, "rounding": rounding}
+        keep = self._choose(rounding["round_to"], self.config.limits)
+        return {"keep": keep, "rounding": rounding}
 
-    def features(self, keep: Mapping[str, list[int]]) -> dict[str, Tensor]:
-        """The last layer that reads removable channels, with those of the teacher's inputs that it still has."""
-        indices = self._read_by_the_last(keep)
-        return {name: torch.tensor(index) for name, index in indices.items()}
+    def features(self, keep: Mapping[str, Sequence[int]]) -> dict[str, list[int]]:
+        """The last layer that reads removable channels, with those of the teacher's inputs that it still has; none if that is not known."""
+        places = {name: place for place, (name, _) in enumerate(self.network.named_modules())}
+        reads = [cut.layer for group in self.groups for cut in group.cuts if cut.role == "input" and cut.dim == 1 and cut.layer in places]
+        if not reads:
+            return {}
+        weight = f"{max(reads, key=places.__getitem__)}.weight"
+        layer, width = weight.removesuffix(".weight"), self.network.get_parameter(weight).shape[1]
+        before = self._known("features").get(layer, list(range(width)))
+        if layer not in self._known("features") and self.parent.content != self.job.origin.content:
+            return {}
+        gone = self.groups.removed(keep).get((weight, 1), set())
+        return {layer: [index for at, index in enumerate(before) if at not in gone]}
 
     def gains(self, network: nn.Module, plan: Mapping[str, Any]) -> dict[str, Any]:
         """What the artifact says about its size and speed beside the teacher's."""
         whole, now, ratio = self.whole, count_cost(network, self.example), self.clock.ratio(network)
         return {
-            "teacher": self.origin.content,
+            "teacher": self.job.origin.content,
             "gains": {
                 "macs": now.macs / whole.macs,
                 "size": now.params / whole.params,
@@ -204,14 +218,14 @@ class _Cutter:
             "widths": {name: [self.before[name], len(units)] for name, units in plan["keep"].items()},
             "left_whole": [str(one) for one in self.groups.left_whole],
             "rounding": plan["rounding"],
-            "features": self._read_by_the_last(plan["keep"]),
+            "features": self.features(plan["keep"]),
         }
 
     def _choice(self, round_to: int) -> Choice:
         scope = "group" if self.config.scope == "group" else "global"
         return Choice(scope=scope, round_to=round_to, floor=self.config.floor, original=self.before)
 
-    def _choose(self, round_to: int) -> Kept:
+    def _choose(self, round_to: int, limits: Mapping[str, float]) -> Kept:
         how = self._choice(round_to)
         if self.config.sparsity is not None:
             channels = {group.name: group.channels for group in self.groups}
@@ -219,15 +233,14 @@ class _Cutter:
             left = sum(group.width * group.channels for group in self.groups)
             sparsity = 1 - (1 - self.config.sparsity) * whole / left
             if sparsity <= 0:  # rounding took more than its share in an earlier step
-                return {group.name: tuple(range(group.width)) for group in self.groups}
+                return self._everything()
             return choose(self.groups, self.scores, sparsity, how)
-        self._refuse_unreachable(how)
 
         def cost(keep: Kept) -> float:
             """The worst of the goals; the cheap ones first, as measuring takes seconds."""
             worst = 0.0
-            for name, of in self.costs.items():
-                worst = max(worst, of(keep) / self.config.limits[name])
+            for name in (name for name in self.costs if name in limits):
+                worst = max(worst, self.costs[name](keep) / limits[name])
                 if worst > 1:
                     break
             return worst
@@ -235,18 +248,24 @@ class _Cutter:
         if self.config.scope == "sensitivity":
             from .sensitivity import choose_by_curves
 
-            assert self.curves is not None, "the command line hands them in"
-            return choose_by_curves(self.groups, self.scores, self.curves(self.parent), cost, 1.0, how)
+            assert self.job.curves is not None, "the command line hands them in"
+            return choose_by_curves(self.groups, self.scores, self.job.curves(self.parent), cost, 1.0, how)
         return choose_for(self.groups, self.scores, cost, 1.0, how)
 
-    def _macs(self, keep: Kept) -> float:
-        return macs_after(self.groups, keep) / self.whole.macs
+    def _everything(self) -> Kept:
+        return {group.name: tuple(range(group.width)) for group in self.groups}
+
+    def _known(self, about: str) -> dict[str, Any]:
+        """What an earlier step towards the same teacher's goals wrote down."""
+        metrics = self.parent.manifest.metrics
+        known: dict[str, Any] = metrics[about] if metrics.get("teacher") == self.job.origin.content else {}
+        return known
 
     def _refuse_unreachable(self, how: Choice) -> None:
+        """Before the first training, not after it: the limits of the last step count."""
         floor = at_floor(self.groups, self.scores, how)
-        for name, cost in self.costs.items():
-            limit, least = self.config.limits[name], cost(floor)
-            if least > limit:
+        for name, limit in self.job.final.items():
+            if (least := self.costs[name](floor)) > limit:
                 nearest = math.ceil(1000 * least) / 1000
                 raise CompressError(
                     f"{name} (={limit:.4g}x) cannot be reached: with every channel group at its floor (={how.floor}) {nearest}x is left; "
@@ -257,16 +276,24 @@ class _Cutter:
         return remove_channels(self.network, self.groups, keep)
 
     def _rounding(self) -> dict[str, Any]:
-        """The multiple of channels that widths are rounded to: as asked, as measured in an earlier step, or measured now."""
+        """The multiple of channels that widths are rounded to: as asked, as measured in an earlier step, or measured now.
+
+        A limit of latency is taken as one of MACs for this: at the same latency no rounding would be the faster one.
+        """
+        self._refuse_unreachable(self._choice(max(1, self.config.round_to)))
         if self.config.round_to:
             return {"round_to": self.config.round_to}
-        if self.parent.manifest.stage == STAGE and (known := self.parent.manifest.metrics.get("rounding")):
-            return dict(known)
-        self.project.console.say(f"{STAGE}: measures which widths are fast here")
+        if known := self._known("rounding"):
+            return known
+        self.job.project.console.say(f"{STAGE}: measures which widths are fast here")
+        limits = dict(self.config.limits)
+        if (latency := limits.pop("max_latency", None)) is not None:
+            least = self.costs["max_macs"](at_floor(self.groups, self.scores, self._choice(1)))
+            limits["max_macs"] = max(min(limits.get("max_macs", 1.0), latency), least)
 
         def cut_for(round_to: int) -> nn.Module | None:
             try:
-                return self._cut(self._choose(round_to))
+                return self._cut(self._choose(round_to, limits))
             except CompressError:
                 if round_to == 1:
                     raise
@@ -274,35 +301,6 @@ class _Cutter:
 
         measured: Rounding = fastest_rounding(cut_for, self.clock)
         return {"round_to": measured.best, "measured": [dataclasses.asdict(row) for row in measured.table]}
-
-    def _losses(self) -> Iterator[Tensor]:
-        """The loss of each batch of a stratified sample of the training images, without distortions."""
-        part = self.project.data.train
-        chosen = stratified_sample(part.labels, min(self.config.images, len(part.labels)), seed=0)
-        device = choose_device(self.project.device)
-        network, prepare = self.network.to(device).eval(), self.prepare.to(device)
-        for at in range(0, len(chosen), BATCH):
-            rows = chosen[at : at + BATCH]
-            self.project.console.progress(f"{STAGE}: importance", at, len(chosen))
-            logits = network(prepare(torch.from_numpy(part.images[rows]).to(device)))
-            yield functional.cross_entropy(logits, torch.from_numpy(part.labels[rows]).to(device))
-        self.project.console.progress(f"{STAGE}: importance", len(chosen), len(chosen))
-        network.cpu()
-        self.prepare.cpu()
-
-    def _read_by_the_last(self, keep: Mapping[str, list[int]]) -> dict[str, list[int]]:
-        """The teacher's inputs that the last layer which reads removable channels still has, by that layer's name."""
-        reads = [cut for group in self.groups for cut in group.cuts if cut.role == "input" and cut.dim == 1]
-        modules = {name: place for place, (name, _) in enumerate(self.network.named_modules())}
-        reads = [cut for cut in reads if cut.layer in modules]
-        if not reads:
-            return {}
-        name = max((cut.layer for cut in reads), key=modules.__getitem__)
-        gone = self.groups.removed(keep).get((f"{name}.weight", 1), set())
-        width = self.network.get_parameter(f"{name}.weight").shape[1]
-        known = self.parent.manifest.metrics.get("features", {}) if self.parent.manifest.hash != self.origin.manifest.hash else {}
-        before = known.get(name, list(range(width)))
-        return {name: [index for at, index in enumerate(before) if at not in gone]}
 
 
 def _names(project: Project, parent: Artifact, patterns: tuple[str, ...]) -> tuple[str, ...]:
@@ -315,6 +313,15 @@ def _names(project: Project, parent: Artifact, patterns: tuple[str, ...]) -> tup
 
 def _example(project: Project) -> Tensor:
     return Prepare(project.spec)(torch.from_numpy(project.data.train.images[:2].copy()))
+
+
+def _kept(plan: dict[str, Any], plan_file: Path) -> dict[str, Any]:
+    """Write the plan down, all or nothing."""
+    plan_file.parent.mkdir(parents=True, exist_ok=True)
+    beside = plan_file.with_suffix(".partial")
+    beside.write_text(json.dumps(plan), encoding="utf-8")
+    beside.replace(plan_file)
+    return plan
 
 
 def _taken_up(project: Project, plan_file: Path) -> dict[str, Any] | None:

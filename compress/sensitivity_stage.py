@@ -18,7 +18,7 @@ from typing import Any
 
 import click
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.functional import cross_entropy
 
 from .artifact import Artifact
@@ -29,7 +29,7 @@ from .errors import CompressError, NetworkError
 from .importance import importance
 from .latency import Clock
 from .networks import Prepare, load_network
-from .pipeline import stratified_sample
+from .pipeline import batch_losses, stratified_sample
 from .project import Made, Project, data_identity, run_stage, stage_key
 from .sensitivity import Curve, Curves, Measure, Score, channel_curves, loss_rises, module_curves, weight_curves
 from .sensitivity_plot import cell, draw_heat_map
@@ -143,18 +143,11 @@ def _curves(project: Project, config: SensitivityConfig, network: nn.Module, sam
         return weight_curves(network, config.sparsities, measure, progress)
     if config.granularity == "channel":
         groups = channel_groups(network, example)
-        scores = importance(network, groups, config.importance, _losses(project, network, sample))
+        scores = importance(network, groups, config.importance, batch_losses(project, network, sample))
         return channel_curves(network, groups, scores, config.sparsities, measure, progress)
     if not (names := bypassable(network, example)):
         raise CompressError("granularity (=module): no module of this network keeps the shape of its input; take weight or channel")
     return module_curves(network, names, measure, progress)
-
-
-def _losses(project: Project, network: nn.Module, sample: Part, batch: int = 64) -> Iterator[Tensor]:
-    prepare = Prepare(project.spec)
-    for start in range(0, len(sample.labels), batch):
-        images, labels = (torch.from_numpy(part[start : start + batch]) for part in (sample.images, sample.labels))
-        yield cross_entropy(network(prepare(images)), labels)
 
 
 def _latencies(project: Project, network: nn.Module, names: Sequence[str]) -> dict[str, dict[str, float]]:
