@@ -11,7 +11,7 @@ import click
 
 from .config import NETWORK_STAGES, TRAINED_STAGES, PruneConfig, RemoveConfig, SensitivityConfig, training_config
 from .errors import CompressError
-from .options import PATH, data_options, network_options, out_option, parent_options, run_options
+from .options import data_options, network_options, out_option, parent_options, run_options, tuning_options
 from .train.settings import DistilConfig
 
 if TYPE_CHECKING:
@@ -31,37 +31,18 @@ class Share(click.ParamType):
             raise CompressError(f"{told[2:]} (={value}) must be a share of what the unpruned network costs, such as 0.35x") from None
 
 
-def distil_options(command: Any) -> Any:
-    """What is learnt from whom while fine-tuning."""
-    for option in reversed(
-        (
-            click.option("--teacher", type=PATH, metavar="FOLDER", help="Unpruned network to learn from.  [default: the parent]"),
-            click.option("--distil", type=float, help="Share of the loss that the teacher makes; 0 for labels only.  [default: 0.7]"),
-            click.option("--temperature", type=float, help="Of the teacher's probabilities.  [default: 2]"),
-            click.option("--features", type=float, help="Weight of the features' error; 0 for logits only.  [default: 0]"),
-        )
-    ):
-        command = option(command)
-    return command
-
-
 @click.command()
 @click.option("--sparsity", type=float, help="Fraction of the weights to zero, in (0, 1).  [default: 0.7 for k49, else 0.8]")
 @click.option("--pattern", help="2:4 keeps two of every four weights in a row, instead of a sparsity.")
 @click.option("--scope", help="How weights are ranked: global, layer, or lamp (global, each layer to its scale).  [default: lamp]")
-@click.option("--steps", type=int, help="Prune gradually, on the cubic schedule; every step is an artifact.  [default: 1]")
-@click.option("--between", type=int, help="Fine-tuning after each step but the last.  [default: 1]")
-@click.option("--epochs", type=int, help="Fine-tuning with the mask kept, after the last step; 0 for none.")
-@click.option("--lr", type=float, help="Learning rate at the start of fine-tuning.")
-@distil_options
-@click.option("--resume", is_flag=True, help="Go on with a fine-tuning that was interrupted.")
+@tuning_options
 @network_options
 @data_options
 @run_options
 @parent_options
 @out_option
 def prune(**given: Any) -> None:
-    """Zero the smallest weights, and fine-tune the rest.
+    """Zero the smallest weights, and fine-tune the rest with the mask kept; with --steps gradually, on the cubic schedule.
 
     Zeros alone make no dense runtime faster and no file smaller on disk; they make it smaller when compressed. What makes a network
     smaller and faster is `compress remove-channels`.
@@ -97,18 +78,18 @@ def prune(**given: Any) -> None:
 @click.option("--max-macs", type=Share(), metavar="0.35x", help="MACs to be left, as a share of the teacher's.")
 @click.option("--max-size", type=Share(), metavar="0.25x", help="Weights to be left, as a share of the teacher's.")
 @click.option("--max-latency", type=Share(), metavar="0.5x", help="Latency to be left, measured here: one image, one thread, ONNX Runtime.")
-@click.option("--bypass", multiple=True, metavar="MODULE", help="Leave this module out (patterns such as 'blocks.*.spatial' work).")
+@click.option(
+    "--bypass",
+    multiple=True,
+    metavar="MODULE",
+    help="Leave this module out: a name, a pattern such as 'blocks.*.spatial', or auto, what costs next to nothing and saves latency.",
+)
 @click.option("--importance", help="How channels are scored: l2, bn or taylor.  [default: taylor]")
 @click.option("--scope", help="How channels are ranked: global, group, or sensitivity (measured per group).  [default: global]")
 @click.option("--round-to", type=int, help="Widths are multiples of this; 0 measures which are fast here.  [default: 0]")
 @click.option("--floor", type=float, help="Fraction of every group that stays at least.  [default: 0.1]")
-@click.option("--steps", type=int, help="Remove gradually; every step is an artifact.  [default: 3]")
-@click.option("--between", type=int, help="Fine-tuning after each step but the last.  [default: 1]")
-@click.option("--epochs", type=int, help="Fine-tuning after the last step; 0 for none.")
-@click.option("--lr", type=float, help="Learning rate at the start of fine-tuning.")
+@tuning_options
 @click.option("--groups", "only_groups", is_flag=True, help="Print which channels go together and what is left whole; remove nothing.")
-@distil_options
-@click.option("--resume", is_flag=True, help="Go on with a fine-tuning that was interrupted.")
 @network_options
 @data_options
 @run_options
@@ -122,12 +103,12 @@ def remove_channels(only_groups: bool, **given: Any) -> None:
 
     \b
     Example:  compress remove-channels --model k49 --max-macs 0.35x
-              compress remove-channels --model k49 --max-latency 0.5x --bypass 'blocks.*.cbam.spatial'
+              compress remove-channels --model k49 --max-latency 0.5x --bypass auto
               compress remove-channels --model k49 --groups
     """
     from .opening import Options
     from .removal import groups_of, remove_in_steps
-    from .sensitivity_stage import curves_for
+    from .sensitivity_stage import Sensitivities
     from .show import show_artifact
 
     given["bypass"] = given["bypass"] or None
@@ -149,7 +130,7 @@ def remove_channels(only_groups: bool, **given: Any) -> None:
         training_config(recipe, seed=options.seed),
         recipe.stage(DistilConfig, "distil", **distil),
         teacher=_teacher(teacher, parent),
-        curves=curves_for(project, recipe),
+        sensitivities=Sensitivities(project=project, recipe=recipe),
         out=options.out,
     )
     show_artifact(made, options.as_json)

@@ -85,7 +85,7 @@ class RemoveConfig:
 
     Goals: ``sparsity`` (fraction of the removable channels to remove), or any of ``max_macs``, ``max_size`` (of the weights) and
     ``max_latency`` (measured here, one image on one thread), each as a fraction of the teacher's; all that are given must be met.
-    ``bypass``: modules to leave out, names or patterns such as ``blocks.*.spatial``. ``importance``, ``scope`` and ``floor``: see
+    ``bypass``: modules to leave out: names, patterns such as ``blocks.*.spatial``, or "auto". ``importance``, ``scope`` and ``floor``: see
     :mod:`compress.importance`; scope "sensitivity" gives each group the sparsity that its own curve bears. ``round_to``: widths are
     multiples of this many channels; 0 measures which multiple is fast. ``images``: how many training images importance looks at.
     """

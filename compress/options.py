@@ -67,6 +67,17 @@ parent_options = _options(
     ),
     pretrained_option,
 )
+tuning_options = _options(
+    click.option("--steps", type=int, help="Do it gradually; every step is an artifact.  [default: the recipe's]"),
+    click.option("--between", type=int, help="Epochs of fine-tuning after each step but the last.  [default: 1]"),
+    click.option("--epochs", type=int, help="Epochs of fine-tuning after the last step; 0 for none.  [default: the recipe's]"),
+    click.option("--lr", type=float, help="Learning rate at the start of fine-tuning.  [default: the recipe's]"),
+    click.option("--teacher", type=PATH, metavar="FOLDER", help="Unpruned network to learn from.  [default: the parent]"),
+    click.option("--distil", type=float, help="Share of the loss that the teacher makes; 0 for labels only.  [default: 0.7]"),
+    click.option("--temperature", type=float, help="Of the teacher's probabilities.  [default: 2]"),
+    click.option("--features", type=float, help="Weight of the error of the last hidden features; 0 for logits only.  [default: 0]"),
+    click.option("--resume", is_flag=True, help="Go on with a fine-tuning that was interrupted."),
+)
 out_option = click.option("--out", type=PATH, metavar="FOLDER", help="Where the artifact goes.  [default: runs/MODEL/STAGE/KEY]")
 benchmark_options = _options(
     click.option("--threads", type=int, help="Threads of each runtime.  [default: 1]"),

@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -35,13 +35,21 @@ from .latency import Clock, Rounding, fastest_rounding
 from .networks import Prepare, load_network
 from .pipeline import batch_losses, ease_dropout, fit_and_save, save_network, stratified_sample, tuning_config, validate
 from .project import Made, Project, data_identity, run_stage, stage_key
+from .sensitivity import Curves, choose_by_curves
 from .surgery import remove_channels
 from .train.distil import Teacher
 from .train.settings import DistilConfig, FitConfig
 from .train.sources import Part
 
 STAGE = "remove-channels"
-Curves = Mapping[str, Mapping[float, float]]
+AUTO = "auto"
+
+
+class Sensitivities(Protocol):
+    """What is measured of a network where it is asked for; the real one is in compress.sensitivity_stage."""
+
+    def curves(self, parent: Artifact) -> Curves: ...
+    def cheap_modules(self, parent: Artifact) -> list[str]: ...
 
 
 def remove_in_steps(
@@ -52,18 +60,25 @@ def remove_in_steps(
     distil: DistilConfig,
     *,
     teacher: Artifact | None = None,
-    curves: Callable[[Artifact], Curves] | None = None,
+    sensitivities: Sensitivities | None = None,
     out: Path | None = None,
 ) -> Artifact:
     """Take ``parent`` to the goals of ``config``; returns the artifact of the last step.
 
     ``teacher``: the unpruned network that is learnt from and that goals are fractions of; ``parent`` itself if not given. ``training``
-    gives batch, optimiser, smoothing and distortions of fine-tuning. ``curves`` measures the sensitivity of an artifact's groups.
+    gives batch, optimiser, smoothing and distortions of fine-tuning. ``sensitivities``: for scope "sensitivity" and bypass "auto".
     Raises CompressError for what the module refuses.
     """
+    if AUTO in config.bypass:
+        assert sensitivities is not None, "the command line hands them in"
+        cheap = sensitivities.cheap_modules(parent)
+        project.console.say(f"{STAGE}: leaves out {', '.join(cheap) or 'no module, as each costs more than it saves'}")
+        config = dataclasses.replace(config, bypass=(*cheap, *(name for name in config.bypass if name != AUTO)))
     config = dataclasses.replace(config, bypass=_names(project, parent, config.bypass))
     steps = config.in_steps()
-    job = _Job(project=project, origin=teacher or parent, final=steps[-1].limits, training=training, distil=distil, curves=curves)
+    job = _Job(
+        project=project, origin=teacher or parent, final=steps[-1].limits, training=training, distil=distil, sensitivities=sensitivities
+    )
     for number, step in enumerate(steps, 1):
         parent = _step(job, parent, step, out if number == len(steps) else None)
     return parent
@@ -83,7 +98,7 @@ class _Job:
     final: Mapping[str, float]
     training: FitConfig
     distil: DistilConfig
-    curves: Callable[[Artifact], Curves] | None
+    sensitivities: Sensitivities | None
 
 
 def _step(job: _Job, parent: Artifact, config: RemoveConfig, out: Path | None) -> Artifact:
@@ -246,10 +261,8 @@ class _Cutter:
             return worst
 
         if self.config.scope == "sensitivity":
-            from .sensitivity import choose_by_curves
-
-            assert self.job.curves is not None, "the command line hands them in"
-            return choose_by_curves(self.groups, self.scores, self.job.curves(self.parent), cost, 1.0, how)
+            assert self.job.sensitivities is not None, "the command line hands them in"
+            return choose_by_curves(self.groups, self.scores, self.job.sensitivities.curves(self.parent), cost, 1.0, how)
         return choose_for(self.groups, self.scores, cost, 1.0, how)
 
     def _everything(self) -> Kept:

@@ -12,7 +12,8 @@ import csv
 import dataclasses
 import json
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,7 @@ from .train.metrics import score
 from .train.sources import Part
 
 STAGE = FILE = "sensitivity"
+MOST_LOST, LEAST_SAVED = 1.0, 0.01
 ROWS = {"weight": ("layer", "weights"), "channel": ("group", "width"), "module": ("module", "parameters")}
 
 
@@ -79,10 +81,37 @@ def curves_of(artifact: Artifact) -> Curves:
     return {name: {float(sparsity): rise for sparsity, rise in of.items()} for name, of in rises.items()}
 
 
-def curves_for(project: Project, recipe: Recipe) -> Callable[[Artifact], Curves]:
-    """Measures the channel groups of an artifact as the recipe's table [sensitivity] says, once."""
-    config = recipe.stage(SensitivityConfig, "sensitivity", granularity="channel")
-    return lambda artifact: curves_of(measure_sensitivity(project, artifact, config))
+@dataclass(frozen=True, kw_only=True)
+class Sensitivities:
+    """What channel removal asks of the sensitivity of a network, measured once as the recipe's table [sensitivity] says."""
+
+    project: Project
+    recipe: Recipe
+
+    def curves(self, parent: Artifact) -> Curves:
+        """The rise of the loss with the sparsity of each channel group."""
+        return curves_of(self._measured(parent, "channel"))
+
+    def cheap_modules(self, parent: Artifact) -> list[str]:
+        """The modules that are cheap to leave out, see :func:`cheap_modules`."""
+        return cheap_modules(_read(self._measured(parent, "module")))
+
+    def _measured(self, parent: Artifact, granularity: str) -> Artifact:
+        config = self.recipe.stage(SensitivityConfig, "sensitivity", granularity=granularity)
+        return measure_sensitivity(self.project, parent, config)
+
+
+def cheap_modules(result: Mapping[str, Any]) -> list[str]:
+    """The modules that cost at most a point of balanced accuracy alone, and surely save latency: more than 1%, by the whole interval.
+
+    Of one inside another the outer one. ``result``: what ``sensitivity.json`` holds, of granularity "module".
+    """
+    cheap = [
+        curve["name"]
+        for curve in result["curves"]
+        if curve["points"][0]["points_lost"] <= MOST_LOST and result["latency"][curve["name"]]["high"] < 1 - LEAST_SAVED
+    ]
+    return [name for name in cheap if not any(name.startswith(f"{outer}.") for outer in cheap)]
 
 
 def show_sensitivity(artifact: Artifact, as_json: bool) -> None:

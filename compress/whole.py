@@ -15,7 +15,7 @@ from .config import ExportConfig, PruneConfig, QuantizeConfig, Recipe, RemoveCon
 from .measure import Outcome, benchmark, candidates_of, report
 from .opening import Options
 from .removal import remove_in_steps
-from .sensitivity_stage import curves_for
+from .sensitivity_stage import Sensitivities
 from .train.fit import choose_device
 from .train.settings import DistilConfig
 
@@ -43,7 +43,9 @@ def run_all(options: Options, recipe: Recipe, measuring: Mapping[str, Any], limi
     pruned = pipeline.prune(project, root, pruning, training, distil)
     networks = [root, pruned]
     if removing is not None:
-        networks.append(remove_in_steps(project, root, removing, training, distil, curves=curves_for(project, recipe)))
+        networks.append(
+            remove_in_steps(project, root, removing, training, distil, sensitivities=Sensitivities(project=project, recipe=recipe))
+        )
     dense, sparse, *small = (pipeline.export(project, network, exporting) for network in networks)
     graphs: list[Artifact] = [
         dense,

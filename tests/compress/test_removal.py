@@ -21,6 +21,7 @@ from compress.networks import load_network
 from compress.project import Project, variant_name
 from compress.reference import ModelReference
 from compress.removal import remove_in_steps
+from compress.sensitivity import Curves
 from compress.train.settings import DistilConfig, FitConfig
 from compress.train.sources import DataSet, Part, load_data
 
@@ -44,6 +45,19 @@ class CountingClock:
         CountingClock.asked += 1
         value = sum(p.numel() for p in network.parameters()) / self.whole
         return Interval(value=value, low=value, high=value)
+
+
+class Known:
+    """Sensitivities that need not be measured."""
+
+    def __init__(self, curves: Curves, modules: list[str] | None = None) -> None:
+        self.known, self.modules = curves, modules or []
+
+    def curves(self, parent: Artifact) -> Curves:
+        return self.known
+
+    def cheap_modules(self, parent: Artifact) -> list[str]:
+        return self.modules
 
 
 @pytest.fixture(autouse=True)
@@ -159,12 +173,21 @@ def test_bypassed_modules_stay_out(trained: Trained) -> None:
     load_network(further)
 
 
+def test_bypass_auto_leaves_out_what_is_measured_to_be_cheap_and_what_is_named_besides(trained: Trained) -> None:
+    project, root = trained["k49"]
+    cheap = Known({}, ["blocks.0.cbam.spatial"])
+    config = RemoveConfig(bypass=("auto", "blocks.2"), steps=1, epochs=0)
+    made = remove_in_steps(project, root, config, FIT, DISTIL, sensitivities=cheap)
+    assert made.bypassed == ["blocks.0.cbam.spatial", "blocks.2"]
+    assert any("leaves out blocks.0.cbam.spatial" in line for line in project.console.said)  # type: ignore[attr-defined]
+
+
 def test_scope_sensitivity_takes_what_each_group_bears(trained: Trained) -> None:
     """Curves that say that fc1 bears nothing and the convolutions everything."""
     project, root = trained["emnist"]
     curves = {"conv1": {0.5: 0.0, 0.9: 0.1}, "conv2": {0.5: 0.0, 0.9: 0.1}, "fc1": {0.5: 9.0, 0.9: 10.0}}
     config = dataclasses.replace(GOAL, max_macs=0.4, scope="sensitivity")
-    made = remove_in_steps(project, root, config, FIT, DISTIL, curves=lambda artifact: curves)
+    made = remove_in_steps(project, root, config, FIT, DISTIL, sensitivities=Known(curves))
     widths = made.manifest.metrics["widths"]
     assert widths["fc1"] == [16, 16]
     assert macs(made) <= 0.4 * macs(root)

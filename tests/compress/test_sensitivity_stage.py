@@ -27,7 +27,7 @@ from compress.pipeline import import_weights, stratified_sample
 from compress.project import Project
 from compress.prune import apply_masks, magnitude_masks
 from compress.sensitivity_plot import cell, draw_heat_map
-from compress.sensitivity_stage import curves_of, measure_sensitivity, sensitivity_text
+from compress.sensitivity_stage import cheap_modules, curves_of, measure_sensitivity, sensitivity_text
 from compress.surgery import remove_channels
 from compress.train.metrics import score
 
@@ -177,3 +177,13 @@ def test_picture_grows_with_rows_and_columns() -> None:
 
 def test_cells() -> None:
     assert [cell(value) for value in (0.0, -0.001, 0.044, -0.1, 1.04, 9.96, 56.6)] == ["0.00", "0.00", "0.04", "-0.10", "1.0", "10", "57"]
+
+
+def test_cheap_modules_cost_little_alone_and_surely_save_latency() -> None:
+    """Of the block and its gate, both cheap, the block; the slow one costs a lot, and of the doubtful one the saving is not sure."""
+    costs = {"block": (0.9, 0.7), "block.gate": (0.1, 0.9), "slow": (5.0, 0.5), "doubtful": (0.0, 0.995), "gate": (-0.2, 0.98)}
+    result = {
+        "curves": [{"name": name, "points": [{"points_lost": lost}]} for name, (lost, _) in costs.items()],
+        "latency": {name: {"value": high - 0.01, "low": high - 0.02, "high": high} for name, (_, high) in costs.items()},
+    }
+    assert cheap_modules(result) == ["block", "gate"]
