@@ -78,12 +78,7 @@ def prune(**given: Any) -> None:
 @click.option("--max-macs", type=Share(), metavar="0.35x", help="MACs to be left, as a share of the teacher's.")
 @click.option("--max-size", type=Share(), metavar="0.25x", help="Weights to be left, as a share of the teacher's.")
 @click.option("--max-latency", type=Share(), metavar="0.5x", help="Latency to be left, measured here: one image, one thread, ONNX Runtime.")
-@click.option(
-    "--bypass",
-    multiple=True,
-    metavar="MODULE",
-    help="Leave this module out: a name, a pattern such as 'blocks.*.spatial', or auto, what costs next to nothing and saves latency.",
-)
+@click.option("--bypass", multiple=True, metavar="MODULE", help="Leave a module out: a name, a pattern, or auto (what is found cheap).")
 @click.option("--importance", help="How channels are scored: l2, bn or taylor.  [default: taylor]")
 @click.option("--scope", help="How channels are ranked: global, group, or sensitivity (measured per group).  [default: global]")
 @click.option("--round-to", type=int, help="Widths are multiples of this; 0 measures which are fast here.  [default: 0]")
