@@ -203,6 +203,7 @@ class _Cutter:
             return {"keep": self._everything(), "rounding": None}
         _ = self.groups  # first, as it says best why a network cannot be cut
         rounding = self._rounding()
+        self._refuse_unreachable(self._choice(rounding["round_to"]))
         keep = self._choose(rounding["round_to"], self.config.limits)
         return {"keep": keep, "rounding": rounding}
 
@@ -280,9 +281,10 @@ class _Cutter:
         for name, limit in self.job.final.items():
             if (least := self.costs[name](floor)) > limit:
                 nearest = math.ceil(1000 * least) / 1000
+                rounded = f" in multiples of {how.round_to}" if how.round_to > 1 else ""
                 raise CompressError(
-                    f"{name} (={limit:.4g}x) cannot be reached: with every channel group at its floor (={how.floor}) {nearest}x is left; "
-                    f"ask for that, lower the floor, or --bypass what `compress sensitivity --granularity module` finds useless"
+                    f"{name} (={limit:.4g}x) cannot be reached: with every channel group at its floor (={how.floor}){rounded} "
+                    f"{nearest}x is left; ask for that, lower the floor, or leave modules out (--bypass auto)"
                 )
 
     def _cut(self, keep: Kept) -> nn.Module:

@@ -232,6 +232,11 @@ epochs = 3
 batch = 64
 [prune]
 epochs = 2
+[remove-channels]
+round_to = 2
+steps = 2
+between = 1
+epochs = 2
 [quantize]
 images = 64
 [benchmark]

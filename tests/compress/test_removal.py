@@ -348,6 +348,26 @@ def test_dropout_is_eased_by_the_root_of_what_is_left() -> None:
     assert student[1].p == pytest.approx(0.2)
 
 
+@pytest.mark.parametrize("stage", ["remove-channels", "prune"])
+def test_fine_tuning_runs_with_the_eased_dropout(stage: str, trained: Trained, monkeypatch: pytest.MonkeyPatch) -> None:
+    project, root = trained["emnist"]
+    seen: list[float] = []
+
+    def watch(project: Project, network: nn.Module, *arguments: Any, **options: Any) -> Any:
+        seen.append(network.get_submodule("dropout").p)  # type: ignore[arg-type]
+        return fit_and_save(project, network, *arguments, **options)
+
+    fit_and_save = pipeline.fit_and_save
+    monkeypatch.setattr(removal, "fit_and_save", watch)
+    monkeypatch.setattr(pipeline, "fit_and_save", watch)
+    if stage == "prune":
+        made = pipeline.prune(project, root, PruneConfig(sparsity=0.6, epochs=1), FIT, DISTIL)
+    else:
+        made = remove_in_steps(project, root, dataclasses.replace(GOAL, max_macs=0.35, epochs=1), FIT, DISTIL)
+    left, whole = made.manifest.facts["nonzeros"], root.manifest.facts["nonzeros"]
+    assert seen == [pytest.approx(0.34 * (left / whole) ** 0.5, rel=1e-2)]
+
+
 def test_a_goal_is_needed() -> None:
     with pytest.raises(CompressError, match=r"a goal is needed: --sparsity 0.5, --max-macs 0.35x"):
         RemoveConfig().in_steps()
