@@ -126,8 +126,9 @@ class Rounding:
 def fastest_rounding(cut_for: Callable[[int], nn.Module | None], clock: Clock, candidates: Sequence[int] = (1, 4, 8, 16)) -> Rounding:
     """The multiple to which widths are best rounded here, measured on networks that meet the same goal in MACs, size or sparsity.
 
-    The fastest wins, but a smaller multiple is taken unless it is surely more than 5% slower, round by round against the fastest: what
-    is coarser has less choice of what to remove, so it must prove that it pays. Nothing is said of accuracy. A network that was rounded
+    The fastest wins, but a smaller multiple is taken if it is at most 5% slower, round by round against the fastest: what is coarser has
+    less choice of what to remove, so it must pay. The middle of the interval counts, not its end: on a busy machine the interval is wide,
+    and widths that are slow must not win for that. Nothing is said of accuracy. A network that was rounded
     below its goal is faster for that alone; the table has the MACs.
 
     Args:
@@ -149,7 +150,7 @@ def fastest_rounding(cut_for: Callable[[int], nn.Module | None], clock: Clock, c
         macs = count_cost(network, image).macs
         rows.append(Rounded(round_to=multiple, ratio=found.value, low=found.low, high=found.high, macs=macs))
     fastest = min(rows, key=lambda row: row.ratio).round_to
-    best = min(multiple for multiple, own in seconds.items() if _interval(own / seconds[fastest]).low <= 1 + WORTH)
+    best = min(multiple for multiple, own in seconds.items() if _interval(own / seconds[fastest]).value <= 1 + WORTH)
     return Rounding(best=best, table=tuple(rows))
 
 
