@@ -35,7 +35,16 @@ from .errors import CompressError
 from .export import export_onnx, parity
 from .networks import Prepare, build_network, load_network, load_weights
 from .project import Made, Project, data_identity, network_identity, run_stage, stage_key
-from .prune import apply_masks, cubic_sparsities, magnitude_masks, parse_pattern, pattern_masks, sparsity_by_layer
+from .prune import (
+    apply_masks,
+    cubic_sparsities,
+    magnitude_masks,
+    nonzero_masks,
+    outside_pattern,
+    parse_pattern,
+    pattern_masks,
+    sparsity_by_layer,
+)
 from .quantize import StaticConfig, quantize_dynamic, quantize_static
 from .train.distil import Teacher
 from .train.distributed import joined, this_team
@@ -139,6 +148,9 @@ def _prune_step(
             if config.pattern
             else magnitude_masks(network, config.sparsity, scope=config.scope)
         )
+        if left := outside_pattern(network, parse_pattern(config.pattern)[1]) if config.pattern else ():
+            project.console.say(f"prune: left whole, as their inputs do not fit {config.pattern}: {', '.join(left)}")
+        masks |= {name: masks.get(name, kept) & kept for name, kept in zeros_kept(parent, network).items()}
         apply_masks(network, masks)
         before = {"one_shot": validate(project, network)}
         if config.epochs == 0:
@@ -154,6 +166,11 @@ def _prune_step(
         return {**metrics, **before, "layers": layers}, {**facts, "layers": layers}  # facts go on to what is made of this network
 
     return run_stage(project, "network", "prune", key, config, parent, out, make)
+
+
+def zeros_kept(parent: Artifact, network: nn.Module) -> dict[str, Tensor]:
+    """Masks of the zeros in ``network``, made of ``parent``, if it was pruned before; fine-tuning must not fill them."""
+    return nonzero_masks(network) if any(step["stage"] == "prune" for step in parent.steps) else {}
 
 
 def tuning_config(training: FitConfig, epochs: int, lr: float) -> FitConfig:

@@ -148,6 +148,11 @@ def outside_pattern(network: nn.Module, of: int = 4) -> tuple[str, ...]:
     return tuple(name for name in _prunable(network) if _inputs(network, name)[1] % of)
 
 
+def nonzero_masks(network: nn.Module) -> dict[str, Tensor]:
+    """The masks that keep what is not zero, so that a network that was pruned before keeps its zeros through further fine-tuning."""
+    return {name: weight.detach() != 0 for name, weight in _prunable(network).items()}
+
+
 def apply_masks(network: nn.Module, masks: dict[str, Tensor]) -> None:
     """Zero the masked weights in place; cheap enough to call after every optimiser step.
 

@@ -33,11 +33,13 @@ from .groups import Groups
 from .importance import Choice, Kept, at_floor, choose, choose_for, importance, macs_after, size_after
 from .latency import Clock, Rounding, fastest_rounding
 from .networks import Prepare, load_network
-from .pipeline import batch_losses, ease_dropout, fit_and_save, save_network, stratified_sample, tuning_config, validate
+from .pipeline import batch_losses, ease_dropout, fit_and_save, save_network, stratified_sample, tuning_config, validate, zeros_kept
 from .project import Made, Project, data_identity, run_stage, stage_key
+from .prune import apply_masks
 from .sensitivity import Curves, choose_by_curves
 from .surgery import remove_channels
 from .train.distil import Teacher
+from .train.fit import choose_device
 from .train.settings import DistilConfig, FitConfig
 from .train.sources import Part
 
@@ -120,7 +122,9 @@ def _step(job: _Job, parent: Artifact, config: RemoveConfig, out: Path | None) -
                 features = {name: torch.tensor(index) for name, index in cutter.features(plan["keep"]).items()}
                 lessons = Teacher(network=load_network(origin), config=job.distil, features=features)
                 ease_dropout(network, lessons.network)
-                scored, facts = fit_and_save(project, network, tuning, key, STAGE, folder, teacher=lessons)
+                zeros = {name: mask.to(choose_device(project.device)) for name, mask in zeros_kept(parent, network).items()}
+                keep_zeros = (lambda: apply_masks(network, zeros)) if zeros else None
+                scored, facts = fit_and_save(project, network, tuning, key, STAGE, folder, teacher=lessons, after_step=keep_zeros)
             metrics |= dict(scored) | cutter.gains(network, plan)
         plan_file.unlink()
         return metrics, facts
@@ -143,10 +147,6 @@ class _Cutter:
         network = load_network(self.parent)
         bypass(network, self.config.bypass)
         return network
-
-    @cached_property
-    def prepare(self) -> Prepare:
-        return Prepare(self.job.project.spec)
 
     @cached_property
     def example(self) -> Tensor:

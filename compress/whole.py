@@ -26,6 +26,8 @@ def run_all(options: Options, recipe: Recipe, measuring: Mapping[str, Any], limi
     training = training_config(recipe)
     pruning = recipe.stage(PruneConfig, "prune")
     removing = recipe.stage(RemoveConfig, "remove-channels") if recipe.table("remove-channels") else None
+    if removing is not None:
+        removing.in_steps()
     distil = recipe.stage(DistilConfig, "distil")
     exporting = recipe.stage(ExportConfig, "export")
     dynamic, static = (recipe.stage(QuantizeConfig, "quantize", mode=mode) for mode in ("dynamic", "static"))
