@@ -38,7 +38,8 @@ class Lessons:
     """The teacher beside a student: watches the layers of ``features`` inside a ``with`` block, and makes the loss."""
 
     def __init__(self, teacher: Teacher, student: nn.Module, device: torch.device) -> None:
-        self.config, self.teacher, self.student = teacher.config, teacher.network.to(device).eval().requires_grad_(False), student
+        self.config, self.student = teacher.config, student
+        self.teacher = teacher.network.to(device).to(memory_format=torch.channels_last).eval().requires_grad_(False)
         self.channels = {name: index.to(device) for name, index in teacher.features.items()} if teacher.config.features else {}
         for name in self.channels:
             for who, network in (("teacher", teacher.network), ("student", student)):
