@@ -1,7 +1,8 @@
 """Opens a model file in the runtime that a candidate names, as one function from raw images to logits.
 
 What every runtime gives back is the same: ``predict(images)`` with uint8 ``(B, C, H, W)`` in, float32 ``(B, K)`` out, both in host
-memory. So a call is over when it returns, also on a GPU, and what the clock sees is the whole way from raw pixels to logits.
+memory. So a call is over when it returns, also on a GPU, and what the clock sees is the whole way from raw pixels to logits. Of a file with
+several outputs the first one is the logits.
 
 ======================  =========  ==================================================================================
 onnxruntime             cpu, cuda  an ``.onnx`` file
@@ -34,6 +35,7 @@ OnDevice = Callable[[np.ndarray, int], np.ndarray]
 Load = Callable[[Path], tuple[Any, Any]]
 
 BOTH = ("cpu", "cuda")
+PROBABILITIES = "probabilities"
 RUNTIMES: Mapping[str, tuple[str, ...]] = {
     "onnxruntime": BOTH,
     "openvino": ("cpu",),
@@ -95,6 +97,7 @@ class Opened:
         providers: what the runtime really computes with.
         load_ns: from the file to a model that can be called. first_ns: the first call, of one image.
         on_device: on a GPU, ``on_device(images, calls)`` gives int64 nanoseconds per call without the way to and from host memory.
+        probabilities: as ``predict``, but for the output of that name; None where the file has none.
     """
 
     predict: Predict
@@ -102,6 +105,7 @@ class Opened:
     load_ns: int
     first_ns: int
     on_device: OnDevice | None = None
+    probabilities: Predict | None = None
 
 
 def import_runtime(candidate: Candidate) -> None:
@@ -130,11 +134,12 @@ def open_model(candidate: Candidate, shape: tuple[int, int, int], classes: int, 
     if not candidate.path.exists():
         raise BenchmarkError(f"path (={candidate.path}) does not exist; export the model first")
     import_runtime(candidate)
-    on_device, begin = None, time.perf_counter_ns()
+    on_device, probabilities, begin = None, None, time.perf_counter_ns()
     if candidate.library == "onnxruntime":
-        predict, providers = _open_onnx(candidate, shape, threads)
+        predict, probabilities, providers = _open_onnx(candidate, shape, threads)
     elif candidate.library == "openvino":
-        predict, providers = _open_openvino(candidate, shape, threads), ("OpenVINO CPU",)
+        predict, probabilities = _open_openvino(candidate, shape, threads)
+        providers = ("OpenVINO CPU",)
     else:
         from .torchnets import open_network
 
@@ -146,7 +151,14 @@ def open_model(candidate: Candidate, shape: tuple[int, int, int], classes: int, 
     first_ns = time.perf_counter_ns() - opened
     check_logits(logits, 1, classes)
     check_logits(predict(np.zeros((2, *shape), np.uint8)), 2, classes)
-    return Opened(predict=predict, providers=providers, load_ns=opened - begin, first_ns=first_ns, on_device=on_device)
+    return Opened(
+        predict=predict,
+        providers=providers,
+        load_ns=opened - begin,
+        first_ns=first_ns,
+        on_device=on_device,
+        probabilities=probabilities,
+    )
 
 
 def check_logits(logits: np.ndarray, count: int, classes: int) -> np.ndarray:
@@ -178,15 +190,20 @@ def onnx_session(candidate: Candidate, threads: int, profile: Path | None = None
     return session
 
 
-def _open_onnx(candidate: Candidate, shape: tuple[int, int, int], threads: int) -> tuple[Predict, tuple[str, ...]]:
+def _open_onnx(candidate: Candidate, shape: tuple[int, int, int], threads: int) -> tuple[Predict, Predict | None, tuple[str, ...]]:
     session = onnx_session(candidate, threads)
     inputs = [(one.name, one.shape, one.type) for one in session.get_inputs()]
     batch, scale = _check_input(inputs, shape)
-    name = inputs[0][0]
-    return _adapt(lambda images: session.run(None, {name: images})[0], batch, scale), tuple(session.get_providers())
+    name, outputs = inputs[0][0], [one.name for one in session.get_outputs()]
+
+    def giving(output: str) -> Predict:
+        return _adapt(lambda images: session.run([output], {name: images})[0], batch, scale)
+
+    probabilities = giving(PROBABILITIES) if PROBABILITIES in outputs[1:] else None
+    return giving(outputs[0]), probabilities, tuple(session.get_providers())
 
 
-def _open_openvino(candidate: Candidate, shape: tuple[int, int, int], threads: int) -> Predict:
+def _open_openvino(candidate: Candidate, shape: tuple[int, int, int], threads: int) -> tuple[Predict, Predict | None]:
     import openvino
 
     core = openvino.Core()
@@ -211,13 +228,14 @@ def _open_openvino(candidate: Candidate, shape: tuple[int, int, int], threads: i
             requests[count] = core.compile_model(model, "CPU", settings).create_infer_request()
         return requests[count]
 
-    def run(images: np.ndarray) -> np.ndarray:
+    def run(images: np.ndarray, position: int = 0) -> np.ndarray:
         request = request_for(len(images))
         request.infer([images], share_inputs=True)
-        return request.get_output_tensor(0).data.copy()
+        return request.get_output_tensor(position).data.copy()
 
     request_for(1)  # so that compiling counts as loading, not as the first call
-    return _adapt(run, batch, scale)
+    places = [position for position, one in enumerate(model.outputs) if position and PROBABILITIES in one.get_names()]
+    return _adapt(run, batch, scale), _adapt(lambda images: run(images, places[0]), batch, scale) if places else None
 
 
 def _check_input(inputs: Sequence[tuple[str, Sequence[Any], str]], shape: tuple[int, int, int]) -> tuple[Any, bool]:

@@ -7,7 +7,8 @@
         weights.safetensors    kind "network"          (or)
         model.onnx             kind "graph"            (or)
         benchmark.json         kind "benchmark"        (or)
-        folds.json             kind "folds"
+        folds.json             kind "folds"            (or)
+        sensitivity.json, choice.json, noise.json: kinds "sensitivity", "choice", "noise"
         history.csv, ...       whatever else the stage has to say
 
 It is written to a temporary neighbour, synced and renamed: after a kill at any moment there is the whole artifact or none. The folder
@@ -40,6 +41,8 @@ PAYLOAD = {
     "benchmark": "benchmark.json",
     "folds": "folds.json",
     "sensitivity": "sensitivity.json",
+    "choice": "choice.json",
+    "noise": "noise.json",
 }
 LIBRARIES = ("torch", "torchvision", "onnx", "onnxruntime", "onnxscript", "numpy", "scikit-learn", "safetensors")
 

@@ -1,7 +1,7 @@
 """The command line: ``compress COMMAND`` or ``python -m compress COMMAND``.
 
-The commands themselves are in ``cli_making`` and ``cli_looking``. Torch, onnxruntime and the other packages of this project are imported
-inside them, so that ``compress --help`` is instant.
+The commands themselves are in ``cli_making``, ``cli_pruning``, ``cli_quantize`` and ``cli_looking``. Torch, onnxruntime and the other
+packages of this project are imported inside them, so that ``compress --help`` is instant.
 
 A user's mistake ends here: one line on stderr, exit code 2. Ctrl-C says how to go on, exit code 130. With ``--json`` the result is one JSON
 object on stdout and nothing else; progress and remarks go to stderr.
@@ -14,8 +14,9 @@ import click
 from . import __version__
 from .benchmarks.errors import BenchmarkError
 from .cli_looking import benchmark, compare, explain, predict, report, throughput, verify
-from .cli_making import export_onnx, quantize, run, train, tune
+from .cli_making import export_onnx, run, train, tune
 from .cli_pruning import prune, remove_channels, sensitivity
+from .cli_quantize import quantize
 from .errors import CompressError
 from .models.errors import ModelError
 from .options import refuse_torchrun
@@ -39,7 +40,7 @@ def cli(context: click.Context) -> None:
                           compress prune --model k49 --sparsity 0.8
                           compress remove-channels --model k49 --max-macs 0.35x
                           compress export-onnx --model k49
-                          compress quantize --model k49 --mode static
+                          compress quantize --model k49
                           compress benchmark --model k49
                           compress report --model k49
     """

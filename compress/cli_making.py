@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from .config import NETWORK_STAGES, TRAINED_STAGES, ExportConfig, QuantizeConfig, training_config
+from .config import NETWORK_STAGES, TRAINED_STAGES, ExportConfig, training_config
 from .errors import CompressError
 from .options import (
     PATH,
@@ -78,13 +78,14 @@ def train(epochs: int | None, batch: int | None, lr: float | None, label_smoothi
 
 @click.command("export-onnx")
 @click.option("--opset", type=int, help="Version of the ONNX operators.  [default: 18]")
+@click.option("--input", metavar="TYPE", help="Pixels that the graph takes: uint8, or float32 in [0, 1].  [default: uint8]")
 @network_options
 @data_options
 @run_options
 @parent_options
 @out_option
-def export_onnx(opset: int | None, **shared: Any) -> None:
-    """Export to one ONNX file: raw uint8 images in, logits out, labels inside, proved equal to torch.
+def export_onnx(opset: int | None, input: str | None, **shared: Any) -> None:
+    """Export to one ONNX file: raw uint8 images in, logits and probabilities out, labels inside, proved equal to torch.
 
     Example:  compress export-onnx --model k49 --out board/k49
     """
@@ -93,35 +94,10 @@ def export_onnx(opset: int | None, **shared: Any) -> None:
     from .show import show_artifact
 
     options = Options(**shared)
+    options.load_recipe().stage(ExportConfig, "export", opset=opset, input=input)  # a wrong value should not cost the loading of data first
     project, recipe, parent = options.child(NETWORK_STAGES)
-    show_artifact(pipeline.export(project, parent, recipe.stage(ExportConfig, "export", opset=opset), options.out), options.as_json)
-
-
-@click.command()
-@click.option("--mode", help="static: weights and activations, calibrated; dynamic: weights of linear layers.  [default: static]")
-@click.option("--method", help="How static finds the range of activations: minmax, percentile or entropy.  [default: minmax]")
-@click.option("--per-channel/--per-tensor", default=None, help="One weight scale per output channel or per tensor.  [default: per channel]")
-@click.option("--images", type=int, help="Calibration images, drawn evenly from the classes.  [default: 512]")
-@network_options
-@data_options
-@run_options
-@parent_options
-@out_option
-def quantize(mode: str | None, method: str | None, per_channel: bool | None, images: int | None, **shared: Any) -> None:
-    """Make an int8 ONNX file. Whether it is faster here, `compress benchmark` tells.
-
-    Example:  compress quantize --model k49 --mode static
-    """
-    from . import pipeline
-    from .opening import Options
-    from .show import show_artifact
-
-    options = Options(**shared)
-    settings = {"mode": mode, "method": method, "per_channel": per_channel, "images": images, "seed": options.seed}
-    options.load_recipe().stage(QuantizeConfig, "quantize", **settings)  # a wrong value should not cost the loading of data first
-    project, recipe, parent = options.child((*NETWORK_STAGES, "export"))
-    graph = pipeline.graph_of(project, parent, recipe.stage(ExportConfig, "export"))
-    show_artifact(pipeline.quantize(project, graph, recipe.stage(QuantizeConfig, "quantize", **settings), options.out), options.as_json)
+    config = recipe.stage(ExportConfig, "export", opset=opset, input=input)
+    show_artifact(pipeline.export(project, parent, config, options.out), options.as_json)
 
 
 @click.command()

@@ -191,35 +191,63 @@ class SensitivityConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class QuantizeConfig:
-    """int8: ``mode`` dynamic or static; the rest concerns static, calibrated on ``images`` training images drawn by ``seed``."""
+    """int8. ``mode``: auto searches by measurement for the fastest file that loses at most ``max_drop`` points of balanced accuracy;
+    static, dynamic, int8-weights and fp16-weights (stored so, computed in float32) make one by hand; float32 is a copy.
 
-    mode: str = "static"
+    The rest concerns static, and but for ``images`` and ``seed`` (calibration images drawn by it) auto finds it: ``method`` and
+    ``per_channel`` as ``StaticConfig`` has them, ``groups`` of nodes to take (none: all), see ``node_groups``, ``equalise`` and
+    ``correct_bias``. ``epochs`` of fine-tuning from ``lr`` follow, with what int8 does to every tensor in the forward pass.
+    """
+
+    mode: str = "auto"
     method: str = "minmax"
     per_channel: bool = True
+    groups: tuple[str, ...] = ()
+    equalise: bool = False
+    correct_bias: bool = False
     images: int = 512
     seed: int = 0
+    max_drop: float = 0.3
+    epochs: int = 0
+    lr: float = 0.0005
 
     def __post_init__(self) -> None:
-        if self.mode not in ("dynamic", "static"):
-            raise CompressError(f"mode (={self.mode}) must be dynamic or static")
-        if self.method not in ("minmax", "percentile", "entropy"):
-            raise CompressError(f"method (={self.method}) must be minmax, percentile or entropy")
+        object.__setattr__(self, "groups", tuple(self.groups))
+        if self.mode not in QUANTIZE_MODES:
+            raise CompressError(f"mode (={self.mode}) must be {', '.join(QUANTIZE_MODES[:-1])} or {QUANTIZE_MODES[-1]}")
+        if self.method not in ("minmax", "percentile", "entropy", "mse"):
+            raise CompressError(f"method (={self.method}) must be minmax, percentile, entropy or mse")
+        by_hand = {"method": "minmax", "per_channel": True, "groups": (), "equalise": False, "correct_bias": False}
+        if self.mode != "static" and (given := [name for name, usual in by_hand.items() if getattr(self, name) != usual]):
+            how = "auto tries them all" if self.mode == "auto" else f"{self.mode} has none"
+            raise CompressError(f"{given[0]} (={getattr(self, given[0])}) is a setting of --mode static; {how}")
         if self.images < 1:
             raise CompressError(f"images (={self.images}) must be at least 1; 512 is the default")
         if self.seed < 0:
             raise CompressError(f"seed (={self.seed}) must be zero or a positive integer")
+        if not 0 <= self.max_drop <= 100:
+            raise CompressError(f"max_drop (={self.max_drop}) must lie in [0, 100] points of balanced accuracy; 0.3 is the default")
+        if self.epochs < 0:
+            raise CompressError(f"epochs (={self.epochs}) must be zero or a positive integer; 0 does no fine-tuning")
+        if self.epochs and self.mode not in ("auto", "static"):
+            raise CompressError(f"epochs (={self.epochs}) of fine-tuning need --mode auto or static; {self.mode} has nothing to train")
+        if not 0 < self.lr < math.inf:
+            raise CompressError(f"lr (={self.lr}) must be a positive number; 0.0005 is the default")
 
 
 @dataclass(frozen=True, kw_only=True)
 class ExportConfig:
-    """ONNX: ``opset`` of the graph, and how many validation images prove its parity with torch."""
+    """ONNX: ``opset`` of the graph, its ``input``, uint8 or float32 in [0, 1], and how many real images prove its parity with torch."""
 
     opset: int = 18
+    input: str = "uint8"
     parity_images: int = 1000
 
     def __post_init__(self) -> None:
         if not 18 <= self.opset <= 23:
             raise CompressError(f"opset (={self.opset}) must lie in 18 to 23; 18 is what older runtimes on boards read too")
+        if self.input not in ("uint8", "float32"):
+            raise CompressError(f"input (={self.input}) must be uint8 or float32; uint8 takes the pixels as a camera or file has them")
         if self.parity_images < 1:
             raise CompressError(f"parity_images (={self.parity_images}) must be at least 1; 1000 is the default")
 
@@ -263,6 +291,7 @@ ALTERNATIVES: Mapping[str, tuple[str, ...]] = {
     "prune": ("sparsity", "pattern"),
     "remove-channels": ("sparsity", "max_macs", "max_size", "max_latency"),
 }
+QUANTIZE_MODES = ("auto", "static", "dynamic", "int8-weights", "fp16-weights", "float32")
 # Stages that make networks; those of the first kind are what pruning starts from where no parent is named.
 TRAINED_STAGES = ("train", "import")
 NETWORK_STAGES = (*TRAINED_STAGES, "prune", "remove-channels")

@@ -1,11 +1,11 @@
 """Export: a network and its input preparation become one ONNX file, which takes the raw ``uint8`` image.
 
-The graph has one input, ``image``, uint8 (B, C, H, W), and one output, ``logits``, float32 (B, K), with the batch axis free. Scaling and
-normalisation lie inside, so that a board cannot get them wrong. Softmax does not: it changes no answer, costs time in every inference, and
-in an int8 graph would squeeze the logits through 256 steps before anybody could compare them.
+The graph has one input, ``image``, uint8 (B, C, H, W), and two outputs, ``logits`` and then ``probabilities`` (the softmax of the first),
+float32 (B, K), with the batch axis free. Scaling and normalisation lie inside, so that a board cannot get them wrong; where a camera
+gives float32 in [0, 1], the graph can take that, and the normalisation still lies inside.
 
-The exporter folds batch norm into the convolutions. Everything it notes about this machine (paths, source lines) is removed; the same
-network gives the same bytes.
+The exporter folds batch norm into the convolutions, and ``rewrite`` saves steps. Everything the exporter notes about this machine (paths,
+source lines) is removed; the same network gives the same bytes.
 
 Refuses: an example of one image or of another type, a network that cannot be traced or that does not give (B, K), a graph whose batch
 axis is not free.
@@ -16,6 +16,7 @@ Source: torch.onnx.export(dynamo=True). An example of one image freezes the batc
 import contextlib
 import copy
 import io
+import json
 import math
 import warnings
 from collections.abc import Mapping
@@ -30,8 +31,10 @@ from torch import Tensor, nn
 
 from .errors import CompressError, first_line
 from .onnxfile import RUNTIME_ERRORS, open_session, read_onnx, write_onnx
+from .rewrite import simplify
 
 OPSET = 18  # what the exporter writes without a conversion step, and what older runtimes on boards read
+IMAGES = ("uint8", "float32")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,19 +42,25 @@ class Parity:
     """How well a file agrees with the torch network.
 
     ``largest_difference`` is the largest absolute difference of two logits (infinity where one is not finite); ``agreement`` is the
-    fraction of images with the same argmax, 0 to 1; both over ``images`` images.
+    fraction of images with the same argmax, 0 to 1; ``probabilities`` is the largest difference of two probabilities, None where the file
+    gives none. All over ``images`` images.
     """
 
     images: int
     largest_difference: float
     agreement: float
+    probabilities: float | None = None
 
 
 class _Deployed(nn.Module):
-    """uint8 (B, C, H, W) to logits (B, K): copies of preparation and network on the CPU in eval mode; the originals stay as they are."""
+    """Images (B, C, H, W) to logits (B, K): copies of preparation and network on the CPU in eval mode; the originals stay as they are.
 
-    def __init__(self, prepare: nn.Module, network: nn.Module) -> None:
+    ``scale`` is what turns the images into 0 to 255.
+    """
+
+    def __init__(self, prepare: nn.Module, network: nn.Module, scale: float = 1.0) -> None:
         super().__init__()
+        self.scale = scale
         try:
             self.prepare, self.network = copy.deepcopy((prepare, network))
         except (RuntimeError, TypeError) as error:
@@ -61,12 +70,19 @@ class _Deployed(nn.Module):
         self.cpu().eval()
 
     def forward(self, image: Tensor) -> Tensor:
-        return self.network(self.prepare(image))
+        return self.network(self.prepare(image if self.scale == 1 else image * self.scale))
 
 
 def export_onnx(
-    network: nn.Module, target: Path, *, prepare: nn.Module, example: Tensor, metadata: Mapping[str, str], opset: int = OPSET
-) -> None:
+    network: nn.Module,
+    target: Path,
+    *,
+    prepare: nn.Module,
+    example: Tensor,
+    metadata: Mapping[str, str],
+    opset: int = OPSET,
+    image: str = "uint8",
+) -> tuple[str, ...]:
     """Write ``prepare`` and ``network`` as one ONNX file.
 
     Args:
@@ -74,8 +90,12 @@ def export_onnx(
         target: the file to write; replaced at once or not at all.
         prepare: uint8 (B, C, H, W) to float32 (B, C, H, W), the scaling and normalisation.
         example: uint8 (at least 2, C, H, W); its C, H and W become those of the graph.
-        metadata: goes into the file's ``metadata_props``, sorted by name.
+        metadata: goes into the file's ``metadata_props``, sorted by name; ``compress.rewrites`` is added where something was rewritten.
         opset: the ONNX operator set, at least 18.
+        image: what the graph takes, "uint8" or "float32" in [0, 1]. For the latter ``prepare`` gets float32 in [0, 255].
+
+    Returns:
+        What was rewritten, in words.
 
     Raises:
         CompressError: for what the module refuses; nothing is written then.
@@ -84,13 +104,22 @@ def export_onnx(
         raise CompressError(f"example (={example.dtype} {tuple(example.shape)}) must be torch.uint8 (B, C, H, W) with at least 2 images")
     if opset < OPSET:
         raise CompressError(f"opset (={opset}) must be at least {OPSET}, which the exporter writes without converting")
-    deployed = _Deployed(prepare, network)
-    example = example.cpu()
+    if image not in IMAGES:
+        raise CompressError(f'image (="{image}") must be {" or ".join(IMAGES)}; uint8 takes the pixels as a camera or file has them')
+    deployed = _Deployed(prepare, network, 1.0 if image == "uint8" else 255.0)
+    example = example.cpu() if image == "uint8" else example.cpu().float() / 255
     _check_logits(deployed, example)
     model = _trace(deployed, example, opset)
-    _clean(model, metadata)
+    _strip_notes(model)
+    # A quantizer that transposes a weight trips over the shape noted for it ("Inferred shape and existing shape differ").
+    del model.graph.value_info[:]
+    _add_probabilities(model)
+    rewrites = simplify(model)
+    notes = {"compress.rewrites": json.dumps(rewrites)} if rewrites else {}
+    onnx.helper.set_model_props(model, dict(sorted((dict(metadata) | notes).items())))
     _check_batch_is_free(model, example)
     write_onnx(model, target)
+    return rewrites
 
 
 def parity(network: nn.Module, prepare: nn.Module, path: Path, images: np.ndarray, *, batch: int = 256) -> Parity:
@@ -110,22 +139,35 @@ def parity(network: nn.Module, prepare: nn.Module, path: Path, images: np.ndarra
         raise CompressError(f"images (={images.dtype} {images.shape}) must be uint8 (N, C, H, W) with at least one image")
     deployed = _Deployed(prepare, network)
     session = open_session(read_onnx(path), f'"{path}"')
-    entry, output = session.get_inputs()[0].name, session.get_outputs()[0].name
-    largest, same = 0.0, 0
+    entry, (output, *others) = session.get_inputs()[0], [value.name for value in session.get_outputs()]
+    probable = "probabilities" in others
+    largest, largest_probable, same = 0.0, 0.0, 0
     for start in range(0, len(images), batch):
         part = np.ascontiguousarray(images[start : start + batch])
         with torch.inference_mode():
             expected = deployed(torch.tensor(part)).numpy()  # a copy: the images may be read-only
+        fed = part.astype(np.float32) / np.float32(255) if entry.type == "tensor(float)" else part
         try:
-            (found,) = session.run([output], {entry: part})
+            found, *rest = session.run([output, "probabilities"] if probable else [output], {entry.name: fed})
         except (ValueError, *RUNTIME_ERRORS) as error:
             raise CompressError(f'"{path}" does not take images of {part.dtype} {part.shape[1:]} ({first_line(error)})') from error
         if found.shape != expected.shape:
             raise CompressError(f'"{path}" gives {found.shape}, the network {expected.shape}; compare a file with the network it came from')
-        difference = float(np.abs(found - expected).max())
-        largest = max(largest, difference if math.isfinite(difference) else math.inf)
+        largest = max(largest, _difference(found, expected))
+        if probable:
+            largest_probable = max(largest_probable, _difference(rest[0], torch.from_numpy(expected).softmax(1).numpy()))
         same += int((found.argmax(axis=1) == expected.argmax(axis=1)).sum())
-    return Parity(images=len(images), largest_difference=largest, agreement=same / len(images))
+    return Parity(
+        images=len(images),
+        largest_difference=largest,
+        agreement=same / len(images),
+        probabilities=largest_probable if probable else None,
+    )
+
+
+def _difference(found: np.ndarray, expected: np.ndarray) -> float:
+    difference = float(np.abs(found - expected).max())
+    return difference if math.isfinite(difference) else math.inf
 
 
 def _check_logits(deployed: nn.Module, example: Tensor) -> None:
@@ -169,14 +211,13 @@ def _trace(deployed: nn.Module, example: Tensor, opset: int) -> onnx.ModelProto:
     return program.model_proto
 
 
-def _clean(model: onnx.ModelProto, metadata: Mapping[str, str]) -> None:
-    _strip_notes(model)
-    weights = {weight.name for weight in model.graph.initializer}
-    # A quantizer that transposes a weight trips over the shape noted for it ("Inferred shape and existing shape differ").
-    shapes = [value for value in model.graph.value_info if value.name not in weights]
-    del model.graph.value_info[:]
-    model.graph.value_info.extend(shapes)
-    onnx.helper.set_model_props(model, dict(sorted(metadata.items())))
+def _add_probabilities(model: onnx.ModelProto) -> None:
+    """The softmax of the logits as a second output; added here, so that a network need not know of it."""
+    logits = model.graph.output[0]
+    model.graph.node.append(onnx.helper.make_node("Softmax", [logits.name], ["probabilities"], name="probabilities_Softmax", axis=1))
+    value = model.graph.output.add()
+    value.CopyFrom(logits)
+    value.name = "probabilities"
 
 
 def _strip_notes(message: Any) -> None:
@@ -192,14 +233,13 @@ def _strip_notes(message: Any) -> None:
 
 def _check_batch_is_free(model: onnx.ModelProto, example: Tensor) -> None:
     """A Python loop over the batch, or a shape written as a number, makes a graph that only takes the example's batch."""
-    values = (model.graph.input[0], model.graph.output[0])
-    free = all(value.type.tensor_type.shape.dim[0].dim_param for value in values)
+    free = all(value.type.tensor_type.shape.dim[0].dim_param for value in (*model.graph.input, *model.graph.output))
     try:
-        (logits,) = open_session(model, "the exported graph").run(None, {"image": example[:1].numpy()})
+        found = open_session(model, "the exported graph").run(None, {"image": example[:1].numpy()})
     except RUNTIME_ERRORS:  # a shape written as a number inside the graph fails only when it runs
         free = False
     else:
-        free = free and len(logits) == 1
+        free = free and all(len(one) == 1 for one in found)
     if not free:
         raise CompressError(
             f"network was exported for batches of {len(example)} only; "

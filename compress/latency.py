@@ -82,15 +82,7 @@ class Clock:
         """
         wanted = [self._file(network) for network in networks]
         different = list(dict.fromkeys(wanted))
-        files = [self._baseline, *different]
-        seconds = np.empty((self._rounds, len(files)))
-        order = np.arange(len(files))
-        for number, row in enumerate(seconds):
-            # Whatever comes first may gain or lose by it, so every second round goes backwards.
-            order = order[::-1] if number % 2 else self._generator.permutation(len(files))
-            sessions = {index: onnx_session(Candidate(name="", path=files[index]), threads=1) for index in order}
-            for index in order:
-                row[index] = _turn(sessions[index], self._images)
+        seconds = in_turns([self._baseline, *different], self._images, self._rounds, self._generator)
         return seconds[:, [0, *(1 + different.index(file) for file in wanted)]]
 
     def _file(self, network: nn.Module) -> Path:
@@ -102,6 +94,23 @@ class Clock:
             export_onnx(network, file, prepare=Prepare(self.spec), example=example, metadata={})
             self._files[key] = file
         return self._files[key]
+
+
+def in_turns(files: Sequence[Path], images: list[NDArray[np.uint8]], rounds: int, generator: np.random.Generator) -> NDArray[np.float64]:
+    """Median seconds per call of each graph in each round, float64 (rounds, files), all in turns as the module says.
+
+    Args:
+        files: graphs with one input, ``image``. images: uint8 (1, C, H, W) each; the calls cycle over them.
+    """
+    seconds = np.empty((rounds, len(files)))
+    order = list(range(len(files)))
+    for number, row in enumerate(seconds):
+        # Whatever comes first may gain or lose by it, so every second round goes backwards.
+        order = order[::-1] if number % 2 else generator.permutation(len(files)).tolist()
+        sessions = {index: onnx_session(Candidate(name="", path=files[index]), threads=1) for index in order}
+        for index in order:
+            row[index] = _turn(sessions[index], images)
+    return seconds
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,7 +167,7 @@ def _turn(session: Any, images: list[NDArray[np.uint8]]) -> float:
     """Median seconds of calls with one image, as many as fit into a turn."""
 
     def predict(image: NDArray[np.uint8]) -> NDArray[np.float32]:
-        (logits,) = session.run(None, {"image": image})
+        logits: NDArray[np.float32] = session.run(None, {"image": image})[0]
         return logits
 
     woken = float(np.median(time_calls(predict, images, 0, WAKE_CALLS)))

@@ -127,8 +127,9 @@ class Options:
 
     def _with_parent(self, parent: Artifact, given: tuple[DataSet, Mapping[str, Any]] | None) -> tuple[Project, Recipe]:
         about = parent.manifest
-        recipe = self.load_recipe(about.model["reference"])
-        model = ModelReference(reference=about.model["reference"], options=about.model["options"])
+        foreign = "reference" not in about.model  # a graph that another tool wrote; it has no network here
+        recipe = self.load_recipe(None if foreign else about.model["reference"])
+        model = None if foreign else ModelReference(reference=about.model["reference"], options=about.model["options"])
         known = _trained_on(parent)
         if given is None:
             source = self.data or about.data["source"]
@@ -143,7 +144,26 @@ class Options:
                 f"data (={record['source']}) is not what {parent.path} was made from ({about.data['name']}): its fingerprint is "
                 f"{data.fingerprint[:12]}..., {about.data['fingerprint'][:12]}... was expected; name the same data, or train again"
             )
-        return self._project(model, about.input, data, record), recipe
+        project = self._project(model, about.input, data, record)
+        return (dataclasses.replace(project, folder=self.runs / about.model["file"]) if foreign else project), recipe
+
+    def project_of_onnx(self, path: Path) -> Project:
+        """A project for an ONNX file that another tool wrote; the shape of its images is the file's."""
+        from .adopt import image_shape
+
+        given = [f"--{name}" for name in ("from", "weights", "model") if getattr(self, name if name != "from" else "from_") is not None]
+        if given or self.pretrained:
+            raise CompressError(f"onnx (={path}) and {(*given, '--pretrained')[0]} exclude each other; leave one of them out")
+        shape = image_shape(path)
+        spec = _parse_spec(self.image_shape or ("x".join(map(str, shape)) if shape else None), self.mean, self.std)
+        if shape is not None and shape != spec.shape:
+            raise CompressError(f"image-shape (={self.image_shape}) is not what onnx (={path}) takes, {shape}; leave --image-shape out")
+        if shape is None and self.image_shape is None:
+            raise CompressError(f"onnx (={path}) leaves the size of its images open; name it with --image-shape CxHxW")
+        if self.data is None and self.files is None:
+            raise CompressError(f"onnx (={path}) does not say which images calibrate and score it; name them with --data")
+        data, record = self.load(self.data, self.seed or 0, spec)
+        return dataclasses.replace(self._project(None, spec, data, record), folder=self.runs / path.stem)
 
     def project_of_files(self, first: Artifact | None, path: Path) -> Project:
         """A project to measure files in: data and input are those of the ``first`` artifact among them, else of the options."""

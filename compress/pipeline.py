@@ -11,7 +11,6 @@
 
 import csv
 import dataclasses
-import hashlib
 import json
 import math
 import tempfile
@@ -20,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import torch
 from numpy.typing import NDArray
 from safetensors.torch import save_file
@@ -28,8 +28,7 @@ from torch.nn import functional
 
 from . import __version__
 from .artifact import PAYLOAD, Artifact, sha256_of
-from .benchmarks.runtimes import Candidate, open_model
-from .config import ExportConfig, PruneConfig, QuantizeConfig
+from .config import ExportConfig, PruneConfig
 from .cost import count_cost
 from .errors import CompressError
 from .export import export_onnx, parity
@@ -45,10 +44,9 @@ from .prune import (
     pattern_masks,
     sparsity_by_layer,
 )
-from .quantize import StaticConfig, quantize_dynamic, quantize_static
 from .train.distil import Teacher
 from .train.distributed import joined, this_team
-from .train.fit import choose_device, fit, predict_logits
+from .train.fit import Fitted, choose_device, fit, predict_logits
 from .train.metrics import score
 from .train.settings import DistilConfig, FitConfig
 from .train.sources import Part
@@ -191,17 +189,17 @@ def ease_dropout(network: nn.Module, teacher: nn.Module) -> None:
 
 
 def export(project: Project, parent: Artifact, config: ExportConfig, out: Path | None = None) -> Artifact:
-    """Export ``parent`` to ONNX (uint8 in, logits out) and prove on validation images that it computes the same."""
+    """Export ``parent`` to ONNX (images in, logits and probabilities out) and prove on real images that it computes the same."""
     key = stage_key("export", config, parent=parent.content, data=data_identity(project), vectors=TOLERANCE["export"])
 
     def make(folder: Path) -> Made:
         network, prepare = load_network(parent), Prepare(parent.manifest.input)
-        images = project.data.validation.images[: config.parity_images]
+        images = _real_images(project, config.parity_images)
         target = folder / PAYLOAD["graph"]
-        metadata = graph_metadata(parent)
-        export_onnx(network, target, prepare=prepare, example=torch.from_numpy(images[:2].copy()), metadata=metadata, opset=config.opset)
+        example, metadata = torch.from_numpy(images[:2].copy()), graph_metadata(parent, config)
+        rewrites = export_onnx(network, target, prepare=prepare, example=example, metadata=metadata, opset=config.opset, image=config.input)
         proof = parity(network, prepare, target, images)
-        if proof.largest_difference > PARITY_TOLERANCE:
+        if max(proof.largest_difference, proof.probabilities or 0.0) > PARITY_TOLERANCE:
             raise CompressError(
                 f"the exported graph does not compute what {parent.path} does: logits differ by {proof.largest_difference:.2g} "
                 f"on {proof.images} images, {PARITY_TOLERANCE:g} is allowed; please report this with the network"
@@ -211,35 +209,19 @@ def export(project: Project, parent: Artifact, config: ExportConfig, out: Path |
             with torch.inference_mode():
                 return network(prepare(torch.from_numpy(seen.copy()))).numpy()
 
-        write_vectors(folder, expected, images, TOLERANCE["export"])
-        return {"parity": dataclasses.asdict(proof)}, parent.manifest.facts
+        write_vectors(folder, expected, project.data.validation.images, TOLERANCE["export"])
+        return {"parity": dataclasses.asdict(proof), "rewrites": rewrites}, parent.manifest.facts
 
     return run_stage(project, "graph", "export", key, config, parent, out, make)
 
 
-def quantize(project: Project, parent: Artifact, config: QuantizeConfig, out: Path | None = None) -> Artifact:
-    """Make int8 of an exported graph; static quantization is calibrated on stratified training images, recorded by index and hash."""
-    settings: Any = config if config.mode == "static" else {"mode": "dynamic"}
-    key = stage_key("quantize", settings, parent=parent.content, data=data_identity(project), vectors=TOLERANCE["quantize"])
-
-    def make(folder: Path) -> Made:
-        target = folder / PAYLOAD["graph"]
-        if config.mode == "dynamic":
-            done = quantize_dynamic(parent.payload, target)
-            _prove(project, folder)
-            return {"quantized": dataclasses.asdict(done)}, parent.manifest.facts
-        chosen = stratified_sample(project.data.train.labels, config.images, config.seed)
-        images = project.data.train.images[chosen]
-        calibration = {"indices": chosen.tolist(), "sha256": hashlib.sha256(images.tobytes()).hexdigest(), "data": project.data.fingerprint}
-        (folder / "calibration.json").write_text(json.dumps(calibration) + "\n", encoding="utf-8")
-        done = quantize_static(parent.payload, target, images, StaticConfig(method=config.method, per_channel=config.per_channel))
-        _prove(project, folder)
-        return {
-            "quantized": dataclasses.asdict(done),
-            "calibration": {"images": len(chosen), "sha256": calibration["sha256"]},
-        }, parent.manifest.facts
-
-    return run_stage(project, "graph", "quantize", key, settings, parent, out, make)
+def _real_images(project: Project, count: int) -> NDArray[np.uint8]:
+    """The first ``count`` validation images, and training images where those are too few; the proof needs no unseen ones."""
+    validation, train = project.data.validation.images, project.data.train.images
+    images = np.concatenate([validation[:count], train[: max(0, count - len(validation))]])
+    if len(images) < count:
+        project.console.say(f"export: the data has {len(images)} images for the proof of parity, fewer than parity_images (={count})")
+    return images
 
 
 def graph_of(project: Project, parent: Artifact, config: ExportConfig) -> Artifact:
@@ -247,14 +229,22 @@ def graph_of(project: Project, parent: Artifact, config: ExportConfig) -> Artifa
     return parent if parent.manifest.kind == "graph" else export(project, parent, config)
 
 
-def graph_metadata(parent: Artifact) -> dict[str, str]:
-    """What an ONNX file says of itself: everything here follows from the inputs, so that the same export gives the same bytes."""
+def graph_metadata(parent: Artifact, config: ExportConfig) -> dict[str, str]:
+    """What an ONNX file says of itself: everything here follows from the inputs, so that the same export gives the same bytes.
+
+    ``compress.image`` is what to feed it. ``compress.input`` is what the graph makes of the image itself: nobody else has to normalise.
+    """
     about = parent.manifest
+    image = {"dtype": config.input, "shape": ["batch", *about.input.shape], "range": [0, 255] if config.input == "uint8" else [0, 1]}
+    output = {"dtype": "float32", "shape": ["batch", len(about.classes)]}
     lineage = [{"stage": step["stage"], "config": step["config"]} for step in parent.steps]
     return {
         "compress.version": __version__,
+        "compress.versions": json.dumps({"torch": torch.__version__, "onnx": onnx.__version__, "opset": config.opset}),
         "compress.classes": json.dumps(about.classes, ensure_ascii=False),
+        "compress.image": json.dumps(image),
         "compress.input": json.dumps(dataclasses.asdict(about.input)),
+        "compress.outputs": json.dumps({"logits": output, "probabilities": output}),
         "compress.model": json.dumps(about.model),
         "compress.lineage": json.dumps(lineage),
         "compress.data": json.dumps({"name": about.data["name"], "fingerprint": about.data["fingerprint"]}),
@@ -287,13 +277,6 @@ def batch_losses(project: Project, network: nn.Module, part: Part, batch: int = 
     project.console.progress("importance", len(part.labels), len(part.labels))
 
 
-def _prove(project: Project, folder: Path) -> None:
-    """Test vectors for an int8 file: what it answers here, as no other runtime computes in int8 what it does."""
-    candidate = Candidate(name="int8", path=folder / PAYLOAD["graph"])
-    run = open_model(candidate, project.spec.shape, project.classes, threads=1).predict
-    write_vectors(folder, run, project.data.validation.images, TOLERANCE["quantize"])
-
-
 def _new_network(project: Project) -> nn.Module:
     assert project.model is not None, "only files are measured without a model"
     return build_network(project.model, project.classes, project.spec)
@@ -309,14 +292,43 @@ def fit_and_save(
     teacher: Teacher | None = None,
     after_step: Callable[[], None] | None = None,
 ) -> Made:
-    """Train, with a state file beside the artifact's place so that a killed run can go on; it is removed with the artifact made."""
-    state_file = project.folder / stage / f".{key[:12]}.state.safetensors" if this_team().rank == 0 else None
-    if state_file is None:
+    """Train and save; the state file beside the artifact's place is removed with the artifact made."""
+    prepare = Prepare(project.spec).to(choose_device(project.device))
+    fitted = fit_network(project, network, config, key, stage, folder, prepare=prepare, teacher=teacher, after_step=after_step)
+    names = ("accuracy", "balanced_accuracy", "macro_f1", "macro_precision")
+    made = save_network(
+        project, network, folder, {"validation": {name: fitted.best[name] for name in names}, "best_epoch": fitted.best_epoch}
+    )
+    if this_team().rank == 0:
+        state_file(project, stage, key).unlink(missing_ok=True)
+    return made
+
+
+def state_file(project: Project, stage: str, key: str) -> Path:
+    """Where a training keeps its state, so that a killed run can go on."""
+    return project.folder / stage / f".{key[:12]}.state.safetensors"
+
+
+def fit_network(
+    project: Project,
+    network: nn.Module,
+    config: FitConfig,
+    key: str,
+    stage: str,
+    folder: Path,
+    *,
+    prepare: Callable[[Tensor], Tensor],
+    teacher: Teacher | None = None,
+    after_step: Callable[[], None] | None = None,
+) -> Fitted:
+    """Train ``network`` in place on the project's images, with progress, a state file and ``history.csv`` in ``folder``."""
+    state = state_file(project, stage, key) if this_team().rank == 0 else None
+    if state is None:
         pass  # the first process has it
     elif not project.resume:
-        state_file.unlink(missing_ok=True)
-    elif state_file.is_file():
-        project.console.say(f"{stage}: goes on from {state_file}")
+        state.unlink(missing_ok=True)
+    elif state.is_file():
+        project.console.say(f"{stage}: goes on from {state}")
 
     def progress(epoch: int, step: int, steps: int, loss: float) -> None:
         project.console.progress(
@@ -330,9 +342,9 @@ def fit_and_save(
         (data.validation.images, data.validation.labels),
         config,
         classes=project.classes,
-        prepare=Prepare(project.spec).to(choose_device(project.device)),
+        prepare=prepare,
         device=choose_device(project.device),
-        state_file=state_file,
+        state_file=state,
         key=key,
         teacher=teacher,
         after_step=after_step,
@@ -342,13 +354,7 @@ def fit_and_save(
         writer = csv.DictWriter(file, fieldnames=list(fitted.history[0]))
         writer.writeheader()
         writer.writerows(fitted.history)
-    names = ("accuracy", "balanced_accuracy", "macro_f1", "macro_precision")
-    made = save_network(
-        project, network, folder, {"validation": {name: fitted.best[name] for name in names}, "best_epoch": fitted.best_epoch}
-    )
-    if state_file is not None:
-        state_file.unlink(missing_ok=True)
-    return made
+    return fitted
 
 
 def save_network(project: Project, network: nn.Module, folder: Path, metrics: Mapping[str, Any]) -> Made:

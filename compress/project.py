@@ -71,7 +71,7 @@ def find_parent(folder: Path, stages: tuple[str, ...], fingerprint: str | None =
 
 def variants_of(project: Project, root: Artifact) -> list[Artifact]:
     """Every graph under ``runs/<model>`` that descends from ``root``, the shortest lineage first."""
-    graphs = [artifact for stage in ("export", "quantize") for artifact in find_artifacts(project.folder / stage)]
+    graphs = [artifact for stage in ("import-onnx", "export", "quantize") for artifact in find_artifacts(project.folder / stage)]
     # The same bytes may lie there twice, made by two versions of this toolkit: the newest of them is taken.
     graphs.sort(key=lambda graph: graph.manifest.created)
     mine = list({(variant_name(graph), graph.content): graph for graph in graphs if _root_key(graph) == root.manifest.key}.values())
@@ -81,8 +81,8 @@ def variants_of(project: Project, root: Artifact) -> list[Artifact]:
 
 
 def _root_key(artifact: Artifact) -> str:
-    """The key of the last training in the lineage."""
-    keys: list[str] = [step["key"] for step in artifact.steps if step["stage"] in ("train", "import")]
+    """The key of the last training in the lineage, or of what stands for it."""
+    keys: list[str] = [step["key"] for step in artifact.steps if step["stage"] in ("train", "import", "import-onnx")]
     return keys[-1]
 
 
@@ -98,8 +98,17 @@ def variant_name(artifact: Artifact) -> str:
             removed = f"{100 * config['sparsity']:.3g}% of channels" if config["sparsity"] is not None else ""
             words["remove-channels"] = ", ".join(goals) or removed or words.get("remove-channels", "modules left out")
         elif step["stage"] == "quantize":
-            words["quantize"] = f"{config['mode']} int8"
+            words["quantize"] = _quantized_name(config)
     return ", ".join(words.values()) or "fp32"
+
+
+def _quantized_name(config: Mapping[str, Any]) -> str:
+    """``static int8``, ``static int8 of 3 groups, fine-tuned``, ``int8 weights``, ``fp32`` for a copy."""
+    mode = config["mode"]
+    if mode in ("float32", "int8-weights", "fp16-weights"):
+        return "fp32" if mode == "float32" else mode.replace("-", " ")
+    groups = len(config.get("groups", ()))
+    return f"{mode} int8{f' of {groups} groups' if groups else ''}{', fine-tuned' if config.get('epochs') else ''}"
 
 
 def run_stage(
@@ -127,7 +136,7 @@ def run_stage(
             kind=kind,
             stage=stage,
             key=key,
-            model=parent.manifest.model if parent else project.model.identity() if project.model else {},
+            model=parent.manifest.model if parent else project.model.identity() if project.model else {"file": project.folder.name},
             input=parent.manifest.input if parent else project.spec,
             classes=parent.manifest.classes if parent else project.data.classes,
             config=_plain(config),

@@ -62,10 +62,18 @@ def artifact_text(artifact: Artifact) -> str:
     if "one_shot" in metrics:
         rows["balanced accuracy before fine-tuning"] = f"{100 * metrics['one_shot']['balanced_accuracy']:.2f}%"
     if parity := metrics.get("parity"):
+        probable = parity.get("probabilities")  # files of older versions give none
         rows["parity with torch"] = (
             f"largest logit difference {parity['largest_difference']:.1e}, "
-            f"same label on {100 * parity['agreement']:.2f}% of {parity['images']} images"
+            + (f"of probabilities {probable:.1e}, " if probable is not None else "")
+            + f"same label on {100 * parity['agreement']:.2f}% of {parity['images']} images"
         )
+    if rewrites := metrics.get("rewrites"):
+        rows["rewritten"] = ", ".join(rewrites)
+    if "points_lost" in metrics:
+        rows["points lost by it"] = f"{metrics['points_lost']:.2f}"
+    if stored := metrics.get("stored"):
+        rows["stored in fewer bits"] = f"{len(stored['weights'])} weights; they are computed with as float32"
     if quantized := metrics.get("quantized"):
         rows["int8"] = _counts(quantized["operators"])
         rows["still float"] = _counts(quantized["left"])
@@ -78,11 +86,35 @@ def artifact_text(artifact: Artifact) -> str:
     width = max(map(len, rows))
     text = "\n".join(f"{name.ljust(width)}  {value}" for name, value in rows.items())
     parts = [text]
+    if "choice" in metrics:
+        parts.append(_choice_text(metrics["choice"]))
     if "gains" in metrics:
         parts.append(_removal_text(metrics))
     if "layers" in metrics:
         parts.append(_layers_text(metrics["layers"]))
     return "\n\n".join(parts)
+
+
+def _choice_text(choice: Mapping[str, Any]) -> str:
+    """The last candidates of the search, side by side, and why one of them was taken."""
+    rows = [
+        {"": "*" if one == choice["best"] else "", "computed in int8": tried_name(one)}
+        | {"latency of float32's (95%)": f"{one['ratio']:.2f}x ({one['low']:.2f} to {one['high']:.2f})"}
+        | {"points lost": f"{one['drop']:.2f}", "size": size(one["size"])}
+        for one in choice["finalists"]
+    ]
+    more = f"{choice['tried']} candidates were tried before: {choice['artifact']}"
+    return f"{table(rows)}\n\n{choice['verdict']}\n{more}"
+
+
+def tried_name(one: Mapping[str, Any]) -> str:
+    """``pointwise at 7x7 (minmax, per channel)`` for a row of a ``choice.json``."""
+    if one["setting"] is None:
+        return {"float32": "nothing", "dynamic": "linear layers, dynamically"}.get(one["mode"], f"nothing; {one['mode'].replace('-', ' ')}")
+    extras = [name for name, on in (("equalised", "equalise"), ("bias corrected", "correct_bias")) if one["setting"][on]]
+    how = ", ".join([one["setting"]["method"], "per channel" if one["setting"]["per_channel"] else "per tensor", *extras])
+    groups = one["groups"] if len(one["groups"]) <= 3 else [*one["groups"][:2], f"{len(one['groups']) - 2} more"]
+    return f"{', '.join(groups)} ({how})"
 
 
 def _removal_text(metrics: Mapping[str, Any]) -> str:

@@ -2,12 +2,13 @@
 
 ``vectors.npz`` lies beside ``model.onnx``: a few real images, the logits that were expected of them when the file was made (of an export:
 torch's; of an int8 file: ONNX Runtime's, on the machine that made it), how far logits may be off, and the SHA-256 of the model. Needs
-numpy and onnxruntime only. It tells accidents and unfit runtimes (a cut copy, a kernel that computes something else), not forgers: nothing
-is signed.
+numpy and onnxruntime only; where OpenVINO is installed, it has to agree as well. It tells accidents and unfit runtimes (a cut copy, a
+kernel that computes something else), not forgers: nothing is signed.
 
 Refused: a folder without the two files, and vectors that are damaged. Nothing is pickled.
 """
 
+import importlib.util
 import zipfile
 import zlib
 from collections.abc import Callable
@@ -19,7 +20,7 @@ from numpy.typing import NDArray
 
 from .artifact import MANIFEST, PAYLOAD, read_artifact, sha256_of
 from .benchmarks.errors import BenchmarkError
-from .benchmarks.runtimes import Candidate, check_logits, open_model
+from .benchmarks.runtimes import Candidate, Opened, check_logits, open_model
 from .errors import CompressError, first_line, onnxruntime_errors
 
 VECTORS = "vectors.npz"
@@ -28,6 +29,7 @@ MOST_VECTORS, SEEN_IMAGES = 8, 256
 # (microsoft/onnxruntime#32132); with and without fused kernels, static int8 of the reference networks differed by up to 1.7% on 500
 # images, dynamic by 0.15%.
 TOLERANCE = {"export": 1e-4, "quantize": 0.05}
+SOFTMAX_TOLERANCE = 1e-5  # of the file's own logits: float32, also in an int8 file
 _DAMAGE = (OSError, ValueError, KeyError, EOFError, NotImplementedError, zipfile.BadZipFile, zlib.error)
 
 
@@ -135,17 +137,12 @@ def verify(folder: Path) -> Proof:
 def _compute(model: Path, vectors: Vectors) -> list[Check]:
     import onnxruntime
 
-    images, expected = vectors.images, vectors.logits
-    count, classes = expected.shape
     try:
-        opened = open_model(Candidate(name=model.stem, path=model), images.shape[1:], classes, threads=1)
-        logits = check_logits(opened.predict(images), count, classes)
+        opened, logits = _answer(model, vectors, "onnxruntime")
     except (BenchmarkError, *onnxruntime_errors()) as error:
-        said = str(error) if isinstance(error, BenchmarkError) else first_line(error)
-        return [Check(name="loads", passed=False, detail=f"not in onnxruntime {onnxruntime.__version__}: {said}")]
-    difference = float(np.abs(logits - expected).max())
-    same = int((logits.argmax(axis=1) == expected.argmax(axis=1)).sum())
-    return [
+        return [Check(name="loads", passed=False, detail=f"not in onnxruntime {onnxruntime.__version__}: {_said(error)}")]
+    difference, same, count = *_agreement(logits, vectors), len(logits)
+    checks = [
         Check(name="loads", passed=True, detail=f"onnxruntime {onnxruntime.__version__}, {', '.join(opened.providers)}"),
         Check(
             name="logits",
@@ -154,9 +151,56 @@ def _compute(model: Path, vectors: Vectors) -> list[Check]:
         ),
         Check(name="answers", passed=same == count, detail=f"{same} of {count} images have the expected answer"),
     ]
+    if opened.probabilities is not None:
+        checks.append(_check_probabilities(opened.probabilities(vectors.images), logits))
+    if importlib.util.find_spec("openvino") is not None:
+        checks.append(_check_openvino(model, vectors))
+    return checks
+
+
+def _answer(model: Path, vectors: Vectors, runtime: str) -> tuple[Opened, NDArray[np.float32]]:
+    count, classes = vectors.logits.shape
+    opened = open_model(Candidate(name=model.stem, path=model, runtime=runtime), vectors.images.shape[1:], classes, threads=1)
+    return opened, check_logits(opened.predict(vectors.images), count, classes)
+
+
+def _agreement(logits: NDArray[np.float32], vectors: Vectors) -> tuple[float, int]:
+    """The largest difference from the expected logits, and how many images have the expected answer."""
+    expected = vectors.logits
+    return float(np.abs(logits - expected).max()), int((logits.argmax(axis=1) == expected.argmax(axis=1)).sum())
+
+
+def _check_probabilities(found: NDArray[np.float32], logits: NDArray[np.float32]) -> Check:
+    powers = np.exp(logits.astype(np.float64) - logits.max(axis=1, keepdims=True))
+    expected = powers / powers.sum(axis=1, keepdims=True)
+    difference = float(np.abs(found - expected).max()) if found.shape == expected.shape else np.inf
+    return Check(
+        name="probabilities",
+        passed=difference <= SOFTMAX_TOLERANCE,
+        detail=f"largest difference {difference:.2g} from the softmax of the logits, {SOFTMAX_TOLERANCE:g} is allowed",
+    )
+
+
+def _check_openvino(model: Path, vectors: Vectors) -> Check:
+    try:
+        from openvino import __version__ as version
+
+        logits = _answer(model, vectors, "openvino")[1]
+    except (BenchmarkError, ImportError, RuntimeError) as error:  # OpenVINO's own errors are the last
+        return Check(name="openvino", passed=False, detail=f"does not load or run: {_said(error)}")
+    difference, same, count = *_agreement(logits, vectors), len(logits)
+    return Check(
+        name="openvino",
+        passed=difference <= vectors.tolerance and same == count,
+        detail=f"{version.partition('-')[0]}: largest difference {difference:.2g}, {same} of {count} images have the expected answer",
+    )
+
+
+def _said(error: BaseException) -> str:
+    return str(error) if isinstance(error, BenchmarkError) else first_line(error)
 
 
 def proof_text(proof: Proof) -> str:
     """One line per check, and the outcome."""
-    lines = [f"{'ok  ' if check.passed else 'FAIL'}  {check.name:<8} {check.detail}" for check in proof.checks]
+    lines = [f"{'ok  ' if check.passed else 'FAIL'}  {check.name:<13} {check.detail}" for check in proof.checks]
     return "\n".join([*lines, f"{proof.folder}: {'proved' if proof.holds else 'NOT proved; copy or export the model again'}"])

@@ -1,8 +1,9 @@
 """``compress run``: every stage in order, from a network to a report.
 
-Variants: the network as it is, pruned, dynamic int8, static int8, pruned and static int8; with a table [remove-channels] in the recipe
-the network with fewer channels too, as it is and in static int8. A stage whose artifact is there already is
-not run again, and a training that was cut short goes on, so the same command after a kill finishes from what is there.
+Variants: the network as it is, pruned, dynamic int8, static int8 everywhere, quantized as the recipe says (by measurement, if it says
+nothing), and pruned with static int8; with a table [remove-channels] in the recipe the network with fewer channels too, as it is and
+quantized. A stage whose artifact is there already is not run again, and a training that was cut short goes on, so the same command after a
+kill finishes from what is there.
 """
 
 from collections.abc import Mapping
@@ -14,6 +15,7 @@ from .benchmarks.run import BenchmarkConfig
 from .config import ExportConfig, PruneConfig, QuantizeConfig, Recipe, RemoveConfig, training_config
 from .measure import Outcome, benchmark, candidates_of, report
 from .opening import Options
+from .quantizing import quantize
 from .removal import remove_in_steps
 from .sensitivity_stage import Sensitivities
 from .train.fit import choose_device
@@ -30,7 +32,8 @@ def run_all(options: Options, recipe: Recipe, measuring: Mapping[str, Any], limi
         removing.in_steps()
     distil = recipe.stage(DistilConfig, "distil")
     exporting = recipe.stage(ExportConfig, "export")
-    dynamic, static = (recipe.stage(QuantizeConfig, "quantize", mode=mode) for mode in ("dynamic", "static"))
+    quantizing = recipe.stage(QuantizeConfig, "quantize")
+    dynamic, static = (QuantizeConfig(mode=mode, images=quantizing.images, seed=quantizing.seed) for mode in ("dynamic", "static"))
     benchmarking = recipe.stage(BenchmarkConfig, "benchmark", **measuring)
     limits = dict(recipe.table("report")) | {name: value for name, value in limits.items() if value is not None}
     choose_device(options.device)
@@ -49,14 +52,8 @@ def run_all(options: Options, recipe: Recipe, measuring: Mapping[str, Any], limi
             remove_in_steps(project, root, removing, training, distil, sensitivities=Sensitivities(project=project, recipe=recipe))
         )
     dense, sparse, *small = (pipeline.export(project, network, exporting) for network in networks)
-    graphs: list[Artifact] = [
-        dense,
-        sparse,
-        pipeline.quantize(project, dense, dynamic),
-        pipeline.quantize(project, dense, static),
-        pipeline.quantize(project, sparse, static),
-        *small,
-        *(pipeline.quantize(project, graph, static) for graph in small),
-    ]
+    wanted = [(dense, dynamic), (dense, static), (dense, quantizing), (sparse, static), *((graph, quantizing) for graph in small)]
+    quantized = [quantize(project, graph, config, training, distil) for graph, config in wanted]
+    graphs = list({graph.path: graph for graph in (dense, sparse, *small, *quantized)}.values())  # two ways may lead to one file
     measured = benchmark(project, candidates_of([*graphs, root], options.device), benchmarking, root)
     return report([measured.payload], project.folder / "report", limits)

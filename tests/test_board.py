@@ -21,8 +21,9 @@ from compress.artifact import InputSpec
 from compress.config import ExportConfig, QuantizeConfig
 from compress.options import Terminal
 from compress.project import Project
+from compress.quantizing import quantize
 from compress.reference import ModelReference
-from compress.train.fit import FitConfig
+from compress.train.settings import DistilConfig, FitConfig
 from compress.train.sources import load_data
 
 ROOT = Path(__file__).parents[1]
@@ -80,7 +81,7 @@ def _fill(folder: Path) -> None:
     project = Project(folder=folder / "runs", model=model, spec=InputSpec(), data=data, source=source, console=Terminal())
     root = pipeline.train(project, FitConfig(epochs=2, batch=64, lr=0.005))
     graph = pipeline.export(project, root, ExportConfig(), folder / "fp32")
-    pipeline.quantize(project, graph, QuantizeConfig(images=64), folder / "int8")
+    quantize(project, graph, QuantizeConfig(mode="static", images=64), FitConfig(), DistilConfig(), folder / "int8")
     (folder / "quick.toml").write_text("[benchmark]\nlaunches = 2\n")
 
 

@@ -4,9 +4,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 import torch
-from onnx import TensorProto
+from onnx import TensorProto, helper
 
 from compress.benchmarks.errors import BenchmarkError
 from compress.benchmarks.runtimes import Candidate, check_logits, open_model
@@ -26,6 +27,28 @@ def test_logits_are_those_of_the_file(pixel_model: Make) -> None:
 def test_float_input_gets_zero_to_one_and_a_batch_of_one_is_looped_over(pixel_model: Make) -> None:
     model = open_model(Candidate(name="a", path=pixel_model("a", kind=TensorProto.FLOAT, batch=1)), (1, 4, 4), 3, 1)
     np.testing.assert_allclose(model.predict(IMAGES), TRUTH / 255, rtol=1e-6)
+
+
+def with_probabilities(path: Path) -> Path:
+    """The same file with the softmax of its logits as a second output."""
+    model = onnx.load(path)
+    model.graph.node.append(helper.make_node("Softmax", ["logits"], ["probabilities"]))
+    model.graph.output.append(helper.make_tensor_value_info("probabilities", TensorProto.FLOAT, [None, 3]))
+    onnx.save(model, path)
+    return path
+
+
+@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
+@pytest.mark.parametrize("options", [{}, {"kind": TensorProto.FLOAT, "batch": 1}])
+def test_of_two_outputs_the_first_is_the_logits(pixel_model: Make, runtime: str, options: dict[str, object]) -> None:
+    pytest.importorskip(runtime, reason="the extra openvino is not installed")
+    path, scale = pixel_model("a", **options), 255 if options else 1
+    assert open_model(Candidate(name="a", path=path, runtime=runtime), (1, 4, 4), 3, 1).probabilities is None
+    model = open_model(Candidate(name="a", path=with_probabilities(path), runtime=runtime), (1, 4, 4), 3, 1)
+    np.testing.assert_allclose(model.predict(IMAGES), TRUTH / scale, rtol=1e-6)
+    powers = np.exp((TRUTH - TRUTH.max(1, keepdims=True)) / scale)
+    assert model.probabilities is not None
+    np.testing.assert_allclose(model.probabilities(IMAGES), powers / powers.sum(1, keepdims=True), atol=1e-6)
 
 
 @pytest.mark.parametrize("options", [{}, {"kind": TensorProto.FLOAT, "batch": 1}])

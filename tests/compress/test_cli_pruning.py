@@ -1,13 +1,9 @@
 """prune, remove-channels and sensitivity as a user runs them: on a network of one's own, with mistakes, and one after the other."""
 
-import json
-import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
-
-from compress import cli
+from stand_ins import Commands
 
 # A network with a shared layer in a residual, and one whose forward has a width written into it.
 NETS = """
@@ -39,30 +35,6 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "net.py").write_text(NETS)
     monkeypatch.chdir(tmp_path)
     return tmp_path
-
-
-class Commands:
-    """The command line in this process."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
-        self.monkeypatch, self.capfd = monkeypatch, capfd
-
-    def __call__(self, *arguments: str) -> tuple[int, str, str]:
-        self.capfd.readouterr()
-        self.monkeypatch.setattr(sys, "argv", ["compress", *arguments])
-        code = cli.main()
-        return (code, *self.capfd.readouterr())
-
-    def done(self, *arguments: str) -> dict[str, Any]:
-        code, out, err = self(*arguments, "--json")
-        assert code == 0, err
-        found: dict[str, Any] = json.loads(out)
-        return found
-
-
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Commands:
-    return Commands(monkeypatch, capfd)
 
 
 def test_a_network_of_ones_own_goes_the_whole_way(here: Path, run: Commands) -> None:

@@ -1,3 +1,5 @@
+import dataclasses
+import json
 import logging
 import os
 import warnings
@@ -8,11 +10,23 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from stand_ins import Silent
 from torch import Tensor, nn
 
+from compress import pipeline
+from compress.artifact import Artifact, InputSpec
+from compress.benchmarks.runtimes import Candidate, open_model
+from compress.config import ExportConfig
 from compress.errors import CompressError
 from compress.export import Parity, export_onnx, parity
 from compress.models import emnist, k49
+from compress.networks import Prepare
+from compress.project import Project
+from compress.reference import ModelReference
+from compress.show import artifact_text
+from compress.train.settings import FitConfig
+from compress.train.sources import load_data
+from compress.verify import VECTORS
 
 DATA = Path(__file__).parents[3] / "shared" / "data" / "kmnist" / "t10k-images-idx3-ubyte.gz"
 IMAGES = np.random.default_rng(0).integers(0, 256, (40, 1, 12, 12), dtype=np.uint8)
@@ -71,26 +85,41 @@ def test_file_agrees_with_torch(exported: tuple[nn.Module, Path]) -> None:
     found = parity(network, Scale(), path, IMAGES, batch=16)
     assert (found.images, found.agreement) == (40, 1.0)
     assert found.largest_difference < 1e-5
+    assert found.probabilities is not None and found.probabilities < 1e-6
 
 
 def test_graph_takes_raw_images_and_any_batch(exported: tuple[nn.Module, Path]) -> None:
     network, path = exported
     session = onnxruntime.InferenceSession(path)
-    (image,), (logits,) = session.get_inputs(), session.get_outputs()
+    (image,), outputs = session.get_inputs(), session.get_outputs()
     assert (image.name, image.type, image.shape) == ("image", "tensor(uint8)", ["batch", 1, 12, 12])
-    assert (logits.name, logits.type, logits.shape) == ("logits", "tensor(float)", ["batch", 5])
+    assert [(one.name, one.type, one.shape) for one in outputs] == [
+        (name, "tensor(float)", ["batch", 5]) for name in ("logits", "probabilities")
+    ]
     network.eval()
     for size in (1, 3, 7):
         with torch.inference_mode():
             expected = network(Scale()(torch.from_numpy(IMAGES[:size])))
-        np.testing.assert_allclose(session.run(None, {"image": IMAGES[:size]})[0], expected.numpy(), atol=1e-5)
+        logits, probabilities = session.run(None, {"image": IMAGES[:size]})
+        np.testing.assert_allclose(logits, expected.numpy(), atol=1e-5)
+        np.testing.assert_allclose(probabilities, expected.softmax(1).numpy(), atol=1e-6)
     network.train()
 
 
 def test_batch_norm_is_folded_and_dropout_gone(exported: tuple[nn.Module, Path]) -> None:
     kinds = [node.op_type for node in onnx.load(exported[1]).graph.node]
     assert kinds.count("Conv") == 2
-    assert not {"BatchNormalization", "Dropout", "Softmax"} & set(kinds)
+    assert not {"BatchNormalization", "Dropout"} & set(kinds)
+
+
+def test_no_shape_of_an_inner_tensor_is_noted(tmp_path: Path) -> None:
+    """Of a transposed weight the note was wrong, and quantizers stopped at it: "Inferred shape and existing shape differ"."""
+    from onnxruntime.quantization import quantize_dynamic
+
+    path = export(nn.Sequential(nn.Flatten(), nn.Linear(144, 4), nn.ReLU(), nn.Linear(4, 2)), tmp_path / "net.onnx")
+    assert not onnx.load(path).graph.value_info
+    quantize_dynamic(path, tmp_path / "int8.onnx")
+    assert "MatMulInteger" in [node.op_type for node in onnx.load(tmp_path / "int8.onnx").graph.node]
 
 
 def test_metadata_is_in_the_file_and_sorted(exported: tuple[nn.Module, Path]) -> None:
@@ -156,7 +185,105 @@ def test_parity_by_hand(tmp_path: Path) -> None:
     images = np.full((4, 1, 12, 12), 255, np.uint8)  # a pixel of 255 is 2.0 after scaling: logits 2 and 0, or 2 and 0.25
     images[0, 0, 0, 0] = 54  # this one is 0.029: logits 0.029 and 0, or 0.029 and 0.25
     found = parity(other, Scale(), path, images)
-    assert found == Parity(images=4, largest_difference=0.25, agreement=0.75)
+    # The first of two logits a and b has probability 1 / (1 + exp(b - a)): 0.50735 for 0.0294 and 0, 0.44507 for 0.0294 and 0.25.
+    assert found.probabilities == pytest.approx(0.50735 - 0.44507, abs=2e-5)
+    assert dataclasses.replace(found, probabilities=None) == Parity(images=4, largest_difference=0.25, agreement=0.75)
+
+
+def test_a_graph_of_float_pixels_keeps_the_normalisation_inside(tmp_path: Path) -> None:
+    network, spec = gated(), InputSpec(shape=(1, 12, 12), mean=(0.2,), std=(0.4,))
+    path = tmp_path / "net.onnx"
+    export_onnx(network, path, prepare=Prepare(spec), example=EXAMPLE, metadata={}, image="float32")
+    model = onnx.load(path)
+    assert model.graph.input[0].type.tensor_type.elem_type == onnx.TensorProto.FLOAT
+    assert [node.op_type for node in model.graph.node[:3]] == ["Mul", "Add", "Conv"]  # 255 and 1 / (255 * 0.4) are one factor
+    session = onnxruntime.InferenceSession(path)
+    with torch.inference_mode():
+        expected = network.eval()((torch.from_numpy(IMAGES).float() / 255 - 0.2) / 0.4).numpy()
+    np.testing.assert_allclose(session.run(["logits"], {"image": IMAGES.astype(np.float32) / 255})[0], expected, atol=1e-5)
+    assert parity(network, Prepare(spec), path, IMAGES).largest_difference < 1e-5
+    opened = open_model(Candidate(name="float", path=path), (1, 12, 12), 5, threads=1)
+    np.testing.assert_allclose(opened.predict(IMAGES), expected, atol=1e-5)
+    assert len(session.run(None, {"image": np.zeros((3, 1, 12, 12), np.float32)})[1]) == 3
+
+
+@pytest.mark.parametrize("image", ["uint8", "float32"])
+def test_without_a_mean_nothing_is_left_of_the_scale(image: str, tmp_path: Path) -> None:
+    network, prepare = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten()), Prepare(InputSpec(shape=(1, 12, 12)))
+    path = tmp_path / "net.onnx"
+    done = export_onnx(network, path, prepare=prepare, example=EXAMPLE, metadata={"a": "b"}, image=image)
+    assert done == ("pixel scale folded into 1 Conv",)
+    model = onnx.load(path)
+    assert [node.op_type for node in model.graph.node[: 1 + (image == "uint8")]] == ["Cast", "Conv"][image == "float32" :]
+    assert [(entry.key, entry.value) for entry in model.metadata_props] == [
+        ("a", "b"),
+        ("compress.rewrites", '["pixel scale folded into 1 Conv"]'),
+    ]
+    assert parity(network, prepare, path, IMAGES).largest_difference < 1e-5
+
+
+def test_other_pixels_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(CompressError, match=r'image \(="int8"\) must be uint8 or float32; uint8 takes the pixels as'):
+        export_onnx(Gated(), tmp_path / "net.onnx", prepare=Scale(), example=EXAMPLE, metadata={}, image="int8")
+
+
+def digits_project(folder: Path, **options: object) -> Project:
+    data = load_data("digits")
+    source = {"source": "digits", "name": "digits", "fingerprint": data.fingerprint, "seed": 0, "validation": 0.1}
+    model = ModelReference(reference="emnist", options={"channels": [4, 8], "hidden": 16})
+    about = {"folder": folder, "model": model, "spec": InputSpec(), "data": data, "source": source, "console": Silent()}
+    return Project(**about | options)  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Project, Artifact]:
+    project = digits_project(tmp_path_factory.mktemp("runs"))
+    network = pipeline.train(project, FitConfig(epochs=1, batch=256))
+    assert network is not None
+    return project, network
+
+
+def test_the_same_command_twice_gives_the_same_bytes_and_says_what_the_file_is(trained: tuple[Project, Artifact], tmp_path: Path) -> None:
+    project, root = trained
+    one, two = (pipeline.export(project, root, ExportConfig(), tmp_path / name) for name in ("one", "two"))
+    found = one.manifest.metrics["parity"]
+    assert (found["images"], found["agreement"]) == (1000, 1.0)
+    assert max(found["largest_difference"], found["probabilities"]) < 1e-4
+    assert one.payload.read_bytes() == two.payload.read_bytes()
+    assert (one.path / VECTORS).read_bytes() == (two.path / VECTORS).read_bytes()
+    about = {entry.key: entry.value for entry in onnx.load(one.payload).metadata_props}
+    assert json.loads(about["compress.classes"]) == list("0123456789")
+    assert json.loads(about["compress.image"]) == {"dtype": "uint8", "shape": ["batch", 1, 28, 28], "range": [0, 255]}
+    assert json.loads(about["compress.input"]) == {"shape": [1, 28, 28], "mean": [0.0], "std": [1.0]}
+    assert json.loads(about["compress.outputs"])["probabilities"] == {"dtype": "float32", "shape": ["batch", 10]}
+    assert json.loads(about["compress.versions"]) == {"torch": str(torch.__version__), "onnx": onnx.__version__, "opset": 18}
+    assert json.loads(about["compress.data"])["fingerprint"] == project.data.fingerprint
+    assert [step["stage"] for step in json.loads(about["compress.lineage"])] == ["train"]
+
+
+def test_parity_takes_training_images_where_those_for_validation_are_too_few(trained: tuple[Project, Artifact], tmp_path: Path) -> None:
+    project, root = trained
+    everything = len(project.data.validation.images) + len(project.data.train.images)
+    assert len(project.data.validation.images) < 1000 < everything
+    console, config = Silent(), ExportConfig(parity_images=5000, input="float32")
+    few = pipeline.export(dataclasses.replace(project, console=console), root, config, tmp_path / "few")
+    assert few.manifest.metrics["parity"]["images"] == everything
+    assert f"export: the data has {everything} images for the proof of parity, fewer than parity_images (=5000)" in console.said
+    assert f"same label on 100.00% of {everything} images" in artifact_text(few)
+
+
+def test_a_rewrite_that_is_wrong_is_found_by_the_parity(
+    trained: tuple[Project, Artifact], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def wrong(model: onnx.ModelProto) -> tuple[str, ...]:
+        (bias,) = [weight for weight in model.graph.initializer if weight.name == "network.fc2.bias"]
+        bias.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(bias) + np.float32(0.01), bias.name))
+        return ("nonsense",)
+
+    monkeypatch.setattr("compress.export.simplify", wrong)
+    with pytest.raises(CompressError, match=r"the exported graph does not compute what .* does: logits differ by 0\.01 on 1000 images"):
+        pipeline.export(*trained, ExportConfig(), tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_logits_that_are_not_finite_are_an_infinite_difference(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 from pathlib import Path
 
+import numpy as np
 import onnx
 import pytest
 
@@ -59,6 +60,17 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path: Path,
 def test_files_that_are_no_graphs_are_refused_by_name(content: bytes, message: str, tmp_path: Path) -> None:
     (tmp_path / "net.onnx").write_bytes(content)
     with pytest.raises(CompressError, match=rf'net\.onnx" {message}') as caught:
+        read_onnx(tmp_path / "net.onnx")
+    assert "\n" not in str(caught.value)
+
+
+def test_weights_that_lie_in_a_file_that_is_missing_are_named(tmp_path: Path) -> None:
+    model = relu("Abs")
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.zeros(500, np.float32), "weight"))
+    onnx.save(model, tmp_path / "net.onnx", save_as_external_data=True, location="net.data", size_threshold=0)
+    assert read_onnx(tmp_path / "net.onnx").graph.node[0].op_type == "Abs"
+    (tmp_path / "net.data").unlink()
+    with pytest.raises(CompressError, match=r'net\.onnx" keeps its weights in another file that cannot be read; put it beside') as caught:
         read_onnx(tmp_path / "net.onnx")
     assert "\n" not in str(caught.value)
 

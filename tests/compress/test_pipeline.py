@@ -25,12 +25,14 @@ from compress.measure import candidates_of
 from compress.networks import load_network, load_runner
 from compress.pipeline import stratified_sample
 from compress.project import Project, find_parent, variant_name, variants_of
+from compress.quantizing import quantize
 from compress.reference import ModelReference
 from compress.train.settings import DistilConfig, FitConfig
 from compress.train.sources import load_data
 from compress.verify import VECTORS, read_vectors, verify
 
 FIT = FitConfig(epochs=1, batch=64, lr=0.002)
+STATIC = QuantizeConfig(mode="static", images=64)
 PRUNE = PruneConfig(sparsity=0.8, epochs=1, lr=0.001)
 
 
@@ -49,9 +51,9 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Project, dict[str, A
     root = pipeline.train(project, FIT)
     pruned = pipeline.prune(project, root, PRUNE, FIT, DistilConfig())
     dense, sparse = (pipeline.export(project, network, ExportConfig()) for network in (root, pruned))
-    static = pipeline.quantize(project, dense, QuantizeConfig(mode="static", images=64))
-    both = pipeline.quantize(project, sparse, QuantizeConfig(mode="static", images=64))
-    dynamic = pipeline.quantize(project, dense, QuantizeConfig(mode="dynamic"))
+    static = quantize(project, dense, STATIC, FIT, DistilConfig())
+    both = quantize(project, sparse, STATIC, FIT, DistilConfig())
+    dynamic = quantize(project, dense, QuantizeConfig(mode="dynamic"), FIT, DistilConfig())
     return project, {"root": root, "pruned": pruned, "dense": dense, "sparse": sparse, "static": static, "both": both, "dynamic": dynamic}
 
 
@@ -140,7 +142,7 @@ def test_same_inputs_elsewhere_give_bit_identical_weights_and_graphs(made: tuple
     assert root.payload.read_bytes() == made[1]["root"].payload.read_bytes()
     graph = pipeline.export(project_in(tmp_path), root, ExportConfig())
     assert graph.payload.read_bytes() == made[1]["dense"].payload.read_bytes()
-    static = pipeline.quantize(project_in(tmp_path), graph, QuantizeConfig(mode="static", images=64))
+    static = quantize(project_in(tmp_path), graph, STATIC, FIT, DistilConfig())
     assert static.payload.read_bytes() == made[1]["static"].payload.read_bytes()
     for found, name in ((graph, "dense"), (static, "static")):
         assert (found.path / VECTORS).read_bytes() == (made[1][name].path / VECTORS).read_bytes()

@@ -1,6 +1,9 @@
 """The proof with test vectors: it holds for what was exported, and fails for what computes something else."""
 
+import importlib.machinery
 import shutil
+import sys
+import types
 from pathlib import Path
 
 import numpy as np
@@ -16,8 +19,8 @@ CLASSES = 12
 IMAGES = np.random.default_rng(0).integers(0, 256, (300, 1, 4, 4), dtype=np.uint8)
 
 
-def write_model(path: Path, *, scale: float = 1.0, shift: float = 0.0, side: int = 4) -> None:
-    """Logit k is pixel k times ``scale``; ``shift`` is added to the first one."""
+def write_model(path: Path, *, scale: float = 1.0, shift: float = 0.0, side: int = 4, probabilities: str = "") -> None:
+    """Logit k is pixel k times ``scale``; ``shift`` is added to the first one. ``probabilities``: the operator that makes them, if any."""
     weights = np.zeros((side * side, CLASSES), np.float32)
     weights[range(CLASSES), range(CLASSES)] = scale
     bias = np.zeros(CLASSES, np.float32)
@@ -28,10 +31,14 @@ def write_model(path: Path, *, scale: float = 1.0, shift: float = 0.0, side: int
             helper.make_node("Cast", ["image"], ["float"], to=TensorProto.FLOAT),
             helper.make_node("Reshape", ["float", "flat"], ["pixels"]),
             helper.make_node("Gemm", ["pixels", "weights", "bias"], ["logits"]),
+            *([helper.make_node(probabilities, ["logits"], ["probabilities"])] if probabilities else []),
         ],
         "pixels",
         [helper.make_tensor_value_info("image", TensorProto.UINT8, ["B", 1, side, side])],
-        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["B", CLASSES])],
+        [
+            helper.make_tensor_value_info(name, TensorProto.FLOAT, ["B", CLASSES])
+            for name in ("logits", *(["probabilities"] if probabilities else []))
+        ],
         [onnx.numpy_helper.from_array(value, key) for key, value in constants.items()],
     )
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10), path)
@@ -46,6 +53,12 @@ def store(folder: Path, **changes: object) -> None:
     with np.load(folder / "vectors.npz") as stored:
         whole = dict(stored)
     np.savez(folder / "vectors.npz", **{name: np.asarray(value) for name, value in (whole | changes).items()})
+
+
+@pytest.fixture(autouse=True)
+def no_openvino(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if it were not installed; two tests below are about it."""
+    monkeypatch.setitem(sys.modules, "openvino", None)
 
 
 @pytest.fixture
@@ -98,6 +111,40 @@ def test_a_model_that_computes_something_else_is_not_proved(folder: Path) -> Non
     proof = verify(folder)
     assert failed(proof) == ["hash", "loads"]
     assert "does not fit images of shape (1, 4, 4)" in proof_text(proof)
+
+
+def test_probabilities_are_those_of_the_logits(folder: Path) -> None:
+    for operator, wrong in (("Softmax", []), ("LogSoftmax", ["probabilities"])):
+        write_model(folder / "model.onnx", probabilities=operator)
+        store(folder, model=sha256_of(folder / "model.onnx"))
+        proof = verify(folder)
+        assert failed(proof) == wrong
+        assert "from the softmax of the logits, 1e-05 is allowed" in proof_text(proof)
+
+
+def test_openvino_has_to_agree_where_it_is_installed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "openvino")
+    pytest.importorskip("openvino", reason="the extra openvino is not installed")
+    write_model(folder / "model.onnx", probabilities="Softmax")
+    store(folder, model=sha256_of(folder / "model.onnx"))
+    proof = verify(folder)
+    assert proof.holds
+    assert [check.name for check in proof.checks] == ["hash", "loads", "logits", "answers", "probabilities", "openvino"]
+    assert proof.checks[-1].detail.endswith("8 of 8 images have the expected answer")
+
+
+def test_openvino_that_does_not_load_the_model_is_a_failure(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Core:
+        def read_model(self, path: Path) -> None:
+            raise RuntimeError("Unable to read the model\nand more")
+
+    fake = types.ModuleType("openvino")
+    fake.__spec__ = importlib.machinery.ModuleSpec("openvino", None)
+    fake.__dict__.update(Core=Core, __version__="2026.4.1-some-build")
+    monkeypatch.setitem(sys.modules, "openvino", fake)
+    proof = verify(folder)
+    assert failed(proof) == ["openvino"]
+    assert "FAIL  openvino      does not load or run: RuntimeError: Unable to read the model\n" in proof_text(proof)
 
 
 @pytest.mark.parametrize("length", [0, 100, -20])

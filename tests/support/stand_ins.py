@@ -1,5 +1,13 @@
 """What several tests put in the place of something else."""
 
+import json
+import sys
+from typing import Any
+
+import pytest
+
+from compress import cli
+
 
 class Silent:
     """A console that remembers what was said and checks what it is shown of the progress."""
@@ -12,3 +20,22 @@ class Silent:
 
     def progress(self, label: str, done: int, total: int) -> None:
         assert 0 <= done <= total
+
+
+class Commands:
+    """The command line in this process."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+        self.monkeypatch, self.capfd = monkeypatch, capfd
+
+    def __call__(self, *arguments: str) -> tuple[int, str, str]:
+        self.capfd.readouterr()
+        self.monkeypatch.setattr(sys, "argv", ["compress", *arguments])
+        code = cli.main()
+        return (code, *self.capfd.readouterr())
+
+    def done(self, *arguments: str) -> dict[str, Any]:
+        code, out, err = self(*arguments, "--json")
+        assert code == 0, err
+        found: dict[str, Any] = json.loads(out)
+        return found
