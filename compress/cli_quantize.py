@@ -19,7 +19,7 @@ SETTINGS = ("mode", "method", "per_channel", "equalise", "correct_bias", "images
 @click.option("--explain", "only_explain", is_flag=True, help="Show what int8 costs each layer, in accuracy and in time; make no file.")
 @click.option("--images", type=int, help="Calibration images, drawn evenly from the classes.  [default: 512]")
 @click.option("--epochs", type=int, help="Fine-tune the quantized graph for so many epochs.  [default: 0]")
-@click.option("--lr", type=float, help="Learning rate at the start of fine-tuning.  [default: 0.0005]")
+@click.option("--lr", type=float, help="Learning rate at the start of fine-tuning.  [default: 0.0001]")
 @click.option("--resume", is_flag=True, help="Go on with a fine-tuning that was interrupted.")
 @click.option("--method", help="Static: range of activations by minmax, percentile, entropy or mse.  [default: minmax]")
 @click.option("--per-channel/--per-tensor", default=None, help="Static: one weight scale per channel or tensor.  [default: per channel]")

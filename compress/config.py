@@ -47,7 +47,7 @@ class PruneConfig:
     steps: int = 1
     between: int = 1
     epochs: int = 3
-    lr: float = 0.0005
+    lr: float = 0.0001
 
     def __post_init__(self) -> None:
         given: Any = self.sparsity
@@ -209,7 +209,7 @@ class QuantizeConfig:
     seed: int = 0
     max_drop: float = 0.3
     epochs: int = 0
-    lr: float = 0.0005
+    lr: float = 0.0001
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "groups", tuple(self.groups))
@@ -232,7 +232,7 @@ class QuantizeConfig:
         if self.epochs and self.mode not in ("auto", "static"):
             raise CompressError(f"epochs (={self.epochs}) of fine-tuning need --mode auto or static; {self.mode} has nothing to train")
         if not 0 < self.lr < math.inf:
-            raise CompressError(f"lr (={self.lr}) must be a positive number; 0.0005 is the default")
+            raise CompressError(f"lr (={self.lr}) must be a positive number; 0.0001 is the default")
 
 
 @dataclass(frozen=True, kw_only=True)

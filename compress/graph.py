@@ -13,6 +13,7 @@ import onnxruntime
 
 from .onnxfile import open_session
 
+_ADDED = ("_scale", "_zero_point", "_quantized", "_QuantizeLinear_Output", "_DequantizeLinear_Output")
 WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 _PASSED_BY_QUANTIZE = ("Reshape", "Squeeze", "Unsqueeze", "Transpose", "Slice")  # seen in ONNX Runtime's optimised graphs, besides MaxPool
 
@@ -37,6 +38,23 @@ def fold_constants(model: onnx.ModelProto, name: str) -> onnx.ModelProto:
     for index, node in enumerate(folded.graph.node):
         node.name = node.name or f"{node.op_type}_{index}"
     return folded
+
+
+def rename_clashes(model: onnx.ModelProto) -> None:
+    """Rename, in place, what is called as ONNX Runtime's quantizer calls what it adds: beside a tensor "x" a weight "x_scale".
+
+    The quantizer takes such a weight for the scale of "x", without a word.
+    """
+    graph = model.graph
+    names = {name for node in graph.node for name in (*node.input, *node.output) if name} | {one.name for one in graph.initializer}
+    kept = {value.name for value in (*graph.input, *graph.output)}
+    clashing = {f"{name}{suffix}" for name in names for suffix in _ADDED} & names - kept
+    new = {name: f"{name}." for name in clashing}
+    for node in graph.node:
+        for field in (node.input, node.output):
+            field[:] = [new.get(name, name) for name in field]
+    for entry in (*graph.initializer, *graph.value_info):
+        entry.name = new.get(entry.name, entry.name)
 
 
 def weighted_nodes(model: onnx.ModelProto) -> list[onnx.NodeProto]:

@@ -15,11 +15,11 @@ import json
 import math
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 import torch
 from numpy.typing import NDArray
 from safetensors.torch import save_file
@@ -240,7 +240,7 @@ def graph_metadata(parent: Artifact, config: ExportConfig) -> dict[str, str]:
     lineage = [{"stage": step["stage"], "config": step["config"]} for step in parent.steps]
     return {
         "compress.version": __version__,
-        "compress.versions": json.dumps({"torch": torch.__version__, "onnx": onnx.__version__, "opset": config.opset}),
+        "compress.versions": json.dumps({"torch": torch.__version__, "onnx": version("onnx"), "opset": config.opset}),
         "compress.classes": json.dumps(about.classes, ensure_ascii=False),
         "compress.image": json.dumps(image),
         "compress.input": json.dumps(dataclasses.asdict(about.input)),

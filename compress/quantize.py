@@ -28,7 +28,7 @@ from onnxruntime import quantization
 
 from .calibration import METHODS, Histograms, observe
 from .errors import CompressError
-from .graph import nodes_after_weights, nodes_before_weights, split_gemms
+from .graph import WEIGHTED, nodes_after_weights, nodes_before_weights, split_gemms
 from .onnxfile import write_onnx
 from .static import FLOAT_OUTPUT, OPERATORS, Types, check_images, fold, held_back, insert_qdq, read_float, this_cpu
 from .storage import store_in
@@ -283,12 +283,13 @@ def _report(model: onnx.ModelProto, config: StaticConfig) -> Quantized:
     left: Counter[str] = Counter()
     for node in model.graph.node:
         if node.op_type not in ("QuantizeLinear", "DequantizeLinear"):
-            between = dequantized.issuperset(node.input[:1]) and (node.op_type in FLOAT_OUTPUT or wanted.isdisjoint(node.output))
+            read = node.input[: 2 if node.op_type in WEIGHTED else 1]  # of a layer its weight too
+            between = dequantized.issuperset(read) and (node.op_type in FLOAT_OUTPUT or wanted.isdisjoint(node.output))
             int8 = between and node.op_type in chosen
             (operators if int8 else left)[node.op_type] += 1
     reasons = {kind: "it was not among the operators to quantize" for kind in left if kind in OPERATORS and kind not in chosen}
     reasons |= {kind: "ONNX Runtime has no int8 form of it" for kind in left if kind not in OPERATORS}
-    reasons |= {kind: "it lies before the first weights, or beside float tensors" for kind in left if kind not in reasons}
+    reasons |= {kind: "it was not chosen, or lies before the first weights or beside float tensors" for kind in left if kind not in reasons}
     return Quantized(operators=dict(sorted(operators.items())), left=dict(sorted(left.items())), reasons=reasons)
 
 

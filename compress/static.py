@@ -35,6 +35,7 @@ from .graph import (
     nodes_before_weights,
     pool_before_clipping,
     read_image_directly,
+    rename_clashes,
     weighted_nodes,
 )
 from .onnxfile import RUNTIME_ERRORS, read_onnx
@@ -136,6 +137,7 @@ def fold(model: onnx.ModelProto, name: str) -> onnx.ModelProto:
     for weight in folded.graph.initializer:
         if weight.name in used and not np.isfinite(onnx.numpy_helper.to_array(weight)).all():
             raise CompressError(f'{name}: weight "{weight.name}" holds values that are not finite; train the network again')
+    rename_clashes(folded)
     return folded
 
 

@@ -76,7 +76,7 @@ def test_every_command_is_there_and_has_help_with_an_example(capfd: pytest.Captu
         (["prune", "--sparsity", "1.2"], "sparsity (=1.2) must lie in (0, 1); 0.8 zeroes 80% of the weights"),
         (["prune", "--sparsity", "nan"], "sparsity (=nan) must lie in (0, 1)"),
         (["prune"], "has no network yet (looked in train, import); run `compress train` first"),
-        (["quantize", "--mode", "int4"], "mode (=int4) must be dynamic or static"),
+        (["quantize", "--mode", "int4"], "mode (=int4) must be auto, static, dynamic"),
         (["quantize", "--from", "nothing"], "nothing is not an artifact"),
         (["export-onnx", "--from", "a", "--weights", "b.pt"], "exclude each other"),
         (["export-onnx", "--weights", "b.pt", "--data", "digits"], "weights (=b.pt): there is no such file"),

@@ -39,7 +39,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         for arguments in (
             ["train", *K49, "--data", "digits", "--epochs", "1"],
             ["prune", "--model", "k49", "--epochs", "0"],
-            ["quantize", "--model", "k49", "--images", "64"],
+            ["quantize", "--model", "k49", "--mode", "static", "--images", "64"],
             ["train", *EMNIST, "--data", "digits", "--epochs", "1"],
         ):
             patch.setattr(sys, "argv", ["compress", *arguments])

@@ -574,3 +574,28 @@ def test_weights_that_are_not_finite_never_become_a_file(tmp_path: Path) -> None
     with pytest.raises(CompressError, match=r'net\.onnx": weight "w" holds values that are not finite'):
         quantize_static(path, tmp_path / "out.onnx", np.ones((32, 1, 2, 2), np.float32), STATIC)
     assert names(tmp_path) == ["net.onnx"]
+
+
+def test_a_weight_called_as_the_quantizer_would_call_a_scale_stays_a_weight(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    weights = {"c": rng.normal(size=(4, 1, 3, 3)), "a_scale": rng.normal(size=(4, 4, 1, 1)), "l": rng.normal(size=(4, 5))}
+    nodes = [
+        onnx.helper.make_node("Cast", ["image"], ["x"], to=onnx.TensorProto.FLOAT),
+        onnx.helper.make_node("Conv", ["x", "c"], ["a"]),
+        onnx.helper.make_node("Conv", ["a", "a_scale"], ["b"]),
+        onnx.helper.make_node("GlobalAveragePool", ["b"], ["p"]),
+        onnx.helper.make_node("Flatten", ["p"], ["f"]),
+        onnx.helper.make_node("MatMul", ["f", "l"], ["logits"]),
+    ]
+    graph = onnx.helper.make_graph(
+        nodes,
+        "clash",
+        [onnx.helper.make_tensor_value_info("image", onnx.TensorProto.UINT8, ("n", 1, 12, 12))],
+        [onnx.helper.make_tensor_value_info("logits", onnx.TensorProto.FLOAT, ("n", 5))],
+        [onnx.numpy_helper.from_array(value.astype(np.float32), name) for name, value in weights.items()],
+    )
+    source = tmp_path / "clash.onnx"
+    onnx.save(onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 18)], ir_version=9), source)
+    quantize_static(source, tmp_path / "int8.onnx", IMAGES, STATIC)
+    expected, found = logits(source), logits(tmp_path / "int8.onnx")
+    assert np.abs(found - expected).max() < 0.05 * np.abs(expected).max()

@@ -321,5 +321,5 @@ def test_built_in_networks_cut_save_reload_and_export(name: str, tmp_path: Path)
         assert torch.equal(rebuilt(raw.float() / 255), wanted)
     export_onnx(rebuilt, tmp_path / "net.onnx", prepare=AsFloat(), example=raw[:2], metadata={})
     session = onnxruntime.InferenceSession(tmp_path / "net.onnx", providers=["CPUExecutionProvider"])
-    [got] = session.run(None, {session.get_inputs()[0].name: raw.numpy()})
+    got = session.run(None, {session.get_inputs()[0].name: raw.numpy()})[0]
     assert np.abs(got - wanted.numpy()).max() < 1e-4 * max(1, math.ceil(float(wanted.abs().max())))
