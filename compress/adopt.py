@@ -19,7 +19,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from .errors import CompressError
-from .onnxfile import RUNTIME_ERRORS, open_session, read_onnx
+from .onnxfile import RUNTIME_ERRORS, image_inputs, open_session, read_onnx
 from .static import read_float
 
 IMAGE, LOGITS, PROBABILITIES = "image", "logits", "probabilities"
@@ -78,8 +78,7 @@ def adopt(
 
 
 def _entry(model: onnx.ModelProto, path: Path) -> onnx.ValueInfoProto:
-    weights = {weight.name for weight in model.graph.initializer}  # old files list the weights among the inputs
-    entries = [value for value in model.graph.input if value.name not in weights]
+    entries = image_inputs(model)
     if len(entries) != 1:
         raise CompressError(f'"{path}" has {len(entries)} inputs ({", ".join(value.name for value in entries)}); one of images is needed')
     kind = entries[0].type.tensor_type.elem_type

@@ -24,7 +24,7 @@ def correct_bias(quantized: onnx.ModelProto, prepared_model: onnx.ModelProto, im
 
     Args:
         quantized: a QDQ graph. prepared_model: the float32 graph that it was made of; nodes of the same name belong together.
-        images: (N, C, H, W) of the graphs' input type, such as those of the calibration.
+        images: uint8 (N, C, H, W), such as those of the calibration.
         batch: images at a time; the memory needed does not grow with ``images``.
 
     Returns:

@@ -24,7 +24,7 @@ import onnx
 import onnxruntime
 
 from .errors import CompressError
-from .onnxfile import open_session
+from .onnxfile import as_taken, image_inputs, open_session
 
 METHODS = ("minmax", "percentile", "entropy", "mse")
 BINS = 2048
@@ -41,13 +41,12 @@ class Histograms:
     """
 
     def __init__(self, model: onnx.ModelProto, tensors: Collection[str], images: np.ndarray, batch: int) -> None:
-        weights = {weight.name for weight in model.graph.initializer}  # old files list the weights among the inputs
-        [entry] = [value for value in model.graph.input if value.name not in weights]
-        self._input = entry.name
+        [self._entry] = image_inputs(model)
+        self._input = self._entry.name
         self._tensors = sorted(tensors)
-        self._made = [name for name in self._tensors if name != entry.name]
+        self._made = [name for name in self._tensors if name != self._input]
         self._images, self._batch = images, batch
-        self._prescribed = entry.type.tensor_type.shape.dim[0].dim_value
+        self._prescribed = self._entry.type.tensor_type.shape.dim[0].dim_value
         self._model = onnx.ModelProto()
         self._model.CopyFrom(model)
         del self._model.graph.output[:]
@@ -112,7 +111,7 @@ class Histograms:
         size: int = self._prescribed or 1  # the first image alone tells how many fit into one step
         start = 0
         while start + (self._prescribed or 1) <= len(self._images):
-            batch = np.ascontiguousarray(self._images[start : start + size])
+            batch = as_taken(self._entry, self._images[start : start + size])
             found = session.run(self._made, {self._input: batch}) if session is not None else []
             start += size
             if not self._prescribed and size == 1:
@@ -128,7 +127,7 @@ def observe(model: onnx.ModelProto, tensors: Collection[str], images: np.ndarray
     Args:
         model: a float32 graph with one input of images.
         tensors: names of float32 tensors in it.
-        images: (N, C, H, W) of the input's type. Those that do not fill the batch that a graph may prescribe are left out.
+        images: uint8 (N, C, H, W), or of the input's type. Those that do not fill the batch that a graph may prescribe are left out.
         batch: images per step at most; fewer where their activations would take more than 64 MiB.
 
     Raises:

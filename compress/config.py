@@ -38,7 +38,8 @@ class PruneConfig:
     ``sparsity``: 0.8 if none is given. ``scope``: which weights are ranked with which, see :func:`compress.prune.magnitude_masks`.
     ``steps``: how many times some are zeroed, on the cubic schedule up to ``sparsity``, with ``between`` epochs of fine-tuning after each
     but the last. ``pattern``: "2:4" instead keeps 2 of every 4 weights in a row, at once; ``sparsity`` then follows from it (0.5), and
-    ``scope`` is without effect.
+    ``scope`` is without effect. ``regrow``: zeroed weights may come back while fine-tuning, see :mod:`compress.regrow`; not those
+    that were zero before this pruning.
     """
 
     sparsity: float = None  # type: ignore[assignment]  # set below: only there is it known whether one was given
@@ -48,6 +49,7 @@ class PruneConfig:
     between: int = 1
     epochs: int = 3
     lr: float = 0.0001
+    regrow: bool = False
 
     def __post_init__(self) -> None:
         given: Any = self.sparsity
@@ -63,6 +65,8 @@ class PruneConfig:
                 )
             if self.steps != 1:
                 raise CompressError(f'steps (={self.steps}) must be 1 with pattern (="{self.pattern}"), which is cut at once')
+            if self.regrow:
+                raise CompressError(f'regrow needs a sparsity, not pattern (="{self.pattern}"); leave one out')
         if given is None:
             object.__setattr__(self, "sparsity", follows)
         if not 0 < self.sparsity < 1:
@@ -75,6 +79,10 @@ class PruneConfig:
             raise CompressError(f"between (={self.between}) must be zero (no fine-tuning between steps) or more epochs")
         if self.epochs < 0:
             raise CompressError(f"epochs (={self.epochs}) must be zero (no fine-tuning) or more")
+        if self.regrow and self.steps != 1:
+            raise CompressError(f"steps (={self.steps}) must be 1 with regrow: what was zeroed too early comes back by itself")
+        if self.regrow and self.epochs == 0:
+            raise CompressError(f"regrow needs fine-tuning, but epochs (={self.epochs}) is zero; 10 and more do well")
         if not 0 < self.lr < math.inf:
             raise CompressError(f"lr (={self.lr}) must be a positive number; a tenth to a half of the training's is usual")
 

@@ -100,7 +100,7 @@ def in_turns(files: Sequence[Path], images: list[NDArray[np.uint8]], rounds: int
     """Median seconds per call of each graph in each round, float64 (rounds, files), all in turns as the module says.
 
     Args:
-        files: graphs with one input, ``image``. images: uint8 (1, C, H, W) each; the calls cycle over them.
+        files: graphs with one input, uint8 or float32 in [0, 1]. images: uint8 (1, C, H, W) each; the calls cycle over them.
     """
     seconds = np.empty((rounds, len(files)))
     order = list(range(len(files)))
@@ -166,13 +166,16 @@ def fastest_rounding(cut_for: Callable[[int], nn.Module | None], clock: Clock, c
 def _turn(session: Any, images: list[NDArray[np.uint8]]) -> float:
     """Median seconds of calls with one image, as many as fit into a turn."""
 
-    def predict(image: NDArray[np.uint8]) -> NDArray[np.float32]:
-        logits: NDArray[np.float32] = session.run(None, {"image": image})[0]
+    [entry] = session.get_inputs()
+    fed = [image.astype(np.float32) / np.float32(255) for image in images] if entry.type == "tensor(float)" else images
+
+    def predict(image: NDArray[Any]) -> NDArray[np.float32]:
+        logits: NDArray[np.float32] = session.run(None, {entry.name: image})[0]
         return logits
 
-    woken = float(np.median(time_calls(predict, images, 0, WAKE_CALLS)))
+    woken = float(np.median(time_calls(predict, fed, 0, WAKE_CALLS)))
     calls = int(np.clip(TURN_SECONDS * 1e9 / woken, LEAST_CALLS, MOST_CALLS))
-    return float(np.median(time_calls(predict, images, WAKE_CALLS, calls))) / 1e9
+    return float(np.median(time_calls(predict, fed, WAKE_CALLS, calls))) / 1e9
 
 
 def _interval(ratios: NDArray[np.float64]) -> Interval:

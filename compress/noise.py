@@ -80,7 +80,7 @@ def layer_noise(
     Args:
         prepared_model: the float32 graph. quantized: the QDQ graph made of it; nodes of the same name belong together. An activation that
             became part of the node before it is no row of its own.
-        images: (N, C, H, W) of the graphs' input type.
+        images: uint8 (N, C, H, W).
         batch: images at a time; the memory needed does not grow with ``images``.
     """
     places = list(_places(prepared_model, quantized))
@@ -120,7 +120,7 @@ def group_costs(
     Args:
         prepared: of ``quantize.prepare``. config: how to quantize.
         groups: names of the nodes of each group.
-        images: (N, C, H, W) of the graph's input type.
+        images: uint8 (N, C, H, W).
     """
     exact = _logits(prepared.model, images, batch)
     costs = {}

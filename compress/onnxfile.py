@@ -9,10 +9,13 @@ Source: the ONNX checker (onnx.ai/onnx/api/checker.html); the write is temporary
 import os
 import tempfile
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import onnx
 import onnxruntime
 from google.protobuf.message import DecodeError, EncodeError  # type: ignore[import-untyped]
+from numpy.typing import NDArray
 
 from .errors import CompressError, first_line, onnxruntime_errors
 
@@ -43,6 +46,19 @@ def read_onnx(path: Path) -> onnx.ModelProto:
         ) from error
     _check(model, f'"{path}"')
     return model
+
+
+def image_inputs(model: onnx.ModelProto) -> list[onnx.ValueInfoProto]:
+    """What the caller must hand in: the inputs but for the weights, which old files list among them."""
+    weights = {weight.name for weight in model.graph.initializer}
+    return [value for value in model.graph.input if value.name not in weights]
+
+
+def as_taken(entry: onnx.ValueInfoProto, images: NDArray[Any]) -> NDArray[Any]:
+    """Images uint8 (B, C, H, W) as the input ``entry`` takes them: uint8, or float32 in [0, 1]; others are left as they are."""
+    if images.dtype == np.uint8 and entry.type.tensor_type.elem_type == onnx.TensorProto.FLOAT:
+        images = images.astype(np.float32) / np.float32(255)
+    return np.ascontiguousarray(images)
 
 
 def write_onnx(model: onnx.ModelProto, target: Path) -> None:

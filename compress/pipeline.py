@@ -42,11 +42,13 @@ from .prune import (
     outside_pattern,
     parse_pattern,
     pattern_masks,
+    rank,
     sparsity_by_layer,
 )
+from .regrow import Regrowing
 from .train.distil import Teacher
 from .train.distributed import joined, this_team
-from .train.fit import Fitted, choose_device, fit, predict_logits
+from .train.fit import Fitted, choose_device, fit, predict_logits, steps_in_epoch
 from .train.metrics import score
 from .train.settings import DistilConfig, FitConfig
 from .train.sources import Part
@@ -148,7 +150,9 @@ def _prune_step(
         )
         if left := outside_pattern(network, parse_pattern(config.pattern)[1]) if config.pattern else ():
             project.console.say(f"prune: left whole, as their inputs do not fit {config.pattern}: {', '.join(left)}")
-        masks |= {name: masks.get(name, kept) & kept for name, kept in zeros_kept(parent, network).items()}
+        fixed = zeros_kept(parent, network)
+        masks |= {name: masks.get(name, kept) & kept for name, kept in fixed.items()}
+        dense = {name: network.get_parameter(name).detach().clone() for name in masks}
         apply_masks(network, masks)
         before = {"one_shot": validate(project, network)}
         if config.epochs == 0:
@@ -157,13 +161,29 @@ def _prune_step(
             masks = {name: mask.to(choose_device(project.device)) for name, mask in masks.items()}
             lessons = Teacher(network=load_network(origin), config=distil)
             ease_dropout(network, lessons.network)
+            if config.regrow:
+                steps = tuning.epochs * steps_in_epoch(tuning, len(project.data.train.labels))
+                regrowing = Regrowing(network, masks, dense, lambda weights: _rank_but(fixed, weights, config), steps)
+                after_step, finish = regrowing.after_step, regrowing.finish
+            else:
+                after_step, finish = lambda: apply_masks(network, masks), None
             metrics, facts = fit_and_save(
-                project, network, tuning, key, "prune", folder, teacher=lessons, after_step=lambda: apply_masks(network, masks)
+                project, network, tuning, key, "prune", folder, teacher=lessons, after_step=after_step, finish=finish
             )
         layers = [dataclasses.asdict(layer) for layer in sparsity_by_layer(network)]
         return {**metrics, **before, "layers": layers}, {**facts, "layers": layers}  # facts go on to what is made of this network
 
     return run_stage(project, "network", "prune", key, config, parent, out, make)
+
+
+def _rank_but(fixed: Mapping[str, Tensor], weights: Mapping[str, Tensor], config: PruneConfig) -> dict[str, Tensor]:
+    """The masks for ``weights`` as they are now; those that a pruning before this one has zeroed (False in ``fixed``) stay so."""
+    allowed = {
+        name: fixed[name].to(weight.device) if name in fixed else torch.ones_like(weight, dtype=torch.bool)
+        for name, weight in weights.items()
+    }
+    ranked = rank({name: weight * allowed[name] for name, weight in weights.items()}, config.sparsity, scope=config.scope)
+    return {name: mask & allowed[name] for name, mask in ranked.items()}
 
 
 def zeros_kept(parent: Artifact, network: nn.Module) -> dict[str, Tensor]:
@@ -291,10 +311,13 @@ def fit_and_save(
     folder: Path,
     teacher: Teacher | None = None,
     after_step: Callable[[], None] | None = None,
+    finish: Callable[[], None] | None = None,
 ) -> Made:
-    """Train and save; the state file beside the artifact's place is removed with the artifact made."""
+    """Train, ``finish`` and save; the state file beside the artifact's place is removed with the artifact made."""
     prepare = Prepare(project.spec).to(choose_device(project.device))
     fitted = fit_network(project, network, config, key, stage, folder, prepare=prepare, teacher=teacher, after_step=after_step)
+    if finish is not None:
+        finish()
     names = ("accuracy", "balanced_accuracy", "macro_f1", "macro_precision")
     made = save_network(
         project, network, folder, {"validation": {name: fitted.best[name] for name in names}, "best_epoch": fitted.best_epoch}

@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 import onnxruntime
 
-from .onnxfile import open_session
+from .onnxfile import as_taken, image_inputs, open_session
 
 
 def constants_of(model: onnx.ModelProto) -> dict[str, np.ndarray]:
@@ -37,12 +37,11 @@ def run_in_batches(
 
     Args:
         model: with one input (B, C, H, W), B free or fixed.
-        images: (N, C, H, W) of the input's type. Those that do not fill a fixed batch at the end are left out.
+        images: uint8 (N, C, H, W). Those that do not fill a fixed batch at the end are left out.
         batch: images at a time, unless the graph fixes it.
         as_written: compute each node for itself; else fused as ONNX Runtime does on this machine, int8 kernels included.
     """
-    weights = {weight.name for weight in model.graph.initializer}
-    [entry] = [value for value in model.graph.input if value.name not in weights]
+    [entry] = image_inputs(model)
     fixed = entry.type.tensor_type.shape.dim[0].dim_value
     options = onnxruntime.SessionOptions()
     if as_written:
@@ -51,4 +50,4 @@ def run_in_batches(
     for start in range(0, len(images), fixed or batch):
         taken = images[start : start + (fixed or batch)]
         if len(taken) == fixed or not fixed:
-            yield len(taken), session.run(None, {entry.name: np.ascontiguousarray(taken)})
+            yield len(taken), session.run(None, {entry.name: as_taken(entry, taken)})

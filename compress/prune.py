@@ -16,6 +16,7 @@ arXiv:2010.07611 (scope "lamp"). Mishra et al. 2021, arXiv:2104.08378 (the 2:4 p
 """
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -60,13 +61,17 @@ def magnitude_masks(network: nn.Module, sparsity: float, *, scope: str = "global
     Raises:
         CompressError: for what the module refuses, and for a global sparsity that leaves fewer weights than layers.
     """
+    return rank(dict(_prunable(network)), sparsity, scope=scope)
+
+
+def rank(weights: Mapping[str, Tensor], sparsity: float, *, scope: str = "global") -> dict[str, Tensor]:
+    """As :func:`magnitude_masks`, for ``weights`` by parameter name, of any shapes."""
     if not 0 <= sparsity < 1:
         raise CompressError(f"sparsity (={sparsity}) must lie in [0, 1); 0.8 zeroes 80% of the weights")
     if scope not in SCOPES:
         raise CompressError(
             f'scope (="{scope}") must be "global" (one ranking over all layers), "layer" (one in each) or "lamp" (one, scaled by layer)'
         )
-    weights = _prunable(network)
     magnitudes = {name: _magnitude(name, weight) for name, weight in weights.items()}
     if scope == "layer":
         keep = [_keep(m, min(round(sparsity * m.numel()), m.numel() - 1)) for m in magnitudes.values()]
@@ -213,7 +218,7 @@ def _inputs(network: nn.Module, name: str) -> tuple[int, int]:
     return 1, layer.in_features
 
 
-def _magnitude(name: str, weight: nn.Parameter) -> Tensor:
+def _magnitude(name: str, weight: Tensor) -> Tensor:
     magnitude = weight.detach().abs().flatten().to("cpu", torch.float64)
     if not magnitude.isfinite().all():
         raise CompressError(f'"{name}" holds values that are not finite (NaN or infinity); train the network again before pruning it')

@@ -151,8 +151,8 @@ def prepare(source: Path, calibration: np.ndarray, *, change: Change | None = No
 
     Args:
         source: a float32 ONNX file with one input (B, C, H, W).
-        calibration: at least 32 images (N, C, H, W) of the graph's input type: uint8 where ``export_onnx`` made the file. Take them from
-            the training data, chosen by a seed; they are read in batches.
+        calibration: at least 32 images uint8 (N, C, H, W), or of the graph's input type; a graph that takes float32 gets uint8 as pixel /
+            255. Take them from the training data, chosen by a seed; they are read in batches.
         change: alters the folded float graph in place before it is calibrated, such as ``equalise``.
 
     Raises:

@@ -50,6 +50,7 @@ from .train.settings import DistilConfig, FitConfig
 from .verify import TOLERANCE, write_vectors
 
 SCORED = 10_000  # validation images that decide, evenly drawn where there are more
+FLOAT = 1  # ONNX's number for float32
 BITS = {"int8-weights": "int8", "fp16-weights": "fp16"}
 
 
@@ -271,14 +272,15 @@ def _fine_tune(
 
     fitted = fit_network(
         project, network, tuning, key, "quantize", folder,
-        prepare=_as_float, teacher=Teacher(network=GraphNetwork(prepared.model), config=distil), after_step=keep_zeros,
+        prepare=lambda images: _as_taken(images, prepared.model),
+        teacher=Teacher(network=GraphNetwork(prepared.model), config=distil), after_step=keep_zeros,
     )  # fmt: skip
     return network.to_onnx(), {"best_epoch": fitted.best_epoch, "fine_tuned": fitted.best}
 
 
-def _as_float(images: Tensor) -> Tensor:
-    """The graph prepares the image itself; a distorted one holds float32 in 0..255."""
-    return images.float()
+def _as_taken(images: Tensor, model: Any) -> Tensor:
+    """Images of 0..255, float32 where they are distorted, as ``GraphNetwork`` takes them: in [0, 1] where the graph does."""
+    return images.float() / 255 if model.graph.input[0].type.tensor_type.elem_type == FLOAT else images.float()
 
 
 def _scores(project: Project, file: Path) -> dict[str, float]:

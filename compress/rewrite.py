@@ -19,6 +19,8 @@ import onnx
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
+from .onnxfile import image_inputs
+
 _SUBGRAPHS = (onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS)
 
 
@@ -202,7 +204,7 @@ def _shapes(model: onnx.ModelProto) -> dict[str, tuple[int | str, ...]]:
 def _fold_pixel_scale(model: onnx.ModelProto) -> str:
     """Fold all factors of the image into the convolutions behind them; where there are none, many factors become one."""
     links = _Links(model.graph)
-    entries = [value for value in model.graph.input if value.name not in {weight.name for weight in model.graph.initializer}]
+    entries = image_inputs(model)
     if len(entries) != 1 or len(entries[0].type.tensor_type.shape.dim) != 4:
         return ""
     channels = entries[0].type.tensor_type.shape.dim[1].dim_value

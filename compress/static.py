@@ -38,9 +38,19 @@ from .graph import (
     rename_clashes,
     weighted_nodes,
 )
-from .onnxfile import RUNTIME_ERRORS, read_onnx
+from .onnxfile import RUNTIME_ERRORS, image_inputs, read_onnx
 
-OPERATORS = tuple(sorted({*QDQRegistry, *QLinearOpsRegistry}))  # what ONNX Runtime's quantizer takes when nobody chooses
+# The quantizer takes these too, but ONNX Runtime computes them as float32 between DequantizeLinear and QuantizeLinear: rounded for nothing.
+_FLOAT_ONLY = {
+    "BatchNormalization",
+    "ConvTranspose",
+    "CumSum",
+    "EmbedLayerNormalization",
+    "InstanceNormalization",
+    "LayerNormalization",
+    "TopK",
+}
+OPERATORS = tuple(sorted({*QDQRegistry, *QLinearOpsRegistry} - _FLOAT_ONLY))
 FLOAT_OUTPUT = ("Gemm", "MatMul")  # have int8 kernels that give float32; a convolution would fall back to float as a whole
 MINIMUM_IMAGES = 32  # below this the seen range depends more on the choice of images than on the network (pytorch/pytorch#45185)
 _QUANTIZED = re.compile("QuantizeLinear|Integer$|^QLinear|^QGemm|^DequantizeLinear")
@@ -104,8 +114,7 @@ def read_float(source: Path) -> onnx.ModelProto:
 
 def check_images(model: onnx.ModelProto, images: np.ndarray) -> None:
     """Refuse images that the graph cannot be calibrated on."""
-    weights = {weight.name for weight in model.graph.initializer}  # old files list the weights among the inputs
-    entries = [value for value in model.graph.input if value.name not in weights]
+    entries = image_inputs(model)
     shapes = [tuple(dim.dim_value or dim.dim_param or "?" for dim in value.type.tensor_type.shape.dim) for value in entries]
     if len(entries) != 1 or len(shapes[0]) != 4:
         raise CompressError(f"the graph's inputs {shapes} must be one of (B, C, H, W); other networks cannot be calibrated on images")
@@ -117,7 +126,7 @@ def check_images(model: onnx.ModelProto, images: np.ndarray) -> None:
     fits = images.ndim == 4 and all(
         isinstance(want, str) or want == have for want, have in zip(shapes[0][1:], images.shape[1:], strict=True)
     )
-    if images.dtype != dtype or not fits:
+    if images.dtype not in (dtype, np.uint8) or not fits:
         raise CompressError(
             f"calibration (={images.dtype} {images.shape}) must be {dtype} {('N', *shapes[0][1:])}, as the graph's input takes it"
         )

@@ -84,6 +84,7 @@ ALGORITHMS = {
         "onnxfile",
         "probe",
         "prune",
+        "regrow",
         "quantize",
         "rewrite",
         "rules",

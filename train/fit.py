@@ -157,6 +157,18 @@ def learning_rate(config: FitConfig, step: int, steps: int) -> float:
     return config.lr * 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm)))
 
 
+def steps_in_epoch(config: FitConfig, images: int) -> int:
+    """Steps of one pass over so many images; the last incomplete batch is left out."""
+    return max(1, images // _batch_size(config, images))
+
+
+def _batch_size(config: FitConfig, images: int) -> int:
+    """What was asked for, or less where an epoch would have fewer than 32 steps; a multiple of the processes that share it."""
+    size = this_team().size
+    batch = max(2, min(config.batch, images // 32))
+    return max(size, batch - batch % size)
+
+
 def _epoch(state: State, loop: _Loop, validation: Arrays, classes: int) -> dict[str, float]:
     """Train for one epoch, score what would be kept, and keep it if it is the best so far; returns the new row of the history."""
     network, team, device = state.network, loop.team, loop.images.device
@@ -185,9 +197,7 @@ def _train(state: State, loop: _Loop, epoch: int) -> float:
     loop.network.train()
     bf16 = config.precision == "bf16" or (config.precision == "auto" and device.type == "cuda" and torch.cuda.is_bf16_supported())
     order = torch.randperm(len(loop.images)).to(device)
-    batch = max(2, min(config.batch, len(order) // 32))
-    batch = max(team.size, batch - batch % team.size)
-    steps = max(1, len(order) // batch)
+    batch, steps = _batch_size(config, len(order)), steps_in_epoch(config, len(order))
     total = torch.zeros((), device=device)
     shown = 0.0
     for step in range(steps):

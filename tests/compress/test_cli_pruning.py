@@ -85,6 +85,9 @@ def test_control_flow_on_data_is_refused_in_one_line(here: Path, run: Commands) 
     [
         (["prune", "--pattern", "4:2"], 'pattern (="4:2")'),
         (["prune", "--pattern", "2:4", "--sparsity", "0.7"], 'sparsity (=0.7) cannot be chosen beside pattern (="2:4")'),
+        (["prune", "--pattern", "2:4", "--regrow"], 'regrow needs a sparsity, not pattern (="2:4"); leave one out'),
+        (["prune", "--regrow", "--steps", "3"], "steps (=3) must be 1 with regrow: what was zeroed too early comes back by itself"),
+        (["prune", "--regrow", "--epochs", "0"], "regrow needs fine-tuning, but epochs (=0) is zero; 10 and more do well"),
         (["prune", "--steps", "0"], "steps (=0) must be at least 1"),
         (["prune", "--distil", "2"], "weight (=2.0) of the teacher must lie in [0, 1]"),
         (["remove-channels", "--sparsity", "0"], "sparsity (=0.0) must lie in (0, 1); 0.5 removes half of the channels"),

@@ -599,3 +599,36 @@ def test_a_weight_called_as_the_quantizer_would_call_a_scale_stays_a_weight(tmp_
     quantize_static(source, tmp_path / "int8.onnx", IMAGES, STATIC)
     expected, found = logits(source), logits(tmp_path / "int8.onnx")
     assert np.abs(found - expected).max() < 0.05 * np.abs(expected).max()
+
+
+@pytest.mark.parametrize(
+    ("node", "weights"),
+    [
+        (("InstanceNormalization", ["r", "scale", "shift"]), {"scale": (4,), "shift": (4,)}),
+        (("LayerNormalization", ["r", "scale", "shift"]), {"scale": (6,), "shift": (6,)}),
+        (("ConvTranspose", ["r", "scale"]), {"scale": (4, 4, 1, 1)}),
+        (("BatchNormalization", ["r", "scale", "shift", "shift", "spread"]), {"scale": (4,), "shift": (4,), "spread": (4,)}),
+    ],
+)
+def test_operator_that_runs_as_float32_in_any_case_is_not_rounded(
+    tmp_path: Path, node: tuple[str, list[str]], weights: dict[str, tuple[int, ...]]
+) -> None:
+    """Behind a ReLU that another node reads too, batch norm cannot be folded."""
+    kind, inputs = node
+    nodes = [
+        onnx.helper.make_node("Conv", ["x", "w"], ["a"]),
+        onnx.helper.make_node("Relu", ["a"], ["r"]),
+        onnx.helper.make_node(kind, inputs, ["n"]),
+        onnx.helper.make_node("Add", ["n", "r"], ["s"]),
+        onnx.helper.make_node("Conv", ["s", "v"], ["y"]),
+    ]
+    draw = np.random.default_rng(0)
+    shapes = weights | {"w": (4, 1, 1, 1), "v": (4, 4, 1, 1)}
+    constants = {name: np.abs(draw.normal(size=shape)).astype(np.float32) for name, shape in shapes.items()}
+    path = hand_made(tmp_path / "net.onnx", *nodes, shape=("N", 1, 6, 6), **constants)  # type: ignore[arg-type]
+    report = quantize_static(path, tmp_path / "int8.onnx", draw.normal(size=(64, 1, 6, 6)).astype(np.float32), STATIC)
+    assert kind not in report.operators and report.left[kind] == 1 and report.operators["Conv"] == 2
+    assert report.reasons[kind] == "ONNX Runtime has no int8 form of it"
+    graph = onnx.load(tmp_path / "int8.onnx").graph
+    [kept] = [one for one in graph.node if one.op_type == kind]
+    assert set(kept.input[1:]) <= {one.name for one in graph.initializer}

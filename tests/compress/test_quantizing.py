@@ -110,6 +110,22 @@ def test_weights_stored_small_answer_the_same(made: tuple[Project, Artifact], mo
     assert verify(artifact.path).holds
 
 
+@pytest.mark.parametrize("config", [QuantizeConfig(images=64), QuantizeConfig(mode="static", images=64, epochs=1, correct_bias=True)])
+def test_graph_that_takes_float32_is_calibrated_tuned_and_timed_with_pixels_from_0_to_1(
+    made: tuple[Project, Artifact], config: QuantizeConfig
+) -> None:
+    """With pixels up to 255 every range would be 255 times too wide, and all images would be one step."""
+    project, graph = made
+    [pruned] = [read_artifact(file.parent) for file in project.folder.glob("prune/*/artifact.json")]
+    floats = pipeline.export(project, pruned, ExportConfig(input="float32"))
+    artifact = run(project, floats, config)
+    images = project.data.test.images
+    found = onnxruntime.InferenceSession(artifact.payload).run(["logits"], {"image": images.astype(np.float32) / 255})[0]
+    assert (found.argmax(axis=1) == logits(graph.payload, images).argmax(axis=1)).mean() > 0.95
+    assert artifact.manifest.metrics["points_lost"] <= 2
+    assert verify(artifact.path).holds
+
+
 def test_fine_tuning_keeps_zeros_and_what_was_trained_is_what_runs(made: tuple[Project, Artifact]) -> None:
     project, graph = made
     plain = run(project, graph, QuantizeConfig(mode="static", images=64))
