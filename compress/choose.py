@@ -108,10 +108,12 @@ def choose(maker: Maker, times: Times, accuracy: Callable[[Path], float], *, max
     """
     search = _Search(maker, times, progress)
     ends = search.ends()
-    best = accuracy(maker.float32)
+    known = {maker.float32: accuracy(maker.float32)}
 
     def drop(path: Path) -> float:
-        return 100 * (best - accuracy(path))
+        if path not in known:
+            known[path] = accuracy(path)
+        return 100 * (known[maker.float32] - known[path])
 
     scored: list[Tried] = []
     for tried in [one for one in ends if one.ratio <= FASTER][:MOST_SETS]:
