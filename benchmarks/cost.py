@@ -12,14 +12,17 @@ GZIP_LEVEL = 6
 
 
 def sizes(path: Path) -> tuple[int, int]:
-    """Bytes on disk and bytes after gzip, of a file (an ONNX file's external ``.data`` included) or of all files in a folder.
+    """Bytes on disk and bytes after gzip, of a file or of all files in a folder.
+
+    An ONNX file counts with its external ``.data``, an OpenVINO ``.xml`` with its ``.bin``.
 
     Zeroed weights take their full room on disk; only the second number shows what they save in a compressed image or a download.
     """
     if path.is_dir():
         files = sorted(file for file in path.rglob("*") if file.is_file())
     else:
-        files = [file for file in (path, path.with_name(path.name + ".data")) if file.is_file()]
+        weights = path.with_suffix(".bin") if path.suffix == ".xml" else path.with_name(path.name + ".data")
+        files = [file for file in (path, weights) if file.is_file()]
     contents = [file.read_bytes() for file in files]
     return sum(map(len, contents)), sum(len(gzip.compress(content, GZIP_LEVEL, mtime=0)) for content in contents)
 

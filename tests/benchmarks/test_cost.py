@@ -26,6 +26,13 @@ def test_folder_and_external_data_count_whole(tmp_path: Path) -> None:
     assert sizes(tmp_path / "missing.onnx") == (0, 0)
 
 
+def test_weights_beside_a_file_of_openvino_count_and_those_beside_others_do_not(tmp_path: Path) -> None:
+    for name, length in (("net.xml", 10), ("net.bin", 20), ("net.onnx", 40)):
+        (tmp_path / name).write_bytes(bytes(length))
+    assert sizes(tmp_path / "net.xml")[0] == 30
+    assert sizes(tmp_path / "net.onnx")[0] == 40
+
+
 def test_share_of_the_peak_by_hand() -> None:
     assert peak_share(24_000_000, 0.001, 50e9) == pytest.approx(0.48)
     assert (peak_share(None, 0.001, 50e9), peak_share(24_000_000, 0.001, None), peak_share("?", 1, 1)) == (None, None, None)
