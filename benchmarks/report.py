@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import BenchmarkError
-from .formats import MISSING, ZEROS, count, percent, size
+from .formats import CHOOSING, MISSING, ZEROS, count, percent, size
 from .machine import differences
 from .plot import AXES, SIZES, THEMES, draw
 from .results import LayerZeros, Measurement, Result, read_results
@@ -69,7 +69,7 @@ def write_report(results: Sequence[Path | Result], folder: Path, limits: Limits)
         environment = jinja2.Environment(
             loader=loader, autoescape=autoescape, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, finalize=finalize
         )
-        text = environment.get_template(f"{name}.j2").render(sections=sections, across=_across(read), zeros=ZEROS)
+        text = environment.get_template(f"{name}.j2").render(sections=sections, across=_across(read), zeros=ZEROS, choosing=CHOOSING)
         _replace(folder / name, text.encode())
     return verdicts
 
@@ -113,6 +113,7 @@ def _section(result: Result, verdict: Verdict, limits: Limits) -> dict[str, Any]
         "verdict": verdict,
         "tables": tables(result, verdict),
         "plots": [],
+        "choices": _choices(result),
         "zeros": _zeros(result),
         "differences": _differences(result),
         "lineage": [
@@ -136,6 +137,28 @@ def placed(one: Measurement) -> str:
         else:
             told.append(f"{short} {nodes}")
     return "; ".join(sorted(told, key=lambda text: text.startswith("fell"))) or ", ".join(one.providers) or MISSING
+
+
+def _choices(result: Result) -> list[dict[str, Any]]:
+    """How each variant was chosen that was; in several runtimes it is the same."""
+    found = {(one.name, one.choice): one.choice for one in result.measurements if one.choice is not None}
+    return [
+        {
+            "name": name,
+            "verdict": choice.verdict,
+            "tried": choice.tried,
+            "rows": [
+                (
+                    one.what,
+                    f"{one.ratio:.2f}x ({one.low:.2f} to {one.high:.2f})",
+                    MISSING if one.drop is None else f"{one.drop:.2f}",
+                    size(one.size),
+                )
+                for one in choice.finalists
+            ],
+        }
+        for (name, _), choice in found.items()
+    ]
 
 
 def _zeros(result: Result) -> list[dict[str, Any]]:

@@ -44,6 +44,27 @@ class LayerZeros:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Finalist:
+    """One way to quantize a graph: latency as a fraction of float32's with its 95% interval, points of balanced accuracy lost, bytes."""
+
+    what: str
+    ratio: float
+    low: float
+    high: float
+    drop: float | None
+    size: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choice:
+    """How a variant was chosen: why, out of how many that were tried, and the last ones, measured side by side on validation images."""
+
+    verdict: str
+    tried: int
+    finalists: tuple[Finalist, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Measurement:
     """What was found of one candidate. Where `reason` is not None it was not measured, and all that follows it is empty.
 
@@ -111,6 +132,11 @@ class Measurement:
         """The layers of a pruned network, in its order; of any other none. A TypeError says what is wrong with ``facts["layers"]``."""
         return _build(tuple[LayerZeros, ...], self.facts.get("layers", []), f"layers of '{self.name}'")
 
+    @property
+    def choice(self) -> Choice | None:
+        """How it was chosen, if it was. A TypeError says what is wrong with ``facts["choice"]``."""
+        return _build(Choice | None, self.facts.get("choice"), f"choice of '{self.name}'")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Result:
@@ -168,7 +194,7 @@ def read_results(path: Path) -> Result:
     try:
         result = _build(Result, raw, "result")
         for one in result.measurements:
-            _ = one.layers  # of any type so far
+            _ = one.layers, one.choice  # of any type so far
     except TypeError as error:
         raise BenchmarkError(f"results (={path}) is damaged: {error}; {again}") from None
     if not 0 <= result.baseline < len(result.measurements):

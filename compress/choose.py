@@ -17,7 +17,7 @@ Source: the search is coordinate descent; statistics as in ``latency``.
 """
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -308,6 +308,13 @@ def _why_not(finalists: Sequence[Tried], ends: Sequence[Tried], max_drop: float)
         f"int8 everywhere takes {everything.ratio:.2f}x of float32's latency, and the best set of nodes ({_names(ends[0].groups)}) "
         f"{ends[0].ratio:.2f}x; below {FASTER:g}x it would be worth it"
     )
+
+
+def described(tried: Mapping[str, Any]) -> str:
+    """A candidate (``Tried.to_json``) in words: ``fp32``, ``int8 weights``, ``static int8 of last layer; minmax, per channel``."""
+    if tried["mode"] != "static":
+        return {"float32": "fp32", "dynamic": "dynamic int8"}.get(tried["mode"], tried["mode"].replace("-", " "))
+    return f"static int8 of {_names(tried['groups'])}; {Setting(**tried['setting'])}"
 
 
 def _names(groups: Iterable[str]) -> str:

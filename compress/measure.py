@@ -16,6 +16,7 @@ from .benchmarks.results import Result, read_results, write_results
 from .benchmarks.run import BenchmarkConfig, run_benchmark
 from .benchmarks.runtimes import Candidate
 from .benchmarks.verdict import Limits, Verdict
+from .choose import described
 from .config import make_config
 from .errors import CompressError
 from .opening import Options
@@ -40,7 +41,7 @@ def candidates_of(artifacts: Sequence[Artifact], device: str, runtimes: Sequence
             "name": name if kinds.count(kind) == 1 else f"{name} ({about.key[:6]})",
             "stage": about.stage,
             "artifact": about.hash,
-            "facts": about.facts,
+            "facts": {**about.facts, **_choice(artifact)},
         }
         if about.kind == "graph":
             common |= {"path": artifact.payload}
@@ -53,6 +54,16 @@ def candidates_of(artifacts: Sequence[Artifact], device: str, runtimes: Sequence
         places = [place for runtime in _chosen(runtimes) for place in _places(about.kind, runtime, device != "cpu", first)]
         made += [Candidate(runtime=runtime, device=place, **common) for runtime, place in places]
     return made
+
+
+def _choice(artifact: Artifact) -> dict[str, Any]:
+    """How the variant was chosen, if `compress quantize` did so by measurement, as `results.Choice` has it."""
+    found = artifact.manifest.metrics.get("choice")
+    if found is None:
+        return {}
+    numbers = ("ratio", "low", "high", "drop", "size")
+    rows = [{"what": described(one), **{name: one[name] for name in numbers}} for one in found["finalists"]]
+    return {"choice": {"verdict": found["verdict"], "tried": found["tried"], "finalists": rows}}
 
 
 def _chosen(runtimes: Sequence[str]) -> Sequence[str]:

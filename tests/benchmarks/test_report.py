@@ -9,6 +9,7 @@ import pytest
 
 from compress.benchmarks.accuracy import Comparison, RecallChange
 from compress.benchmarks.errors import BenchmarkError
+from compress.benchmarks.formats import MISSING
 from compress.benchmarks.pictures import Flip
 from compress.benchmarks.report import markdown, write_report
 from compress.benchmarks.results import write_results
@@ -173,6 +174,32 @@ def test_layers_of_a_pruned_network_have_a_table_that_its_variants_share(made: A
     assert all(f"| {' | '.join(row)} |" in html.unescape(text) for row in told)
     write_report([made.result(made.missing("fp32", "gone"))], tmp_path, Limits())
     assert "Zeros by layer" not in (tmp_path / "report.html").read_text() + (tmp_path / "report.md").read_text()
+
+
+def test_a_choice_by_measurement_is_told_with_what_it_was_chosen_from(made: Any, tmp_path: Path) -> None:
+    rows = [
+        {"what": "fp32", "ratio": 1.0, "low": 1.0, "high": 1.0, "drop": 0.0, "size": 1000},
+        {"what": EVIL, "ratio": 1.66, "low": 1.6, "high": 1.7, "drop": None, "size": 400},
+    ]
+    facts = {"choice": {"verdict": f"Do not compute in int8: {EVIL}.", "tried": 177, "finalists": rows}}
+    both = [made.missing("int8 weights", "gone", runtime=runtime, facts=facts) for runtime in ("onnxruntime", "openvino")]
+    write_results(made.result(made.missing("fp32", "gone"), *both), tmp_path / "one.json")
+    write_report([tmp_path / "one.json"], tmp_path, Limits())
+    page, text = (tmp_path / "report.html").read_text(), html.unescape((tmp_path / "report.md").read_text().replace("\\", ""))
+    assert "script" not in Reader(page).tags
+    for said in ("int8 weights", "177 candidates tried", f"Do not compute in int8: {EVIL}."):
+        assert Reader(page).text.count(said) >= 1 and said in text
+    assert Reader(page).text.count("177 candidates tried") == 1, "the same in both runtimes"
+    told = re.findall(r"<tr><th scope=\"row\">(.*)</th><td>(.*)</td><td>(.*)</td><td>(.*)</td></tr>", page)
+    assert [tuple(map(html.unescape, row)) for row in told] == [
+        ("fp32", "1.00x (1.00 to 1.00)", "0.00", "1.00 kB"),
+        (EVIL, "1.66x (1.60 to 1.70)", MISSING, "400 bytes"),
+    ]
+    assert f"| {EVIL} | 1.66x (1.60 to 1.70) | {MISSING} | 400 bytes |" in text
+    facts["choice"]["tried"] = "many"
+    write_results(made.result(made.missing("fp32", "gone"), made.missing("int8", "gone", facts=facts)), tmp_path / "two.json")
+    with pytest.raises(BenchmarkError, match=r"is damaged: choice of 'int8'.tried must be int"):
+        write_report([tmp_path / "two.json"], tmp_path, Limits())
 
 
 def test_report_of_nothing_is_refused(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from compress import pipeline, quantizing
 from compress.artifact import Artifact, InputSpec, read_artifact
 from compress.config import ExportConfig, PruneConfig, QuantizeConfig
 from compress.errors import CompressError
+from compress.measure import candidates_of
 from compress.project import Project, variant_name
 from compress.quantizing import choose_quantization, quantize, read_choice
 from compress.reference import ModelReference
@@ -67,6 +69,10 @@ def test_the_choice_is_kept_so_a_second_run_makes_the_same_bytes(made: tuple[Pro
     modes = [one["mode"] for one in table["finalists"]]
     assert modes[0] == "float32" and {"static", "dynamic", "int8-weights", "fp16-weights"} <= set(modes)
     assert again.manifest.metrics["points_lost"] <= 0.3 + 1e-9
+    told = candidates_of([again], "cpu")[0].facts["choice"]  # what the report shows
+    assert (told["verdict"], told["tried"]) == (choice["verdict"], len(table["tried"]))
+    assert told["finalists"][0]["what"] == "fp32"
+    assert any(re.match("static int8 of .*; minmax, per channel", one["what"]) for one in told["finalists"])
     assert verify(again.path).holds
 
 
