@@ -41,7 +41,7 @@ def explain_quantization(project: Project, parent: Artifact, config: QuantizeCon
     def make(folder: Path) -> Made:
         part = project.data.validation
         images = part.images[stratified_sample(part.labels, min(SEEN, len(part.labels)), config.seed)]
-        with tempfile.TemporaryDirectory(prefix="compress-") as scratch:
+        with tempfile.TemporaryDirectory(dir=folder) as scratch:
             maker = Maker(project, parent.payload, calibration_images(project, config)[1], Path(scratch))
             prepared, static = maker.prepared(setting.equalise), StaticConfig(method=config.method, per_channel=config.per_channel)
             project.console.progress("noise of each layer", 0, 2)

@@ -99,7 +99,7 @@ def choose_quantization(project: Project, parent: Artifact, config: QuantizeConf
     def make(folder: Path) -> Made:
         generator = np.random.default_rng(config.seed)
         images = [generator.integers(0, 256, (1, *project.spec.shape), dtype=np.uint8) for _ in range(INPUTS)]
-        with tempfile.TemporaryDirectory(prefix="compress-") as scratch:
+        with tempfile.TemporaryDirectory(dir=folder) as scratch:
             maker = Maker(project, parent.payload, calibration_images(project, config)[1], Path(scratch))
             found = choose(
                 maker,

@@ -111,7 +111,7 @@ def _step(job: _Job, parent: Artifact, config: RemoveConfig, out: Path | None) -
     plan_file = project.folder / STAGE / f".{key[:12]}.plan.json"
 
     def make(folder: Path) -> Made:
-        with tempfile.TemporaryDirectory() as place:
+        with tempfile.TemporaryDirectory(dir=folder) as place:
             cutter = _Cutter(job=job, parent=parent, config=config, place=Path(place))
             plan = _taken_up(project, plan_file) or _kept(cutter.plan(), plan_file)
             network = remove_channels(cutter.network, cutter.groups, plan["keep"])

@@ -1,6 +1,7 @@
 """quantize as a user runs it: an ONNX file of somebody else's, an explanation, and mistakes, each one line and nothing written."""
 
 import json
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -31,9 +32,12 @@ def foreign(path: Path, opset: int = 18) -> Path:
         optimiser.zero_grad()
         nn.functional.cross_entropy(network(images), labels).backward()
         optimiser.step()
-    program = torch.onnx.export(
-        network.eval(), (images[:2],), dynamo=True, opset_version=opset, dynamic_shapes=({0: torch.export.Dim("n")},), verbose=False
-    )
+    with warnings.catch_warnings():
+        # torch 2.11's own use of a deprecated class
+        warnings.filterwarnings("ignore", message=".*LeafSpec.* is deprecated", category=FutureWarning)
+        program = torch.onnx.export(
+            network.eval(), (images[:2],), dynamo=True, opset_version=opset, dynamic_shapes=({0: torch.export.Dim("n")},), verbose=False
+        )
     assert program is not None
     program.save(path)
     return path
