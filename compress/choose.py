@@ -306,15 +306,24 @@ def _why_not(finalists: Sequence[Tried], ends: Sequence[Tried], max_drop: float)
         return f"int8 everywhere takes {everything.ratio:.2f}x of float32's latency, and no set of nodes is faster than float32"
     return (
         f"int8 everywhere takes {everything.ratio:.2f}x of float32's latency, and the best set of nodes ({_names(ends[0].groups)}) "
-        f"{ends[0].ratio:.2f}x; below {FASTER:g}x it would be worth it"
+        f"{ends[0].ratio:.3f}x; at most {FASTER:g}x it would be worth it"
     )
 
 
-def described(tried: Mapping[str, Any]) -> str:
-    """A candidate (``Tried.to_json``) in words: ``fp32``, ``int8 weights``, ``static int8 of last layer; minmax, per channel``."""
-    if tried["mode"] != "static":
-        return {"float32": "fp32", "dynamic": "dynamic int8"}.get(tried["mode"], tried["mode"].replace("-", " "))
-    return f"static int8 of {_names(tried['groups'])}; {Setting(**tried['setting'])}"
+def described(finalists: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Each of the finalists (``Tried.to_json``) in words: ``fp32``, ``int8 weights``, ``static int8 of last layer; minmax, per channel``.
+
+    One of them has int8 everywhere, as ``choose`` sees to.
+    """
+    everywhere = max(len(one["groups"]) for one in finalists)
+    told = []
+    for one in finalists:
+        if one["mode"] == "static":
+            where = "everywhere" if len(one["groups"]) == everywhere else f"of {_names(one['groups'])}"
+            told.append(f"static int8 {where}; {Setting(**one['setting'])}")
+        else:
+            told.append({"float32": "fp32", "dynamic": "dynamic int8"}.get(one["mode"], one["mode"].replace("-", " ")))
+    return told
 
 
 def _names(groups: Iterable[str]) -> str:

@@ -62,7 +62,8 @@ def _choice(artifact: Artifact) -> dict[str, Any]:
     if found is None:
         return {}
     numbers = ("ratio", "low", "high", "drop", "size")
-    rows = [{"what": described(one), **{name: one[name] for name in numbers}} for one in found["finalists"]]
+    words = described(found["finalists"])
+    rows = [{"what": what, **{name: one[name] for name in numbers}} for what, one in zip(words, found["finalists"], strict=True)]
     return {"choice": {"verdict": found["verdict"], "tried": found["tried"], "finalists": rows}}
 
 

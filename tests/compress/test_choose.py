@@ -90,7 +90,7 @@ def test_a_gain_below_two_percent_is_not_worth_it(tmp_path: Path) -> None:
     choice = Machine(tmp_path, dict.fromkeys(NAMES, 0.1) | {"middle": -0.015}).choose()
     assert choice.best.mode == "float32"
     assert "the best set of nodes (middle) 0.9" in choice.verdict
-    assert "below 0.98x it would be worth it" in choice.verdict
+    assert "at most 0.98x it would be worth it" in choice.verdict
 
 
 def test_weights_stored_in_fewer_bits_win_where_nothing_is_faster(tmp_path: Path) -> None:
