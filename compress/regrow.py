@@ -86,9 +86,10 @@ class Regrowing:
         if shared := [name for name in masks if places[id(network.get_parameter(name))] > 1]:
             raise CompressError(f'regrow: "{shared[0]}" is shared by several layers, whose weights cannot come back; leave regrow out')
         for name, mask in masks.items():
+            weight = network.get_parameter(name)
             with torch.no_grad():
-                network.get_parameter(name).copy_(dense[name])
-            parametrize.register_parametrization(self.layers[name], name.rpartition(".")[2], _Masked(mask))
+                weight.copy_(dense[name])
+            parametrize.register_parametrization(self.layers[name], name.rpartition(".")[2], _Masked(mask.to(weight.device)))
 
     def after_step(self) -> None:
         """Fade what is masked and, when it is time, choose the masks anew."""
