@@ -276,13 +276,17 @@ def test_killed_at_random_moments_leaves_no_damaged_artifact_and_the_next_run_fi
     seconds = time.monotonic() - started
     report = tmp_path / "runs" / "emnist" / "report" / "report.html"
     assert report.is_file()
-    moments, killed = random.Random(0), 0
-    for attempt in range(int(os.environ.get("COMPRESS_KILLS", "3"))):
-        folder = tmp_path / str(attempt)
+    moments, killed, attempts = random.Random(0), 0, 0
+    while killed < int(os.environ.get("COMPRESS_KILLS", "3")):
+        folder = tmp_path / str(attempts)
         folder.mkdir()
+        attempts += 1
         (folder / "recipe.toml").write_text(RECIPE)
         process = whole_run(folder)
         time.sleep(moments.uniform(0.3, 1.0) * seconds)
+        if process.poll() is not None:  # faster than the first one was, on a machine that was busy then
+            seconds *= 0.7
+            continue
         os.killpg(process.pid, signal.SIGKILL)
         killed += process.wait() == -signal.SIGKILL
         for manifest in folder.glob("runs/*/*/[!.]*/artifact.json"):
@@ -291,4 +295,3 @@ def test_killed_at_random_moments_leaves_no_damaged_artifact_and_the_next_run_fi
         weights = [sorted(base.glob("runs/emnist/*/*/weights.safetensors")) for base in (tmp_path, folder)]
         assert [path.read_bytes() for path in weights[0]] == [path.read_bytes() for path in weights[1]]
         assert not list(folder.glob("runs/*/*/.*")), "leftovers of the killed run"
-    assert killed > 0
