@@ -5,7 +5,8 @@ Int8 everywhere is the wrong default: a depthwise convolution or an attention ga
 
 1. *Speed.* From two starts (nothing in int8; the fastest of "everything from this group on") the search adds or takes out one group at
    a time, or all that gained alone, as long as the measured latency falls. A step is taken only if a second, longer
-   measurement confirms it, as the best of twenty noisy figures looks better than it is.
+   measurement confirms it, as the best of twenty noisy figures looks better than it is. Where an interval does not say whether int8 is
+   worth it, more rounds are taken.
 2. *Accuracy.* For the fastest set the methods of calibration are tried, then one scale per tensor, equalisation and bias correction, each
    kept only if it helps. If the best loses too much, the next set is tried.
 3. *Verdict.* What is left is measured once more in turns with float32, dynamic quantization, and weights that are only stored in fewer
@@ -29,7 +30,7 @@ Groups = frozenset[str]
 Times = Callable[[Sequence[Path], int], NDArray[np.float64]]  # files, rounds -> seconds per call (rounds, files), taken in turns
 Progress = Callable[[str], None]
 
-QUICK, SURE = 3, 12  # rounds to look with, and to decide with
+QUICK, SURE, CLOSE = 3, 12, 48  # rounds to look with, to decide with, and where the interval does not say on which side of FASTER
 GAIN = 0.01  # of the latency, below which a step is not taken
 FASTER = 0.98  # of float32's latency: what int8 has to reach to be worth it
 HELPS = 0.05  # points of accuracy that a further setting must bring
@@ -68,6 +69,11 @@ class Tried:
     rounds: int
     drop: float | None = None
     size: int
+
+    @property
+    def close(self) -> bool:
+        """It cannot be told whether it is worth it."""
+        return self.mode == "static" and self.low <= FASTER <= self.high
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -148,6 +154,8 @@ class _Search:
         sets = [one for one in {*ends, frozenset(groups)} if one]
         sets.sort(key=lambda one: [name in one for name in groups])  # not the order of a hash, which differs from run to run
         self.measure([frozenset(), *sets], SURE)
+        if close := [one for one in sets if self.found[one].close]:
+            self.measure([frozenset(), *close], CLOSE)
         return sorted((self.found[one] for one in sets), key=lambda one: one.ratio)
 
     def _climb(self, current: Groups) -> Groups:
@@ -253,14 +261,19 @@ def _final(
     }
     if not static and ends[0].ratio <= FASTER:  # faster but less accurate: shown with what it loses
         candidates[maker.static(frozenset(ends[0].groups), Setting())] = ("static", ends[0].groups, Setting())
-    seconds = times(list(candidates), SURE)
-    return [
-        Tried(
-            mode=mode, groups=tuple(groups), setting=setting, rounds=SURE, size=path.stat().st_size,
-            drop=drop(path), **asdict(_ratio(seconds, 0, index)),
-        )
-        for index, (path, (mode, groups, setting)) in enumerate(candidates.items())
-    ]  # fmt: skip
+
+    def measured(rounds: int) -> list[Tried]:
+        seconds = times(list(candidates), rounds)
+        return [
+            Tried(
+                mode=mode, groups=tuple(groups), setting=setting, rounds=rounds, size=path.stat().st_size,
+                drop=drop(path), **asdict(_ratio(seconds, 0, index)),
+            )
+            for index, (path, (mode, groups, setting)) in enumerate(candidates.items())
+        ]  # fmt: skip
+
+    found = measured(SURE)
+    return measured(CLOSE) if any(one.close for one in found) else found
 
 
 def _set(tried: Tried) -> Setting:
