@@ -61,9 +61,8 @@ def adopt(
     if kind == TensorProto.UINT8:
         _rename(model, first, IMAGE)
     else:
-        if first == IMAGE:
-            first = f"{IMAGE}_prepared"
-            _rename(model, IMAGE, first)
+        _rename(model, IMAGE, f"{IMAGE}_prepared")  # its input, or a weight of that name
+        first = f"{IMAGE}_prepared" if first == IMAGE else first
         _insert_first(model, _preparation(model, first, mean, std))
     _name_outputs(model, path)
     del graph.value_info[:]
@@ -143,6 +142,9 @@ def _rename(model: onnx.ModelProto, old: str, new: str) -> None:
             for index, name in enumerate(names):
                 if name == old:
                     names[index] = new
+    for weight in model.graph.initializer:
+        if weight.name == old:
+            weight.name = new
 
 
 def _takes(model: onnx.ModelProto, path: Path, shape: tuple[int, int, int], batch: int) -> bool:

@@ -30,7 +30,7 @@ import torch
 from torch import Tensor, nn
 
 from .errors import CompressError, first_line
-from .onnxfile import RUNTIME_ERRORS, open_session, read_onnx, write_onnx
+from .onnxfile import RUNTIME_ERRORS, as_taken, open_session, read_onnx, write_onnx
 from .rewrite import simplify
 
 OPSET = 18  # what the exporter writes without a conversion step, and what older runtimes on boards read
@@ -146,7 +146,7 @@ def parity(network: nn.Module, prepare: nn.Module, path: Path, images: np.ndarra
         part = np.ascontiguousarray(images[start : start + batch])
         with torch.inference_mode():
             expected = deployed(torch.tensor(part)).numpy()  # a copy: the images may be read-only
-        fed = part.astype(np.float32) / np.float32(255) if entry.type == "tensor(float)" else part
+        fed = as_taken(entry, part)
         try:
             found, *rest = session.run([output, "probabilities"] if probable else [output], {entry.name: fed})
         except (ValueError, *RUNTIME_ERRORS) as error:

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from .onnxfile import open_session
+from .onnxfile import as_taken, open_session
 
 Run = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
 
@@ -72,7 +72,7 @@ def graph_gates(model: onnx.ModelProto, images: NDArray[np.uint8]) -> list[Gate]
     options.intra_op_num_threads = 1
     session = open_session(watched, "the graph, with its gates as outputs,", options)
     taken = session.get_inputs()[0]
-    fed = images.astype(np.float32) / np.float32(255) if taken.type == "tensor(float)" else images
+    fed = as_taken(taken, images)
     step = 1 if isinstance(taken.shape[0], int) else max(1, len(images))  # a fixed batch is a batch of one
     parts = [session.run(names, {taken.name: fed[start : start + step]}) for start in range(0, len(fed), step)]
     tensors = {name: np.concatenate(values) for name, values in zip(names, zip(*parts, strict=True), strict=True)}

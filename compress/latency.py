@@ -35,6 +35,7 @@ from .cost import count_cost
 from .errors import CompressError
 from .export import export_onnx
 from .networks import Prepare
+from .onnxfile import as_taken
 
 INPUTS = 32  # timed calls cycle over so many different images
 TURN_SECONDS, LEAST_CALLS, MOST_CALLS = 0.03, 5, 200
@@ -167,7 +168,7 @@ def _turn(session: Any, images: list[NDArray[np.uint8]]) -> float:
     """Median seconds of calls with one image, as many as fit into a turn."""
 
     [entry] = session.get_inputs()
-    fed = [image.astype(np.float32) / np.float32(255) for image in images] if entry.type == "tensor(float)" else images
+    fed = [as_taken(entry, image) for image in images]
 
     def predict(image: NDArray[Any]) -> NDArray[np.float32]:
         logits: NDArray[np.float32] = session.run(None, {entry.name: image})[0]

@@ -54,9 +54,10 @@ def image_inputs(model: onnx.ModelProto) -> list[onnx.ValueInfoProto]:
     return [value for value in model.graph.input if value.name not in weights]
 
 
-def as_taken(entry: onnx.ValueInfoProto, images: NDArray[Any]) -> NDArray[Any]:
-    """Images uint8 (B, C, H, W) as the input ``entry`` takes them: uint8, or float32 in [0, 1]; others are left as they are."""
-    if images.dtype == np.uint8 and entry.type.tensor_type.elem_type == onnx.TensorProto.FLOAT:
+def as_taken(entry: onnx.ValueInfoProto | onnxruntime.NodeArg, images: NDArray[Any]) -> NDArray[Any]:
+    """Images uint8 (B, C, H, W) as an input of a graph or session takes them: uint8, or float32 in [0, 1]; others stay as they are."""
+    takes = entry.type.tensor_type.elem_type if isinstance(entry, onnx.ValueInfoProto) else entry.type
+    if images.dtype == np.uint8 and takes in (onnx.TensorProto.FLOAT, "tensor(float)"):
         images = images.astype(np.float32) / np.float32(255)
     return np.ascontiguousarray(images)
 

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -50,7 +51,6 @@ from .train.settings import DistilConfig, FitConfig
 from .verify import TOLERANCE, write_vectors
 
 SCORED = 10_000  # validation images that decide, evenly drawn where there are more
-FLOAT = 1  # ONNX's number for float32
 BITS = {"int8-weights": "int8", "fp16-weights": "fp16"}
 
 
@@ -258,8 +258,6 @@ def _fine_tune(
     project: Project, prepared: Prepared, quantized: Any, tuning: FitConfig, distil: DistilConfig, key: str, folder: Path
 ) -> tuple[Any, dict[str, Any]]:
     """Train the quantized graph, with the float32 one as teacher; the graph with its new weights, and what happened."""
-    import onnx
-
     weights = {weight.name: onnx.numpy_helper.to_array(weight) for weight in prepared.model.graph.initializer}
     network = GraphNetwork(quantized, weights=weights)
     masks = network.zero_masks()
@@ -280,7 +278,7 @@ def _fine_tune(
 
 def _as_taken(images: Tensor, model: Any) -> Tensor:
     """Images of 0..255, float32 where they are distorted, as ``GraphNetwork`` takes them: in [0, 1] where the graph does."""
-    return images.float() / 255 if model.graph.input[0].type.tensor_type.elem_type == FLOAT else images.float()
+    return images.float() / 255 if model.graph.input[0].type.tensor_type.elem_type == onnx.TensorProto.FLOAT else images.float()
 
 
 def _scores(project: Project, file: Path) -> dict[str, float]:

@@ -94,6 +94,19 @@ def test_a_file_that_takes_raw_pixels_is_left_as_it_is(tmp_path: Path) -> None:
     np.testing.assert_array_equal(run(model, IMAGES)[0], run(path, IMAGES)[0])
 
 
+def test_weights_called_as_our_tensors_are_get_out_of_the_way(tmp_path: Path) -> None:
+    path = classifier(tmp_path)
+    model = onnx.load(path)
+    new = {"conv": "image", "linear": "logits"}
+    for weight in model.graph.initializer:
+        weight.name = new.get(weight.name, weight.name)
+    for node in model.graph.node:
+        node.input[:] = [new.get(name, name) for name in node.input]
+    onnx.save(model, path)
+    logits, _ = run(adopt(path, (3, 8, 8), MEAN, STD, {}), IMAGES)
+    np.testing.assert_allclose(logits, run(path, normalised(IMAGES))[0], rtol=1e-4, atol=1e-4)
+
+
 def test_a_batch_of_one_in_the_input_becomes_free_but_one_inside_the_graph_stays(tmp_path: Path) -> None:
     free = adopt(classifier(tmp_path, shape=(1, 3, 8, 8)), (3, 8, 8), MEAN, STD, {})
     assert free.graph.input[0].type.tensor_type.shape.dim[0].dim_param == "batch"
