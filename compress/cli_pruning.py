@@ -34,7 +34,11 @@ class Share(click.ParamType):
 @click.command()
 @click.option("--sparsity", type=float, help="Fraction of the weights to zero, in (0, 1).  [default: 0.7 for k49, else 0.8]")
 @click.option("--pattern", help="2:4 keeps two of every four weights in a row, instead of a sparsity.")
-@click.option("--scope", help="How weights are ranked: global, layer, or lamp (global, each layer to its scale).  [default: lamp]")
+@click.option(
+    "--scope",
+    help="How weights are ranked: global, layer, lamp (global, each layer to its scale) or fisher (global, by how much the loss "
+    "would rise).  [default: lamp]",
+)
 @click.option("--regrow", is_flag=True, default=None, help="Weights that were zeroed may come back while fine-tuning; long ones gain.")
 @tuning_options
 @network_options

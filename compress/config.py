@@ -33,7 +33,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, kw_only=True)
 class PruneConfig:
-    """Unstructured magnitude pruning, then ``epochs`` of fine-tuning that keeps the mask; a cosine takes ``lr`` down to zero.
+    """Unstructured pruning, then ``epochs`` of fine-tuning that keeps the mask; a cosine takes ``lr`` down to zero.
 
     ``sparsity``: 0.8 if none is given. ``scope``: which weights are ranked with which, see :func:`compress.prune.magnitude_masks`.
     ``steps``: how many times some are zeroed, on the cubic schedule up to ``sparsity``, with ``between`` epochs of fine-tuning after each
@@ -71,8 +71,8 @@ class PruneConfig:
             object.__setattr__(self, "sparsity", follows)
         if not 0 < self.sparsity < 1:
             raise CompressError(f"sparsity (={self.sparsity}) must lie in (0, 1); 0.8 zeroes 80% of the weights")
-        if self.scope not in ("global", "layer", "lamp"):
-            raise CompressError(f"scope (={self.scope}) must be global, layer or lamp")
+        if self.scope not in ("global", "layer", "lamp", "fisher"):
+            raise CompressError(f"scope (={self.scope}) must be global, layer, lamp or fisher")
         if self.steps < 1:
             raise CompressError(f"steps (={self.steps}) must be at least 1; 1 zeroes all weights at once")
         if self.between < 0:

@@ -44,6 +44,7 @@ from .prune import (
     pattern_masks,
     rank,
     sparsity_by_layer,
+    squared_gradients,
 )
 from .regrow import Regrowing
 from .train.distil import Teacher
@@ -56,6 +57,8 @@ from .verify import TOLERANCE, write_vectors
 
 # Float32 sums in another order differ by about 1e-6 of the largest logit; a wrong graph is wrong by far more.
 PARITY_TOLERANCE = 1e-3
+
+SEEN = 2048  # training images whose gradients say which weights the loss feels
 
 
 def train(project: Project, config: FitConfig, out: Path | None = None, start: Artifact | None = None) -> Artifact | None:
@@ -143,11 +146,11 @@ def _prune_step(
 
     def make(folder: Path) -> Made:
         network = load_network(parent)
-        masks = (
-            pattern_masks(network, *parse_pattern(config.pattern))
-            if config.pattern
-            else magnitude_masks(network, config.sparsity, scope=config.scope)
-        )
+        if config.pattern:
+            masks = pattern_masks(network, *parse_pattern(config.pattern))
+        else:
+            squares = _squared_gradients(project, network) if config.scope == "fisher" else None
+            masks = magnitude_masks(network, config.sparsity, scope=config.scope, squares=squares)
         if left := outside_pattern(network, parse_pattern(config.pattern)[1]) if config.pattern else ():
             project.console.say(f"prune: left whole, as their inputs do not fit {config.pattern}: {', '.join(left)}")
         fixed = zeros_kept(parent, network)
@@ -163,7 +166,7 @@ def _prune_step(
             ease_dropout(network, lessons.network)
             if config.regrow:
                 steps = tuning.epochs * steps_in_epoch(tuning, len(project.data.train.labels))
-                regrowing = Regrowing(network, masks, dense, lambda weights: _rank_but(fixed, weights, config), steps)
+                regrowing = Regrowing(network, masks, dense, lambda weights, squares: _rank_but(fixed, weights, squares, config), steps)
                 after_step, finish = regrowing.after_step, regrowing.finish
             else:
                 after_step, finish = lambda: apply_masks(network, masks), None
@@ -176,13 +179,26 @@ def _prune_step(
     return run_stage(project, "network", "prune", key, config, parent, out, make)
 
 
-def _rank_but(fixed: Mapping[str, Tensor], weights: Mapping[str, Tensor], config: PruneConfig) -> dict[str, Tensor]:
+def _squared_gradients(project: Project, network: nn.Module) -> dict[str, Tensor]:
+    """Over SEEN training images, a few at a time: in the mean of many, gradients that differ cancel."""
+    part = project.data.train
+    chosen = stratified_sample(part.labels, min(SEEN, len(part.labels)), 0)
+    sample = Part(part.images[chosen], part.labels[chosen])
+    squares = squared_gradients(network, batch_losses(project, network, sample, batch=8))
+    network.cpu()
+    return {name: square.cpu() for name, square in squares.items()}
+
+
+def _rank_but(
+    fixed: Mapping[str, Tensor], weights: Mapping[str, Tensor], squares: Mapping[str, Tensor], config: PruneConfig
+) -> dict[str, Tensor]:
     """The masks for ``weights`` as they are now; those that a pruning before this one has zeroed (False in ``fixed``) stay so."""
     allowed = {
         name: fixed[name].to(weight.device) if name in fixed else torch.ones_like(weight, dtype=torch.bool)
         for name, weight in weights.items()
     }
-    ranked = rank({name: weight * allowed[name] for name, weight in weights.items()}, config.sparsity, scope=config.scope)
+    allowed_weights = {name: weight * allowed[name] for name, weight in weights.items()}
+    ranked = rank(allowed_weights, config.sparsity, scope=config.scope, squares=squares)
     return {name: mask & allowed[name] for name, mask in ranked.items()}
 
 

@@ -1,7 +1,9 @@
-"""Weight pruning by magnitude: which weights of a network are zeroed, and keeping them zero.
+"""Weight pruning: which weights of a network are zeroed, and keeping them zero.
 
 A mask is a boolean tensor in the shape of one weight, True where the weight is kept. By hand, a layer with the weights
-``[[3, -1], [2, -4]]`` at sparsity 0.5 gets the mask ``[[True, False], [False, True]]``: the two smallest magnitudes go.
+``[[3, -1], [2, -4]]`` at sparsity 0.5 gets the mask ``[[True, False], [False, True]]``: the two smallest magnitudes go. If the loss has the
+gradients ``[[0.1, 4], [1, 1]]`` there, scope "fisher" compares ``[[0.3, 4], [2, 4]]`` and keeps the right column instead: what the loss
+does not feel may be large.
 
 Only the weights of convolutions and linear layers are pruned; biases and normalisation stay. Zeroed weights make a file neither
 smaller nor faster by themselves. Fine-tuning keeps a mask by calling ``apply_masks`` after each optimiser step, because momentum
@@ -12,11 +14,12 @@ whose weight is computed (weight norm, ``torch.nn.utils.prune``), where zeroing 
 
 Sources: Han et al. 2015, "Learning both Weights and Connections for Efficient Neural Networks"; Zhu & Gupta 2017, arXiv:1710.01878, "To
 prune, or not to prune" (the cubic schedule). Both prune by magnitude, the latter within each layer (scope "layer"). Lee et al. 2021,
-arXiv:2010.07611 (scope "lamp"). Mishra et al. 2021, arXiv:2104.08378 (the 2:4 pattern).
+arXiv:2010.07611 (scope "lamp"). LeCun et al. 1989, "Optimal Brain Damage", and Theis et al. 2018, arXiv:1801.05787, who
+take squared gradients for the second derivatives (scope "fisher"). Mishra et al. 2021, arXiv:2104.08378 (the 2:4 pattern).
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -24,7 +27,7 @@ from torch import Tensor, nn
 
 from .errors import CompressError
 
-SCOPES = ("global", "layer", "lamp")
+SCOPES = ("global", "layer", "lamp", "fisher")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +44,9 @@ class LayerSparsity:
         return 1 - self.nonzeros / self.weights
 
 
-def magnitude_masks(network: nn.Module, sparsity: float, *, scope: str = "global") -> dict[str, Tensor]:
+def magnitude_masks(
+    network: nn.Module, sparsity: float, *, scope: str = "global", squares: Mapping[str, Tensor] | None = None
+) -> dict[str, Tensor]:
     """Choose the weights to keep: all but the smallest magnitudes. The network is not changed.
 
     Every layer keeps at least its largest weight: a global threshold can otherwise silence a whole layer, and with it the network.
@@ -53,25 +58,60 @@ def magnitude_masks(network: nn.Module, sparsity: float, *, scope: str = "global
         scope: "global" ranks the weights of all layers together and zeroes exactly ``round(sparsity * weights)`` of them;
             "layer" does the same within each layer (where that would be all of a tiny layer, its largest weight stays); "lamp" ranks
             all together as well, but each weight by its share among those of its layer that are no smaller, so that a layer of small
-            weights is not emptied because of its scale alone.
+            weights is not emptied because of its scale alone; "fisher" ranks all together by how much the loss would rise, to second order:
+            the square of the weight times that of its gradient.
+        squares: for "fisher": what :func:`squared_gradients` gives, by parameter name and in the shape of the weight.
 
     Returns:
         Parameter name to bool mask, in the shape and on the device of the weight; a weight shared by several layers appears once.
 
     Raises:
-        CompressError: for what the module refuses, and for a global sparsity that leaves fewer weights than layers.
+        CompressError: for what the module refuses, for a global sparsity that leaves fewer weights than layers, and for "fisher" without
+            ``squares``.
     """
-    return rank(dict(_prunable(network)), sparsity, scope=scope)
+    return rank(dict(_prunable(network)), sparsity, scope=scope, squares=squares)
 
 
-def rank(weights: Mapping[str, Tensor], sparsity: float, *, scope: str = "global") -> dict[str, Tensor]:
+def squared_gradients(network: nn.Module, losses: Iterable[Tensor]) -> dict[str, Tensor]:
+    """The square of the gradient of each weight that pruning looks at, summed over ``losses``: the diagonal of the empirical Fisher matrix.
+
+    Args:
+        network: its gradients are as before afterwards.
+        losses: scalar losses of this network, each of a few images; a generator computes each when it is needed.
+
+    Returns:
+        Parameter name to a tensor of the shape, type and device of the weight; zero where no loss depends on it.
+    """
+    weights = _prunable(network)
+    before = {parameter: parameter.grad for parameter in network.parameters()}
+    squares = {name: torch.zeros_like(weight) for name, weight in weights.items()}
+    for loss in losses:
+        network.zero_grad(set_to_none=True)
+        loss.backward()
+        for name, weight in weights.items():
+            if weight.grad is not None:
+                squares[name].addcmul_(weight.grad, weight.grad)
+    for parameter, gradient in before.items():
+        parameter.grad = gradient
+    return squares
+
+
+def rank(
+    weights: Mapping[str, Tensor], sparsity: float, *, scope: str = "global", squares: Mapping[str, Tensor] | None = None
+) -> dict[str, Tensor]:
     """As :func:`magnitude_masks`, for ``weights`` by parameter name, of any shapes."""
     if not 0 <= sparsity < 1:
         raise CompressError(f"sparsity (={sparsity}) must lie in [0, 1); 0.8 zeroes 80% of the weights")
     if scope not in SCOPES:
         raise CompressError(
-            f'scope (="{scope}") must be "global" (one ranking over all layers), "layer" (one in each) or "lamp" (one, scaled by layer)'
+            f'scope (="{scope}") must be "global" (one ranking over all layers), "layer" (one in each), "lamp" (one, scaled by layer) or '
+            '"fisher" (one, by how much the loss would rise)'
         )
+    if scope == "fisher":
+        if squares is None:
+            raise CompressError('scope (="fisher") needs squares: the squared gradients of the weights, see squared_gradients')
+        # Never quite zero, so that weights that are zero go before those that only the loss does not feel.
+        weights = {name: weight.detach() * squares[name].sqrt().clamp_min(1e-30) for name, weight in weights.items()}
     magnitudes = {name: _magnitude(name, weight) for name, weight in weights.items()}
     if scope == "layer":
         keep = [_keep(m, min(round(sparsity * m.numel()), m.numel() - 1)) for m in magnitudes.values()]

@@ -6,8 +6,9 @@ all of them. By hand: of the weights ``[3, -1, 2, -4]`` at sparsity 0.5 the netw
 to ``[3, -1, 3.5, -4]``, it sees ``[0, 0, 3.5, -4]``.
 
 A masked weight fades by ``FADE`` per step, so that only those come back whose gradient keeps pulling the same way; without it, an
-optimiser that scales its steps (Adam) lets noise grow them. Counter and masks lie in the network's state, so a saved training goes on as it
-would have; the last quarter of the steps keeps the mask.
+optimiser that scales its steps (Adam) lets noise grow them. What chooses also gets a running mean of the squared gradients, of which a step
+keeps ``MEMORY``. Counter, masks and means lie in the network's state, so a saved training goes on as it would have; the last quarter of the
+steps keeps the mask.
 
 Refuses: a weight that several layers share.
 
@@ -27,6 +28,7 @@ from .errors import CompressError
 EVERY = 16
 FADE = 0.002
 UNTIL = 0.75
+MEMORY = 0.995
 
 
 class _Seen(torch.autograd.Function):
@@ -42,14 +44,16 @@ class _Seen(torch.autograd.Function):
 
 
 class _Masked(nn.Module):
-    """A weight as the network sees it: zero where ``keep`` is False; its gradient reaches all of the weight."""
+    """A weight as the network sees it: zero where ``keep`` is False; its gradient reaches all of the weight, and its square ``squares``."""
 
     keep: Tensor
     age: Tensor
+    squares: Tensor
 
     def __init__(self, keep: Tensor) -> None:
         super().__init__()
         self.register_buffer("keep", keep.clone())
+        self.register_buffer("squares", torch.zeros(keep.shape, device=keep.device))
         self.register_buffer("age", torch.zeros((), dtype=torch.int64))
 
     def forward(self, weight: Tensor) -> Tensor:
@@ -64,7 +68,8 @@ class Regrowing:
         network: its weights are parametrized until :meth:`finish`; where it trains, it is moved there by whoever trains it.
         masks: parameter name to bool mask (True = keep) in the shape of the parameter.
         dense: the values that these parameters start from, the masked ones too.
-        choose: the masks to take for these weights (parameter name to weight), of the same names and shapes.
+        choose: the masks to take for these weights and the running means of their squared gradients (both by parameter name), of the same
+            names and shapes.
         steps: of the whole training.
 
     Raises:
@@ -76,7 +81,7 @@ class Regrowing:
         network: nn.Module,
         masks: Mapping[str, Tensor],
         dense: Mapping[str, Tensor],
-        choose: Callable[[dict[str, Tensor]], dict[str, Tensor]],
+        choose: Callable[[dict[str, Tensor], dict[str, Tensor]], dict[str, Tensor]],
         steps: int,
     ) -> None:
         self.layers = {name: network.get_submodule(name.rpartition(".")[0]) for name in masks}
@@ -97,12 +102,16 @@ class Regrowing:
         with torch.no_grad():
             for weight, masked in parts.values():
                 weight.mul_(1 - FADE * ~masked.keep)
+                if weight.grad is not None:
+                    masked.squares.mul_(MEMORY).addcmul_(weight.grad, weight.grad, value=1 - MEMORY)
                 masked.age += 1
             if self.done is None:
                 self.done = int(masked.age) - 1
             self.done += 1
             if self.done % EVERY == 0 and self.done <= self.last:
-                for name, mask in self.choose({name: weight for name, (weight, _) in parts.items()}).items():
+                weights = {name: weight for name, (weight, _) in parts.items()}
+                squares = {name: masked.squares for name, (_, masked) in parts.items()}
+                for name, mask in self.choose(weights, squares).items():
                     parts[name][1].keep.copy_(mask)
 
     def finish(self) -> None:

@@ -152,7 +152,7 @@ REFUSED: list[tuple[type, dict[str, Any], str]] = [
         (PruneConfig, {"sparsity": value}, rf"sparsity \(={value}\) must lie in .*1\); 0\.8 zeroes 80%")
         for value in (0, 1, 1.2, -0.1, float("nan"))
     ),
-    (PruneConfig, {"scope": "network"}, r"scope \(=network\) must be global, layer or lamp"),
+    (PruneConfig, {"scope": "network"}, r"scope \(=network\) must be global, layer, lamp or fisher"),
     (PruneConfig, {"epochs": -1}, r"epochs \(=-1\) must be zero \(no fine-tuning\) or more"),
     (PruneConfig, {"lr": 0.0}, r"lr \(=0\.0\) must be a positive number"),
     (PruneConfig, {"lr": float("inf")}, r"lr \(=inf\) must be a positive number"),

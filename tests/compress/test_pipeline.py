@@ -25,7 +25,7 @@ from compress.measure import candidates_of
 from compress.networks import load_network, load_runner
 from compress.pipeline import stratified_sample
 from compress.project import Project, find_parent, variant_name, variants_of
-from compress.prune import magnitude_masks
+from compress.prune import magnitude_masks, nonzero_masks, squared_gradients
 from compress.quantizing import quantize
 from compress.reference import ModelReference
 from compress.train.settings import DistilConfig, FitConfig
@@ -97,17 +97,31 @@ def test_pruned_weights_stay_zero_through_fine_tuning(made: tuple[Project, dict[
     assert not torch.equal(weights["fc2.bias"], load_file(made[1]["root"].payload)["fc2.bias"]), "nothing was fine-tuned"
 
 
-def test_weights_come_back_within_what_an_earlier_pruning_left(made: tuple[Project, dict[str, Artifact]]) -> None:
+@pytest.mark.parametrize("scope", ["lamp", "fisher"])
+def test_weights_come_back_within_what_an_earlier_pruning_left(made: tuple[Project, dict[str, Artifact]], scope: str) -> None:
     project, artifacts = made
-    config = PruneConfig(sparsity=0.9, regrow=True, epochs=2, lr=0.003)
+    config = PruneConfig(sparsity=0.9, scope=scope, regrow=True, epochs=2, lr=0.003)
     regrown = load_file(pipeline.prune(project, artifacts["pruned"], config, FIT, DistilConfig()).payload)
     first = load_file(artifacts["pruned"].payload)
     assert regrown.keys() == first.keys()
-    network = load_network(artifacts["pruned"])
-    masks = magnitude_masks(network, 0.9, scope="lamp")
+    at_once = dataclasses.replace(config, regrow=False, epochs=0)
+    masks = nonzero_masks(load_network(pipeline.prune(project, artifacts["pruned"], at_once, FIT, DistilConfig())))
     assert sum(int((regrown[name] == 0).sum()) for name in masks) == round(0.9 * sum(mask.numel() for mask in masks.values()))
     assert all(not regrown[name][first[name] == 0].any() for name in masks), "what was zeroed before must stay so"
     assert any((regrown[name][~mask] != 0).any() for name, mask in masks.items()), "nothing came back"
+
+
+def test_gradients_on_training_images_say_what_fisher_zeroes(made: tuple[Project, dict[str, Artifact]]) -> None:
+    project, artifacts = made
+    parent = artifacts["root"]
+    for sparsity in (0.5, 0.9):  # the second one of the network that the first one made
+        child = pipeline.prune(project, parent, PruneConfig(sparsity=sparsity, scope="fisher", epochs=0), FIT, DistilConfig())
+        network = load_network(parent)
+        part = project.data.train  # digits has fewer than are looked at
+        squares = squared_gradients(network, pipeline.batch_losses(project, network, part, batch=8))
+        masks = magnitude_masks(network, sparsity, scope="fisher", squares=squares)
+        assert all(torch.equal(mask, masks[name]) for name, mask in nonzero_masks(load_network(child)).items())
+        parent = child
 
 
 def test_what_was_made_of_a_pruned_network_carries_its_layers_to_the_report(made: tuple[Project, dict[str, Artifact]]) -> None:

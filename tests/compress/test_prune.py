@@ -9,6 +9,7 @@ from torch import nn
 from compress.config import PruneConfig, Recipe, load_recipe
 from compress.errors import CompressError
 from compress.prune import (
+    SCOPES,
     LayerSparsity,
     apply_masks,
     cubic_sparsities,
@@ -17,6 +18,7 @@ from compress.prune import (
     parse_pattern,
     pattern_masks,
     sparsity_by_layer,
+    squared_gradients,
 )
 
 
@@ -71,6 +73,64 @@ def test_lamp_does_not_empty_a_layer_of_small_weights() -> None:
     assert 1200 < kept["lamp"] < 1300
 
 
+def test_fisher_ranks_by_weight_times_gradient_over_all_layers() -> None:
+    network = nn.Sequential(linear([[3, -1], [2, -4]]), linear([[10, 20], [30, 40]]))
+    squares = {"0.weight": torch.tensor([[0.01, 16.0], [1.0, 1.0]]), "1.weight": torch.full((2, 2), 0.01)}
+    # 0.3 4 2 4, as in the module's docstring, and 1 2 3 4.
+    masks = magnitude_masks(network, 0.5, scope="fisher", squares=squares)
+    assert masks["0.weight"].tolist() == [[False, True], [False, True]]
+    assert masks["1.weight"].tolist() == [[False, False], [True, True]]
+
+
+def test_fisher_zeroes_large_weights_that_the_loss_does_not_feel() -> None:
+    """A branch that is scaled down afterwards has the largest weights; by magnitude, scaled by layer or not, it keeps its share."""
+
+    class Branches(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.felt, self.faint = nn.Linear(20, 20, bias=False), nn.Linear(20, 20, bias=False)
+            self.last = nn.Linear(20, 3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.last((self.felt(x) + 1e-3 * self.faint(x)).relu())
+
+    torch.manual_seed(0)
+    network = Branches()
+    with torch.no_grad():
+        network.faint.weight.mul_(10)
+    images, labels = torch.randn(64, 20), torch.randint(0, 3, (64,))
+    losses = (nn.functional.cross_entropy(network(images[i : i + 4]), labels[i : i + 4]) for i in range(0, 64, 4))
+    squares = squared_gradients(network, losses)
+    kept = {
+        scope: magnitude_masks(network, 0.5, scope=scope, squares=squares)["faint.weight"].sum() for scope in ("lamp", "global", "fisher")
+    }
+    assert kept["fisher"] <= 10 < 150 < kept["lamp"] < kept["global"]
+
+
+def test_squared_gradients_by_hand_and_gradients_are_as_before() -> None:
+    layer = linear([[3, -1]])
+    layer.weight.grad = torch.tensor([[7.0, 7.0]])
+    squares = squared_gradients(layer, (layer(torch.tensor(x)).sum() for x in ([1.0, 2.0], [3.0, -1.0])))
+    assert squares["weight"].tolist() == [[1 + 9, 4 + 1]]
+    assert layer.weight.grad.tolist() == [[7, 7]]
+    assert layer.bias.grad is None
+
+
+def test_squared_gradients_are_zero_where_no_loss_depends_on_a_weight() -> None:
+    network = nn.Sequential(linear([[1, 2]]), linear([[1], [2]]))
+    assert squared_gradients(network, [network[0](torch.ones(2)).sum()])["1.weight"].tolist() == [[0], [0]]
+
+
+def test_weights_that_are_zero_go_before_those_that_the_loss_does_not_feel() -> None:
+    masks = magnitude_masks(linear([[2, 1, 0, 3]]), 0.25, scope="fisher", squares={"weight": torch.tensor([[0.0, 0.0, 9.0, 1.0]])})
+    assert masks["weight"].tolist() == [[True, True, False, True]]
+
+
+def test_fisher_without_gradients_is_refused() -> None:
+    with pytest.raises(CompressError, match=r'scope \(="fisher"\) needs squares: the squared gradients of the weights'):
+        magnitude_masks(small_network(), 0.5, scope="fisher")
+
+
 @pytest.mark.parametrize("sparsity", [0.0, 0.1, 0.333, 0.5, 0.8, 0.95])
 def test_global_count_is_exact(sparsity: float) -> None:
     network = small_network()
@@ -78,10 +138,11 @@ def test_global_count_is_exact(sparsity: float) -> None:
     assert zeros(magnitude_masks(network, sparsity)) == round(sparsity * total)
 
 
-@pytest.mark.parametrize("scope", ["global", "layer", "lamp"])
+@pytest.mark.parametrize("scope", SCOPES)
 def test_count_is_exact_with_ties_and_the_choice_is_the_same_each_time(scope: str) -> None:
     network = linear([[1.0] * 10] * 10)
-    first, second = (magnitude_masks(network, 0.37, scope=scope)["weight"] for _ in range(2))
+    squares = {"weight": torch.ones(10, 10)}
+    first, second = (magnitude_masks(network, 0.37, scope=scope, squares=squares)["weight"] for _ in range(2))
     assert int((~first).sum()) == 37
     assert torch.equal(first, second)
 
@@ -247,7 +308,7 @@ def test_a_schedule_that_cannot_be_is_refused(sparsity: float, steps: int, told:
         cubic_sparsities(sparsity, steps)
 
 
-@pytest.mark.parametrize("scope", ["global", "layer", "lamp"])
+@pytest.mark.parametrize("scope", SCOPES)
 @pytest.mark.parametrize("seed", range(5))
 def test_zeros_of_one_step_stay_zeros_in_the_next(scope: str, seed: int) -> None:
     network = small_network()
@@ -255,9 +316,12 @@ def test_zeros_of_one_step_stay_zeros_in_the_next(scope: str, seed: int) -> None
     with torch.no_grad():  # scales apart, and many equal magnitudes
         for number, layer in enumerate((network[0], network[3], network[5])):
             layer.weight.copy_(torch.randint(1, 4, layer.weight.shape, generator=generator) * 10.0**-number)
+    first = magnitude_masks(network, 0)
     zeroed: dict[str, torch.Tensor] = {}
     for sparsity in cubic_sparsities(0.95, 4):
-        masks = magnitude_masks(network, sparsity, scope=scope)
+        # Gradients are others after each step; many weights get none.
+        squares = {name: torch.randint(0, 3, zero.shape, generator=generator).float() for name, zero in first.items()}
+        masks = magnitude_masks(network, sparsity, scope=scope, squares=squares)
         assert not any((masks[name] & zero).any() for name, zero in zeroed.items())
         apply_masks(network, masks)
         zeroed = {name: ~mask for name, mask in masks.items()}

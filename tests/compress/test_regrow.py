@@ -1,5 +1,6 @@
 """Weights that may come back: the docstring's example by hand, the fading, and a saved training that goes on as it would have."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -9,12 +10,14 @@ from torch import Tensor, nn
 
 from compress.errors import CompressError
 from compress.prune import apply_masks, magnitude_masks, rank
-from compress.regrow import EVERY, FADE, UNTIL, Regrowing
+from compress.regrow import EVERY, FADE, MEMORY, UNTIL, Regrowing
 from compress.train.fit import fit, steps_in_epoch
 from compress.train.settings import FitConfig
 
+Choose = Callable[[dict[str, Tensor], dict[str, Tensor]], dict[str, Tensor]]
 
-def half(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+
+def half(weights: dict[str, Tensor], squares: dict[str, Tensor]) -> dict[str, Tensor]:
     return rank(weights, 0.5)
 
 
@@ -50,6 +53,23 @@ def test_weight_that_grows_under_its_mask_comes_back_and_another_goes() -> None:
         assert layer.weight.tolist() == [[3, 0, 0, -4]], step
         grow.after_step()
     assert layer.weight[0].tolist() == pytest.approx([0, 0, 3.5 * (1 - FADE), -4])
+
+
+def test_running_mean_of_squared_gradients_reaches_the_choice() -> None:
+    layer = linear()
+    seen: list[Tensor] = []
+
+    def choose(weights: dict[str, Tensor], squares: dict[str, Tensor]) -> dict[str, Tensor]:
+        seen.append(squares["weight"].clone())
+        return half(weights, squares)
+
+    grow = Regrowing(layer, {"weight": torch.tensor([[True, False, False, True]])}, {"weight": layer.weight.detach().clone()}, choose, 1000)
+    for _ in range(EVERY):
+        layer.zero_grad()
+        layer(torch.tensor([[1.0, 2.0, 3.0, 0.0]])).sum().backward()
+        grow.after_step()
+    # The masked weights' gradients count too: it is they that may come back.
+    assert seen[0][0].tolist() == pytest.approx([(1 - MEMORY**EVERY) * g for g in (1, 4, 9, 0)])
 
 
 def test_masked_weights_fade_and_the_others_do_not() -> None:
@@ -114,13 +134,17 @@ class Stop(Exception):
     pass
 
 
-def trained(state_file: Path, stop_after: int = 0) -> nn.Module:
+def fisher(weights: dict[str, Tensor], squares: dict[str, Tensor]) -> dict[str, Tensor]:
+    return rank(weights, 0.5, scope="fisher", squares=squares)
+
+
+def trained(state_file: Path, stop_after: int = 0, choose: Choose = half) -> nn.Module:
     config = FitConfig(epochs=4, batch=16, lr=0.01, ema=0.9)
     network, training = small(), images(512)
     dense = {name: network.get_parameter(name).detach().clone() for name in magnitude_masks(network, 0.5)}
     masks = rank(dense, 0.5)
     apply_masks(network, masks)
-    grow = Regrowing(network, masks, dense, half, config.epochs * steps_in_epoch(config, 512))
+    grow = Regrowing(network, masks, dense, choose, config.epochs * steps_in_epoch(config, 512))
 
     def after_epoch(row: dict[str, float]) -> None:
         if row["epoch"] == stop_after:
@@ -134,11 +158,12 @@ def trained(state_file: Path, stop_after: int = 0) -> nn.Module:
     return network
 
 
-def test_training_that_was_interrupted_goes_on_to_the_same_masks_and_weights(tmp_path: Path) -> None:
-    whole = trained(tmp_path / "whole")
+@pytest.mark.parametrize("choose", [half, fisher])
+def test_training_that_was_interrupted_goes_on_to_the_same_masks_and_weights(tmp_path: Path, choose: Choose) -> None:
+    whole = trained(tmp_path / "whole", choose=choose)
     with pytest.raises(Stop):
-        trained(tmp_path / "cut", stop_after=2)
-    resumed = trained(tmp_path / "cut")
+        trained(tmp_path / "cut", stop_after=2, choose=choose)
+    resumed = trained(tmp_path / "cut", choose=choose)
     assert all(torch.equal(value, resumed.state_dict()[name]) for name, value in whole.state_dict().items())
 
 
