@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from .errors import CompressError
 from .groups import ChannelGroup, Cut, Groups
+from .prune import backward_each
 
 KINDS = ("l2", "bn", "taylor")
 SCOPES = ("global", "group")
@@ -242,13 +243,10 @@ def _scale(group: ChannelGroup, network: nn.Module, stored: Mapping[str, Tensor]
 
 def _taylor(network: nn.Module, groups: Groups, losses: Iterable[Tensor]) -> dict[str, Tensor]:
     parameters = dict(network.named_parameters(remove_duplicate=False))
-    before = {p: p.grad for p in network.parameters()}
     scores = {group.name: torch.zeros(group.width, dtype=torch.float64) for group in groups}
     batches = 0
-    for loss in losses:
+    for _ in backward_each(network, losses):
         batches += 1
-        network.zero_grad(set_to_none=True)
-        loss.backward()
         for group in groups:
             changes = [
                 _by_unit(cut, (parameters[cut.parameter] * gradient).detach().double())
@@ -257,8 +255,6 @@ def _taylor(network: nn.Module, groups: Groups, losses: Iterable[Tensor]) -> dic
             ]
             if changes:
                 scores[group.name] += torch.stack(changes).sum(0).square()
-    for parameter, gradient in before.items():
-        parameter.grad = gradient
     if not batches:
         raise CompressError('importance (="taylor") needs losses: one scalar loss of the network per batch')
     return scores

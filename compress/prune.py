@@ -19,7 +19,7 @@ take squared gradients for the second derivatives (scope "fisher"). Mishra et al
 """
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -83,17 +83,25 @@ def squared_gradients(network: nn.Module, losses: Iterable[Tensor]) -> dict[str,
         Parameter name to a tensor of the shape, type and device of the weight; zero where no loss depends on it.
     """
     weights = _prunable(network)
-    before = {parameter: parameter.grad for parameter in network.parameters()}
     squares = {name: torch.zeros_like(weight) for name, weight in weights.items()}
-    for loss in losses:
-        network.zero_grad(set_to_none=True)
-        loss.backward()
+    for _ in backward_each(network, losses):
         for name, weight in weights.items():
             if weight.grad is not None:
                 squares[name].addcmul_(weight.grad, weight.grad)
-    for parameter, gradient in before.items():
-        parameter.grad = gradient
     return squares
+
+
+def backward_each(network: nn.Module, losses: Iterable[Tensor]) -> Iterator[None]:
+    """At each yield the parameters of ``network`` hold the gradients of the next of ``losses`` alone; in the end, those they had."""
+    before = {parameter: parameter.grad for parameter in network.parameters()}
+    try:
+        for loss in losses:
+            network.zero_grad(set_to_none=True)
+            loss.backward()
+            yield
+    finally:
+        for parameter, gradient in before.items():
+            parameter.grad = gradient
 
 
 def rank(

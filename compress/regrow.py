@@ -81,7 +81,7 @@ class Regrowing:
         network: nn.Module,
         masks: Mapping[str, Tensor],
         dense: Mapping[str, Tensor],
-        choose: Callable[[dict[str, Tensor], dict[str, Tensor]], dict[str, Tensor]],
+        choose: Callable[[Mapping[str, Tensor], Mapping[str, Tensor]], Mapping[str, Tensor]],
         steps: int,
     ) -> None:
         self.layers = {name: network.get_submodule(name.rpartition(".")[0]) for name in masks}

@@ -1,6 +1,6 @@
 """Weights that may come back: the docstring's example by hand, the fading, and a saved training that goes on as it would have."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -14,10 +14,10 @@ from compress.regrow import EVERY, FADE, MEMORY, UNTIL, Regrowing
 from compress.train.fit import fit, steps_in_epoch
 from compress.train.settings import FitConfig
 
-Choose = Callable[[dict[str, Tensor], dict[str, Tensor]], dict[str, Tensor]]
+Choose = Callable[[Mapping[str, Tensor], Mapping[str, Tensor]], Mapping[str, Tensor]]
 
 
-def half(weights: dict[str, Tensor], squares: dict[str, Tensor]) -> dict[str, Tensor]:
+def half(weights: Mapping[str, Tensor], squares: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return rank(weights, 0.5)
 
 
@@ -59,7 +59,7 @@ def test_running_mean_of_squared_gradients_reaches_the_choice() -> None:
     layer = linear()
     seen: list[Tensor] = []
 
-    def choose(weights: dict[str, Tensor], squares: dict[str, Tensor]) -> dict[str, Tensor]:
+    def choose(weights: Mapping[str, Tensor], squares: Mapping[str, Tensor]) -> dict[str, Tensor]:
         seen.append(squares["weight"].clone())
         return half(weights, squares)
 
@@ -134,7 +134,7 @@ class Stop(Exception):
     pass
 
 
-def fisher(weights: dict[str, Tensor], squares: dict[str, Tensor]) -> dict[str, Tensor]:
+def fisher(weights: Mapping[str, Tensor], squares: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return rank(weights, 0.5, scope="fisher", squares=squares)
 
 
