@@ -36,8 +36,8 @@ class Share(click.ParamType):
 @click.option("--pattern", help="2:4 keeps two of every four weights in a row, instead of a sparsity.")
 @click.option(
     "--scope",
-    help="How weights are ranked: global, layer, lamp (global, each layer to its scale) or fisher (global, by how much the loss "
-    "would rise).  [default: lamp]",
+    help="How weights are ranked: fisher (by how much the loss would rise without each), or by magnitude: global, layer, or lamp "
+    "(global, each layer to its scale).  [default: fisher]",
 )
 @click.option("--regrow", is_flag=True, default=None, help="Weights that were zeroed may come back while fine-tuning; long ones gain.")
 @tuning_options
@@ -47,7 +47,7 @@ class Share(click.ParamType):
 @parent_options
 @out_option
 def prune(**given: Any) -> None:
-    """Zero the smallest weights, and fine-tune the rest with the mask kept; with --steps gradually, on the cubic schedule.
+    """Zero the weights that matter least, and fine-tune the rest with the mask kept; with --steps gradually, on the cubic schedule.
 
     Zeros alone make no dense runtime faster and no file smaller on disk; they make it smaller when compressed. What makes a network
     smaller and faster is `compress remove-channels`.

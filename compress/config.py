@@ -35,7 +35,7 @@ T = TypeVar("T")
 class PruneConfig:
     """Unstructured pruning, then ``epochs`` of fine-tuning that keeps the mask; a cosine takes ``lr`` down to zero.
 
-    ``sparsity``: 0.8 if none is given. ``scope``: which weights are ranked with which, see :func:`compress.prune.magnitude_masks`.
+    ``sparsity``: 0.8 if none is given. ``scope``: which weights are ranked with which, see :func:`compress.prune.weight_masks`.
     ``steps``: how many times some are zeroed, on the cubic schedule up to ``sparsity``, with ``between`` epochs of fine-tuning after each
     but the last. ``pattern``: "2:4" instead keeps 2 of every 4 weights in a row, at once; ``sparsity`` then follows from it (0.5), and
     ``scope`` is without effect. ``regrow``: zeroed weights may come back while fine-tuning, see :mod:`compress.regrow`; not those
@@ -43,7 +43,7 @@ class PruneConfig:
     """
 
     sparsity: float = None  # type: ignore[assignment]  # set below: only there is it known whether one was given
-    scope: str = "lamp"
+    scope: str = "fisher"
     pattern: str = ""
     steps: int = 1
     between: int = 1

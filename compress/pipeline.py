@@ -37,7 +37,6 @@ from .project import Made, Project, data_identity, network_identity, run_stage, 
 from .prune import (
     apply_masks,
     cubic_sparsities,
-    magnitude_masks,
     nonzero_masks,
     outside_pattern,
     parse_pattern,
@@ -45,6 +44,7 @@ from .prune import (
     rank,
     sparsity_by_layer,
     squared_gradients,
+    weight_masks,
 )
 from .regrow import Regrowing
 from .train.distil import Teacher
@@ -150,7 +150,7 @@ def _prune_step(
             masks = pattern_masks(network, *parse_pattern(config.pattern))
         else:
             squares = _squared_gradients(project, network) if config.scope == "fisher" else None
-            masks = magnitude_masks(network, config.sparsity, scope=config.scope, squares=squares)
+            masks = weight_masks(network, config.sparsity, scope=config.scope, squares=squares)
         if left := outside_pattern(network, parse_pattern(config.pattern)[1]) if config.pattern else ():
             project.console.say(f"prune: left whole, as their inputs do not fit {config.pattern}: {', '.join(left)}")
         fixed = zeros_kept(parent, network)

@@ -44,18 +44,18 @@ class LayerSparsity:
         return 1 - self.nonzeros / self.weights
 
 
-def magnitude_masks(
+def weight_masks(
     network: nn.Module, sparsity: float, *, scope: str = "global", squares: Mapping[str, Tensor] | None = None
 ) -> dict[str, Tensor]:
-    """Choose the weights to keep: all but the smallest magnitudes. The network is not changed.
+    """Choose the weights to keep: all but those that rank lowest. The network is not changed.
 
     Every layer keeps at least its largest weight: a global threshold can otherwise silence a whole layer, and with it the network.
-    Equal magnitudes go in the order of the parameters, the earlier first, so the choice is the same on every run.
+    Equals go in the order of the parameters, the earlier first, so the choice is the same on every run.
 
     Args:
         network: any module; its device and training flags do not matter.
         sparsity: the fraction to zero, in [0, 1); 0 gives masks that keep everything.
-        scope: "global" ranks the weights of all layers together and zeroes exactly ``round(sparsity * weights)`` of them;
+        scope: "global" ranks the magnitudes of all layers together and zeroes exactly ``round(sparsity * weights)`` of them;
             "layer" does the same within each layer (where that would be all of a tiny layer, its largest weight stays); "lamp" ranks
             all together as well, but each weight by its share among those of its layer that are no smaller, so that a layer of small
             weights is not emptied because of its scale alone; "fisher" ranks all together by how much the loss would rise, to second order:
@@ -107,7 +107,7 @@ def backward_each(network: nn.Module, losses: Iterable[Tensor]) -> Iterator[None
 def rank(
     weights: Mapping[str, Tensor], sparsity: float, *, scope: str = "global", squares: Mapping[str, Tensor] | None = None
 ) -> dict[str, Tensor]:
-    """As :func:`magnitude_masks`, for ``weights`` by parameter name, of any shapes."""
+    """As :func:`weight_masks`, for ``weights`` by parameter name, of any shapes."""
     if not 0 <= sparsity < 1:
         raise CompressError(f"sparsity (={sparsity}) must lie in [0, 1); 0.8 zeroes 80% of the weights")
     if scope not in SCOPES:
@@ -143,7 +143,7 @@ def cubic_sparsities(sparsity: float, steps: int) -> tuple[float, ...]:
     """The sparsity after each of ``steps`` steps of gradual pruning: much at first, when little is lost, and less and less.
 
     ``sparsity * (1 - (1 - k / steps) ** 3)`` for k = 1 to ``steps``: 0.8 in 4 steps is 0.4625, 0.7, 0.7875, 0.8; one step is one-shot.
-    Zeros stay zeros: once ``apply_masks`` has run, ``magnitude_masks`` at a higher sparsity and the same scope takes the zeros first.
+    Zeros stay zeros: once ``apply_masks`` has run, ``weight_masks`` at a higher sparsity and the same scope takes the zeros first.
 
     Raises:
         CompressError: a sparsity outside (0, 1), or less than one step.

@@ -20,7 +20,7 @@ from .bypass import bypass
 from .errors import CompressError
 from .groups import Groups
 from .importance import Choice, Kept, best_units
-from .prune import apply_masks, magnitude_masks, sparsity_by_layer
+from .prune import apply_masks, sparsity_by_layer, weight_masks
 from .surgery import remove_channels
 
 DROPS = 1e6  # the largest drop over the smallest that is told apart when a goal is sought
@@ -70,7 +70,7 @@ def weight_curves(network: nn.Module, sparsities: Sequence[float], measure: Meas
         CompressError: the network has nothing to prune, see :mod:`compress.prune`.
     """
     layers = sparsity_by_layer(network)
-    masks = [magnitude_masks(network, sparsity, scope="layer") for sparsity in sparsities]
+    masks = [weight_masks(network, sparsity, scope="layer") for sparsity in sparsities]
     for index, layer in enumerate(layers):
         points = []
         for done, (sparsity, mask) in enumerate(zip(sparsities, masks, strict=True), index * len(masks)):

@@ -25,7 +25,7 @@ from compress.measure import candidates_of
 from compress.networks import load_network, load_runner
 from compress.pipeline import stratified_sample
 from compress.project import Project, find_parent, variant_name, variants_of
-from compress.prune import magnitude_masks, nonzero_masks, squared_gradients
+from compress.prune import nonzero_masks, squared_gradients, weight_masks
 from compress.quantizing import quantize
 from compress.reference import ModelReference
 from compress.train.settings import DistilConfig, FitConfig
@@ -119,7 +119,7 @@ def test_gradients_on_training_images_say_what_fisher_zeroes(made: tuple[Project
         network = load_network(parent)
         part = project.data.train  # digits has fewer than are looked at
         squares = squared_gradients(network, pipeline.batch_losses(project, network, part, batch=8))
-        masks = magnitude_masks(network, sparsity, scope="fisher", squares=squares)
+        masks = weight_masks(network, sparsity, scope="fisher", squares=squares)
         assert all(torch.equal(mask, masks[name]) for name, mask in nonzero_masks(load_network(child)).items())
         parent = child
 

@@ -13,12 +13,12 @@ from compress.prune import (
     LayerSparsity,
     apply_masks,
     cubic_sparsities,
-    magnitude_masks,
     outside_pattern,
     parse_pattern,
     pattern_masks,
     sparsity_by_layer,
     squared_gradients,
+    weight_masks,
 )
 
 
@@ -41,26 +41,26 @@ def zeros(masks: dict[str, torch.Tensor]) -> int:
 
 
 def test_the_smallest_magnitudes_go_by_hand() -> None:
-    masks = magnitude_masks(linear([[3, -1], [2, -4]]), 0.5)
+    masks = weight_masks(linear([[3, -1], [2, -4]]), 0.5)
     assert masks["weight"].tolist() == [[True, False], [False, True]]
 
 
 def test_global_scope_ranks_over_layers_and_layer_scope_within() -> None:
     network = nn.Sequential(linear([[1, 2], [3, 4]]), linear([[10, 20], [30, 40]]))
-    by_network = magnitude_masks(network, 0.5, scope="global")
+    by_network = weight_masks(network, 0.5, scope="global")
     assert by_network["0.weight"].tolist() == [[False, False], [False, True]]
     assert by_network["1.weight"].tolist() == [[False, True], [True, True]]
-    by_layer = magnitude_masks(network, 0.5, scope="layer")
+    by_layer = weight_masks(network, 0.5, scope="layer")
     assert by_layer["0.weight"].tolist() == by_layer["1.weight"].tolist() == [[False, False], [True, True]]
 
 
 def test_lamp_ranks_by_share_of_what_is_no_smaller_in_the_layer() -> None:
     # 1/30 4/29 9/25 16/16 in both layers, whatever their scale; the third has 25/50 25/25.
     network = nn.Sequential(linear([[1, 2], [3, 4]]), linear([[10, 20], [30, 40]]), linear([[5, -5]]))
-    masks = magnitude_masks(network, 0.4, scope="lamp")
+    masks = weight_masks(network, 0.4, scope="lamp")
     assert masks["0.weight"].tolist() == masks["1.weight"].tolist() == [[False, False], [True, True]]
     assert masks["2.weight"].tolist() == [[True, True]]
-    assert magnitude_masks(network, 0.7, scope="lamp")["2.weight"].tolist() == [[False, True]]
+    assert weight_masks(network, 0.7, scope="lamp")["2.weight"].tolist() == [[False, True]]
 
 
 def test_lamp_does_not_empty_a_layer_of_small_weights() -> None:
@@ -68,7 +68,7 @@ def test_lamp_does_not_empty_a_layer_of_small_weights() -> None:
     network = nn.Sequential(nn.Linear(50, 50), nn.Linear(50, 50))
     with torch.no_grad():
         network[1].weight.mul_(0.01)
-    kept = {scope: int(magnitude_masks(network, 0.5, scope=scope)["1.weight"].sum()) for scope in ("global", "lamp")}
+    kept = {scope: int(weight_masks(network, 0.5, scope=scope)["1.weight"].sum()) for scope in ("global", "lamp")}
     assert kept["global"] < 60
     assert 1200 < kept["lamp"] < 1300
 
@@ -77,7 +77,7 @@ def test_fisher_ranks_by_weight_times_gradient_over_all_layers() -> None:
     network = nn.Sequential(linear([[3, -1], [2, -4]]), linear([[10, 20], [30, 40]]))
     squares = {"0.weight": torch.tensor([[0.01, 16.0], [1.0, 1.0]]), "1.weight": torch.full((2, 2), 0.01)}
     # 0.3 4 2 4, as in the module's docstring, and 1 2 3 4.
-    masks = magnitude_masks(network, 0.5, scope="fisher", squares=squares)
+    masks = weight_masks(network, 0.5, scope="fisher", squares=squares)
     assert masks["0.weight"].tolist() == [[False, True], [False, True]]
     assert masks["1.weight"].tolist() == [[False, False], [True, True]]
 
@@ -101,9 +101,7 @@ def test_fisher_zeroes_large_weights_that_the_loss_does_not_feel() -> None:
     images, labels = torch.randn(64, 20), torch.randint(0, 3, (64,))
     losses = (nn.functional.cross_entropy(network(images[i : i + 4]), labels[i : i + 4]) for i in range(0, 64, 4))
     squares = squared_gradients(network, losses)
-    kept = {
-        scope: magnitude_masks(network, 0.5, scope=scope, squares=squares)["faint.weight"].sum() for scope in ("lamp", "global", "fisher")
-    }
+    kept = {scope: weight_masks(network, 0.5, scope=scope, squares=squares)["faint.weight"].sum() for scope in ("lamp", "global", "fisher")}
     assert kept["fisher"] <= 10 < 150 < kept["lamp"] < kept["global"]
 
 
@@ -122,62 +120,62 @@ def test_squared_gradients_are_zero_where_no_loss_depends_on_a_weight() -> None:
 
 
 def test_weights_that_are_zero_go_before_those_that_the_loss_does_not_feel() -> None:
-    masks = magnitude_masks(linear([[2, 1, 0, 3]]), 0.25, scope="fisher", squares={"weight": torch.tensor([[0.0, 0.0, 9.0, 1.0]])})
+    masks = weight_masks(linear([[2, 1, 0, 3]]), 0.25, scope="fisher", squares={"weight": torch.tensor([[0.0, 0.0, 9.0, 1.0]])})
     assert masks["weight"].tolist() == [[True, True, False, True]]
 
 
 def test_fisher_without_gradients_is_refused() -> None:
     with pytest.raises(CompressError, match=r'scope \(="fisher"\) needs squares: the squared gradients of the weights'):
-        magnitude_masks(small_network(), 0.5, scope="fisher")
+        weight_masks(small_network(), 0.5, scope="fisher")
 
 
 @pytest.mark.parametrize("sparsity", [0.0, 0.1, 0.333, 0.5, 0.8, 0.95])
 def test_global_count_is_exact(sparsity: float) -> None:
     network = small_network()
     total = 4 * 9 + 6 * 2 * 9 + 24 * 5
-    assert zeros(magnitude_masks(network, sparsity)) == round(sparsity * total)
+    assert zeros(weight_masks(network, sparsity)) == round(sparsity * total)
 
 
 @pytest.mark.parametrize("scope", SCOPES)
 def test_count_is_exact_with_ties_and_the_choice_is_the_same_each_time(scope: str) -> None:
     network = linear([[1.0] * 10] * 10)
     squares = {"weight": torch.ones(10, 10)}
-    first, second = (magnitude_masks(network, 0.37, scope=scope, squares=squares)["weight"] for _ in range(2))
+    first, second = (weight_masks(network, 0.37, scope=scope, squares=squares)["weight"] for _ in range(2))
     assert int((~first).sum()) == 37
     assert torch.equal(first, second)
 
 
 def test_layer_scope_counts_each_layer() -> None:
-    masks = magnitude_masks(small_network(), 0.75, scope="layer")
+    masks = weight_masks(small_network(), 0.75, scope="layer")
     assert {name: int((~mask).sum()) for name, mask in masks.items()} == {"0.weight": 27, "3.weight": 81, "5.weight": 90}
 
 
 def test_biases_and_normalisation_are_not_pruned() -> None:
-    assert set(magnitude_masks(small_network(), 0.5)) == {"0.weight", "3.weight", "5.weight"}
+    assert set(weight_masks(small_network(), 0.5)) == {"0.weight", "3.weight", "5.weight"}
 
 
 def test_no_layer_becomes_all_zero_under_global_scope() -> None:
     network = nn.Sequential(linear([[1e-6, 2e-6], [1e-6, 1e-6]]), linear([[10, 20], [30, 40]]))
-    masks = magnitude_masks(network, 0.5)
+    masks = weight_masks(network, 0.5)
     assert masks["0.weight"].tolist() == [[False, True], [False, False]]
     assert zeros(masks) == 4
 
 
 def test_layer_scope_keeps_the_only_weight_of_a_tiny_layer() -> None:
-    assert magnitude_masks(linear([[0.1]]), 0.9, scope="layer")["weight"].tolist() == [[True]]
+    assert weight_masks(linear([[0.1]]), 0.9, scope="layer")["weight"].tolist() == [[True]]
 
 
 def test_more_zeros_than_layers_allow_are_refused() -> None:
     with pytest.raises(
         CompressError, match=r"sparsity \(=0\.9\) leaves 1 of 8 weights, but each of the 2 layers must keep 1; choose at most 0\.75"
     ):
-        magnitude_masks(nn.Sequential(linear([[1, 2], [3, 4]]), linear([[1, 2], [3, 4]])), 0.9)
+        weight_masks(nn.Sequential(linear([[1, 2], [3, 4]]), linear([[1, 2], [3, 4]])), 0.9)
 
 
 def test_masks_have_shape_and_device_of_the_weights_and_leave_the_network_alone() -> None:
     network = small_network()
     before = {name: value.clone() for name, value in network.state_dict().items()}
-    for name, mask in magnitude_masks(network, 0.5).items():
+    for name, mask in weight_masks(network, 0.5).items():
         assert mask.shape == network.get_parameter(name).shape
         assert mask.dtype == torch.bool
     assert all(torch.equal(before[name], value) for name, value in network.state_dict().items())
@@ -186,7 +184,7 @@ def test_masks_have_shape_and_device_of_the_weights_and_leave_the_network_alone(
 def test_a_shared_weight_appears_once() -> None:
     network = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4))
     network[2].weight = network[0].weight
-    masks = magnitude_masks(network, 0.5)
+    masks = weight_masks(network, 0.5)
     assert list(masks) == ["0.weight"]
     assert zeros(masks) == 8
     assert [layer.name for layer in sparsity_by_layer(network)] == ["0.weight"]
@@ -195,12 +193,12 @@ def test_a_shared_weight_appears_once() -> None:
 @pytest.mark.parametrize("sparsity", [-0.1, 1, 1.2, float("nan"), float("inf")])
 def test_sparsity_outside_its_range_is_refused(sparsity: float) -> None:
     with pytest.raises(CompressError, match=r"sparsity \(=.*\) must lie in \[0, 1\); 0.8 zeroes 80% of the weights"):
-        magnitude_masks(small_network(), sparsity)
+        weight_masks(small_network(), sparsity)
 
 
 def test_unknown_scope_is_refused() -> None:
     with pytest.raises(CompressError, match=r'scope \(="channel"\) must be "global"'):
-        magnitude_masks(small_network(), 0.5, scope="channel")
+        weight_masks(small_network(), 0.5, scope="channel")
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
@@ -209,29 +207,29 @@ def test_weights_that_are_not_finite_are_refused_by_name(value: float) -> None:
     with torch.no_grad():
         network[3].weight[0, 0, 0, 0] = value
     with pytest.raises(CompressError, match=r'"3\.weight" holds values that are not finite'):
-        magnitude_masks(network, 0.5)
+        weight_masks(network, 0.5)
 
 
 def test_a_network_with_nothing_to_prune_is_refused() -> None:
     with pytest.raises(CompressError, match="no convolution or linear layer"):
-        magnitude_masks(nn.Sequential(nn.BatchNorm2d(3), nn.ReLU()), 0.5)
+        weight_masks(nn.Sequential(nn.BatchNorm2d(3), nn.ReLU()), 0.5)
 
 
 def test_a_computed_weight_is_refused_by_name() -> None:
     network = nn.Sequential(nn.Linear(4, 4))
     nn.utils.parametrizations.weight_norm(network[0])
     with pytest.raises(CompressError, match=r'"0\.weight" is computed from other tensors'):
-        magnitude_masks(network, 0.5)
+        weight_masks(network, 0.5)
 
 
 def test_a_lazy_layer_is_refused_by_name() -> None:
     with pytest.raises(CompressError, match=r'"0\.weight" is empty; run one batch'):
-        magnitude_masks(nn.Sequential(nn.LazyLinear(4)), 0.5)
+        weight_masks(nn.Sequential(nn.LazyLinear(4)), 0.5)
 
 
 def test_apply_zeroes_what_the_mask_says_and_nothing_else() -> None:
     network = linear([[3, -1], [2, -4]])
-    apply_masks(network, magnitude_masks(network, 0.5))
+    apply_masks(network, weight_masks(network, 0.5))
     assert network.weight.tolist() == [[3, 0], [0, -4]]
     assert not torch.signbit(network.weight[0, 1])  # 0.0, not -0.0, so that a saved file compresses to one byte pattern
 
@@ -263,7 +261,7 @@ def test_zeros_stay_zero_through_fine_tuning_with_momentum() -> None:
         optimiser.step()
 
     step()  # momentum is there before the mask is
-    masks = magnitude_masks(network, 0.6)
+    masks = weight_masks(network, 0.6)
     apply_masks(network, masks)
     kept = network[5].weight.detach().clone()
     for _ in range(5):
@@ -316,12 +314,12 @@ def test_zeros_of_one_step_stay_zeros_in_the_next(scope: str, seed: int) -> None
     with torch.no_grad():  # scales apart, and many equal magnitudes
         for number, layer in enumerate((network[0], network[3], network[5])):
             layer.weight.copy_(torch.randint(1, 4, layer.weight.shape, generator=generator) * 10.0**-number)
-    first = magnitude_masks(network, 0)
+    first = weight_masks(network, 0)
     zeroed: dict[str, torch.Tensor] = {}
     for sparsity in cubic_sparsities(0.95, 4):
         # Gradients are others after each step; many weights get none.
         squares = {name: torch.randint(0, 3, zero.shape, generator=generator).float() for name, zero in first.items()}
-        masks = magnitude_masks(network, sparsity, scope=scope, squares=squares)
+        masks = weight_masks(network, sparsity, scope=scope, squares=squares)
         assert not any((masks[name] & zero).any() for name, zero in zeroed.items())
         apply_masks(network, masks)
         zeroed = {name: ~mask for name, mask in masks.items()}

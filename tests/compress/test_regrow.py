@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from compress.errors import CompressError
-from compress.prune import apply_masks, magnitude_masks, rank
+from compress.prune import apply_masks, rank, weight_masks
 from compress.regrow import EVERY, FADE, MEMORY, UNTIL, Regrowing
 from compress.train.fit import fit, steps_in_epoch
 from compress.train.settings import FitConfig
@@ -141,7 +141,7 @@ def fisher(weights: Mapping[str, Tensor], squares: Mapping[str, Tensor]) -> dict
 def trained(state_file: Path, stop_after: int = 0, choose: Choose = half) -> nn.Module:
     config = FitConfig(epochs=4, batch=16, lr=0.01, ema=0.9)
     network, training = small(), images(512)
-    dense = {name: network.get_parameter(name).detach().clone() for name in magnitude_masks(network, 0.5)}
+    dense = {name: network.get_parameter(name).detach().clone() for name in weight_masks(network, 0.5)}
     masks = rank(dense, 0.5)
     apply_masks(network, masks)
     grow = Regrowing(network, masks, dense, choose, config.epochs * steps_in_epoch(config, 512))
@@ -168,7 +168,7 @@ def test_training_that_was_interrupted_goes_on_to_the_same_masks_and_weights(tmp
 
 
 def test_trained_network_has_exactly_the_zeros_asked_for_and_other_ones_than_at_first(tmp_path: Path) -> None:
-    first = magnitude_masks(small(), 0.5)
+    first = weight_masks(small(), 0.5)
     network = trained(tmp_path / "state")
     weights = {name: network.get_parameter(name).detach() for name in first}
     total = sum(weight.numel() for weight in weights.values())

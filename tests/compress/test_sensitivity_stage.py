@@ -25,7 +25,7 @@ from compress.networks import Prepare, load_network
 from compress.opening import Options
 from compress.pipeline import import_weights, stratified_sample
 from compress.project import Project
-from compress.prune import apply_masks, magnitude_masks
+from compress.prune import apply_masks, weight_masks
 from compress.sensitivity_plot import cell, draw_heat_map
 from compress.sensitivity_stage import cheap_modules, curves_of, measure_sensitivity, sensitivity_text
 from compress.surgery import remove_channels
@@ -74,7 +74,7 @@ def test_weights_by_hand(made: Made) -> None:
     network = load_network(parent)
     baseline = result_of(found)["baseline"]
     assert (baseline["balanced_accuracy"], baseline["cross_entropy"]) == pytest.approx(scored(project, network), rel=1e-5)
-    apply_masks(network, {"fc1.weight": magnitude_masks(network, 0.8, scope="layer")["fc1.weight"]})
+    apply_masks(network, {"fc1.weight": weight_masks(network, 0.8, scope="layer")["fc1.weight"]})
     assert point_of(found, "fc1", 0.8) == pytest.approx(scored(project, network), rel=1e-5)
     assert [curve["name"] for curve in result_of(found)["curves"]] == ["conv1", "conv2", "fc1", "fc2"]
     assert curves_of(found)["fc1"].keys() == {0.5, 0.8}
