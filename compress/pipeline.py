@@ -147,12 +147,13 @@ def _prune_step(
     def make(folder: Path) -> Made:
         network = load_network(parent)
         if config.pattern:
-            masks = pattern_masks(network, *parse_pattern(config.pattern))
+            keep, of = parse_pattern(config.pattern)
+            masks = pattern_masks(network, keep, of)
+            if left := outside_pattern(network, of):
+                project.console.say(f"prune: left whole, as their inputs do not fit {config.pattern}: {', '.join(left)}")
         else:
             squares = _squared_gradients(project, network) if config.scope == "fisher" else None
             masks = weight_masks(network, config.sparsity, scope=config.scope, squares=squares)
-        if left := outside_pattern(network, parse_pattern(config.pattern)[1]) if config.pattern else ():
-            project.console.say(f"prune: left whole, as their inputs do not fit {config.pattern}: {', '.join(left)}")
         fixed = zeros_kept(parent, network)
         masks |= {name: masks.get(name, kept) & kept for name, kept in fixed.items()}
         dense = {name: network.get_parameter(name).detach().clone() for name in masks}
@@ -197,8 +198,8 @@ def _rank_but(
         name: fixed[name].to(weight.device) if name in fixed else torch.ones_like(weight, dtype=torch.bool)
         for name, weight in weights.items()
     }
-    allowed_weights = {name: weight * allowed[name] for name, weight in weights.items()}
-    ranked = rank(allowed_weights, config.sparsity, scope=config.scope, squares=squares)
+    within = {name: weight * allowed[name] for name, weight in weights.items()}
+    ranked = rank(within, config.sparsity, scope=config.scope, squares=squares)
     return {name: mask & allowed[name] for name, mask in ranked.items()}
 
 

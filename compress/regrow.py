@@ -44,7 +44,7 @@ class _Seen(torch.autograd.Function):
 
 
 class _Masked(nn.Module):
-    """A weight as the network sees it: zero where ``keep`` is False; its gradient reaches all of the weight, and its square ``squares``."""
+    """A weight as the network sees it: zero where ``keep`` is False; its gradient reaches all of it. ``squares``: of gradients."""
 
     keep: Tensor
     age: Tensor
