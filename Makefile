@@ -19,11 +19,8 @@ lint: .venv/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-# mypy does not know that models/, train/ and benchmarks/ are installed inside the package, so it is shown a tree in which they are.
 types: .venv/installed
-	rm -rf .types && mkdir -p .types/compress
-	ln -s $(CURDIR)/compress/* $(CURDIR)/models $(CURDIR)/train $(CURDIR)/benchmarks .types/compress/
-	cd .types && $(CURDIR)/$(BIN)/mypy --config-file ../pyproject.toml --cache-dir ../.mypy_cache compress
+	$(BIN)/mypy compress
 
 # The marker is newer than pyproject.toml only after an install that went through to its end.
 .venv/installed: pyproject.toml
@@ -32,4 +29,4 @@ types: .venv/installed
 	touch $@
 
 clean:
-	rm -rf .venv .types build *.egg-info
+	rm -rf .venv build src/*.egg-info

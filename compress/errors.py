@@ -46,3 +46,13 @@ def first_line(error: BaseException) -> str:
     """Class and first line of a foreign error, short enough to be quoted in a message of one line."""
     first = (str(error).strip() or "no message").splitlines()[0]
     return f"{type(error).__name__}: {first if len(first) <= 160 else first[:157] + '...'}"
+
+
+def shown(value: object, most: int = 80) -> str:
+    """A value from outside as a message may show it: one line, no control characters, no half surrogate pairs, at most ``most`` long."""
+    try:
+        text = str(value)
+    except ValueError:  # a whole number of more digits than Python writes
+        return "a number of thousands of digits"
+    text = "".join(one if one.isprintable() else "?" for one in text)
+    return text if len(text) <= most else f"{text[: most - 3]}..."

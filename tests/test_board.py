@@ -16,13 +16,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from compress import pipeline
-from compress.artifact import InputSpec
-from compress.config import ExportConfig, QuantizeConfig
-from compress.options import Terminal
-from compress.project import Project
-from compress.quantizing import quantize
-from compress.reference import ModelReference
+from compress.artifacts.artifact import InputSpec
+from compress.artifacts.model_reference import ModelReference
+from compress.artifacts.project import Project
+from compress.cli.options import Terminal
+from compress.stages.export import ExportConfig, export
+from compress.stages.quantize import QuantizeConfig, quantize
+from compress.stages.train import train
 from compress.train.settings import DistilConfig, FitConfig
 from compress.train.sources import load_data
 
@@ -79,8 +79,8 @@ def _fill(folder: Path) -> None:
     source = {"source": "data", "name": "data", "fingerprint": data.fingerprint, "seed": 0, "validation": 0.1}
     model = ModelReference(reference="emnist", options={"channels": [4, 8], "hidden": 16})
     project = Project(folder=folder / "runs", model=model, spec=InputSpec(), data=data, source=source, console=Terminal())
-    root = pipeline.train(project, FitConfig(epochs=2, batch=64, lr=0.005))
-    graph = pipeline.export(project, root, ExportConfig(), folder / "fp32")
+    root = train(project, FitConfig(epochs=2, batch=64, lr=0.005))
+    graph = export(project, root, ExportConfig(), folder / "fp32")
     quantize(project, graph, QuantizeConfig(mode="static", images=64), FitConfig(), DistilConfig(), folder / "int8")
     (folder / "quick.toml").write_text("[benchmark]\nlaunches = 2\n")
 

@@ -218,7 +218,9 @@ def test_help_loads_no_large_library(use: str, tmp_path: Path) -> None:
     heavy = (
         "{'torch', 'torchvision', 'onnx', 'onnxruntime', 'onnxscript', 'numpy', 'sklearn', 'matplotlib', 'jinja2', 'safetensors', 'PIL'}"
     )
-    output = run(f"import sys\n{use}\nassert 'compress.cli' in sys.modules\nprint('loaded', sorted({heavy} & set(sys.modules)))", tmp_path)
+    output = run(
+        f"import sys\n{use}\nassert 'compress.cli.main' in sys.modules\nprint('loaded', sorted({heavy} & set(sys.modules)))", tmp_path
+    )
     assert output.splitlines()[-1] == "loaded []"
 
 

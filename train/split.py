@@ -19,3 +19,17 @@ def held_out(labels: np.ndarray, fraction: float, seed: int) -> np.ndarray:
             held[order[start : start + min(max(round(count * fraction), 1), count - 1)]] = True
         start += count
     return held
+
+
+def stratified_sample(labels: np.ndarray, count: int, seed: int) -> np.ndarray:
+    """``count`` indices into ``labels``, as equal a number of each class as there are; int64 (count,), sorted.
+
+    Labels 0 0 0 1 1 2 and count 4 take one or two of each of 0 and 1, and the only 2.
+    """
+    order = np.random.default_rng(seed).permutation(len(labels))
+    rank = np.empty(len(labels), dtype=np.int64)
+    for value in np.unique(labels):
+        mine = order[labels[order] == value]
+        rank[mine] = np.arange(len(mine))
+    # By rank within the class, ties in random order: every class gives its first image before any gives its second.
+    return np.sort(order[np.argsort(rank[order], kind="stable")][:count])

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from compress import cli
+from compress.cli import main as cli
 
 
 class Silent:

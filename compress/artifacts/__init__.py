@@ -1,0 +1,1 @@
+"""What lies between two stages, and how it is read and written."""

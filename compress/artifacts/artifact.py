@@ -1,0 +1,275 @@
+"""An artifact: what lies between two stages. A directory, written once, never changed.
+
+::
+
+    runs/k49/train/3f9a0c51be27/
+        artifact.json          what it is, where it came from, what it scored, the SHA-256 of every other file
+        weights.safetensors    kind "network"          (or)
+        model.onnx             kind "graph"            (or)
+        benchmark.json         kind "benchmark"        (or)
+        folds.json             kind "folds"            (or)
+        sensitivity.json, choice.json, noise.json: kinds "sensitivity", "choice", "noise"
+        history.csv, ...       whatever else the stage has to say
+
+It is written to a temporary neighbour, synced and renamed: after a kill at any moment there is the whole artifact or none. The folder
+is named after its *key*, the hash of everything that went into it, so a stage whose inputs are unchanged finds its result there, and
+another configuration never overwrites it. Nothing is pickled and nothing is executed on reading; a damaged, truncated, newer or
+foreign directory is refused by name. Needs the standard library only.
+"""
+
+import dataclasses
+import hashlib
+import json
+import math
+import os
+import platform
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from ..errors import ArtifactError
+
+SCHEMA = 1
+MANIFEST = "artifact.json"
+PAYLOAD = {
+    "network": "weights.safetensors",
+    "graph": "model.onnx",
+    "benchmark": "benchmark.json",
+    "folds": "folds.json",
+    "sensitivity": "sensitivity.json",
+    "choice": "choice.json",
+    "noise": "noise.json",
+}
+LIBRARIES = ("torch", "torchvision", "onnx", "onnxruntime", "onnxscript", "numpy", "scikit-learn", "safetensors")
+
+
+@dataclass(frozen=True, kw_only=True)
+class InputSpec:
+    """The image a network takes: uint8 (C, H, W); it is fed (pixel / 255 - mean) / std, per channel, as float32."""
+
+    shape: tuple[int, int, int] = (1, 28, 28)
+    mean: tuple[float, ...] = (0.0,)
+    std: tuple[float, ...] = (1.0,)
+
+    def __post_init__(self) -> None:
+        for name in ("shape", "mean", "std"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+        if len(self.shape) != 3 or min(self.shape) < 1 or self.shape[0] not in (1, 3):
+            raise ArtifactError(
+                f"image shape (={'x'.join(map(str, self.shape))}) must be CxHxW with 1 or 3 channels; 1x28x28 is the default"
+            )
+        for name, values in (("mean", self.mean), ("std", self.std)):
+            if len(values) not in (1, self.shape[0]):
+                raise ArtifactError(f"{name} (={values}) must have one value or one per channel ({self.shape[0]})")
+        if not all(map(math.isfinite, self.mean)):
+            raise ArtifactError(f"mean (={self.mean}) must be finite; it is in units of [0, 1], as torchvision's Normalize has it")
+        if not all(0 < value < math.inf for value in self.std):
+            raise ArtifactError(f"std (={self.std}) must be positive; it is in units of [0, 1], as torchvision's Normalize has it")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """What ``artifact.json`` says. Stages fill in the upper part; the lower part is added on writing.
+
+    A copy keeps the time, the versions and the machine of what it is a copy of.
+    """
+
+    kind: str
+    stage: str
+    key: str
+    model: Mapping[str, Any]
+    input: InputSpec
+    classes: tuple[str, ...]
+    config: Mapping[str, Any]
+    data: Mapping[str, Any]
+    lineage: tuple[Mapping[str, Any], ...] = ()
+    parent: str | None = None
+    metrics: Mapping[str, Any] = field(default_factory=dict)
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+    schema: int = SCHEMA
+    created: str = ""
+    versions: Mapping[str, str] = field(default_factory=dict)
+    machine: Mapping[str, str] = field(default_factory=dict)
+    files: Mapping[str, str] = field(default_factory=dict)
+    hash: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Artifact:
+    """A manifest and the directory in which it lies."""
+
+    path: Path
+    manifest: Manifest
+
+    @property
+    def payload(self) -> Path:
+        return self.path / PAYLOAD[self.manifest.kind]
+
+    @property
+    def content(self) -> str:
+        """Hash of what a child stage can see: the same weights made twice count as the same parent."""
+        about = self.manifest
+        files = {name: digest for name, digest in about.files.items() if name == PAYLOAD[about.kind]}
+        seen = {"kind": about.kind, "model": about.model, "input": dataclasses.asdict(about.input), "classes": about.classes}
+        return digest_of(seen | {"files": files} | ({"bypassed": self.bypassed} if self.bypassed else {}))
+
+    @property
+    def bypassed(self) -> list[str]:
+        """The modules that channel removal left out of the network, by name."""
+        return [name for step in self.steps if step["stage"] == "remove-channels" for name in step["config"]["bypass"]]
+
+    @property
+    def steps(self) -> tuple[Mapping[str, Any], ...]:
+        """The lineage, this artifact included, oldest first; each step says stage, hash and config."""
+        about = self.manifest
+        return (*about.lineage, {"stage": about.stage, "hash": about.hash, "key": about.key, "config": about.config})
+
+
+def digest_of(value: object) -> str:
+    """SHA-256 of ``value`` as canonical JSON (sorted keys, no spaces), in hex."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def write_artifact(target: Path, make: Callable[[Path], Manifest]) -> Artifact:
+    """Make ``target`` from what ``make(folder)`` writes into an empty folder and the manifest that it returns; all or nothing.
+
+    An artifact that is there already is replaced (by two renames). Raises :class:`ArtifactError` when ``target`` is something
+    else than an artifact, and whatever ``make`` raises; then nothing of the attempt is left.
+    """
+    if target.exists() and not (target / MANIFEST).is_file():
+        raise ArtifactError(f"{target} exists and is no artifact; name another --out or move it away")
+    new_folders = [folder for folder in target.parents if not folder.exists()]
+    target.parent.mkdir(parents=True, exist_ok=True)
+    _remove_leftovers(target.parent)
+    partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
+    shutil.rmtree(partial, ignore_errors=True)  # of an earlier process with this number; in a container every run has the same one
+    partial.mkdir()
+    try:
+        about = _complete(make(partial), partial)
+        (partial / MANIFEST).write_text(json.dumps(about.to_json(), indent=1) + "\n", encoding="utf-8")
+        for path in (*partial.iterdir(), partial):
+            _sync(path)
+        old = target.with_name(f".{target.name}.{os.getpid()}.old.partial")
+        if target.exists():
+            target.rename(old)
+        try:
+            partial.rename(target)
+        except OSError:
+            if old.exists():
+                old.rename(target)
+            raise
+        _sync(target.parent)
+        shutil.rmtree(old, ignore_errors=True)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+        for folder in new_folders:
+            if not any(folder.iterdir()):
+                folder.rmdir()
+    return Artifact(path=target, manifest=about)
+
+
+def read_artifact(path: Path, kind: str | None = None) -> Artifact:
+    """Read and verify the artifact in ``path``: the manifest's own hash and the SHA-256 of every file that it names."""
+    file = path / MANIFEST
+    if not file.is_file():
+        hint = "name the folder that holds it" if path.is_file() else "`compress train` and the other stages write them under runs/"
+        raise ArtifactError(f"{path} is not an artifact: it has no {MANIFEST}; {hint}")
+    try:
+        raw = json.loads(file.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ArtifactError(f"{file} is damaged: {error}; make the artifact again") from error
+    manifest = _parse(raw, file)
+    if kind is not None and manifest.kind != kind:
+        raise ArtifactError(f"{path} holds a {manifest.kind} (stage {manifest.stage}), but a {kind} is needed here")
+    for name, digest in {PAYLOAD[manifest.kind]: None, **manifest.files}.items():
+        payload = path / name
+        if Path(name).name != name or not payload.is_file() or digest is None:
+            raise ArtifactError(f"{path} is damaged: {name} is missing; make the artifact again")
+        found = sha256_of(payload)
+        if found != digest:
+            raise ArtifactError(
+                f"{path} is damaged: {name} has SHA-256 {found[:12]}..., {digest[:12]}... was expected; make the artifact again"
+            )
+    return Artifact(path=path, manifest=manifest)
+
+
+def find_artifacts(folder: Path) -> list[Artifact]:
+    """The artifacts directly below ``folder``, newest first. Anything that is not one is passed over; a damaged one is an error."""
+    found = [read_artifact(path.parent) for path in sorted(folder.glob(f"[!.]*/{MANIFEST}"))]
+    return sorted(found, key=lambda artifact: artifact.manifest.created, reverse=True)
+
+
+def sha256_of(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _parse(raw: object, file: Path) -> Manifest:
+    if not isinstance(raw, dict) or raw.get("kind") not in list(PAYLOAD) or "schema" not in raw:
+        raise ArtifactError(f"{file} is not one of this toolkit's; it has no kind out of {', '.join(PAYLOAD)}")
+    if raw["schema"] != SCHEMA:
+        raise ArtifactError(
+            f"{file} has schema {raw['schema']}, this version reads {SCHEMA}; take the version of compress that wrote it, or make it again"
+        )
+    names = {entry.name for entry in dataclasses.fields(Manifest)}
+    if raw.keys() != names:
+        wrong = ", ".join(sorted(names ^ raw.keys()))
+        raise ArtifactError(f"{file} is damaged: missing or unknown entries {wrong}; make the artifact again")
+    if raw["hash"] != digest_of({name: value for name, value in raw.items() if name != "hash"}):
+        raise ArtifactError(f"{file} was changed after it was written: its hash does not fit; make the artifact again")
+    return Manifest(**raw | {"input": InputSpec(**raw["input"]), "classes": tuple(raw["classes"]), "lineage": tuple(raw["lineage"])})
+
+
+def _complete(about: Manifest, folder: Path) -> Manifest:
+    """``about`` with file hashes and its own hash, and with time, versions and machine where it has none."""
+    full = dataclasses.replace(
+        about,
+        created=about.created or datetime.now(UTC).isoformat(timespec="microseconds"),
+        versions=about.versions or {"python": platform.python_version()} | {name: _version(name) for name in LIBRARIES},
+        machine=about.machine or {"system": platform.platform(), "processor": platform.machine()},
+        files={path.name: sha256_of(path) for path in sorted(folder.iterdir())},
+    )
+    # Through JSON once, so that the hash is over what a reader will see (tuples become lists).
+    plain = json.loads(json.dumps(full.to_json()))
+    return dataclasses.replace(full, hash=digest_of({name: value for name, value in plain.items() if name != "hash"}))
+
+
+def _version(library: str) -> str:
+    try:
+        return metadata.version(library)
+    except metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _remove_leftovers(folder: Path) -> None:
+    """Delete the temporary folders of processes that were killed; those of living ones stay."""
+    for path in folder.glob(".*.partial"):
+        writer = path.name.removesuffix(".partial").removesuffix(".old").rpartition(".")[2]
+        if path.is_dir() and writer.isdigit() and not _alive(int(writer)):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True

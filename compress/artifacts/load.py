@@ -1,0 +1,180 @@
+"""References become networks: built, checked against the contract, and filled with weights.
+
+A factory is called with ``classes=K`` if it takes that name, and with the options of its reference. The module it returns maps
+float32 (B, C, H, W) to logits (B, K). Weights come as safetensors, or as a ``.pt``/``.pth`` state dict that torch reads with
+``weights_only=True``: nothing in a file is executed.
+"""
+
+import inspect
+import pickle
+import struct
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from ..channels.bypass import bypass
+from ..channels.cut import cut_to
+from ..errors import NetworkError, first_line
+from .artifact import Artifact, InputSpec, read_artifact
+from .model_reference import FACTORY_FAILURES, ModelReference
+
+# What torch.load raises for truncated or altered files, of its two formats, besides UnpicklingError.
+DAMAGED_PICKLE = (RuntimeError, EOFError, ValueError, TypeError, AttributeError, LookupError, AssertionError, ArithmeticError, struct.error)
+
+
+class Prepare(nn.Module):
+    """uint8 images (B, C, H, W) to the network's float32 input, (pixel / 255 - mean) / std; exported into the graph."""
+
+    scale: Tensor
+    offset: Tensor
+
+    def __init__(self, spec: InputSpec) -> None:
+        super().__init__()
+        mean, std = torch.tensor(spec.mean, dtype=torch.float64), torch.tensor(spec.std, dtype=torch.float64)
+        self.register_buffer("scale", (1 / (255 * std)).float().view(1, -1, 1, 1))
+        self.register_buffer("offset", (-mean / std).float().view(1, -1, 1, 1))
+        self.shifts = any(spec.mean)
+
+    def forward(self, images: Tensor) -> Tensor:
+        scaled = images.float() * self.scale
+        return scaled + self.offset if self.shifts else scaled
+
+
+def build_network(model: ModelReference, classes: int, spec: InputSpec) -> nn.Module:
+    """A new network with initial weights from torch's generator; its contract (shapes, type) is checked on an example."""
+    factory = model.factory()
+    takes = inspect.signature(factory).parameters
+    arguments = dict(model.options)
+    if "classes" in takes or any(p.kind is inspect.Parameter.VAR_KEYWORD for p in takes.values()):
+        arguments["classes"] = classes
+    if unknown := [name for name in arguments if not _accepts(takes, name)]:
+        raise NetworkError(
+            f"model (={model.reference}): its factory takes no {', '.join(unknown)}; it takes {', '.join(takes) or 'nothing'}"
+        )
+    try:
+        network = factory(**arguments)
+    except FACTORY_FAILURES as error:
+        if model.is_built_in and not isinstance(error, TypeError):
+            raise
+        raise NetworkError(f"model (={model.reference}): the factory failed: {first_line(error)}") from error
+    if not isinstance(network, nn.Module):
+        raise NetworkError(f"model (={model.reference}): the factory returned a {type(network).__name__}, a torch.nn.Module is needed")
+    _check_contract(network, model.reference, classes, spec)
+    return network
+
+
+def load_weights(network: nn.Module, file: Path) -> None:
+    """Load a state dict from ``file`` strictly; missing, unexpected and mis-shaped entries are named."""
+    own = network.state_dict()
+    stored = _unwrap(_read_state_dict(file), file, own)
+    wrong_shape = [
+        f"{n} {tuple(stored[n].shape)} instead of {tuple(own[n].shape)}" for n in own if n in stored and stored[n].shape != own[n].shape
+    ]
+    problems = [
+        ("missing", [name for name in own if name not in stored]),
+        ("unexpected", [name for name in stored if name not in own]),
+        ("mis-shaped", wrong_shape),
+    ]
+    if told := "; ".join(f"{what}: {_some(names)}" for what, names in problems if names):
+        raise NetworkError(f"{file} does not fit the network: {told}; the --model and its options must be those it was trained with")
+    network.load_state_dict(stored)
+
+
+def load_network(artifact: Artifact) -> nn.Module:
+    """The network of an artifact, in eval mode on the CPU, with its weights."""
+    about = artifact.manifest
+    model = ModelReference(reference=about.model["reference"], options=about.model["options"])
+    source = model.identity()["source"]
+    if source != about.model["source"]:
+        raise NetworkError(f"{model.reference} was changed since {artifact.path} was made from it; put it back, or train again")
+    with torch.random.fork_rng(devices=[]):
+        network = build_network(model, len(about.classes), about.input)
+    if any(step["stage"] == "remove-channels" for step in artifact.steps):
+        bypass(network, artifact.bypassed)
+        cut_to(network, {name: tuple(value.shape) for name, value in _read_state_dict(artifact.payload).items()})
+    load_weights(network, artifact.payload)
+    return network.eval()
+
+
+def load_parts(path: Path) -> tuple[Prepare, nn.Module]:
+    """The network artifact in ``path`` in two parts: uint8 images (B, C, H, W) to the network's input, and the network, to logits."""
+    artifact = read_artifact(path, "network")
+    return Prepare(artifact.manifest.input).eval(), load_network(artifact)
+
+
+def load_runner(path: Path, device: str, threads: int) -> Callable[[NDArray[np.uint8]], NDArray[np.float32]]:
+    """The network artifact in ``path`` as a function from images uint8 (B, C, H, W) to logits float32 (B, K)."""
+    torch.set_num_threads(threads)
+    network = nn.Sequential(*load_parts(path)).to(device).eval()
+
+    def run(images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        with torch.inference_mode():
+            return network(torch.from_numpy(images).to(device)).float().cpu().numpy()
+
+    return run
+
+
+def _check_contract(network: nn.Module, reference: str, classes: int, spec: InputSpec) -> None:
+    was_training = network.training
+    try:
+        # Not inference_mode: a tensor that a network keeps from its first call could not be trained with.
+        with torch.no_grad():
+            logits = network.eval()(torch.zeros(2, *spec.shape))
+    except (*FACTORY_FAILURES, IndexError, AssertionError) as error:
+        shape = "x".join(map(str, spec.shape))
+        raise NetworkError(
+            f"model (={reference}) fails on float32 images (2, {shape.replace('x', ', ')}): {first_line(error)}; "
+            f"--image-shape (={shape}) must be what the network takes"
+        ) from error
+    network.train(was_training)
+    if not isinstance(logits, Tensor) or logits.shape != (2, classes):
+        got = f"shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else f"a {type(logits).__name__}"
+        raise NetworkError(
+            f"model (={reference}) returned {got} for 2 images; logits of shape (2, {classes}) are needed, one per class of the data"
+        )
+
+
+def _accepts(takes: Mapping[str, inspect.Parameter], name: str) -> bool:
+    return name in takes or any(p.kind is inspect.Parameter.VAR_KEYWORD for p in takes.values())
+
+
+def _read_state_dict(file: Path) -> dict[str, Any]:
+    if not file.is_file():
+        raise NetworkError(f"weights (={file}): there is no such file")
+    try:
+        if file.suffix == ".safetensors":
+            return load_file(file)
+        if file.suffix in (".pt", ".pth"):
+            return torch.load(file, map_location="cpu", weights_only=True)
+    except SafetensorError as error:
+        raise NetworkError(f"weights (={file}) is not a whole safetensors file: {first_line(error)}") from error
+    except pickle.UnpicklingError as error:
+        raise NetworkError(
+            f"weights (={file}) holds more than tensors, or is no torch file; save network.state_dict(), not the network"
+        ) from error
+    except DAMAGED_PICKLE as error:
+        raise NetworkError(f"weights (={file}) is not a whole torch file: {first_line(error)}") from error
+    raise NetworkError(f"weights (={file}) must end in .safetensors, .pt or .pth")
+
+
+def _unwrap(stored: Any, file: Path, own: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The state dict inside what trainers commonly save around it, without the ``module.`` of DataParallel."""
+    for wrapper in ("state_dict", "model_state_dict", "model"):
+        if isinstance(stored, dict) and isinstance(stored.get(wrapper), dict):
+            stored = stored[wrapper]
+    if not isinstance(stored, dict) or not stored or not all(isinstance(n, str) and isinstance(v, Tensor) for n, v in stored.items()):
+        raise NetworkError(f"weights (={file}) holds no state dict (names to tensors); save network.state_dict()")
+    if all(name.startswith("module.") for name in stored) and not all(name.startswith("module.") for name in own):
+        stored = {name.removeprefix("module."): value for name, value in stored.items()}
+    return stored
+
+
+def _some(names: list[str], most: int = 4) -> str:
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

@@ -1,0 +1,118 @@
+"""Which network: ``k49``, ``emnist``, or ``path/net.py:make_net`` for one of the user's own, all through the same door.
+
+A user's factory is a function that returns the ``torch.nn.Module``. Its file is imported the way ``python path/net.py`` would: its own
+folder first on the path, then the current one, so that ``from models.backbone import ...`` finds the user's ``models``, a name which
+this project does not claim. Loads no torch by itself.
+"""
+
+import importlib
+import importlib.util
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from ..errors import NetworkError, first_line
+from .artifact import digest_of, sha256_of
+
+BUILT_IN = {"k49": "compress.models.k49", "emnist": "compress.models.emnist"}
+# What a user's file or factory may fail with for reasons of its own; anything else is shown with its traceback.
+FACTORY_FAILURES = (SyntaxError, ImportError, NameError, AttributeError, TypeError, ValueError, KeyError, RuntimeError, OSError)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelReference:
+    """Which network: a built-in name or ``file.py:factory``, and the options its factory is called with."""
+
+    reference: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def is_built_in(self) -> bool:
+        return self.reference in BUILT_IN
+
+    @property
+    def slug(self) -> str:
+        """The name of its folder under ``runs/``: ``k49``, or ``net-make_net`` for ``path/net.py:make_net``."""
+        if self.is_built_in:
+            return self.reference
+        file, factory = self._split()
+        return f"{file.stem}-{factory}"
+
+    def identity(self) -> dict[str, Any]:
+        """What artifacts record: the reference, its options, and the hash of the user's files, so that an edit is noticed."""
+        source = None if self.is_built_in else digest_of(sorted(map(sha256_of, _users_files(self._import()))))
+        return {"reference": self.reference, "options": dict(self.options), "source": source}
+
+    def factory(self) -> Callable[..., Any]:
+        """The function that makes the network."""
+        if self.is_built_in:
+            return importlib.import_module(BUILT_IN[self.reference]).make
+        file, name = self._split()
+        made = getattr(self._import(), name, None)
+        if not callable(made):
+            raise NetworkError(f"{file} has no function {name}; the reference is path/net.py:factory")
+        return made
+
+    def _import(self) -> ModuleType:
+        file = self._split()[0].resolve()
+        with _users_path(file.parent, Path.cwd()):
+            return _import_file(file)
+
+    def _split(self) -> tuple[Path, str]:
+        file, colon, factory = self.reference.rpartition(":")
+        if not colon or not file.endswith(".py") or not factory.isidentifier():
+            known = " or ".join(BUILT_IN)
+            raise NetworkError(f"model (={self.reference}) must be {known}, or path/net.py:factory for a network of your own")
+        if not Path(file).is_file():
+            raise NetworkError(f"model (={self.reference}): there is no file {file}; paths are taken from the current folder")
+        return Path(file), factory
+
+
+def _import_file(file: Path) -> ModuleType:
+    name = f"_network_{file.stem}_{sha256_of(file)[:12]}"
+    if name in sys.modules:
+        return sys.modules[name]
+    spec = importlib.util.spec_from_file_location(name, file)
+    assert spec is not None and spec.loader is not None, "a path that ends in .py always has a loader"
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+    except FACTORY_FAILURES as error:
+        del sys.modules[name]
+        raise NetworkError(f"{file} cannot be imported: {first_line(error)}") from error
+    return module
+
+
+def _users_files(module: ModuleType) -> set[Path]:
+    """The file of ``module`` and of every module that its names lead to, as far as they lie beside it, below, or in the current folder."""
+    own = Path(module.__file__ or "").resolve()
+    found: set[Path] = set()
+    waiting = [module]
+    while waiting:
+        current = waiting.pop()
+        file = Path(getattr(current, "__file__", None) or "").resolve()
+        near = file.is_relative_to(own.parent) or file.is_relative_to(Path.cwd())
+        if file in found or not near or "site-packages" in file.parts or not file.is_file():
+            continue
+        found.add(file)
+        for value in vars(current).values():
+            owner = value if isinstance(value, ModuleType) else sys.modules.get(getattr(value, "__module__", None) or "")
+            waiting += [owner] if owner is not None else []
+    return found
+
+
+@contextmanager
+def _users_path(*folders: Path) -> Iterator[None]:
+    """The user's folders first on ``sys.path`` during an import; afterwards last, for what the network imports later."""
+    names = [str(folder) for folder in folders]
+    before = list(sys.path)
+    sys.path[:0] = names
+    try:
+        yield
+    finally:
+        sys.path[:] = before + [name for name in names if name not in before]

@@ -1,0 +1,176 @@
+"""A project: one network, one data set, and the folder ``runs/<model>`` in which the artifacts of its stages lie.
+
+An artifact lies in ``runs/<model>/<stage>/<key>``; its key is the hash of the stage's configuration and of everything it reads, so a
+stage that was run already with the same inputs is not run again unless forced, and the newest suitable parent of a stage is found
+here. Loads no torch.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from ..errors import ArtifactError
+from ..train.sources import DataSet
+from .artifact import MANIFEST, Artifact, InputSpec, Manifest, digest_of, find_artifacts, read_artifact, write_artifact
+from .model_reference import ModelReference
+
+# Stages that make networks; those of the first kind are what pruning starts from where no parent is named.
+TRAINED_STAGES = ("train", "import")
+NETWORK_STAGES = (*TRAINED_STAGES, "prune", "remove-channels")
+
+
+# Raised when a stage computes something else from the same inputs, so that results of older versions are not taken for its own.
+STAGE_VERSION = 1
+# The goals of channel removal that are fractions of the teacher's cost.
+GOALS = ("max_macs", "max_size", "max_latency")
+
+
+class Console(Protocol):
+    """Where a stage tells how far it is; the command line has the real one."""
+
+    def say(self, text: str) -> None: ...
+    def progress(self, label: str, done: int, total: int) -> None: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Project:
+    """What every stage needs: the folder ``runs/<model>``, the network, the data as loaded and as recorded, and how to run.
+
+    ``model`` is None only where files that no stage of this toolkit wrote are measured.
+    """
+
+    folder: Path
+    model: ModelReference | None
+    spec: InputSpec
+    data: DataSet
+    source: Mapping[str, Any]
+    console: Console
+    device: str = "auto"
+    force: bool = False
+    resume: bool = False
+
+    @property
+    def classes(self) -> int:
+        return len(self.data.classes)
+
+
+Made = tuple[Mapping[str, Any], Mapping[str, Any]]
+
+
+def find_parent(folder: Path, stages: tuple[str, ...], fingerprint: str | None = None) -> Artifact:
+    """The newest artifact of ``stages`` in ``folder`` (``runs/<model>``), made from the data with ``fingerprint`` if one is given."""
+    found = [artifact for stage in stages for artifact in find_artifacts(folder / stage)]
+    fitting = [artifact for artifact in found if fingerprint in (None, artifact.manifest.data["fingerprint"])]
+    if not found:
+        raise ArtifactError(
+            f"{folder} has no network yet (looked in {', '.join(stages)}); run `compress train` first, name one with --from or --weights, "
+            "or take --pretrained"
+        )
+    if not fitting:
+        names = ", ".join(sorted({artifact.manifest.data["name"] for artifact in found}))
+        raise ArtifactError(f"{folder} has networks trained on {names} only, none on the data given; train one, or name one with --from")
+    return max(fitting, key=lambda artifact: artifact.manifest.created)
+
+
+def variants_of(project: Project, root: Artifact) -> list[Artifact]:
+    """Every graph under ``runs/<model>`` that descends from ``root``, the shortest lineage first."""
+    graphs = [artifact for stage in ("import-onnx", "export", "quantize") for artifact in find_artifacts(project.folder / stage)]
+    # The same bytes may lie there twice, made by two versions of this toolkit: the newest of them is taken.
+    graphs.sort(key=lambda graph: graph.manifest.created)
+    mine = list({(variant_name(graph), graph.content): graph for graph in graphs if _root_key(graph) == root.manifest.key}.values())
+    if not mine:
+        raise ArtifactError(f"{project.folder} has no exported graph of {root.path} yet; run `compress export-onnx` first")
+    return sorted(mine, key=lambda graph: (len(graph.steps), variant_name(graph)))
+
+
+def _root_key(artifact: Artifact) -> str:
+    """The key of the last training in the lineage, or of what stands for it."""
+    keys: list[str] = [step["key"] for step in artifact.steps if step["stage"] in ("train", "import", "import-onnx")]
+    return keys[-1]
+
+
+def variant_name(artifact: Artifact) -> str:
+    """What the lineage made of the network, for tables: ``fp32``, ``pruned 80%``, ``static int8``, ``pruned 80%, static int8``."""
+    words: dict[str, str] = {}  # of steps of the same stage the last one counts
+    for step in artifact.steps:
+        config = step["config"]
+        if step["stage"] == "prune":
+            words["prune"] = f"pruned {config.get('pattern') or '%.3g%%' % (100 * config['sparsity'])}"
+        elif step["stage"] == "remove-channels":
+            goals = [f"{config[goal]:.2g}x {goal[4:].replace('macs', 'MACs')}" for goal in GOALS if config[goal] is not None]
+            removed = f"{100 * config['sparsity']:.3g}% of channels" if config["sparsity"] is not None else ""
+            words["remove-channels"] = ", ".join(goals) or removed or words.get("remove-channels", "modules left out")
+        elif step["stage"] == "quantize":
+            words["quantize"] = _quantized_name(config)
+    return ", ".join(words.values()) or "fp32"
+
+
+def _quantized_name(config: Mapping[str, Any]) -> str:
+    """``static int8``, ``static int8 of 3 groups, fine-tuned``, ``int8 weights``, ``fp32`` for a copy."""
+    mode = config["mode"]
+    if mode in ("float32", "int8-weights", "fp16-weights"):
+        return "fp32" if mode == "float32" else mode.replace("-", " ")
+    groups = len(config.get("groups", ()))
+    return f"{mode} int8{f' of {groups} groups' if groups else ''}{', fine-tuned' if config.get('epochs') else ''}"
+
+
+def run_stage(
+    project: Project,
+    kind: str,
+    stage: str,
+    key: str,
+    config: Any,
+    parent: Artifact | None,
+    out: Path | None,
+    make: Callable[[Path], Made],
+) -> Artifact:
+    """Return the artifact of ``key`` if it is there and whole, else make it."""
+    target = out or project.folder / stage / key[:12]
+    if (target / MANIFEST).is_file() and not project.force:
+        artifact = read_artifact(target, kind)
+        if artifact.manifest.key == key:
+            project.console.say(f"{stage}: unchanged, {target}")
+            return artifact
+        raise ArtifactError(f"out (={target}) holds another artifact (stage {artifact.manifest.stage}); --force replaces it")
+
+    def manifest(folder: Path) -> Manifest:
+        metrics, facts = make(folder)
+        return Manifest(
+            kind=kind,
+            stage=stage,
+            key=key,
+            model=parent.manifest.model if parent else project.model.identity() if project.model else {"file": project.folder.name},
+            input=parent.manifest.input if parent else project.spec,
+            classes=parent.manifest.classes if parent else project.data.classes,
+            config=_plain(config),
+            data=project.source,
+            lineage=parent.steps if parent else (),
+            parent=parent.manifest.hash if parent else None,
+            metrics=metrics,
+            facts=facts,
+        )
+
+    project.console.say(f"{stage}: {target}")
+    return write_artifact(target, manifest)
+
+
+def stage_key(stage: str, config: Any, **inputs: Any) -> str:
+    """Hash of a stage's configuration and of all it reads; ``inputs`` are hashes or plain values."""
+    return digest_of({"stage": stage, "version": STAGE_VERSION, "config": _plain(config), **inputs})
+
+
+def network_identity(project: Project) -> dict[str, Any]:
+    """What a new network depends on."""
+    assert project.model is not None, "only files are measured without a model"
+    return {"model": project.model.identity(), "input": dataclasses.asdict(project.spec), "classes": project.classes}
+
+
+def data_identity(project: Project) -> dict[str, Any]:
+    """Which images are in which part."""
+    return {name: project.source[name] for name in ("fingerprint", "seed", "validation")}
+
+
+def _plain(config: Any) -> Any:
+    return dict(config) if isinstance(config, Mapping) else dataclasses.asdict(config)

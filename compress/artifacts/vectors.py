@@ -1,0 +1,80 @@
+"""Test vectors beside a model: a few real images and the logits that were expected of them."""
+
+import zipfile
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import CompressError, first_line
+from .artifact import PAYLOAD, sha256_of
+
+VECTORS = "vectors.npz"
+MOST_VECTORS, SEEN_IMAGES = 8, 256
+# Of the largest logit. fp32: sums in another order move logits by about 1e-6 of it. int8: other kernels round otherwise
+# (microsoft/onnxruntime#32132); with and without fused kernels, static int8 of the reference networks differed by up to 1.7% on 500
+# images, dynamic by 0.15%.
+TOLERANCE = {"export": 1e-4, "quantize": 0.05}
+_DAMAGE = (OSError, ValueError, KeyError, EOFError, NotImplementedError, zipfile.BadZipFile, zlib.error)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Vectors:
+    """What ``vectors.npz`` holds: uint8 (N, C, H, W), float32 (N, K), the largest difference allowed, and the model's SHA-256 in hex."""
+
+    images: NDArray[np.uint8]
+    logits: NDArray[np.float32]
+    tolerance: float
+    model: str
+
+
+def write_vectors(
+    folder: Path, run: Callable[[NDArray[np.uint8]], NDArray[np.float32]], images: NDArray[np.uint8], tolerance: float
+) -> None:
+    """Write ``vectors.npz`` beside the ``model.onnx`` in ``folder``; the same inputs give the same bytes.
+
+    Chosen among the first images is the surest one of each class that is answered, at most 8: rounding turns no answer of theirs.
+
+    Args:
+        run: what is expected of the model, images uint8 (B, C, H, W) to logits float32 (B, K).
+        images: uint8 (N, C, H, W), at least one. tolerance: as a fraction of the largest absolute logit.
+    """
+    seen = np.ascontiguousarray(images[:SEEN_IMAGES])
+    logits = run(seen)
+    margins = np.diff(np.sort(logits, axis=1)[:, -2:], axis=1).sum(axis=1)
+    surest_first = np.argsort(-margins, kind="stable")
+    _, first_of_class = np.unique(logits.argmax(axis=1)[surest_first], return_index=True)
+    chosen = surest_first[np.sort(first_of_class)[:MOST_VECTORS]]
+    expected = logits[chosen].astype(np.float32)
+    allowed = np.float64(tolerance * np.abs(expected).max())
+    np.savez(
+        folder / VECTORS, images=seen[chosen], logits=expected, tolerance=allowed, model=np.array(sha256_of(folder / PAYLOAD["graph"]))
+    )
+
+
+def read_vectors(path: Path) -> Vectors:
+    """Read test vectors back.
+
+    Raises:
+        CompressError: the file is missing, damaged or not one of test vectors.
+    """
+    again = "copy it anew, or export the model again"
+    if not path.is_file():
+        raise CompressError(
+            f"{path.parent} has no {path.name}; `compress export-onnx` and `compress quantize` write it beside {PAYLOAD['graph']}"
+        )
+    try:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
+            images, logits, tolerance, model = (stored[name] for name in ("images", "logits", "tolerance", "model"))
+    except (*_DAMAGE, TypeError, AttributeError) as error:  # the last two: a bare array, which is no archive
+        raise CompressError(f"{path} is damaged, or holds no test vectors ({first_line(error)}); {again}") from error
+    fits = images.dtype == np.uint8 and images.ndim == 4 and images.size > 0
+    fits &= logits.dtype == np.float32 and logits.ndim == 2 and logits.size > 0 and len(logits) == len(images)
+    if not fits or tolerance.dtype != np.float64 or tolerance.shape != () or model.shape != () or model.dtype.kind != "U":
+        raise CompressError(
+            f"{path} holds no test vectors: images {images.dtype} {images.shape}, logits {logits.dtype} {logits.shape}; {again}"
+        )
+    return Vectors(images=images, logits=logits, tolerance=float(tolerance), model=str(model))

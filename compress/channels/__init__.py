@@ -1,0 +1,1 @@
+"""Channel groups: found, scored, cut."""

@@ -1,0 +1,179 @@
+"""Which units of channel groups stay, by their scores."""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from torch import Tensor, nn
+
+from ..errors import CompressError
+from .groups import ChannelGroup, Groups
+
+SCOPES = ("global", "group")
+Kept = dict[str, tuple[int, ...]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choice:
+    """How units are chosen.
+
+    ``scope``: "global" ranks the units of all groups together, "group" takes the same fraction of each. ``round_to``: a group keeps a
+    multiple of this many channels, or all. ``floor``: the fraction of its units that every group keeps at least, never less than one;
+    of its ``original`` width where that is given, for a network that was cut before.
+    """
+
+    scope: str = "global"
+    round_to: int = 1
+    floor: float = 0.1
+    original: Mapping[str, int] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.scope not in SCOPES:
+            raise CompressError(f'scope (="{self.scope}") must be "global" (one ranking over all groups) or "group" (one in each)')
+        if self.round_to < 1:
+            raise CompressError(f"round_to (={self.round_to}) must be at least 1; 8 keeps multiples of 8 channels")
+        if not 0 <= self.floor < 1:
+            raise CompressError(f"floor (={self.floor}) must lie in [0, 1); 0.1 keeps a tenth of every group")
+
+
+def choose(groups: Groups, scores: Mapping[str, Tensor], sparsity: float, how: Choice | None = None) -> Kept:
+    """The units that stay when ``sparsity`` of all removable channels go; rounding may move each group by less than ``round_to``.
+
+    Args:
+        scores: of :func:`importance`, or any other: group name to (width,), larger stays longer.
+        sparsity: fraction of channels to remove, in (0, 1).
+
+    Returns:
+        Group name to the sorted units that stay, as :func:`compress.surgery.remove_channels` takes it.
+
+    Raises:
+        CompressError: sparsity, scores, or a sparsity beyond what the floors leave; the message names the largest that can be reached.
+    """
+    how = how or Choice()
+    if not 0 < sparsity < 1:
+        raise CompressError(f"sparsity (={sparsity}) must lie in (0, 1); 0.5 removes half of the channels")
+    _check(groups, scores)
+    total = sum(group.width * group.channels for group in groups)
+    most = sum((group.width - _least(group, how)) * group.channels for group in groups)
+    if sparsity > most / total + 1e-9:
+        raise CompressError(
+            f"sparsity (={sparsity}) cannot be reached: with floor {how.floor} at most {math.floor(1e4 * most / total) / 1e4} of the "
+            f"{total} channels that can be removed go; ask for that or lower the floor"
+        )
+    return _choose(groups, scores, sparsity, how)
+
+
+def choose_for(groups: Groups, scores: Mapping[str, Tensor], cost: Callable[[Kept], float], goal: float, how: Choice | None = None) -> Kept:
+    """The units that stay when as few channels go as bring ``cost`` down to ``goal``, by bisection over the sparsity.
+
+    Where rounding took more than the goal asks for, what is left to spend goes back to the groups whose next units score highest.
+
+    Args:
+        cost: of the network that keeps these units, e.g. ``lambda keep: macs_after(groups, keep)``; some 12 calls are made, and one or two
+            for each group.
+        goal: in the unit of ``cost``, positive.
+
+    Raises:
+        CompressError: a goal that is not positive, or below what the floors leave; the message names the nearest.
+    """
+    how = how or Choice()
+    if not (goal > 0 and math.isfinite(goal)):
+        raise CompressError(f"goal (={goal}) must be a positive number, in the unit of the cost")
+    _check(groups, scores)
+    keep: Kept = {group.name: tuple(range(group.width)) for group in groups}
+    before = cost(keep)
+    if before <= goal:
+        return keep
+    keep = _choose(groups, scores, 1.0, how)
+    if (least := cost(keep)) > goal:
+        raise CompressError(
+            f"goal (={goal:g}) cannot be reached: with every group at its floor ({how.floor}) {least:g} of {before:g} is left, "
+            f"{math.ceil(1e3 * least / before) / 1e3}x; ask for that or lower the floor"
+        )
+    low, high = 0.0, 1.0
+    while high - low > 1 / 4096:
+        middle = (low + high) / 2
+        tried = _choose(groups, scores, middle, how)
+        if cost(tried) <= goal:
+            high, keep = middle, tried
+        else:
+            low = middle
+    return _filled(groups, scores, cost, goal, how, keep)
+
+
+def at_floor(groups: Groups, scores: Mapping[str, Tensor], how: Choice) -> Kept:
+    """The least that can be left: every group at its floor, rounded."""
+    _check(groups, scores)
+    return _choose(groups, scores, 1.0, how)
+
+
+def size_after(network: nn.Module, groups: Groups, keep: Mapping[str, tuple[int, ...]]) -> int:
+    """Parameters of the network that keeps these units, found without cutting it."""
+    gone = groups.removed(keep)
+    shapes = {name: value.shape for name, value in network.named_parameters()}
+    return sum(math.prod(size - len(gone.get((name, dim), ())) for dim, size in enumerate(shape)) for name, shape in shapes.items())
+
+
+def macs_after(groups: Groups, keep: Mapping[str, tuple[int, ...]]) -> int:
+    """MACs of one image in the network that keeps these units, found without cutting it: what ``count_cost`` would count."""
+    gone = groups.removed(keep)
+    return round(
+        sum(each * math.prod(size - len(gone.get((name, dim), ())) for dim, size in enumerate(shape)) for name, shape, each in groups.uses)
+    )
+
+
+def _choose(groups: Groups, scores: Mapping[str, Tensor], sparsity: float, how: Choice) -> Kept:
+    if how.scope == "group":
+        return {g.name: best_units(g, scores[g.name], round((1 - sparsity) * g.width), how) for g in groups}
+    ranked = sorted((score, number, unit) for number, g in enumerate(groups) for unit, score in enumerate(scores[g.name].tolist()))
+    left = {number: g.width for number, g in enumerate(groups)}
+    away, wanted = 0, sparsity * sum(group.width * group.channels for group in groups)
+    for _, number, _ in ranked:
+        group = groups[number]
+        if away + group.channels / 2 > wanted:
+            break
+        if left[number] > _least(group, how):
+            left[number] -= 1
+            away += group.channels
+    return {g.name: best_units(g, scores[g.name], left[number], how) for number, g in enumerate(groups)}
+
+
+def _filled(groups: Groups, scores: Mapping[str, Tensor], cost: Callable[[Kept], float], goal: float, how: Choice, keep: Kept) -> Kept:
+    """``keep`` with the next units of groups put back, the best first, as long as the goal is still met."""
+    open_groups = [group for group in groups if len(keep[group.name]) < group.width]
+    while open_groups:
+        wider = {g.name: best_units(g, scores[g.name], len(keep[g.name]) + _step(g, how), how) for g in open_groups}
+        gain = {name: float(scores[name][list(set(units) - set(keep[name]))].mean()) for name, units in wider.items()}
+        group = max(open_groups, key=lambda g: gain[g.name])
+        tried = keep | {group.name: wider[group.name]}
+        if cost(tried) <= goal:
+            keep = tried
+        if keep is not tried or len(keep[group.name]) == group.width:
+            open_groups.remove(group)
+    return keep
+
+
+def best_units(group: ChannelGroup, scores: Tensor, count: int, how: Choice) -> tuple[int, ...]:
+    """The best ``count`` units, of equal ones the later; rounded, and not below the floor."""
+    step = _step(group, how)
+    least = math.ceil(_least(group, how) / step) * step
+    count = min(max(round(count / step) * step, least), group.width)
+    return tuple(sorted(scores.argsort(stable=True)[group.width - count :].tolist()))
+
+
+def _step(group: ChannelGroup, how: Choice) -> int:
+    """The units that rounding takes at once."""
+    return math.lcm(how.round_to, group.channels) // group.channels
+
+
+def _least(group: ChannelGroup, how: Choice) -> int:
+    return min(group.width, max(1, math.ceil(how.floor * how.original.get(group.name, group.width) - 1e-9)))
+
+
+def _check(groups: Groups, scores: Mapping[str, Tensor]) -> None:
+    if not groups.groups:
+        raise CompressError("network has no channels that can be removed; what was left whole says why")
+    for group in groups:
+        score = scores.get(group.name)
+        if score is None or tuple(score.shape) != (group.width,) or not score.isfinite().all():
+            raise CompressError(f'scores: "{group.name}" needs {group.width} finite numbers, one for each of its units')

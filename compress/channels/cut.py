@@ -1,0 +1,235 @@
+"""Remove channels: cut a network to the channels that are kept, prove the cut, and rebuild a cut network from stored shapes.
+
+Contribution. A channel contributes to what the layers that mix channels make of it: convolutions, linear layers, sums, means and maxima
+over channels. Its contribution is zero when it arrives there as zero. By hand: A -> sigmoid -> B, with channel 3 of A all zero. B reads
+0.5 from it, so removing it does change B's output: its contribution is not zero. It is if channel 3 is zero after the sigmoid. That is
+what ``surgery_error`` makes of the original: it zeroes the removed channels where they are mixed, and nothing else.
+
+A mean over C channels of which k are kept is the same sum divided by k instead of C. So that the network computes the same, the weights
+which read the mean are multiplied by k/C when it is cut. A maximum over channels stays the same only over values that are not negative.
+
+Refuses: a cut network that computes something of another shape than expected anywhere; nothing half-cut is returned.
+"""
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import NetworkError
+from .groups import Groups
+from .identities import ANY
+from .trace import NETWORK_FAILURES, Watch, name_of, run, tensors_in
+
+Keep = Mapping[str, Sequence[int]]
+
+
+class Mismatch(Exception):
+    """The cut network left the path of the original at operation ``index``."""
+
+    def __init__(self, index: int, told: str) -> None:
+        super().__init__(told)
+        self.index = index
+
+
+def remove_channels(network: nn.Module, groups: Groups, keep: Keep) -> nn.Module:
+    """A copy of the network without the channels that are not kept.
+
+    Args:
+        network: the one that ``groups`` were found in; it is not changed.
+        keep: group name to the sorted units that stay, at least one; groups that it does not name stay whole.
+
+    Returns:
+        The cut copy, its weights, shapes and attributes (``out_channels``, ``num_features``, ``groups``, ...) adapted; no gradients.
+
+    Raises:
+        CompressError: ``keep`` names no group, or other units than it has.
+        NetworkError: the cut network does not run, or something in it came out in another shape than was due.
+    """
+    pruned = cut(network, groups, keep)
+    try:
+        check(pruned, groups, keep)
+    except Mismatch as mismatch:
+        raise NetworkError(
+            f"network cannot be cut so: {mismatch}; compute widths from shapes in forward, or keep the group whole"
+        ) from None
+    return pruned
+
+
+def surgery_error(network: nn.Module, pruned: nn.Module, groups: Groups, keep: Keep, example: Tensor | None = None) -> float:
+    """How far the cut network is from the original with the contribution of the removed channels zeroed.
+
+    Args:
+        example: float32 (B, C, H, W), B at least 2; the one that the groups were found with if not given.
+
+    Returns:
+        The largest absolute difference of any output in eval mode, divided by the largest magnitude of the original's outputs: about
+        1e-6 for a correct cut in float32.
+    """
+    example = groups.example if example is None else example
+    with evaluating(network), evaluating(pruned):
+        wanted = tensors_in(run(network, example, _Replay(network, groups, keep, masking=True)))
+        with torch.no_grad():
+            got = tensors_in(pruned(example))
+    largest = max(float(tensor.abs().max()) for tensor in wanted)
+    return max(float((a - b).abs().max()) for a, b in zip(wanted, got, strict=True)) / max(largest, torch.finfo(torch.float32).tiny)
+
+
+def cut(network: nn.Module, groups: Groups, keep: Keep) -> nn.Module:
+    """The cut copy, without the proof that it runs."""
+    stored = network.state_dict(keep_vars=True)
+    kept = groups.kept(keep)
+    changed: dict[str, Tensor] = {}
+    for mean in groups.means:
+        factor = float(kept[mean.units].double().mean())
+        if factor < 1:
+            weight = changed.setdefault(mean.parameter, stored[mean.parameter].detach().clone())
+            weight.select(mean.dim, mean.index).mul_(factor)
+    for (name, dim), gone in groups.removed(keep).items():
+        value = changed.get(name, stored[name].detach())
+        stay = torch.tensor([i for i in range(value.shape[dim]) if i not in gone], device=value.device)
+        changed[name] = value.index_select(dim, stay)
+    memo: dict[int, Any] = {id(stored[name]): _like(stored[name], value) for name, value in changed.items()}
+    pruned = copy.deepcopy(network, memo)
+    for module in pruned.modules():
+        adapt(module)
+    return pruned
+
+
+def cut_to(network: nn.Module, shapes: Mapping[str, Sequence[int]]) -> nn.Module:
+    """Cut a freshly built network to the shapes that a cut one was stored in, so that its weights load strictly.
+
+    Args:
+        network: what the factory returns, at full width; it is changed. Its weights are arbitrary afterwards.
+        shapes: the shape of every entry of the stored state dict, by name.
+
+    Raises:
+        NetworkError: an entry that is missing on either side, of another number of dimensions, or larger than the network's own.
+    """
+    stored = network.state_dict(keep_vars=True)
+    if differ := sorted(stored.keys() ^ shapes.keys()):
+        raise NetworkError(
+            f"weights: {', '.join(differ[:4])} is in the network or in the weights, not in both; use the factory they were made with"
+        )
+    for name, value in stored.items():
+        shape = tuple(shapes[name])
+        if len(shape) != value.dim() or (
+            any(not 0 < new <= old for new, old in zip(shape, value.shape, strict=True)) and shape != value.shape
+        ):
+            raise NetworkError(
+                f"weights: {name} has shape {shape}, which {tuple(value.shape)} cannot be cut to; use the factory they were made with"
+            )
+    owners: dict[int, list[tuple[nn.Module, str]]] = {}
+    for module in network.modules():
+        for name, value in [*module._parameters.items(), *module._buffers.items()]:
+            if value is not None:
+                owners.setdefault(id(value), []).append((module, name))
+    for name, value in stored.items():
+        if tuple(shapes[name]) != tuple(value.shape):
+            smaller = _like(value, value.detach()[tuple(slice(size) for size in shapes[name])].clone())
+            for module, attribute in owners[id(value)]:
+                setattr(module, attribute, smaller)
+    for module in network.modules():
+        adapt(module)
+    return network
+
+
+def adapt(module: nn.Module) -> None:
+    """Make a layer's attributes say what its weights are.
+
+    A group of a grouped convolution keeps its width, so there are fewer of them; ``groups`` is 1 before and after in any other, also in
+    a first convolution with a single input channel, whose weight looks like that of a depthwise one.
+    """
+    if isinstance(module, nn.modules.conv._ConvTransposeNd):
+        width = module.in_channels // module.groups
+        module.in_channels = module.weight.shape[0]
+        module.groups = module.in_channels // width if module.groups > 1 else 1
+        module.out_channels = module.weight.shape[1] * module.groups
+    elif isinstance(module, nn.modules.conv._ConvNd):
+        width = module.out_channels // module.groups
+        module.out_channels = module.weight.shape[0]
+        module.groups = module.out_channels // width if module.groups > 1 else 1
+        module.in_channels = module.weight.shape[1] * module.groups
+    elif isinstance(module, nn.Linear):
+        module.out_features, module.in_features = module.weight.shape
+    elif isinstance(module, nn.modules.batchnorm._NormBase):
+        known = next((t for t in (module.weight, module.running_mean) if t is not None), None)
+        module.num_features = module.num_features if known is None else len(known)
+    elif isinstance(module, nn.GroupNorm) and module.weight is not None:
+        width = module.num_channels // module.num_groups
+        module.num_channels = len(module.weight)
+        module.num_groups = module.num_channels // width
+    elif isinstance(module, nn.PReLU):
+        module.num_parameters = len(module.weight)
+
+
+def check(pruned: nn.Module, groups: Groups, keep: Keep) -> None:
+    """Run the cut network beside the record of the original; raises Mismatch where a shape is not what it should be."""
+    replay = _Replay(pruned, groups, keep, masking=False)
+    with evaluating(pruned):
+        try:
+            run(pruned, groups.example, replay)
+        except NetworkError as error:
+            if isinstance(error.__cause__, NETWORK_FAILURES):
+                raise Mismatch(max(replay.index - 1, 0), f"{replay.where()}: {error.__cause__}".splitlines()[0]) from error
+            raise
+
+
+class evaluating:
+    """In eval mode inside the block; every module gets its own mode back."""
+
+    def __init__(self, network: nn.Module) -> None:
+        self.network = network
+
+    def __enter__(self) -> None:
+        self.before = {module: module.training for module in self.network.modules()}
+        self.network.eval()
+
+    def __exit__(self, *_: object) -> None:
+        for module, training in self.before.items():
+            module.training = training
+
+
+class _Replay(Watch):
+    """Goes through the record of the original, call by call: zeroes what removed channels contribute, or checks the shapes."""
+
+    def __init__(self, network: nn.Module, groups: Groups, keep: Keep, *, masking: bool) -> None:
+        super().__init__(network)
+        self.groups, self.kept, self.masking, self.index = groups, groups.kept(keep), masking, 0
+
+    def __torch_function__(self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        operation = self.groups.operations[self.index] if self.index < len(self.groups.operations) else None
+        if self.masking and operation is not None and operation.mixes is not None and operation.name == name_of(func):
+            mask = self.kept[self.groups.units(operation.mixes)].to(args[0].device)
+            args = (args[0].masked_fill(~mask, 0), *args[1:])
+        try:
+            result = func(*args, **kwargs)
+        except NETWORK_FAILURES as error:
+            if self.masking or operation is None:
+                raise
+            raise Mismatch(self.index, f"{name_of(func)} at {self.where()} fails ({str(error).splitlines()[0]})") from error
+        if results := tensors_in(result):
+            if not self.masking:
+                self._compare(name_of(func), results)
+            self.index += 1
+        return result
+
+    def _compare(self, name: str, results: list[Tensor]) -> None:
+        if self.index >= len(self.groups.operations) or self.groups.operations[self.index].name != name:
+            raise Mismatch(max(self.index - 1, 0), f"{name} at {self.where()} is called only when it is cut")
+        operation = self.groups.operations[self.index]
+        for tensor, labels, shape in zip(results, operation.outputs, operation.shapes, strict=False):
+            stays = self.kept[self.groups.units(labels)]
+            due = [int(stays.movedim(d, 0).flatten(1).any(1).sum()) if labels.shape[d] > 1 else shape[d] for d in range(labels.dim())]
+            if tuple(tensor.shape) != tuple(due) and not (labels == ANY).any():
+                raise Mismatch(
+                    self.index,
+                    f"{name} at {self.where()} gives shape {tuple(tensor.shape)} where {tuple(due)} was due: a width is written into it",
+                )
+
+
+def _like(old: Tensor, value: Tensor) -> Tensor:
+    return nn.Parameter(value, requires_grad=old.requires_grad) if isinstance(old, nn.Parameter) else value

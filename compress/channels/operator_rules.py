@@ -1,0 +1,224 @@
+"""What each operation does to the labels of channels: the rules behind compress/tracing.py. What has no rule here is frozen and named."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from . import layer_rules
+from .identities import ANY, FIXED, aligned, along
+from .trace import Call, Trace, tensors_in
+
+CREATES = (
+    "zeros ones full empty rand randn zeros_like ones_like full_like empty_like rand_like randn_like new_zeros new_ones new_full new_empty"
+)
+ONE = "clone contiguous detach to float double half type type_as data requires_grad_ dropout dropout1d dropout2d dropout3d"
+HOMOGENEOUS = f"{ONE} relu leaky_relu neg"  # a positive factor passes through
+NONNEGATIVE = "relu relu6 sigmoid hardsigmoid softmax softplus abs square exp"
+ELEMENTWISE = f"""{HOMOGENEOUS} {NONNEGATIVE} add radd sub rsub mul rmul div rdiv rtruediv truediv true_divide pow rpow sqrt rsqrt log log1p
+    expm1 tanh hardtanh hardswish silu gelu elu celu selu mish softsign logsigmoid clamp clip clamp_min clamp_max minimum maximum where lerp
+    addcmul addcdiv reciprocal erf sin cos sign floor round ceil masked_fill eq ne gt ge lt le logical_and logical_or logical_not bernoulli
+    threshold hardshrink softshrink isnan isfinite nan_to_num alpha_dropout fill zero uniform normal copy rrelu"""
+STRUCTURE = """view reshape flatten unflatten permute transpose t T mT swapaxes swapdims movedim moveaxis unsqueeze squeeze expand expand_as
+    view_as reshape_as repeat tile repeat_interleave cat concat concatenate stack flip roll pixel_shuffle pixel_unshuffle
+    getitem select narrow index_select chunk split tensor_split split_with_sizes unbind"""
+CHOOSES = ("getitem", "select", "narrow", "index_select", "chunk", "split", "tensor_split", "split_with_sizes", "unbind")
+POOLS = """max_pool1d max_pool2d max_pool3d avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d
+    adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d interpolate upsample lp_pool2d max_pool2d_with_indices"""
+REDUCES = "mean sum amax max amin min std var prod logsumexp median argmax argmin all any"
+KEEP_SIGN = f"{STRUCTURE} {POOLS} {ONE} mul rmul add radd div maximum sqrt mean sum amax max"
+
+
+def follow(trace: Trace, call: Call) -> list[Tensor]:
+    """The labels of the call's results; nothing where no channel is in it."""
+    tensors = call.tensors()
+    if call.name in CREATES.split():
+        return [torch.full((1,) * result.dim(), ANY) for result in call.results]
+    if call.name in STRUCTURE.split() and len(tensors) == 1 and id(tensors[0]) in trace.owned and _is_a_row(tensors[0]):
+        _label_parameter(trace, tensors[0], call.where)
+    elif not any(trace.is_followed(t) for t in tensors):
+        return []
+    if (rule := RULES.get(call.name)) is None:
+        return trace.leave_whole(call, f"there is no rule for {call.name} at {call.where}", named=True)
+    call.nonnegative = _nonnegative(trace, call)
+    return rule(trace, call)
+
+
+def _nonnegative(trace: Trace, call: Call) -> bool:
+    if call.name in NONNEGATIVE.split():
+        return True
+    if call.name in ("clamp", "clip", "clamp_min"):
+        low = call.get(1, "min")
+        return isinstance(low, int | float) and low >= 0
+    arithmetic = call.name in ("mul", "rmul", "add", "radd", "div")
+    numbers = [v for v in (*call.args, *call.kwargs.values()) if isinstance(v, int | float)] if arithmetic else []
+    tensors = [t for t in call.tensors() if t.is_floating_point()]
+    sign_kept = call.name in KEEP_SIGN.split() and call.kwargs.get("mode") != "bicubic" and call.kwargs.get("alpha", 1) >= 0
+    return sign_kept and all(n >= 0 for n in numbers) and all(trace.is_nonnegative(t) for t in tensors)
+
+
+def _is_a_row(tensor: Tensor) -> bool:
+    return sum(size > 1 for size in tensor.shape) == 1
+
+
+def _label_parameter(trace: Trace, tensor: Tensor, where: str) -> None:
+    """A parameter such as a layer scale, reshaped before it is used: its elements are channels of their own until joined."""
+    dim = max(range(tensor.dim()), key=lambda d: tensor.shape[d])
+    slot = trace.slots.get((trace.owned[id(tensor)], dim))
+    labels = slot.labels if slot else trace.identities.fresh(tensor.shape[dim])
+    trace.tie(tensor, dim, labels, "each", where)
+    trace.note(tensor, labels.view([-1 if d == dim else 1 for d in range(tensor.dim())]))
+
+
+def _elementwise(trace: Trace, call: Call) -> list[Tensor]:
+    result, ids = call.results[0], trace.identities
+    operands = call.tensors()[:1] if call.name in ONE.split() else call.tensors()
+    dims = result.dim()
+    if call.name not in HOMOGENEOUS.split() and not (call.name in ("mul", "div", "truediv", "rmul") and len(operands) == 1):
+        for operand in operands:
+            ids.freeze_means(trace.labels(operand), f"their mean is used by {call.name} at {call.where}")
+    short = [trace.labels(t) for t in operands]
+    short = [labels.view(aligned(labels.shape, dims)) for labels in short]
+    varying = {d for labels in short for d in range(dims) if labels.shape[d] > 1}
+    joined = torch.full((1,) * dims, ANY)
+    for operand, labels in zip(operands, short, strict=True):
+        sizes = aligned(operand.shape, dims)
+        if any(sizes[d] == 1 < result.shape[d] for d in varying):
+            ids.freeze(labels, f"one value is spread over many channels at {call.where}")
+        elif id(operand) in trace.owned and not trace.is_followed(operand) and len(varying) == 1:
+            [d] = varying
+            whole = next(s for s in short if s.shape[d] > 1).flatten()
+            tied = trace.tie(operand, d - (dims - operand.dim()), whole, "each", call.where)
+            joined = ids.join(joined, tied.view([-1 if i == d else 1 for i in range(dims)]), call.where)
+        else:
+            joined = ids.join(joined, labels, f"they meet something that must stay at {call.where}")
+    return [joined] * len(call.results)
+
+
+def _structure(trace: Trace, call: Call) -> list[Tensor]:
+    """The operation itself, run on the labels."""
+    ids = trace.identities
+    every = call.name in ("cat", "concat", "concatenate", "stack")
+
+    def of(value: object) -> object:
+        if isinstance(value, Tensor):
+            return trace.labels(value).expand(value.shape).contiguous() if every or trace.is_followed(value) else value.cpu()
+        return type(value)(of(v) for v in value) if type(value) in (list, tuple) else value  # type: ignore[call-arg, attr-defined]
+
+    source = next(t for t in call.tensors() if every or trace.is_followed(t))
+    before = trace.labels(source)
+    if any(trace.is_followed(t) for t in tensors_in(call.args[1:])) and call.name in ("getitem", "index_select", "repeat_interleave"):
+        return trace.leave_whole(call, f"{call.name} at {call.where} chooses by the data")
+    if call.name in ("expand", "expand_as") and before.numel() == 1 and call.results[0].shape[-source.dim() :] != source.shape:
+        ids.freeze(before, f"one value is spread over many channels at {call.where}")
+        return [torch.full((1,) * call.results[0].dim(), ANY)]
+    found = tensors_in(call.function(*(of(a) for a in call.args), **{k: of(v) for k, v in call.kwargs.items()}))
+    if call.name in CHOOSES:
+        _choose(trace, call, before, found, source)
+    return [ids.rectangular(labels, f"they are rearranged at {call.where}") for labels in found]
+
+
+def _choose(trace: Trace, call: Call, before: Tensor, found: list[Tensor], source: Tensor) -> None:
+    """Halves (thirds, ...) of the channels lose the same positions, so that the cut stays at the half; other choices stay whole."""
+    ids = trace.identities
+    [dim] = [d for d in range(before.dim()) if before.shape[d] > 1] or [-1]
+    if dim < 0 or all(set(before.flatten().tolist()) <= set(piece.flatten().tolist()) for piece in found):
+        return
+    whole = before.flatten()
+    pieces = [along(p, dim, p.shape[dim]) if p.dim() == before.dim() else None for p in map(_shorten_others(dim), found)]
+    sizes = {len(piece) for piece in pieces if piece is not None}
+    if None not in pieces and len(sizes) == 1 and len(whole) % (size := sizes.pop()) == 0:
+        rows = whole.view(-1, size)
+        if all(any(torch.equal(row, piece) for row in rows) for piece in pieces if piece is not None):
+            ids.join(rows, rows[:1], f"they are taken apart at {call.where}")
+            return
+    ids.freeze(before, f"{call.name} at {call.where} takes some of them by their number")
+
+
+def _shorten_others(dim: int) -> Callable[[Tensor], Tensor]:
+    def shorten(labels: Tensor) -> Tensor:
+        for d in range(labels.dim()):
+            if d != dim and labels.shape[d] > 1:
+                labels = labels.narrow(d, 0, 1)  # before varies along dim only, and a choice does not change that
+        return labels
+
+    return shorten
+
+
+def _pool(trace: Trace, call: Call) -> list[Tensor]:
+    source = call.args[0] if call.args else call.tensors()[0]
+    labels = trace.labels(source)
+    changed = [d for d in range(source.dim()) if labels.shape[d] > 1 and d >= source.dim() - max(1, source.dim() - 2)]
+    if changed or call.results[0].dim() != source.dim():
+        return trace.leave_whole(call, f"{call.name} at {call.where} runs across them")
+    return [labels] * len(call.results)
+
+
+def _pad(trace: Trace, call: Call) -> list[Tensor]:
+    source, amounts = call.args[0], call.get(1, "pad")
+    labels = trace.labels(source)
+    if call.get(3, "value"):
+        trace.identities.freeze_means(labels, f"their mean is padded at {call.where}")
+    padded = {source.dim() - 1 - i // 2 for i, amount in enumerate(amounts) if amount}
+    [dim] = [d for d in range(labels.dim()) if labels.shape[d] > 1] or [-1]
+    if dim not in padded:
+        return [labels]
+    if call.get(2, "mode", "constant") != "constant":
+        return trace.leave_whole(call, f"pad at {call.where} mirrors them")
+    at = 2 * (source.dim() - 1 - dim)
+    return [torch.nn.functional.pad(labels, [0] * at + list(amounts[at : at + 2]), value=FIXED)]
+
+
+def _across(trace: Trace, call: Call) -> list[Tensor]:
+    """Operations along some dimensions that are elementwise for the others: fine unless those are the channels."""
+    source = call.args[0]
+    labels = trace.labels(source)
+    if call.name in ("layer_norm", "rms_norm"):
+        dims = list(range(source.dim() - len(call.get(1, "normalized_shape")), source.dim()))
+    else:
+        dims = [d % source.dim() for d in [call.get(1, "dim")] if isinstance(d, int)] or list(range(source.dim()))
+    if any(labels.shape[d] > 1 for d in dims):
+        return trace.leave_whole(call, f"{call.name} at {call.where} runs over all of them: without some, the others come out different")
+    trace.identities.freeze_means(labels, f"their mean is used by {call.name} at {call.where}")
+    return [labels] * len(call.results)
+
+
+def _reduce(trace: Trace, call: Call) -> list[Tensor]:
+    source, ids = call.args[0], trace.identities
+    second = call.get(1, "dim", call.kwargs.get("axis"))
+    if isinstance(second, Tensor):
+        return _elementwise(trace, call)
+    given = range(source.dim()) if second is None or isinstance(second, bool) else [second] if isinstance(second, int) else second
+    dims = {d % source.dim() for d in given}
+    before = trace.labels(source)
+    crossed = [d for d in dims if before.shape[d] > 1]
+    labels = before
+    if crossed:
+        labels = torch.full((1,) * source.dim(), FIXED)
+        if call.name == "mean":
+            labels = ids.mean_of(before).view(labels.shape)
+        elif call.name not in ("sum", "amax", "max") or (call.name != "sum" and not trace.is_nonnegative(source)):
+            why = "of values that may be negative" if call.name in ("amax", "max") else "changes when some go"
+            ids.freeze(before, f"{call.name} over the channels at {call.where} {why}")
+        ids.freeze_means(before, f"their mean is used by {call.name} at {call.where}")
+        call.mixes = before
+    elif call.name not in ("mean", "sum", "amax", "max"):
+        ids.freeze_means(before, f"their mean is used by {call.name} at {call.where}")
+    if call.results[0].dim() != source.dim():
+        labels = labels.reshape([labels.shape[d] for d in range(source.dim()) if d not in dims])
+    return [labels] * len(call.results)
+
+
+RULES: dict[str, Callable[[Trace, Call], list[Tensor]]] = {
+    **dict.fromkeys(ELEMENTWISE.split(), _elementwise),
+    **dict.fromkeys(STRUCTURE.split(), _structure),
+    **dict.fromkeys(POOLS.split(), _pool),
+    **dict.fromkeys(REDUCES.split(), _reduce),
+    **dict.fromkeys(("softmax", "log_softmax", "cumsum", "layer_norm", "rms_norm"), _across),
+    **dict.fromkeys((f"{kind}{d}d" for kind in ("conv", "conv_transpose") for d in (1, 2, 3)), layer_rules.convolution),
+    **dict.fromkeys(("batch_norm", "instance_norm"), layer_rules.batch_norm),
+    "group_norm": layer_rules.group_norm,
+    "linear": layer_rules.linear,
+    "prelu": layer_rules.prelu,
+    "pad": _pad,
+}

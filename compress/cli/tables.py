@@ -1,0 +1,232 @@
+"""What commands print: tables for people, JSON for scripts."""
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import click
+
+from ..artifacts.artifact import Artifact
+from ..benchmarks.formats import MISSING, ZEROS, milliseconds, percent, size, title
+from ..benchmarks.results import Measurement, Result, read_results
+from ..benchmarks.tables import as_json
+from ..plots.predictions import Prediction
+from ..stages.report import Outcome
+
+ENDS = 5  # layers shown of the densest, and of the sparsest
+SCORES = ("accuracy", "balanced_accuracy", "macro_f1", "macro_precision")
+
+
+def table(rows: Sequence[Mapping[str, str]]) -> str:
+    """Rows of the same keys as columns of text, the header underlined."""
+    header = list(rows[0])
+    widths = [max(len(name), *(len(row[name]) for row in rows)) for name in header]
+    lines = [[name.ljust(width) for name, width in zip(header, widths, strict=True)], ["-" * width for width in widths]]
+    lines += [[row[name].ljust(width) for name, width in zip(header, widths, strict=True)] for row in rows]
+    return "\n".join("  ".join(line).rstrip() for line in lines)
+
+
+def show_artifact(artifact: Artifact, as_json: bool) -> None:
+    """Print what a stage made: a table of its figures, or everything as JSON."""
+    click.echo(json.dumps(summary(artifact), indent=1) if as_json else artifact_text(artifact))
+
+
+def show_outcome(outcome: Outcome, as_json: bool) -> None:
+    """Print what a report says, and where it lies."""
+    click.echo(json.dumps(outcome_summary(outcome), indent=1) if as_json else outcome_text(outcome))
+
+
+def summary(artifact: Artifact) -> dict[str, Any]:
+    """What ``--json`` shows of an artifact."""
+    about = artifact.manifest
+    names = ("kind", "stage", "hash", "config", "metrics", "facts", "files")
+    plain = {"artifact": str(artifact.path)} | {name: getattr(about, name) for name in names} | {"input": dataclasses.asdict(about.input)}
+    if about.kind == "folds":
+        return plain | {"result": json.loads(artifact.payload.read_text(encoding="utf-8"))}
+    return plain | (as_json(read_results(artifact.payload)) if about.kind == "benchmark" else {})
+
+
+def artifact_text(artifact: Artifact) -> str:
+    """The figures that the stage of ``artifact`` found, one per line."""
+    about = artifact.manifest
+    if about.kind == "benchmark":
+        return f"{result_text(read_results(artifact.payload))}\n\nResult: {artifact.payload}"
+    if about.kind == "folds":
+        return f"{folds_text(json.loads(artifact.payload.read_text(encoding='utf-8')))}\nartifact  {artifact.path}"
+    metrics = about.metrics
+    rows: dict[str, str] = {"artifact": str(artifact.path)}
+    for part in ("validation", "test"):
+        if scores := metrics.get(part):
+            rows |= {f"{part} {name.replace('_', ' ')}": f"{100 * scores[name]:.2f}%" for name in SCORES}
+    if "one_shot" in metrics:
+        rows["balanced accuracy before fine-tuning"] = f"{100 * metrics['one_shot']['balanced_accuracy']:.2f}%"
+    if parity := metrics.get("parity"):
+        probable = parity.get("probabilities")  # files of older versions give none
+        rows["parity with torch"] = (
+            f"largest logit difference {parity['largest_difference']:.1e}, "
+            + (f"of probabilities {probable:.1e}, " if probable is not None else "")
+            + f"same label on {100 * parity['agreement']:.2f}% of {parity['images']} images"
+        )
+    if rewrites := metrics.get("rewrites"):
+        rows["rewritten"] = ", ".join(rewrites)
+    if "points_lost" in metrics:
+        rows["points lost by it"] = f"{metrics['points_lost']:.2f}"
+    if stored := metrics.get("stored"):
+        rows["stored in fewer bits"] = f"{len(stored['weights'])} weights; they are computed with as float32"
+    if quantized := metrics.get("quantized"):
+        rows["int8"] = _counts(quantized["operators"])
+        rows["still float"] = _counts(quantized["left"])
+        rows |= {f"  {kind}": why for kind, why in quantized["reasons"].items()}
+    facts = about.facts
+    if facts:
+        rows["parameters"] = f"{facts['params']:,}, {100 * (1 - facts['nonzeros'] / facts['params']):.0f}% of them zero"
+        rows["MACs per image"] = f"{facts['macs']:,}"
+    rows["size"] = f"{artifact.payload.stat().st_size:,} bytes"
+    width = max(map(len, rows))
+    text = "\n".join(f"{name.ljust(width)}  {value}" for name, value in rows.items())
+    parts = [text]
+    if "choice" in metrics:
+        parts.append(_choice_text(metrics["choice"]))
+    if "gains" in metrics:
+        parts.append(_removal_text(metrics))
+    if "layers" in metrics:
+        parts.append(_layers_text(metrics["layers"]))
+    return "\n\n".join(parts)
+
+
+def _choice_text(choice: Mapping[str, Any]) -> str:
+    """The last candidates of the search, side by side, and why one of them was taken."""
+    rows = [
+        {"": "*" if one == choice["best"] else "", "computed in int8": tried_name(one)}
+        | {"latency of float32's (95%)": f"{one['ratio']:.2f}x ({one['low']:.2f} to {one['high']:.2f})"}
+        | {"points lost": f"{one['drop']:.2f}", "size": size(one["size"])}
+        for one in choice["finalists"]
+    ]
+    more = f"{choice['tried']} candidates were tried before: {choice['artifact']}"
+    return f"{table(rows)}\n\n{choice['verdict']}\n{more}"
+
+
+def tried_name(one: Mapping[str, Any]) -> str:
+    """``pointwise at 7x7 (minmax, per channel)`` for a row of a ``choice.json``."""
+    if one["setting"] is None:
+        return {"float32": "nothing", "dynamic": "linear layers, dynamically"}.get(one["mode"], f"nothing; {one['mode'].replace('-', ' ')}")
+    extras = [name for name, on in (("equalised", "equalise"), ("bias corrected", "correct_bias")) if one["setting"][on]]
+    how = ", ".join([one["setting"]["method"], "per channel" if one["setting"]["per_channel"] else "per tensor", *extras])
+    groups = one["groups"] if len(one["groups"]) <= 3 else [*one["groups"][:2], f"{len(one['groups']) - 2} more"]
+    return f"{', '.join(groups)} ({how})"
+
+
+def _removal_text(metrics: Mapping[str, Any]) -> str:
+    """What channel removal gained beside the teacher, the width of each group, and what was left whole."""
+    gains, latency = metrics["gains"], metrics["gains"]["latency"]
+    measured = f"{latency['value']:.2f}x ({latency['low']:.2f} to {latency['high']:.2f})"
+    parts = [f"Of the teacher's: MACs {gains['macs']:.2f}x, parameters {gains['size']:.2f}x, latency on this machine {measured}"]
+    if metrics["widths"]:
+        parts.append(table([{"group": name, "width": str(was), "now": str(now)} for name, (was, now) in metrics["widths"].items()]))
+    if tried := (metrics["rounding"] or {}).get("measured"):
+        rows = [
+            {"widths in multiples of": str(one["round_to"]), "latency": f"{one['ratio']:.2f}x ({one['low']:.2f} to {one['high']:.2f})"}
+            | {"MACs": f"{one['macs']:,}", "": "taken" if one["round_to"] == metrics["rounding"]["round_to"] else ""}
+            for one in tried
+        ]
+        parts.append(f"{table(rows)}\nBefore fine-tuning, each meeting the goal of the first step.")
+    return "\n\n".join([*parts, *(["\n".join(metrics["left_whole"])] if metrics["left_whole"] else [])])
+
+
+def _layers_text(layers: Sequence[Mapping[str, Any]]) -> str:
+    """The layers of a pruned network from the densest to the sparsest; of many only the two ends."""
+    rows = [
+        {
+            "layer": one["name"].removesuffix(".weight"),
+            "weights": f"{one['weights']:,}",
+            "nonzeros": f"{one['nonzeros']:,}",
+            "sparsity": percent(1 - one["nonzeros"] / one["weights"]),
+        }
+        for one in sorted(layers, key=lambda one: -one["nonzeros"] / one["weights"])
+    ]
+    if (more := len(rows) - 2 * ENDS) > 1:
+        rows[ENDS:-ENDS] = [dict.fromkeys(rows[0], "") | {"layer": f"... {more} more, --json has all"}]
+    return f"{table(rows)}\n{ZEROS}"
+
+
+def folds_text(result: Mapping[str, Any]) -> str:
+    """A row per fold, mean and spread, and the pairs of classes that were confused most; ``result`` is what ``folds.json`` holds."""
+
+    def row(fold: str, images: str, scores: Mapping[str, float], best: Mapping[str, float]) -> dict[str, str]:
+        cells = {name.replace("_", " "): f"{100 * scores[name]:.2f}%" for name in SCORES}
+        return {"fold": fold, "images": images, **cells, "best epoch's (*)": f"{100 * best['balanced_accuracy']:.2f}%"}
+
+    rows = [row(str(one["fold"]), f"{one['images']:,}", one["scores"], one["best_epoch"]) for one in result["folds"]]
+    rows += [row(name, "", result[name], result["best_epoch"][name]) for name in ("mean", "spread")]
+    pairs = ", ".join(f"{pair['true']} as {pair['read']} {pair['images']} of {pair['of']}" for pair in result["confusions"])
+    return "\n".join(
+        [
+            table(rows),
+            "",
+            f"Scores are those of the last epoch ({result['epochs']}): nothing was chosen on the images that a fold holds out.",
+            "(*) Balanced accuracy of each fold's best epoch on these very images: it flatters.",
+            "spread: standard deviation of the folds.",
+            f"misread most: {pairs or 'nothing'}",
+        ]
+    )
+
+
+def predictions_text(predictions: Sequence[Prediction]) -> str:
+    """One line per image, and how many were right where the truth is known."""
+    rows = [
+        {"image": p.name, "label": p.label, "probability": f"{100 * p.probability:.1f}%"}
+        | ({"true": p.truth + ("" if p.truth == p.label else "   <- misread")} if p.truth is not None else {})
+        for p in predictions
+    ]
+    known = [p for p in predictions if p.truth is not None]
+    right = sum(p.truth == p.label for p in known)
+    return table(rows) + (f"\n{right} of {len(known)} read correctly" if known else "")
+
+
+def _counts(operators: Mapping[str, int]) -> str:
+    return ", ".join(f"{count} {kind}" for kind, count in operators.items()) or "nothing"
+
+
+def outcome_text(outcome: Outcome) -> str:
+    """For each machine the table of its variants and the verdict; then where the report lies."""
+    parts = []
+    for result, verdict in zip(outcome.results, outcome.verdicts, strict=True):
+        parts += [result_text(result, verdict.ship), verdict.headline]
+    return "\n\n".join([*parts, f"Report: {outcome.folder / 'report.html'}"])
+
+
+def result_text(result: Result, ship: str | None = None) -> str:
+    """The table of a benchmark, the variant to ``ship`` marked, and what was not measured."""
+    baseline = result.measurements[result.baseline]
+    measured = [one for one in result.measurements if one.latency is not None]
+    missing = [f"not measured: {title(one)}: {one.reason}" for one in result.measurements if one.latency is None]
+    parts = [table([_row(one, baseline, ship) for one in measured])] if measured else []
+    return "\n\n".join([*parts, "\n".join(missing)] if missing else parts)
+
+
+def outcome_summary(outcome: Outcome) -> dict[str, Any]:
+    """What ``--json`` shows of a report."""
+    return {
+        "report": str(outcome.folder / "report.html"),
+        "sections": [as_json(result, verdict) for result, verdict in zip(outcome.results, outcome.verdicts, strict=True)],
+    }
+
+
+def _row(one: Measurement, baseline: Measurement, ship: str | None) -> dict[str, str]:
+    names = ("variant", "runtime", "p50", "p90", "speedup (95%)", "balanced acc.", "accuracy", "size", "gzipped")
+    name = one.name + (" *" if one.name == ship and one.runtime == "onnxruntime" and one.device == "cpu" else "")
+    assert one.latency is not None, "only what was measured has a row"
+    speed = one.speedup
+    cells = (
+        name,
+        f"{one.runtime} {one.device}",
+        milliseconds(one.latency.p50),
+        milliseconds(one.latency.p90) if one.latency.p90 is not None else MISSING,
+        "baseline" if one is baseline else f"{speed.value:.2f} ({speed.low:.2f} to {speed.high:.2f})" if speed else MISSING,
+        f"{100 * one.scores['balanced_accuracy']:.2f}%",
+        f"{100 * one.scores['accuracy']:.2f}%",
+        size(one.size_bytes),
+        size(one.gzip_bytes),
+    )
+    return dict(zip(names, cells, strict=True))

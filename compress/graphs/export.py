@@ -1,0 +1,247 @@
+"""Export: a network and its input preparation become one ONNX file, which takes the raw ``uint8`` image.
+
+The graph has one input, ``image``, uint8 (B, C, H, W), and two outputs, ``logits`` and then ``probabilities`` (the softmax of the first),
+float32 (B, K), with the batch axis free. Scaling and normalisation lie inside, so that a board cannot get them wrong; where a camera
+gives float32 in [0, 1], the graph can take that, and the normalisation still lies inside.
+
+The exporter folds batch norm into the convolutions, and ``rewrite`` saves steps. Everything the exporter notes about this machine (paths,
+source lines) is removed; the same network gives the same bytes.
+
+Refuses: an example of one image or of another type, a network that cannot be traced or that does not give (B, K), a graph whose batch
+axis is not free.
+
+Source: torch.onnx.export(dynamo=True). An example of one image freezes the batch axis: pytorch/pytorch#151582, #148629.
+"""
+
+import contextlib
+import copy
+import io
+import json
+import math
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+from torch import Tensor, nn
+
+from ..errors import CompressError, first_line
+from .file import RUNTIME_ERRORS, as_taken, open_session, read_onnx, write_onnx
+from .rewrite import simplify
+
+OPSET = 18  # what the exporter writes without a conversion step, and what older runtimes on boards read
+IMAGES = ("uint8", "float32")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parity:
+    """How well a file agrees with the torch network.
+
+    ``largest_difference`` is the largest absolute difference of two logits (infinity where one is not finite); ``agreement`` is the
+    fraction of images with the same argmax, 0 to 1; ``probabilities`` is the largest difference of two probabilities, None where the file
+    gives none. All over ``images`` images.
+    """
+
+    images: int
+    largest_difference: float
+    agreement: float
+    probabilities: float | None = None
+
+
+class _Deployed(nn.Module):
+    """Images (B, C, H, W) to logits (B, K): copies of preparation and network on the CPU in eval mode; the originals stay as they are.
+
+    ``scale`` is what turns the images into 0 to 255.
+    """
+
+    def __init__(self, prepare: nn.Module, network: nn.Module, scale: float = 1.0) -> None:
+        super().__init__()
+        self.scale = scale
+        try:
+            self.prepare, self.network = copy.deepcopy((prepare, network))
+        except (RuntimeError, TypeError) as error:
+            raise CompressError(
+                f"network cannot be copied ({first_line(error)}); remove old-style weight_norm, locks and open files from it"
+            ) from error
+        self.cpu().eval()
+
+    def forward(self, image: Tensor) -> Tensor:
+        return self.network(self.prepare(image if self.scale == 1 else image * self.scale))
+
+
+def export_onnx(
+    network: nn.Module,
+    target: Path,
+    *,
+    prepare: nn.Module,
+    example: Tensor,
+    metadata: Mapping[str, str],
+    opset: int = OPSET,
+    image: str = "uint8",
+) -> tuple[str, ...]:
+    """Write ``prepare`` and ``network`` as one ONNX file.
+
+    Args:
+        network: float32 (B, C, H, W) to logits float32 (B, K); its device and training flags do not matter and are not changed.
+        target: the file to write; replaced at once or not at all.
+        prepare: uint8 (B, C, H, W) to float32 (B, C, H, W), the scaling and normalisation.
+        example: uint8 (at least 2, C, H, W); its C, H and W become those of the graph.
+        metadata: goes into the file's ``metadata_props``, sorted by name; ``compress.rewrites`` is added where something was rewritten.
+        opset: the ONNX operator set, at least 18.
+        image: what the graph takes, "uint8" or "float32" in [0, 1]. For the latter ``prepare`` gets float32 in [0, 255].
+
+    Returns:
+        What was rewritten, in words.
+
+    Raises:
+        CompressError: for what the module refuses; nothing is written then.
+    """
+    if example.dtype != torch.uint8 or example.ndim != 4 or len(example) < 2:
+        raise CompressError(f"example (={example.dtype} {tuple(example.shape)}) must be torch.uint8 (B, C, H, W) with at least 2 images")
+    if opset < OPSET:
+        raise CompressError(f"opset (={opset}) must be at least {OPSET}, which the exporter writes without converting")
+    if image not in IMAGES:
+        raise CompressError(f'image (="{image}") must be {" or ".join(IMAGES)}; uint8 takes the pixels as a camera or file has them')
+    deployed = _Deployed(prepare, network, 1.0 if image == "uint8" else 255.0)
+    example = example.cpu() if image == "uint8" else example.cpu().float() / 255
+    _check_logits(deployed, example)
+    model = _trace(deployed, example, opset)
+    _strip_notes(model)
+    # A quantizer that transposes a weight trips over the shape noted for it ("Inferred shape and existing shape differ").
+    del model.graph.value_info[:]
+    _add_probabilities(model)
+    rewrites = simplify(model)
+    notes = {"compress.rewrites": json.dumps(rewrites)} if rewrites else {}
+    onnx.helper.set_model_props(model, dict(sorted((dict(metadata) | notes).items())))
+    _check_batch_is_free(model, example)
+    write_onnx(model, target)
+    return rewrites
+
+
+def parity(network: nn.Module, prepare: nn.Module, path: Path, images: np.ndarray, *, batch: int = 256) -> Parity:
+    """Compare a file in ONNX Runtime with the network in torch, both on the CPU, on real images.
+
+    Args:
+        network: float32 (B, C, H, W) to logits (B, K); not changed.
+        prepare: uint8 (B, C, H, W) to float32 (B, C, H, W).
+        path: a file from ``export_onnx``, or one quantized from it.
+        images: uint8 (N, C, H, W), at least one.
+        batch: images at a time.
+
+    Raises:
+        CompressError: no images, or a file that does not load or does not take them.
+    """
+    if images.dtype != np.uint8 or images.ndim != 4 or len(images) == 0:
+        raise CompressError(f"images (={images.dtype} {images.shape}) must be uint8 (N, C, H, W) with at least one image")
+    deployed = _Deployed(prepare, network)
+    session = open_session(read_onnx(path), f'"{path}"')
+    entry, (output, *others) = session.get_inputs()[0], [value.name for value in session.get_outputs()]
+    probable = "probabilities" in others
+    largest, largest_probable, same = 0.0, 0.0, 0
+    for start in range(0, len(images), batch):
+        part = np.ascontiguousarray(images[start : start + batch])
+        with torch.inference_mode():
+            expected = deployed(torch.tensor(part)).numpy()  # a copy: the images may be read-only
+        fed = as_taken(entry, part)
+        try:
+            found, *rest = session.run([output, "probabilities"] if probable else [output], {entry.name: fed})
+        except (ValueError, *RUNTIME_ERRORS) as error:
+            raise CompressError(f'"{path}" does not take images of {part.dtype} {part.shape[1:]} ({first_line(error)})') from error
+        if found.shape != expected.shape:
+            raise CompressError(f'"{path}" gives {found.shape}, the network {expected.shape}; compare a file with the network it came from')
+        largest = max(largest, _difference(found, expected))
+        if probable:
+            largest_probable = max(largest_probable, _difference(rest[0], torch.from_numpy(expected).softmax(1).numpy()))
+        same += int((found.argmax(axis=1) == expected.argmax(axis=1)).sum())
+    return Parity(
+        images=len(images),
+        largest_difference=largest,
+        agreement=same / len(images),
+        probabilities=largest_probable if probable else None,
+    )
+
+
+def _difference(found: np.ndarray, expected: np.ndarray) -> float:
+    difference = float(np.abs(found - expected).max())
+    return difference if math.isfinite(difference) else math.inf
+
+
+def _check_logits(deployed: nn.Module, example: Tensor) -> None:
+    try:
+        with torch.inference_mode():
+            logits = deployed(example)
+    except RuntimeError as error:
+        raise CompressError(f"network does not take the example {tuple(example.shape)} ({first_line(error)})") from error
+    if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(example) or logits.dtype != torch.float32:
+        found = f"{logits.dtype} {tuple(logits.shape)}" if isinstance(logits, Tensor) else type(logits).__name__
+        raise CompressError(f"network must give float32 logits (B, K) for an example of {len(example)} images, but gives {found}")
+
+
+def _trace(deployed: nn.Module, example: Tensor, opset: int) -> onnx.ModelProto:
+    chatter = io.StringIO()  # the exporter logs whole graphs when it fails; the reason is in the exception
+    try:
+        with contextlib.redirect_stdout(chatter), contextlib.redirect_stderr(chatter), warnings.catch_warnings(record=True) as caught:
+            # torch 2.11's own use of a deprecated class, nothing of the network's.
+            warnings.filterwarnings("ignore", message=".*LeafSpec.* is deprecated", category=FutureWarning)
+            program = torch.onnx.export(
+                deployed,
+                (example,),
+                dynamo=True,
+                input_names=["image"],
+                output_names=["logits"],
+                dynamic_shapes={"image": {0: torch.export.Dim("batch")}},
+                opset_version=opset,
+                verbose=False,
+            )
+    except torch.onnx.OnnxExporterError as error:
+        cause: BaseException = error
+        while cause.__cause__ is not None:
+            cause = cause.__cause__
+        raise CompressError(
+            f"network cannot be exported ({first_line(cause)}); "
+            "its forward pass must be torch operations that ONNX knows, without branches on tensor values"
+        ) from error
+    for warning in caught:  # held back only from the chatter
+        warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
+    assert program is not None
+    return program.model_proto
+
+
+def _add_probabilities(model: onnx.ModelProto) -> None:
+    """The softmax of the logits as a second output; added here, so that a network need not know of it."""
+    logits = model.graph.output[0]
+    model.graph.node.append(onnx.helper.make_node("Softmax", [logits.name], ["probabilities"], name="probabilities_Softmax", axis=1))
+    value = model.graph.output.add()
+    value.CopyFrom(logits)
+    value.name = "probabilities"
+
+
+def _strip_notes(message: Any) -> None:
+    """Clear the exporter's notes in a protobuf message and in all messages inside it."""
+    for name in ("doc_string", "metadata_props"):
+        if name in message.DESCRIPTOR.fields_by_name:
+            message.ClearField(name)
+    for field, value in message.ListFields():
+        if field.message_type is not None:
+            for child in (value,) if hasattr(value, "ListFields") else value:
+                _strip_notes(child)
+
+
+def _check_batch_is_free(model: onnx.ModelProto, example: Tensor) -> None:
+    """A Python loop over the batch, or a shape written as a number, makes a graph that only takes the example's batch."""
+    free = all(value.type.tensor_type.shape.dim[0].dim_param for value in (*model.graph.input, *model.graph.output))
+    try:
+        found = open_session(model, "the exported graph").run(None, {"image": example[:1].numpy()})
+    except RUNTIME_ERRORS:  # a shape written as a number inside the graph fails only when it runs
+        free = False
+    else:
+        free = free and all(len(one) == 1 for one in found)
+    if not free:
+        raise CompressError(
+            f"network was exported for batches of {len(example)} only; "
+            "take the batch size from x.shape[0] or -1 in its forward pass, not as a number"
+        )

@@ -1,0 +1,105 @@
+"""Reading and writing ONNX files: what is read has been checked, and what is written loads.
+
+Refuses on reading: a missing, empty, truncated or foreign file, one that the ONNX checker rejects, and missing external data. On writing:
+a graph that the checker rejects or that ONNX Runtime cannot load; a refused graph leaves the target as it was.
+
+Source: the ONNX checker (onnx.ai/onnx/api/checker.html); the write is temporary neighbour, sync, rename.
+"""
+
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+from google.protobuf.message import DecodeError, EncodeError  # type: ignore[import-untyped]
+from numpy.typing import NDArray
+
+from ..errors import CompressError, first_line, onnxruntime_errors
+
+RUNTIME_ERRORS = onnxruntime_errors()
+
+
+def read_onnx(path: Path) -> onnx.ModelProto:
+    """Read a file with its external data and check it; names the file and what is wrong with it otherwise.
+
+    Raises:
+        CompressError: for what the module refuses.
+    """
+    if not path.is_file():
+        raise CompressError(f'"{path}" is not a file; give the path of an .onnx file')
+    if path.stat().st_size == 0:
+        raise CompressError(f'"{path}" is empty (0 bytes); export it again')
+    try:
+        model = onnx.load(path, format="protobuf", load_external_data=False)
+    except DecodeError as error:
+        raise CompressError(f'"{path}" is truncated or no ONNX file at all; export it again') from error
+    if not model.graph.node:
+        raise CompressError(f'"{path}" holds no operators; it is no ONNX file, or an empty one')
+    try:
+        onnx.load_external_data_for_model(model, str(path.parent))
+    except (OSError, ValueError, onnx.checker.ValidationError) as error:
+        raise CompressError(
+            f'"{path}" keeps its weights in another file that cannot be read; put it beside this one ({first_line(error)})'
+        ) from error
+    _check(model, f'"{path}"')
+    return model
+
+
+def image_inputs(model: onnx.ModelProto) -> list[onnx.ValueInfoProto]:
+    """What the caller must hand in: the inputs but for the weights, which old files list among them."""
+    weights = {weight.name for weight in model.graph.initializer}
+    return [value for value in model.graph.input if value.name not in weights]
+
+
+def as_taken(entry: onnx.ValueInfoProto | onnxruntime.NodeArg, images: NDArray[Any]) -> NDArray[Any]:
+    """Images uint8 (B, C, H, W) as an input of a graph or session takes them: uint8, or float32 in [0, 1]; others stay as they are."""
+    takes = entry.type.tensor_type.elem_type if isinstance(entry, onnx.ValueInfoProto) else entry.type
+    if images.dtype == np.uint8 and takes in (onnx.TensorProto.FLOAT, "tensor(float)"):
+        images = images.astype(np.float32) / np.float32(255)
+    return np.ascontiguousarray(images)
+
+
+def write_onnx(model: onnx.ModelProto, target: Path) -> None:
+    """Check the model, load it once in ONNX Runtime, and write it as one file, all or nothing.
+
+    Raises:
+        CompressError: the checker or ONNX Runtime refuses it; ``target`` is then as it was before.
+    """
+    _check(model, f'"{target}"')
+    open_session(model, f'"{target}"')
+    content = model.SerializeToString(deterministic=True)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile(dir=target.parent, prefix=f".{target.name}.", delete=False) as temporary:
+        try:
+            temporary.write(content)
+            temporary.flush()
+            os.fsync(temporary.fileno())
+            Path(temporary.name).chmod(0o644)  # a temporary file is private, which an exported one should not be
+            Path(temporary.name).replace(target)
+        except BaseException:  # also Ctrl-C: nothing is left behind, whatever happened
+            Path(temporary.name).unlink(missing_ok=True)
+            raise
+
+
+def open_session(model: onnx.ModelProto, name: str, options: onnxruntime.SessionOptions | None = None) -> onnxruntime.InferenceSession:
+    """Load a model on the CPU; ``name`` is what an error calls it.
+
+    Raises:
+        CompressError: ONNX Runtime cannot load it.
+    """
+    options = options or onnxruntime.SessionOptions()
+    options.log_severity_level = 4  # not on stderr: errors come as exceptions, and hints about fusions are nothing to act on
+    try:
+        return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    except (*RUNTIME_ERRORS, EncodeError) as error:
+        raise CompressError(f"{name} does not load in ONNX Runtime {onnxruntime.__version__} ({first_line(error)})") from error
+
+
+def _check(model: onnx.ModelProto, name: str) -> None:
+    try:
+        onnx.checker.check_model(model, full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError, EncodeError, ValueError) as error:
+        raise CompressError(f"{name} is no valid ONNX graph ({first_line(error)}); export it again") from error

@@ -1,0 +1,71 @@
+"""A float32 graph that can be quantized: read and checked, its constants folded."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+import onnx
+
+from ..errors import CompressError
+from .edits import WEIGHTED, fold_constants, rename_clashes, weighted_nodes
+from .file import image_inputs, read_onnx
+
+MINIMUM_IMAGES = 32  # below this the seen range depends more on the choice of images than on the network (pytorch/pytorch#45185)
+_QUANTIZED = re.compile("QuantizeLinear|Integer$|^QLinear|^QGemm|^DequantizeLinear")
+
+
+def read_float(source: Path) -> onnx.ModelProto:
+    """Read an ONNX file that is not quantized yet.
+
+    Raises:
+        CompressError: for what ``read_onnx`` refuses; quantized already; an opset below 13.
+    """
+    model = read_onnx(source)
+    quantized = sorted({node.op_type for node in model.graph.node if _QUANTIZED.search(node.op_type)})
+    if quantized:
+        raise CompressError(f'"{source}" is quantized already (it has {", ".join(quantized)}); quantize the float32 file it came from')
+    opset = max((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), default=0)
+    stored = next((entry.value for entry in model.metadata_props if entry.key == "quantization.mode"), None)
+    if stored:
+        raise CompressError(f'"{source}" is quantized already (its metadata says {stored}); quantize the float32 file it came from')
+    if opset < 13:
+        raise CompressError(f'"{source}" has opset {opset}, but quantization needs at least 13; export it again with a newer opset')
+    return model
+
+
+def check_images(model: onnx.ModelProto, images: np.ndarray) -> None:
+    """Refuse images that the graph cannot be calibrated on."""
+    entries = image_inputs(model)
+    shapes = [tuple(dim.dim_value or dim.dim_param or "?" for dim in value.type.tensor_type.shape.dim) for value in entries]
+    if len(entries) != 1 or len(shapes[0]) != 4:
+        raise CompressError(f"the graph's inputs {shapes} must be one of (B, C, H, W); other networks cannot be calibrated on images")
+    if len(images) < MINIMUM_IMAGES:
+        raise CompressError(
+            f"calibration (={len(images)} images) must be at least {MINIMUM_IMAGES}; 256 to 1024 of the training images do well"
+        )
+    dtype = onnx.helper.tensor_dtype_to_np_dtype(entries[0].type.tensor_type.elem_type)
+    fits = images.ndim == 4 and all(
+        isinstance(want, str) or want == have for want, have in zip(shapes[0][1:], images.shape[1:], strict=True)
+    )
+    if images.dtype not in (dtype, np.uint8) or not fits:
+        raise CompressError(
+            f"calibration (={images.dtype} {images.shape}) must be {dtype} {('N', *shapes[0][1:])}, as the graph's input takes it"
+        )
+
+
+def fold(model: onnx.ModelProto, name: str) -> onnx.ModelProto:
+    """The graph without what can be computed beforehand, its weights checked; ``name`` is what messages call it.
+
+    ONNX Runtime's own quant_pre_process is not used: it raises TypeError on graphs with CBAM gates, and logs a failed step instead of
+    raising.
+    """
+    folded = fold_constants(model, name)
+    weighted = weighted_nodes(folded)
+    if not weighted:
+        raise CompressError(f"{name} has no {', '.join(WEIGHTED)} with constant float32 weights; there is nothing to quantize")
+    used = {name for node in weighted for name in node.input}
+    for weight in folded.graph.initializer:
+        if weight.name in used and not np.isfinite(onnx.numpy_helper.to_array(weight)).all():
+            raise CompressError(f'{name}: weight "{weight.name}" holds values that are not finite; train the network again')
+    rename_clashes(folded)
+    return folded

@@ -1,0 +1,192 @@
+"""Where a network looks: its attention gates, and which parts of an image speak for a class. The same numbers from torch and from ONNX.
+
+A *gate* is a sigmoid or hard sigmoid that multiplies a feature map (B, C, H, W) and is the same at every pixel (*channel gate*, C numbers)
+or in every channel (*spatial gate*, H x W numbers). It is recognised by what it does, in any network: squeeze-and-excitation and CBAM have
+gates; ``x * sigmoid(x)`` is none, nor is a sigmoid to which something is added before it multiplies.
+
+*Evidence* needs no gates and no gradients: cover a patch with background, and see how far the logit of a class falls. It cannot show that
+ink is missing: background covered with background changes nothing.
+
+Refused: nothing but a graph that ONNX Runtime cannot load. Sources: Hu et al. 2017, arXiv:1709.01507 and Woo et al. 2018, arXiv:1807.06521
+(gates); Zeiler and Fergus 2013, arXiv:1311.2901 (occlusion).
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from .file import as_taken, open_session
+
+Run = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
+_ATEN = torch.ops.aten
+_SIGMOIDS = (_ATEN.sigmoid, _ATEN.sigmoid_, _ATEN.hardsigmoid, _ATEN.hardsigmoid_)
+# Nodes between a sigmoid and the product that leave its values as they are, but for int8's rounding, which belongs to the gate.
+_CARRIERS = ("QuantizeLinear", "DequantizeLinear", "Reshape", "Unsqueeze", "Expand", "Identity", "Cast")
+_BATCH = 32  # k49 takes a third of the time per image that it takes in batches of 256, which leave the cache
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gate:
+    """``kind`` is "channel" with ``values`` float32 (B, C), or "spatial" with (B, H, W)."""
+
+    kind: str
+    values: NDArray[np.float32]
+
+
+def network_gates(network: nn.Module, images: Tensor) -> list[Gate]:
+    """The gates of ``network`` (in eval mode) for a batch of what it takes, in the order of computation."""
+    watch = _Watch()
+    with torch.no_grad(), watch:
+        network(images)
+    return watch.gates
+
+
+def graph_gates(model: onnx.ModelProto, images: NDArray[np.uint8]) -> list[Gate]:
+    """The gates of a graph for ``images``, uint8 (B, C, H, W), in the order of its nodes; of an int8 graph as they are after rounding.
+
+    The graph takes uint8, or float32 in [0, 1]. It is computed node by node, as the file says: ONNX Runtime's fusions, which hide gates
+    and move int8 by a step, are off.
+
+    Raises:
+        CompressError: ONNX Runtime cannot load the graph.
+    """
+    pairs = _gated_products(model.graph)
+    if not pairs:
+        return []
+    watched = onnx.ModelProto()
+    watched.CopyFrom(model)
+    names = list(dict.fromkeys(name for pair in pairs for name in pair))
+    own = {value.name for value in model.graph.output}
+    watched.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names if name not in own)
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.intra_op_num_threads = 1
+    session = open_session(watched, "the graph, with its gates as outputs,", options)
+    taken = session.get_inputs()[0]
+    fed = as_taken(taken, images)
+    step = 1 if isinstance(taken.shape[0], int) else max(1, len(images))  # a fixed batch is a batch of one
+    parts = [session.run(names, {taken.name: fed[start : start + step]}) for start in range(0, len(fed), step)]
+    tensors = {name: np.concatenate(values) for name, values in zip(names, zip(*parts, strict=True), strict=True)}
+    found = [_as_gate(tensors[factor], tensors[product].shape) for factor, product in pairs]
+    return [gate for gate in found if gate is not None]
+
+
+def occlusion(run: Run, image: NDArray[np.uint8], classes: Sequence[int], *, patch: int, stride: int | None = None) -> NDArray[np.float64]:
+    """Evidence of each pixel for each class, float64 (len(classes), H, W), in logits: positive where covering it costs the class.
+
+    What falls is the class's logit less the mean of all logits. A probability, also its logarithm, stands still as long as the network
+    remains sure of a class; a logit does not.
+
+    A network that only looks at the upper left pixel, ``patch`` 1: that pixel has the whole logit as its evidence, all others 0.
+
+    Args:
+        run: images uint8 (B, C, H, W) to logits (B, K). image: uint8 (C, H, W). classes: indices into the logits.
+        patch: side of the square that is covered, in pixels, with the median colour of the image's border.
+        stride: from one square to the next; half a patch by default. A pixel's evidence is the mean over the squares that cover it.
+    """
+    stride = stride or max(1, (patch + 1) // 2)
+    _, height, width = image.shape
+    border = np.concatenate([image[:, 0], image[:, -1], image[:, :, 0], image[:, :, -1]], axis=1)
+    background = np.median(border, axis=1).astype(np.uint8)[:, None, None]
+    # Squares begin outside of the image, so that a corner is covered as often as the middle.
+    tops, lefts = (range(stride - patch, size, stride) for size in (height, width))
+    squares = [(slice(max(0, top), top + patch), slice(max(0, left), left + patch)) for top in tops for left in lefts]
+    covered = np.repeat(image[None], len(squares) + 1, axis=0)
+    for copy, (rows, columns) in zip(covered[1:], squares, strict=True):
+        copy[:, rows, columns] = background
+    logits = run_batches(run, covered).astype(np.float64)
+    scores = (logits - logits.mean(axis=1, keepdims=True))[:, list(classes)]
+    total, count = np.zeros((len(classes), height, width)), np.zeros((height, width))
+    for drop, (rows, columns) in zip(scores[0] - scores[1:], squares, strict=True):
+        total[:, rows, columns] += drop[:, None, None]
+        count[rows, columns] += 1
+    return total / count
+
+
+def run_batches(run: Run, images: NDArray[np.uint8], progress: Callable[[int, int], None] | None = None) -> NDArray[np.float32]:
+    """Logits (N, K) of any number of ``images``, in batches; ``progress(done, total)`` is told of each."""
+    parts = []
+    for start in range(0, len(images), _BATCH):
+        parts.append(run(images[start : start + _BATCH]))
+        if progress is not None:
+            progress(min(start + _BATCH, len(images)), len(images))
+    return np.concatenate(parts)
+
+
+def rank_correlation(first: NDArray[Any], second: NDArray[Any]) -> float | None:
+    """Spearman's: the :func:`correlation` of the ranks of two arrays, ties at their mean rank.
+
+    ``[1, 2, 3]`` and ``[10, 20, 90]`` give 1.0: the same order is the same gate, whatever its strength.
+    """
+    return correlation(_ranks(first), _ranks(second))
+
+
+def correlation(first: NDArray[Any], second: NDArray[Any]) -> float | None:
+    """Pearson's, of two arrays that are not empty; None where their shapes differ or one is constant."""
+    if first.shape != second.shape or any(values.min() == values.max() for values in (first, second)):
+        return None
+    return float(np.corrcoef(first.ravel(), second.ravel())[0, 1])
+
+
+def _ranks(values: NDArray[Any]) -> NDArray[np.float64]:
+    _, place, counts = np.unique(values, return_inverse=True, return_counts=True)
+    return (np.cumsum(counts) - (counts - 1) / 2)[place].reshape(values.shape)
+
+
+class _Watch(TorchDispatchMode):
+    """Sees every operation below Python's ways to write it: ``torch.sigmoid``, ``nn.Sigmoid``, ``x.sigmoid()`` are one here."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gates: list[Gate] = []
+        # By their memory, which views and expanded copies share; held, so that it is not given to another tensor meanwhile.
+        self._sigmoids: dict[int, Tensor] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if func.overloadpacket in _SIGMOIDS:
+            self._sigmoids[result.untyped_storage().data_ptr()] = result
+        elif func.overloadpacket in (_ATEN.mul, _ATEN.mul_):
+            for factor in args[:2]:
+                if isinstance(factor, Tensor) and factor.untyped_storage().data_ptr() in self._sigmoids:
+                    gate = _as_gate(factor.detach().float().cpu().numpy(), tuple(result.shape))
+                    self.gates += [gate] if gate is not None else []
+        return result
+
+
+def _gated_products(graph: onnx.GraphProto) -> list[tuple[str, str]]:
+    """Pairs of tensor names: what a sigmoid has become when it multiplies, and the product. Nodes come in the order of computation."""
+    carried: dict[str, str] = {}
+    pairs = []
+    for node in graph.node:
+        if node.op_type in ("Sigmoid", "HardSigmoid"):
+            carried[node.output[0]] = node.output[0]
+        elif node.op_type in _CARRIERS and node.input[0] in carried:
+            source = carried[node.input[0]]
+            # What Expand repeats is read before it, where the repetition still shows in the shape.
+            repeated = node.op_type == "Expand" or source != node.input[0]
+            carried[node.output[0]] = source if repeated else node.output[0]
+        elif node.op_type == "Mul":
+            pairs += [(carried[name], node.output[0]) for name in node.input if name in carried]
+    return pairs
+
+
+def _as_gate(factor: NDArray[Any], product: tuple[int, ...]) -> Gate | None:
+    """The gate that ``factor`` is for the feature map it makes, of shape ``product``; along what it only repeats its stride is 0."""
+    if len(product) != 4:
+        return None
+    full = np.broadcast_to(factor, product)
+    repeated = [stride == 0 and size > 1 for stride, size in zip(full.strides, product, strict=True)]
+    over_channels, over_pixels = repeated[1], any(repeated[2:]) and all(r or n == 1 for r, n in zip(repeated[2:], product[2:], strict=True))
+    if over_channels == over_pixels:
+        return None
+    values = full[:, 0] if over_channels else full[:, :, 0, 0]
+    return Gate(kind="spatial" if over_channels else "channel", values=np.array(values, np.float32))

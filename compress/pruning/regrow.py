@@ -1,0 +1,127 @@
+"""Zeroed weights that may come back: the mask is chosen anew again and again while the weights under it go on learning.
+
+A weight that looked useless before its neighbours were zeroed may be needed afterwards. Here the network computes with the masked weights,
+but every step moves all weights, the masked ones by the gradient they have at zero; every ``EVERY`` steps the mask is chosen anew among
+all of them. By hand: of the weights ``[3, -1, 2, -4]`` at sparsity 0.5 the network sees ``[3, 0, 0, -4]``; once the steps have taken them
+to ``[3, -1, 3.5, -4]``, it sees ``[0, 0, 3.5, -4]``.
+
+A masked weight fades by ``FADE`` per step, so that only those come back whose gradient keeps pulling the same way; without it, an
+optimiser that scales its steps (Adam) lets noise grow them. What chooses also gets a running mean of the squared gradients, of which a step
+keeps ``MEMORY``. Counter, masks and means lie in the network's state, so a saved training goes on as it would have; the last quarter of the
+steps keeps the mask.
+
+Refuses: a weight that several layers share.
+
+Sources: Lin et al. 2020, arXiv:2006.07253 (dynamic model pruning with feedback); Zhou et al. 2021, arXiv:2102.04010 (the fading).
+"""
+
+from collections import Counter
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from ..errors import CompressError
+
+EVERY = 16
+FADE = 0.002
+UNTIL = 0.75
+MEMORY = 0.995
+
+
+class _Seen(torch.autograd.Function):
+    """Forward the masked weight, backward the gradient as it is. It lies in memory as the weight does: convolutions are slow otherwise."""
+
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, keep: Tensor) -> Tensor:
+        return weight.clone(memory_format=torch.preserve_format).masked_fill_(~keep, 0)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return gradient, None
+
+
+class _Masked(nn.Module):
+    """A weight as the network sees it: zero where ``keep`` is False; its gradient reaches all of it. ``squares``: of gradients."""
+
+    keep: Tensor
+    age: Tensor
+    squares: Tensor
+
+    def __init__(self, keep: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("keep", keep.clone())
+        self.register_buffer("squares", torch.zeros(keep.shape, device=keep.device))
+        self.register_buffer("age", torch.zeros((), dtype=torch.int64))
+
+    def forward(self, weight: Tensor) -> Tensor:
+        seen: Tensor = _Seen.apply(weight, self.keep)
+        return seen
+
+
+class Regrowing:
+    """``network`` with weights that may come back, for a training of ``steps`` steps; ``after_step`` is called after each of them.
+
+    Args:
+        network: its weights are parametrized until :meth:`finish`; where it trains, it is moved there by whoever trains it.
+        masks: parameter name to bool mask (True = keep) in the shape of the parameter.
+        dense: the values that these parameters start from, the masked ones too.
+        choose: the masks to take for these weights and the running means of their squared gradients (both by parameter name), of the same
+            names and shapes.
+        steps: of the whole training.
+
+    Raises:
+        CompressError: a weight that several layers share; each would need the mask.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        masks: Mapping[str, Tensor],
+        dense: Mapping[str, Tensor],
+        choose: Callable[[Mapping[str, Tensor], Mapping[str, Tensor]], Mapping[str, Tensor]],
+        steps: int,
+    ) -> None:
+        self.layers = {name: network.get_submodule(name.rpartition(".")[0]) for name in masks}
+        self.choose, self.last = choose, int(UNTIL * steps)
+        self.done: int | None = None  # as the state says, which is read once: reading waits for a GPU
+        places = Counter(map(id, dict(network.named_parameters(remove_duplicate=False)).values()))
+        if shared := [name for name in masks if places[id(network.get_parameter(name))] > 1]:
+            raise CompressError(f'regrow: "{shared[0]}" is shared by several layers, whose weights cannot come back; leave regrow out')
+        for name, mask in masks.items():
+            weight = network.get_parameter(name)
+            with torch.no_grad():
+                weight.copy_(dense[name])
+            parametrize.register_parametrization(self.layers[name], name.rpartition(".")[2], _Masked(mask.to(weight.device)))
+
+    def after_step(self) -> None:
+        """Fade what is masked and, when it is time, choose the masks anew."""
+        parts = {name: _part(self.layers[name], name) for name in self.layers}
+        with torch.no_grad():
+            for weight, masked in parts.values():
+                weight.mul_(1 - FADE * ~masked.keep)
+                if weight.grad is not None:
+                    masked.squares.mul_(MEMORY).addcmul_(weight.grad, weight.grad, value=1 - MEMORY)
+                masked.age += 1
+            if self.done is None:
+                self.done = int(masked.age) - 1
+            self.done += 1
+            if self.done % EVERY == 0 and self.done <= self.last:
+                weights = {name: weight for name, (weight, _) in parts.items()}
+                squares = {name: masked.squares for name, (_, masked) in parts.items()}
+                for name, mask in self.choose(weights, squares).items():
+                    parts[name][1].keep.copy_(mask)
+
+    def finish(self) -> None:
+        """Leave the network with plain parameters, zero where they are masked."""
+        for name, layer in self.layers.items():
+            parametrize.remove_parametrizations(layer, name.rpartition(".")[2], leave_parametrized=True)
+
+
+def _part(layer: nn.Module, name: str) -> tuple[nn.Parameter, _Masked]:
+    place = f"parametrizations.{name.rpartition('.')[2]}"
+    masked = layer.get_submodule(f"{place}.0")
+    assert isinstance(masked, _Masked)
+    return layer.get_parameter(f"{place}.original"), masked

@@ -1,0 +1,1 @@
+"""Int8: what to quantize, how, and what it costs."""

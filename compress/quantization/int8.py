@@ -1,0 +1,301 @@
+"""Post-training quantization of an ONNX file: a float32 graph becomes one that computes in int8.
+
+Dynamic: the weights of MatMul and Gemm become int8, and the scale of an activation is found anew for each inference. Convolutions stay
+float, because their dynamic form (ConvInteger) fails to load (microsoft/onnxruntime#12558).
+
+Static: QDQ. Every quantized tensor gets a QuantizeLinear and a DequantizeLinear whose scale was found beforehand, on calibration images.
+By hand: a tensor seen between -1 and 4 gets scale (4 - -1) / 255 = 0.0196 and zero point round(1 / 0.0196) = 51, so -1 is stored as 0,
+0 as 51, 4 as 255. Weights are int8, symmetric, with one scale per output channel; activations are uint8, affine. The image itself is
+uint8 already: divided by 255, its scale is 1/255 and its zero point 0, and the first convolution reads it as it is. Other scalings of it
+stay float, and so do the logits: in 256 steps the two best of them tied for 0.8% of the images, and the answer was a matter of order.
+
+Refuses: what ``static`` refuses, unknown nodes and operators, a choice that leaves nothing quantized.
+
+Source: Jacob et al. 2018, arXiv:1712.05877; Krishnamoorthi 2018, arXiv:1806.08342; onnxruntime.quantization does the work.
+"""
+
+import hashlib
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+from onnxruntime import quantization
+
+from ..errors import CompressError
+from ..graphs.edits import WEIGHTED, nodes_after_weights, nodes_before_weights, split_gemms
+from ..graphs.file import write_onnx
+from ..graphs.floats import check_images, fold, read_float
+from .calibration import METHODS, Histograms, observe
+from .ort_quantizer import FLOAT_OUTPUT, OPERATORS, Types, held_back, insert_qdq, this_cpu
+from .weights_only import store_in
+
+Change = Callable[[onnx.ModelProto], object]
+_WHY_NOT_DYNAMIC = {
+    "Conv": "its dynamic int8 form, ConvInteger, fails to load in ONNX Runtime",
+    "Gemm": "its weight is not constant, or it scales or transposes more than a linear layer does",
+    "MatMul": "neither factor is a constant weight",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class StaticConfig:
+    """How static quantization finds its scales, and which operators it takes.
+
+    ``method``: one of ``calibration.METHODS``. ``per_channel``: one scale per output channel of a weight, else one per weight; neither is
+    always better (microsoft/onnxruntime#11415). ``reduce_range``: 7 bits per weight. ``activations``: "uint8" or "int8"; an image can be
+    read as it is only as uint8. None, for these two: what ``types_for`` says of this machine. ``operators``: the ONNX operator types to
+    quantize, None for all that ONNX Runtime can.
+    """
+
+    method: str = "minmax"
+    per_channel: bool = True
+    reduce_range: bool | None = None
+    activations: str | None = None
+    operators: tuple[str, ...] | None = None
+
+    @property
+    def types(self) -> Types:
+        """Of activations and weights: those chosen, else those of this machine."""
+        suits = this_cpu()
+        return Types(
+            activations=self.activations or suits.activations,
+            weights=suits.weights,
+            reduce_range=suits.reduce_range if self.reduce_range is None else self.reduce_range,
+        )
+
+    def __post_init__(self) -> None:
+        if self.method not in METHODS:
+            raise CompressError(f'method (="{self.method}") must be one of {", ".join(METHODS)}; minmax is the plain one')
+        if self.activations not in (None, "uint8", "int8"):
+            raise CompressError(f'activations (="{self.activations}") must be uint8 or int8; leave it out to have what suits this CPU')
+        if self.operators is not None:
+            object.__setattr__(self, "operators", tuple(self.operators))
+            unknown = sorted(set(self.operators) - set(OPERATORS))
+            if unknown or not self.operators:
+                raise CompressError(
+                    f"operators (={self.operators}) must be operator types that ONNX Runtime quantizes, such as Conv, Gemm, MatMul, Add; "
+                    f"{', '.join(unknown) or 'none'} is not"
+                )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Quantized:
+    """What became int8 and what stayed float: operator type to number of nodes; ``reasons`` says for a type why it stayed, where known."""
+
+    operators: dict[str, int]
+    left: dict[str, int]
+    reasons: dict[str, str]
+
+
+def quantize_dynamic(source: Path, target: Path) -> Quantized:
+    """Make the weights of MatMul and Gemm int8, one scale per output channel; a Gemm becomes a MatMul and an Add, and is counted as MatMul.
+
+    Args:
+        source: a float32 ONNX file.
+        target: the file to write; replaced at once or not at all. ``source``'s metadata is kept, ``quantization.*`` added.
+
+    Raises:
+        CompressError: for what the module refuses; a graph without MatMul and Gemm on constant weights.
+    """
+    model, name = read_float(source), f'"{source}"'
+    reduce_range = this_cpu().reduce_range
+    folded = fold(model, name)
+    split_gemms(folded)
+    with tempfile.TemporaryDirectory(prefix="compress-") as folder, held_back(name):
+        prepared = onnx.shape_inference.infer_shapes(folded)
+        quantization.quant_utils.add_pre_process_metadata(prepared)
+        onnx.save(prepared, Path(folder) / "prepared.onnx")
+        quantization.quantize_dynamic(
+            Path(folder) / "prepared.onnx",
+            Path(folder) / "int8.onnx",
+            op_types_to_quantize=["MatMul"],
+            per_channel=True,
+            reduce_range=reduce_range,
+            weight_type=quantization.QuantType.QInt8,
+        )
+        quantized = onnx.load(Path(folder) / "int8.onnx")
+    count = sum(node.op_type == "MatMulInteger" for node in quantized.graph.node)
+    if not count:
+        raise CompressError(
+            f'"{source}" has no MatMul or Gemm with constant weights, which is all that dynamic quantization takes; use static quantization'
+        )
+    _finish(quantized, model, {"mode": "dynamic", "per_channel": "true", "reduce_range": str(reduce_range).lower()}, target)
+    left = Counter(node.op_type for node in prepared.graph.node if node.op_type != "MatMul")
+    left.update(node.op_type for node in quantized.graph.node if node.op_type == "MatMul")
+    reasons = {kind: why for kind, why in _WHY_NOT_DYNAMIC.items() if kind in left}
+    return Quantized(operators={"MatMul": count}, left=dict(sorted(left.items())), reasons=reasons)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Prepared:
+    """A float32 graph ready to be quantized many times, and what its activations were seen to be.
+
+    ``model``: constants and batch norm folded, every node named, shapes inferred. ``source``: as read; its metadata goes into what is
+    written. ``name``: what messages call it. ``images``, ``sha256``: number and hash of the calibration images.
+    """
+
+    model: onnx.ModelProto
+    source: onnx.ModelProto
+    name: str
+    histograms: Histograms
+    images: int
+    sha256: str
+
+
+def prepare(source: Path, calibration: np.ndarray, *, change: Change | None = None) -> Prepared:
+    """Read, fold and calibrate a float32 file, for any number of ``quantize_prepared``.
+
+    Args:
+        source: a float32 ONNX file with one input (B, C, H, W).
+        calibration: at least 32 images uint8 (N, C, H, W), or of the graph's input type; a graph that takes float32 gets uint8 as pixel /
+            255. Take them from the training data, chosen by a seed; they are read in batches.
+        change: alters the folded float graph in place before it is calibrated, such as ``equalise``.
+
+    Raises:
+        CompressError: for what the module refuses.
+    """
+    model, name = read_float(source), f'"{source}"'
+    check_images(model, calibration)
+    prepared = fold(model, name)
+    if change is not None:
+        change(prepared)
+    with held_back(name):
+        prepared = onnx.shape_inference.infer_shapes(prepared)
+    return Prepared(
+        model=prepared,
+        source=model,
+        name=name,
+        histograms=observe(prepared, _float_tensors(prepared, _quantizable(prepared)), calibration),
+        images=len(calibration),
+        sha256=hashlib.sha256(calibration.tobytes()).hexdigest(),
+    )
+
+
+def quantizable(prepared: Prepared) -> list[onnx.NodeProto]:
+    """The nodes that static quantization can take, in the order of computation: none before the first weights, nor after the logits."""
+    return _quantizable(prepared.model)
+
+
+def quantize_prepared(
+    prepared: Prepared, config: StaticConfig, nodes: Collection[str] | None = None, *, change: Change | None = None
+) -> onnx.ModelProto:
+    """A quantized copy of the graph; the same bytes for the same arguments.
+
+    Args:
+        prepared: stays as it is.
+        config: how to find the scales, and which operators to take.
+        nodes: names of the nodes to quantize, of those in ``quantizable``; None for all of them.
+        change: alters the quantized graph in place, such as ``correct_bias``.
+
+    Raises:
+        CompressError: an unknown node, or none to quantize.
+    """
+    known = {node.name: node for node in quantizable(prepared)}
+    unknown = sorted(set(nodes or ()) - set(known))
+    if unknown:
+        raise CompressError(
+            f'nodes (="{unknown[0]}") is no node of {prepared.name} that can be quantized, such as "{next(iter(known), "")}"'
+        )
+    chosen = {name for name in (known if nodes is None else nodes) if config.operators is None or known[name].op_type in config.operators}
+    if not chosen:
+        among = f"{len(known if nodes is None else nodes)} nodes chosen{f' and operators {config.operators}' if config.operators else ''}"
+        raise CompressError(f"{prepared.name} has nothing to quantize among the {among}; None takes all that ONNX Runtime can quantize")
+    with held_back(prepared.name):
+        quantized = insert_qdq(
+            prepared.model, prepared.histograms.ranges(config.method), chosen, config.types, per_channel=config.per_channel
+        )
+    if change is not None:
+        change(quantized)
+    return quantized
+
+
+def write_quantized(
+    quantized: onnx.ModelProto, prepared: Prepared, config: StaticConfig, target: Path, *, store: str | None = None
+) -> Quantized:
+    """Write a quantized graph with the source's metadata and ``quantization.*``, all or nothing, and say what it holds.
+
+    ``store``: how the weights of the nodes that stay float are stored, "int8" or "fp16", see ``storage``; as they are by default.
+
+    Raises:
+        CompressError: nothing in the graph is quantized, or it does not load.
+    """
+    report = _report(quantized, config)
+    if not report.operators:
+        raise CompressError(f"{prepared.name} has nothing quantized in it; choose other nodes, a Conv or Gemm among them")
+    if store is not None:
+        store_in(quantized, prepared.name, bits=store)
+    facts = {
+        "mode": "static",
+        "method": config.method,
+        "per_channel": str(config.per_channel).lower(),
+        "reduce_range": str(config.types.reduce_range).lower(),
+        "activations": config.types.activations,
+        "operators": "all" if config.operators is None else ",".join(config.operators),
+        "int8": ", ".join(f"{kind} {count}" for kind, count in report.operators.items()),
+        "float_weights": store or "float32",
+        "calibration.images": str(prepared.images),
+        "calibration.sha256": prepared.sha256,
+    }
+    _finish(quantized, prepared.source, facts, target)
+    return report
+
+
+def quantize_static(source: Path, target: Path, calibration: np.ndarray, config: StaticConfig) -> Quantized:
+    """Make weights and activations int8, with scales found on calibration images: the three functions above in one.
+
+    Args:
+        source: a float32 ONNX file with one input (B, C, H, W).
+        target: the file to write; replaced at once or not at all. ``source``'s metadata is kept, ``quantization.*`` added.
+        calibration: as ``prepare`` takes them.
+        config: how to find the scales, and which operators to take.
+
+    Raises:
+        CompressError: for what the module refuses.
+    """
+    prepared = prepare(source, calibration)
+    return write_quantized(quantize_prepared(prepared, config), prepared, config, target)
+
+
+def _quantizable(model: onnx.ModelProto) -> list[onnx.NodeProto]:
+    before = {node.name for node in nodes_before_weights(model)}
+    after = {node.name for node in nodes_after_weights(model) if node.op_type not in ("Relu", "Clip")}
+    return [node for node in model.graph.node if node.op_type in OPERATORS and node.name not in before | after]
+
+
+def _float_tensors(model: onnx.ModelProto, nodes: Collection[onnx.NodeProto]) -> set[str]:
+    """What the nodes read and make, without constants."""
+    values = [*model.graph.value_info, *model.graph.input, *model.graph.output]
+    floats = {value.name for value in values if value.type.tensor_type.elem_type == onnx.TensorProto.FLOAT}
+    constants = {weight.name for weight in model.graph.initializer}
+    return {name for node in nodes for name in (*node.input, *node.output)} & floats - constants
+
+
+def _report(model: onnx.ModelProto, config: StaticConfig) -> Quantized:
+    dequantized = {output for node in model.graph.node if node.op_type == "DequantizeLinear" for output in node.output}
+    wanted = {name for node in model.graph.node if node.op_type != "QuantizeLinear" for name in node.input}
+    wanted |= {value.name for value in model.graph.output}  # as float32
+    chosen = config.operators or OPERATORS
+    operators: Counter[str] = Counter()
+    left: Counter[str] = Counter()
+    for node in model.graph.node:
+        if node.op_type not in ("QuantizeLinear", "DequantizeLinear"):
+            read = node.input[: 2 if node.op_type in WEIGHTED else 1]  # of a layer its weight too
+            between = dequantized.issuperset(read) and (node.op_type in FLOAT_OUTPUT or wanted.isdisjoint(node.output))
+            int8 = between and node.op_type in chosen
+            (operators if int8 else left)[node.op_type] += 1
+    reasons = {kind: "it was not among the operators to quantize" for kind in left if kind in OPERATORS and kind not in chosen}
+    reasons |= {kind: "ONNX Runtime has no int8 form of it" for kind in left if kind not in OPERATORS}
+    reasons |= {kind: "it was not chosen, or lies before the first weights or beside float tensors" for kind in left if kind not in reasons}
+    return Quantized(operators=dict(sorted(operators.items())), left=dict(sorted(left.items())), reasons=reasons)
+
+
+def _finish(quantized: onnx.ModelProto, source: onnx.ModelProto, facts: dict[str, str], target: Path) -> None:
+    kept = {entry.key: entry.value for entry in source.metadata_props}
+    facts = {"tool": f"onnxruntime {onnxruntime.__version__}", **facts}
+    onnx.helper.set_model_props(quantized, dict(sorted((kept | {f"quantization.{key}": value for key, value in facts.items()}).items())))
+    write_onnx(quantized, target)

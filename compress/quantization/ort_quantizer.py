@@ -1,0 +1,156 @@
+"""ONNX Runtime's quantizer, called on graphs in memory, and what it needs: a checked, folded float graph and types that fit the CPU.
+
+Its own quantize_static calibrates anew for each call, and reads and writes files; a search over what to quantize makes a hundred graphs of
+one calibration.
+
+Refuses: a file that is quantized already or has nothing to quantize, an opset below 13 (no scale per channel), inputs other than one
+(B, C, H, W), calibration images of another shape or type, or fewer than 32, and weights that are not finite.
+
+Source: onnxruntime.quantization; its guide on types and CPUs is the docstring of quantize_static.
+"""
+
+import contextlib
+import io
+import logging
+import platform
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx
+from onnxruntime import quantization
+from onnxruntime.quantization.calibrate import TensorsData
+from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
+from onnxruntime.quantization.registry import QDQRegistry, QLinearOpsRegistry
+
+from ..errors import CompressError, first_line
+from ..graphs.edits import (
+    image_scale,
+    keep_outputs_float,
+    nodes_after_weights,
+    nodes_before_weights,
+    pool_before_clipping,
+    read_image_directly,
+)
+from ..graphs.file import RUNTIME_ERRORS
+
+# The quantizer takes these too, but ONNX Runtime computes them as float32 between DequantizeLinear and QuantizeLinear: rounded for nothing.
+_FLOAT_ONLY = {
+    "BatchNormalization",
+    "ConvTranspose",
+    "CumSum",
+    "EmbedLayerNormalization",
+    "InstanceNormalization",
+    "LayerNormalization",
+    "TopK",
+}
+OPERATORS = tuple(sorted({*QDQRegistry, *QLinearOpsRegistry} - _FLOAT_ONLY))
+FLOAT_OUTPUT = ("Gemm", "MatMul")  # have int8 kernels that give float32; a convolution would fall back to float as a whole
+_TYPES = {"uint8": quantization.QuantType.QUInt8, "int8": quantization.QuantType.QInt8}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Types:
+    """Types of activations and weights, "uint8" or "int8"; ``reduce_range``: weights of 7 bits."""
+
+    activations: str
+    weights: str
+    reduce_range: bool
+
+
+def types_for(machine: str, flags: Collection[str]) -> Types:
+    """What the 8-bit kernels of a CPU compute fast, and without overflow.
+
+    x86: uint8 activations, as its instructions multiply unsigned by signed, and ONNX Runtime has no fast depthwise kernel for int8
+    (measured: 2.6 times slower). With VNNI they add up in 32 bits. Without, or where the flags are unknown, two products are added in 16
+    bits, where 2 * 255 * 127 does not fit; weights of 7 bits do (microsoft/onnxruntime#12072). ARM: int8 for both, which its kernels
+    prefer, added up in 32 bits.
+
+    Args:
+        machine: as ``platform.machine()`` says it, such as "x86_64" or "aarch64".
+        flags: as /proc/cpuinfo lists them; empty where unknown.
+    """
+    if machine.lower() in ("aarch64", "arm64"):
+        return Types(activations="int8", weights="int8", reduce_range=False)
+    return Types(activations="uint8", weights="int8", reduce_range=not any("vnni" in flag for flag in flags))
+
+
+def this_cpu() -> Types:
+    """``types_for`` the machine that this runs on."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    flags = next((line.partition(":")[2].split() for line in lines if line.lower().startswith(("flags", "features"))), [])
+    return types_for(platform.machine(), flags)
+
+
+def insert_qdq(
+    model: onnx.ModelProto, ranges: Mapping[str, tuple[float, float]], nodes: Collection[str], types: Types, *, per_channel: bool
+) -> onnx.ModelProto:
+    """A quantized copy of a float graph, its nodes in the order of computation.
+
+    Args:
+        model: as ``quantize.prepare`` leaves it.
+        ranges: lowest and highest value of each float tensor that the nodes read or make.
+        nodes: names of the nodes to quantize, at least one.
+        types: of activations and weights.
+        per_channel: one scale per output channel of a weight, else one per weight.
+    """
+    images = _image_tensors(model) if types.activations == "uint8" else {}
+    limits = dict(ranges) | {name: (-zero * scale, (255 - zero) * scale) for name, (_, scale, zero) in images.items()}
+    data = {name: (np.float32(low), np.float32(high)) for name, (low, high) in limits.items()}
+    copied = onnx.ModelProto()
+    copied.CopyFrom(model)
+    quantization.quant_utils.add_infer_metadata(copied)  # else the quantizer writes it to a file to infer its shapes
+    quantizer = QDQQuantizer(
+        copied,
+        per_channel,
+        types.reduce_range,
+        _TYPES[types.weights],
+        _TYPES[types.activations],
+        TensorsData(quantization.CalibrationMethod.MinMax, data),
+        sorted(nodes),
+        [],
+        list(OPERATORS),
+        {},
+    )
+    quantizer.quantize_model()
+    quantizer.model.topological_sort()
+    quantized = quantizer.model.model
+    del quantized.graph.value_info[:]
+    del quantized.metadata_props[:]
+    quantized.metadata_props.extend(model.metadata_props)
+    read_image_directly(quantized, {name: image for name, (image, _, _) in images.items()})
+    pool_before_clipping(quantized)
+    keep_outputs_float(quantized, FLOAT_OUTPUT, {node.name for node in nodes_after_weights(model)})
+    return quantized
+
+
+def _image_tensors(model: onnx.ModelProto) -> dict[str, tuple[str, float, int]]:
+    """What lies before the first weights and is a scaled uint8 image."""
+    found = {output: image_scale(model, output) for node in nodes_before_weights(model) for output in node.output}
+    return {name: scale for name, scale in found.items() if scale is not None}
+
+
+@contextlib.contextmanager
+def held_back(name: str) -> Iterator[None]:
+    """Around onnxruntime.quantization: what it prints, and logs to the root logger, is held back; what it trips over becomes one line.
+
+    Raises:
+        CompressError: instead of what it raises; ``name`` is what the message calls the graph.
+    """
+
+    def elsewhere(record: logging.LogRecord) -> bool:
+        return "onnxruntime" not in record.pathname
+
+    root = logging.getLogger()
+    root.addFilter(elsewhere)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            yield
+    except (ValueError, TypeError, KeyError, RuntimeError, onnx.shape_inference.InferenceError, *RUNTIME_ERRORS) as error:
+        raise CompressError(f"{name} holds something that onnxruntime.quantization cannot take ({first_line(error)})") from error
+    finally:
+        root.removeFilter(elsewhere)

@@ -1,0 +1,261 @@
+"""A graph as a network: an ONNX classifier, float32 or quantized, becomes a torch module whose weights can be trained.
+
+Quantization-aware fine-tuning usually guesses where a quantizer will round. Here the quantized (QDQ) graph itself is trained: each
+QuantizeLinear with its DequantizeLinear is one *fake-quantize*, which rounds as ONNX does, so that what was trained is what runs. By hand,
+``x -> QuantizeLinear -> DequantizeLinear -> Conv(weight int8 [64], scale 0.5)`` is ``conv(round(x), round(w / 0.5) * 0.5)``, for an
+activation of scale 1, with one parameter ``w``, 32 at first.
+
+Scales and zero points stay what the quantizer chose, those of the weights too: a weight cannot grow beyond the largest that its scale can
+store. So ``to_onnx`` puts back numbers and nothing else, int32 biases keep the scale (input times weight) that int8 kernels rely on, and
+the graph before the first step is the quantizer's, bit for bit.
+
+Trained are the constants that reach a convolution, a matrix product or the sum behind it; a weight that several nodes share is one
+parameter. Zeros stay zero where the caller multiplies with ``zero_masks`` after each step.
+
+Refuses: operators without a torch function (``graph_operators``), grids that cannot be trained on (``fake_quantize``), a DequantizeLinear
+that reads otherwise than QuantizeLinear wrote, opset below 13, a graph without weights, weights of another shape or of another graph.
+
+Source: Jacob et al. 2018, arXiv:1712.05877 (training on the integer grid).
+"""
+
+import copy
+from collections.abc import Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+from torch import Tensor, nn
+
+from ...errors import CompressError
+from .fake_quantize import FakeQuantize, Grid, grid_of
+from .operators import CHOOSING, INSTEAD, VIEWS, Function, label_of, make_function
+
+_SUFFIX = "_quantized"  # what ONNX Runtime's quantizer appends to the name of a weight
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Step:
+    """One function of the forward pass; ``last_used`` are the values that nothing after it needs."""
+
+    function: Function
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    last_used: tuple[str, ...] = ()
+
+
+@dataclass(kw_only=True)
+class _Plan:
+    """What is found on the way through the graph, in terms of the names of its values."""
+
+    steps: list[_Step] = field(default_factory=list)
+    alias: dict[str, str] = field(default_factory=dict)  # a value to the one that it equals
+    grids: dict[str, Grid] = field(default_factory=dict)  # of the values that lie on one
+    stored: dict[str, Grid | None] = field(default_factory=dict)  # trained constant to its grid in the file, None for float32
+    held: dict[str, Tensor] = field(default_factory=dict)  # constants that the steps read
+
+    def resolve(self, name: str) -> str:
+        return self.alias.get(name, name)
+
+
+class GraphNetwork(nn.Module):
+    """An ONNX classifier as a torch module: images (B, C, H, W) to logits float32 (B, K), the graph's first output.
+
+    Args:
+        model: a graph with one input, an image, float32 or with QuantizeLinear and DequantizeLinear; kept as it is.
+        weights: float32 weights by the name that they had before quantization, to start from instead of the rounded ones; biases, which
+            int32 stores exactly enough, and a weight that is missing here start from what the graph holds.
+
+    Raises:
+        CompressError: for what the module refuses.
+    """
+
+    def __init__(self, model: onnx.ModelProto, *, weights: Mapping[str, np.ndarray] | None = None) -> None:
+        super().__init__()
+        self._model = copy.deepcopy(model)
+        constants = _constants(self._model.graph)
+        plan = _make_plan(self._model, constants)
+        self._entry, self._exit = self._model.graph.input[0].name, plan.resolve(self._model.graph.output[0].name)
+        self._stored = plan.stored
+        self._quantized = bool(plan.grids)
+        self.weights = nn.ParameterList(_start(name, constants[name], grid, weights or {}) for name, grid in plan.stored.items())
+        if weights and not any(_float_name(name) in weights for name in plan.stored):
+            raise CompressError(
+                f"weights ({', '.join(list(weights)[:3])}, ...) are none of this graph's; take those of the graph it was made from"
+            )
+        self._held: dict[str, str] = {}
+        for index, (name, value) in enumerate(plan.held.items()):
+            self._held[name] = f"constant_{index}"
+            self.register_buffer(f"constant_{index}", value, persistent=False)
+        self._steps = _forget_early(plan.steps, self._exit)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Logits float32 (B, K) of images uint8, or float32 in 0..255 where the graph takes uint8, (B, C, H, W)."""
+        values: dict[str, Tensor] = {name: self._buffers[buffer] for name, buffer in self._held.items()}  # type: ignore[misc]
+        values.update(zip(self._stored, self.weights, strict=True))
+        # In bfloat16 the steps of an int8 tensor cannot be told apart.
+        with torch.autocast(image.device.type, enabled=False) if self._quantized else nullcontext():
+            values[self._entry] = image.float()
+            for step in self._steps:
+                made = step.function(*[values[name] for name in step.inputs])
+                values.update(zip(step.outputs, made if isinstance(made, tuple) else (made,), strict=True))
+                for name in step.last_used:
+                    del values[name]
+        return values[self._exit]
+
+    def zero_masks(self) -> dict[str, Tensor]:
+        """Parameter name to bool mask, True where it is not zero now; of the weights (not biases) that have zeros."""
+        named = {name: parameter.detach() != 0 for name, parameter in self.named_parameters() if parameter.ndim > 1}
+        return {name: mask for name, mask in named.items() if not mask.all()}
+
+    def to_onnx(self) -> onnx.ModelProto:
+        """The graph with the weights as they are now, in the numbers that the forward pass computes with; all else is unchanged."""
+        model = copy.deepcopy(self._model)
+        kept = {weight.name: weight for weight in model.graph.initializer}
+        for (name, grid), parameter in zip(self._stored.items(), self.weights, strict=True):
+            value = parameter.detach().cpu()
+            numbers = value.numpy()
+            if grid is not None:
+                numbers = grid.write(value).astype(onnx.helper.tensor_dtype_to_np_dtype(kept[name].data_type))
+            kept[name].CopyFrom(onnx.numpy_helper.from_array(np.ascontiguousarray(numbers), name))
+        return model
+
+
+def _constants(graph: onnx.GraphProto) -> dict[str, np.ndarray]:
+    """The constants of a graph; its Constant nodes become initializers on the way, in place."""
+    nodes = [node for node in graph.node if node.op_type == "Constant" and node.attribute[0].name == "value"]
+    graph.initializer.extend(
+        onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(node.attribute[0].t), node.output[0]) for node in nodes
+    )
+    for node in nodes:
+        graph.node.remove(node)
+    return {weight.name: onnx.numpy_helper.to_array(weight) for weight in graph.initializer}
+
+
+def _make_plan(model: onnx.ModelProto, constants: dict[str, np.ndarray]) -> _Plan:
+    opset = max((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), default=0)
+    if opset < 13:
+        raise CompressError(f"model has opset {opset}, but training a graph needs at least 13; export it again with a newer opset")
+    nodes = _needed(model.graph)
+    trained = _trained(nodes, constants)
+    plan = _Plan(stored={name: None for name in trained if constants[name].dtype == np.float32})
+    for node in nodes:
+        if node.op_type == "DequantizeLinear":
+            _add_dequantize(plan, node, constants, model.graph.input[0].name, trained)
+        elif node.op_type == "QuantizeLinear":
+            _add_quantize(plan, plan.resolve(node.input[0]), node, grid_of(node, constants))
+        else:
+            _add_function(plan, node, constants)
+    if not plan.stored:
+        raise CompressError(f"model has no constant weights of convolutions or matrix products, so there is nothing to train; {INSTEAD}")
+    return plan
+
+
+def _needed(graph: onnx.GraphProto) -> list[onnx.NodeProto]:
+    """The nodes that the first output needs, in the graph's order, which is that of computation."""
+    wanted = {graph.output[0].name}
+    needed = []
+    for node in reversed(graph.node):
+        if not wanted.isdisjoint(node.output):
+            wanted.update(node.input)
+            needed.append(node)
+    return needed[::-1]
+
+
+def _trained(nodes: list[onnx.NodeProto], constants: dict[str, np.ndarray]) -> dict[str, None]:
+    """The names of the constants that are weights or biases, in the order of the nodes that use them."""
+    makers = {output: node for node in nodes for output in node.output}
+
+    def origin(name: str) -> str:
+        while name in makers and makers[name].op_type in ("DequantizeLinear", "Identity", *VIEWS):
+            name = makers[name].input[0]
+        return name
+
+    def multiplies(name: str) -> bool:
+        while name in makers and makers[name].op_type in ("DequantizeLinear", "QuantizeLinear"):
+            name = makers[name].input[0]
+        return name in makers and makers[name].op_type == "MatMul"
+
+    found: dict[str, None] = {}
+    for node in nodes:
+        if node.op_type in ("Conv", "Gemm"):
+            candidates = node.input[1:]
+        elif node.op_type == "MatMul" or (node.op_type == "Add" and any(multiplies(name) for name in node.input)):
+            candidates = node.input[:]
+        else:
+            continue
+        found.update((name, None) for name in map(origin, candidates) if name in constants)
+    return found
+
+
+def _add_dequantize(plan: _Plan, node: onnx.NodeProto, constants: dict[str, np.ndarray], image: str, trained: dict[str, None]) -> None:
+    name, output, grid = plan.resolve(node.input[0]), node.output[0], grid_of(node, constants)
+    if name in trained:
+        if name not in plan.stored:
+            plan.stored[name] = grid
+        elif not grid.same(plan.stored[name]):
+            raise CompressError(f'{label_of(node)} reads "{name}" with other scales than another node does; quantize with this toolkit')
+        _add_quantize(plan, name, node, grid)
+    elif name in constants:
+        plan.held[output] = grid.read(constants[name])
+    elif name == image:
+        # The image is its own quantized form; what a distortion made of it is not rounded.
+        plan.held[f"{output} scale"] = grid.scale
+        plan.steps.append(
+            _Step(function=lambda x, scale: (x - grid.zero_point) * scale, inputs=(name, f"{output} scale"), outputs=(output,))
+        )
+    elif grid.same(plan.grids.get(name)):
+        plan.alias[output] = name
+    else:
+        raise CompressError(f'{label_of(node)} reads "{name}" otherwise than a QuantizeLinear wrote it; quantize with this toolkit')
+
+
+def _add_quantize(plan: _Plan, name: str, node: onnx.NodeProto, grid: Grid) -> None:
+    output = node.output[0]
+    if grid.same(plan.grids.get(name)):  # rounding again changes nothing
+        plan.alias[output] = name
+        return
+    plan.held[f"{output} scale"] = grid.scale
+
+    def function(x: Tensor, scale: Tensor) -> Any:
+        return FakeQuantize.apply(x, scale, grid.low, grid.high, grid.wide)
+
+    plan.steps.append(_Step(function=function, inputs=(name, f"{output} scale"), outputs=(output,)))
+    plan.grids[output] = grid
+
+
+def _add_function(plan: _Plan, node: onnx.NodeProto, constants: dict[str, np.ndarray]) -> None:
+    function, names = make_function(node, constants)
+    inputs = tuple(plan.resolve(name) for name in names)
+    plan.held.update((name, torch.tensor(constants[name])) for name in inputs if name in constants and name not in plan.stored)
+    plan.steps.append(_Step(function=function, inputs=inputs, outputs=tuple(node.output)))
+    grid = plan.grids.get(inputs[0])
+    if node.op_type in CHOOSING and grid is not None and all(grid.same(plan.grids.get(name)) for name in inputs):
+        plan.grids.update((name, grid) for name in node.output)
+
+
+def _start(name: str, value: np.ndarray, grid: Grid | None, weights: Mapping[str, np.ndarray]) -> nn.Parameter:
+    tensor = torch.tensor(value) if grid is None else grid.read(value)
+    chosen = weights.get(_float_name(name)) if grid is None or not grid.wide else None
+    if chosen is not None and chosen.shape != value.shape:
+        raise CompressError(
+            f'weights: "{_float_name(name)}" is {chosen.shape}, but {value.shape} in the graph; take the graph it was made from'
+        )
+    return nn.Parameter(tensor if chosen is None else torch.tensor(chosen, dtype=torch.float32))
+
+
+def _float_name(name: str) -> str:
+    return name.removesuffix(_SUFFIX)
+
+
+def _forget_early(steps: list[_Step], kept: str) -> list[_Step]:
+    """The steps, each with the values that none of the later ones needs."""
+    needed = {kept}
+    done = []
+    for step in reversed(steps):
+        last_used = tuple(name for name in dict.fromkeys((*step.inputs, *step.outputs)) if name not in needed)
+        needed.update(step.inputs)
+        done.append(_Step(function=step.function, inputs=step.inputs, outputs=step.outputs, last_used=last_used))
+    return done[::-1]

@@ -1,0 +1,1 @@
+"""The stages: each reads one artifact and writes another."""

@@ -1,0 +1,159 @@
+"""The last two stages: benchmark every variant side by side, and report which one to ship. Loads no torch.
+
+What is measured: ONNX graphs in ONNX Runtime, and the network they came from in torch, on the CPU; both once more on CUDA where
+there is a device, else a row says why not.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ..artifacts.artifact import PAYLOAD, Artifact, read_artifact, sha256_of
+from ..artifacts.context import Options
+from ..artifacts.project import Made, Project, data_identity, run_stage, stage_key, variant_name, variants_of
+from ..benchmarks.formats import title
+from ..benchmarks.results import write_results
+from ..benchmarks.run import BenchmarkConfig, run_benchmark
+from ..benchmarks.runtimes import Candidate
+from ..errors import CompressError
+from ..quantization.search import described
+from ..train.metrics import score
+
+CHOICES = ("onnxruntime", "openvino", "torch", "torch.compile")
+USUAL = ("onnxruntime", "torch")  # the others on request: OpenVINO is an extra, and torch.compile takes a minute or more before it starts
+
+
+def candidates_of(artifacts: Sequence[Artifact], device: str, runtimes: Sequence[str] = USUAL) -> list[Candidate]:
+    """One candidate per artifact and runtime that fits it, on the CPU, and on CUDA unless ``device`` is "cpu".
+
+    Variants of the same name get a piece of their key.
+    """
+    names = [variant_name(artifact) for artifact in artifacts]
+    kinds = [(name, artifact.manifest.kind) for name, artifact in zip(names, artifacts, strict=True)]
+    made = []
+    for artifact, name, kind in zip(artifacts, names, kinds, strict=True):
+        about = artifact.manifest
+        common: dict[str, Any] = {
+            "name": name if kinds.count(kind) == 1 else f"{name} ({about.key[:6]})",
+            "stage": about.stage,
+            "artifact": about.hash,
+            "facts": {**about.facts, **_choice(artifact)},
+        }
+        if about.kind == "graph":
+            common |= {"path": artifact.payload}
+        else:
+            from ..artifacts.load import load_parts
+
+            common |= {"path": artifact.path, "load": load_parts}
+        # Where nothing can run on CUDA, one row for torch and one for onnxruntime say so; the same for every variant would only be noise.
+        first = len(about.lineage) <= (about.kind == "graph")
+        places = [place for runtime in _chosen(runtimes) for place in _places(about.kind, runtime, device != "cpu", first)]
+        made += [Candidate(runtime=runtime, device=place, **common) for runtime, place in places]
+    return made
+
+
+def _choice(artifact: Artifact) -> dict[str, Any]:
+    """How the variant was chosen, if `compress quantize` did so by measurement, as `results.Choice` has it."""
+    found = artifact.manifest.metrics.get("choice")
+    if found is None:
+        return {}
+    numbers = ("ratio", "low", "high", "drop", "size")
+    words = described(found["finalists"])
+    rows = [{"what": what, **{name: one[name] for name in numbers}} for what, one in zip(words, found["finalists"], strict=True)]
+    return {"choice": {"verdict": found["verdict"], "tried": found["tried"], "finalists": rows}}
+
+
+def _chosen(runtimes: Sequence[str]) -> Sequence[str]:
+    """The runtimes that words of the command line stand for, in the order of `CHOICES`."""
+    if unknown := [name for name in runtimes if name not in (*CHOICES, "all")]:
+        raise CompressError(f"runtime (={unknown[0]}) is unknown; choose of {', '.join(CHOICES)}, or all")
+    return [name for name in CHOICES if name in runtimes or "all" in runtimes]
+
+
+def _places(kind: str, runtime: str, on_cuda: bool, first: bool) -> list[tuple[str, str]]:
+    """Where an artifact of this kind is measured for a choice of runtime: pairs of runtime and device."""
+    if (kind == "graph") != (runtime in ("onnxruntime", "openvino")):
+        return []
+    if runtime in ("openvino", "torch.compile"):
+        return [(runtime, "cpu")]
+    there = on_cuda and _has_cuda(kind)
+    cuda = [(name, "cuda") for name in ("torch", "torch.fp16", "torch.cudagraph")] if runtime == "torch" and there else [(runtime, "cuda")]
+    return [(runtime, "cpu"), *(cuda if there or (on_cuda and first) else [])]
+
+
+def _has_cuda(kind: str) -> bool:
+    if kind == "graph":
+        import onnxruntime
+
+        return "CUDAExecutionProvider" in onnxruntime.get_available_providers()
+    import torch
+
+    return torch.cuda.is_available()
+
+
+def candidates_of_file(path: Path, runtimes: Sequence[str] = USUAL) -> list[Candidate]:
+    """An ONNX file that no stage of this toolkit wrote, in each runtime that takes one."""
+    if not path.is_file():
+        raise CompressError(f"{path}: there is no such file; name an .onnx file or the folder of an artifact")
+    takes = [runtime for runtime in _chosen(runtimes) if runtime in ("onnxruntime", "openvino")]
+    if not takes:
+        raise CompressError(f"runtime (={', '.join(runtimes)}) takes no .onnx file such as {path}; add --runtime onnxruntime")
+    # Artifacts' files are all called model.onnx: such a one goes by its folder.
+    name = path.resolve().parent.name if path.name == PAYLOAD["graph"] else path.stem
+    return [Candidate(name=name, path=path, runtime=runtime, stage="file", artifact=sha256_of(path)) for runtime in takes]
+
+
+def benchmark(
+    project: Project, candidates: Sequence[Candidate], config: BenchmarkConfig, root: Artifact | None, out: Path | None = None
+) -> Artifact:
+    """Measure ``candidates`` on the test images; the first ONNX candidate is the baseline."""
+    baseline = next((c.name for c in candidates if c.runtime == "onnxruntime"), candidates[0].name)
+    seen = [{"name": c.name, "runtime": c.runtime, "device": c.device, "artifact": c.artifact} for c in candidates]
+    key = stage_key("benchmark", config, candidates=seen, data=data_identity(project))
+    test, names = project.data.test, project.data.classes
+
+    def make(folder: Path) -> Made:
+        result = run_benchmark(
+            candidates,
+            test.images,
+            test.labels,
+            project.classes,
+            score,
+            config,
+            baseline=baseline,
+            data={
+                "name": project.data.name,
+                "network": project.folder.name,
+                "fingerprint": project.data.fingerprint,
+                "part": "test",
+                "class_names": list(names),
+            },
+            progress=project.console.progress,
+        )
+        failed = [f"{title(one)}: {one.reason}" for one in result.measurements if one.reason is not None]
+        if len(failed) == len(candidates):
+            raise CompressError(f"nothing could be measured: {failed[0]}")
+        write_results(result, folder / PAYLOAD["benchmark"])
+        return {}, {}
+
+    return run_stage(project, "benchmark", "benchmark", key, config, root, out, make)
+
+
+def measure(options: Options, files: Sequence[Path], config: BenchmarkConfig, runtimes: Sequence[str] = USUAL) -> Artifact:
+    """``compress benchmark``: ``files`` (.onnx files, folders of artifacts), or every variant of the newest network."""
+    _chosen(runtimes)  # a wrong name should not cost the loading of data first
+    if not files:
+        project, _, root = options.child(("train", "import"))
+        variants = variants_of(project, root)
+        return benchmark(project, candidates_of([*variants, root], project.device, runtimes), config, root, options.out)
+    artifacts = {path: read_artifact(path) for path in files if path.is_dir()}
+    if folds := [path for path, artifact in artifacts.items() if artifact.manifest.kind == "folds"]:
+        raise CompressError(f"{folds[0]} is a cross-validation's result, which keeps no network; name networks or graphs")
+    if odd := [path for path, artifact in artifacts.items() if artifact.manifest.kind == "benchmark"]:
+        raise CompressError(
+            f"{odd[0]} is a benchmark's result; name networks or graphs, or take `compress report {odd[0] / PAYLOAD['benchmark']}`"
+        )
+    project = options.project_of_files(next(iter(artifacts.values()), None), files[0])
+    candidates = candidates_of(list(artifacts.values()), project.device, runtimes)
+    candidates += [one for path in files if path not in artifacts for one in candidates_of_file(path, runtimes)]
+    return benchmark(project, candidates, config, None, options.out)

@@ -1,0 +1,191 @@
+"""``compress train --folds 5``: how well a recipe reads, and how much that varies, by stratified k-fold cross-validation.
+
+Every image is held out once, but for those of a test part that came as such, which is not touched. For each fold a new network (the same
+initial weights, those of the seed) trains on the other folds as in ``compress train``, and is scored on the fold with the weights of its
+*last* epoch: nothing was chosen by looking at the fold. So there is no early stopping either. The best epoch's score is given beside it; it
+was chosen on the images that it is measured on, and flatters.
+
+Result: an artifact of kind "folds" in ``runs/<model>/folds/<key>`` with ``folds.json`` (scores per fold, mean, spread, confusions),
+``folds.csv`` (the scores), ``history.csv`` (every epoch of every fold) and ``predictions.npz`` (of each image: its position in the data as
+read, its label, and what the network that had not seen it said).
+
+Until the artifact is made, finished folds lie in ``.<key>.folds`` beside its place, so that a kill costs the fold at hand only; with
+``--resume`` not even that.
+"""
+
+import csv
+import dataclasses
+import json
+import os
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from ..artifacts.artifact import PAYLOAD, Artifact
+from ..artifacts.load import Prepare, build_network
+from ..artifacts.project import Made, Project, network_identity, run_stage, stage_key
+from ..cli.options import refuse_torchrun
+from ..train.fit import choose_device, fit, predict_logits
+from ..train.folds import mean_and_spread, stratified_folds, worst_pairs
+from ..train.metrics import score
+from ..train.settings import FitConfig
+from ..train.sources import Part
+from ..train.state import read_snapshot
+
+SCORES = ("accuracy", "balanced_accuracy", "macro_f1", "macro_precision")
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Fold:
+    """One fold that was trained: a row per epoch, and the predictions of the last epoch's weights, int64 (n,)."""
+
+    history: Sequence[dict[str, float]]
+    predictions: NDArray[np.int64]
+
+
+def cross_validate(project: Project, config: FitConfig, folds: int, out: Path | None = None) -> Artifact:
+    """Train and score ``folds`` networks, in one process; raises TrainError where the images cannot be divided so."""
+    refuse_torchrun(f"folds (={folds}) are trained by one process; start `compress train` without torchrun")
+    config = dataclasses.replace(config, patience=0)
+    pool = project.data.pool()
+    masks = stratified_folds(pool.labels, folds, config.seed, project.data.classes)
+    settings = {"folds": folds, **dataclasses.asdict(config)}
+    seen = {"fingerprint": project.data.fingerprint, "images": len(pool.labels)}
+    key = stage_key("folds", settings, data=seen, **network_identity(project))
+    kept = project.folder / "folds" / f".{key[:12]}.folds"
+    choose_device(project.device)
+    if project.force and not project.resume:
+        shutil.rmtree(kept, ignore_errors=True)
+
+    def make(folder: Path) -> Made:
+        done = [_trained(project, config, pool, masks, index, kept, key) for index in range(folds)]
+        return _write(project, folder, pool, masks, done), {}
+
+    made = run_stage(project, "folds", "folds", key, settings, None, out, make)
+    shutil.rmtree(kept, ignore_errors=True)
+    return made
+
+
+def _trained(
+    project: Project, config: FitConfig, pool: Part, masks: Sequence[NDArray[np.bool_]], index: int, kept: Path, key: str
+) -> _Fold:
+    """Fold ``index``, from the file in ``kept`` if it was finished before."""
+    name, held = f"fold {index + 1} of {len(masks)}", masks[index]
+    file, state_file = kept / f"{index + 1}.json", kept / f"{index + 1}.state.safetensors"
+    if found := _read_fold(file, key, int(held.sum())):
+        project.console.say(f"folds: {name} is done already")
+        return found
+    if not project.resume:
+        state_file.unlink(missing_ok=True)
+    elif state_file.is_file():
+        project.console.say(f"folds: {name} goes on from {state_file}")
+
+    def progress(epoch: int, step: int, steps: int, loss: float) -> None:
+        done = (index * config.epochs + epoch - 1) * steps + step
+        project.console.progress(f"{name}, epoch {epoch} of {config.epochs}, loss {loss:.3f}", done, len(masks) * config.epochs * steps)
+
+    assert project.model is not None, "only files are measured without a model"
+    with torch.random.fork_rng():
+        torch.manual_seed(config.seed)
+        network = build_network(project.model, project.classes, project.spec)
+    device = choose_device(project.device)
+    prepare = Prepare(project.spec).to(device)
+    fitted = fit(
+        network,
+        (pool.images[~held], pool.labels[~held]),
+        (pool.images[held], pool.labels[held]),
+        config,
+        classes=project.classes,
+        prepare=prepare,
+        device=device,
+        state_file=state_file,
+        key=f"{key} {index}",
+        progress=progress,
+    )
+    _take_last(network, state_file, f"{key} {index}")
+    predictions = predict_logits(network, pool.images[held], prepare=prepare, device=device).argmax(axis=1)
+    _write_fold(file, {"key": key, "history": fitted.history, "predictions": predictions.tolist()})
+    state_file.unlink()
+    return _Fold(history=fitted.history, predictions=predictions)
+
+
+def _take_last(network: nn.Module, state_file: Path, key: str) -> None:
+    """Give ``network``, which holds its best epoch's weights, those of its last epoch: the averaged ones where there are such.
+
+    In the memory format in which they were scored in training, so that the answers are the same to the last bit.
+    """
+    saved = read_snapshot(state_file, key)
+    assert saved is not None, "fit leaves the state of the last epoch"
+    part = "averaged." if any(name.startswith("averaged.") for name in saved.tensors) else "network."
+    network.load_state_dict({name.removeprefix(part): value for name, value in saved.tensors.items() if name.startswith(part)})
+    network.to(memory_format=torch.channels_last)
+
+
+def _read_fold(file: Path, key: str, images: int) -> _Fold | None:
+    """What was kept of a fold, unless it is missing, damaged or of another run."""
+    try:
+        raw = json.loads(file.read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return None
+    if raw["key"] != key or len(raw["predictions"]) != images:
+        return None
+    return _Fold(history=raw["history"], predictions=np.array(raw["predictions"], np.int64))
+
+
+def _write_fold(file: Path, content: dict[str, Any]) -> None:
+    """All or nothing, as for artifacts."""
+    partial = file.with_name(file.name + ".partial")
+    with partial.open("w", encoding="utf-8") as stream:
+        json.dump(content, stream)
+        stream.flush()
+        os.fsync(stream.fileno())
+    partial.replace(file)
+
+
+def _write(project: Project, folder: Path, pool: Part, masks: Sequence[NDArray[np.bool_]], done: Sequence[_Fold]) -> dict[str, Any]:
+    """Write the files of the artifact; returns its metrics."""
+    predictions = np.empty_like(pool.labels)
+    last, best = [], []
+    for held, fold in zip(masks, done, strict=True):
+        predictions[held] = fold.predictions
+        last.append(score(pool.labels[held], fold.predictions, project.classes))
+        row = max(fold.history, key=lambda row: row["balanced_accuracy"])
+        best.append({"epoch": row["epoch"]} | {name: row[name] for name in SCORES})
+    mean, spread = mean_and_spread(last)
+    best_mean, best_spread = mean_and_spread(best)
+    names = project.data.classes
+    result = {
+        "images": len(pool.labels),
+        "epochs": len(done[0].history),
+        "folds": [
+            {"fold": index + 1, "images": int(held.sum()), "scores": scores, "best_epoch": flattering}
+            for index, (held, scores, flattering) in enumerate(zip(masks, last, best, strict=True))
+        ],
+        "mean": mean,
+        "spread": spread,
+        "best_epoch": {"mean": best_mean, "spread": best_spread},
+        "confusions": [
+            {"true": names[true], "read": names[read], "images": count, "of": int((pool.labels == true).sum())}
+            for true, read, count in worst_pairs(pool.labels, predictions, project.classes)
+        ],
+    }
+    (folder / PAYLOAD["folds"]).write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    rows = [{"fold": index + 1, **scores} for index, scores in enumerate(last)]
+    _write_csv(folder / "folds.csv", [*rows, {"fold": "mean", **mean}, {"fold": "standard deviation", **spread}])
+    _write_csv(folder / "history.csv", [{"fold": index + 1, **row} for index, fold in enumerate(done) for row in fold.history])
+    np.savez_compressed(folder / "predictions.npz", index=np.arange(len(pool.labels)), label=pool.labels, prediction=predictions)
+    return {"folds": len(done), "mean": mean, "spread": spread}
+
+
+def _write_csv(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)

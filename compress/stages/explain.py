@@ -1,0 +1,279 @@
+"""``compress explain``: what networks look at in test images, before and after compression, as a picture and as numbers.
+
+The networks are ``FILES`` (.onnx files, folders of artifacts), or the newest trained one with its newest pruned descendant and int8 graph.
+The images are those chosen by number, and the ones that the first network misreads most confidently. How much a compression moved the
+gates and the evidence is said by their correlation with the first network's.
+
+Refused: an image that the test images do not have, files that fit neither each other nor the data, more rows than a picture can hold.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from ..artifacts.artifact import Artifact, find_artifacts, read_artifact
+from ..artifacts.context import Options
+from ..artifacts.load import load_parts
+from ..artifacts.project import Project, variant_name
+from ..benchmarks.runtimes import Candidate, open_model
+from ..cli.tables import table
+from ..errors import CompressError
+from ..graphs.file import open_session, read_onnx
+from ..graphs.gates import Gate, Run, correlation, graph_gates, network_gates, occlusion, rank_correlation, run_batches
+from ..plots.explain import Seen, View, draw_maps, gate_names
+from .benchmark import candidates_of_file
+
+MISREAD = 8
+MOST_ROWS = 240
+# A gate above this at every pixel or channel of the drawn images changes nothing that can be seen.
+OPEN = 0.95
+
+
+@dataclass(frozen=True, kw_only=True)
+class Looked:
+    """One network: its name, images uint8 (B, C, H, W) to logits, and the same images to its gates."""
+
+    name: str
+    run: Run
+    gates: Callable[[NDArray[np.uint8]], list[Gate]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Explanation:
+    """The images with what each network makes of them, and what is to be said about it, a line each."""
+
+    seen: tuple[Seen, ...]
+    remarks: tuple[str, ...]
+
+
+def explain(
+    options: Options, files: Sequence[Path], indices: Sequence[int], misread: int | None, every: bool, picture: Path
+) -> Explanation:
+    """Choose networks and images, look, and draw into the PNG ``picture``.
+
+    Args:
+        indices: of test images. misread: how many of the most confidently misread ones to add; 8 if None and there are no ``indices``.
+        every: a column for every spatial gate.
+    """
+    project, sources = _sources(options, files)
+    test = project.data.test
+    if odd := [index for index in indices if not 0 <= index < len(test.labels)]:
+        raise CompressError(
+            f"index (={odd[0]}) must lie in 0 to {len(test.labels) - 1}; {project.data.name} has {len(test.labels)} test images"
+        )
+    networks = [_open(project, source, name) for source, name in sources]
+    chosen, remarks = list(dict.fromkeys(indices)), list[str]()
+    if misread or not chosen:
+        added, remarks = _most_misread(project, networks[0], misread or MISREAD)
+        chosen = list(dict.fromkeys([*chosen, *added]))
+    if (rows := len(chosen) * len(networks)) > MOST_ROWS:
+        raise CompressError(
+            f"images (={len(chosen)}) times networks (={len(networks)}) is {rows} rows, at most {MOST_ROWS} fit; choose fewer"
+        )
+    seen = _look(project, networks, chosen)
+    draw_maps(seen, picture, every=every)
+    return Explanation(seen=seen, remarks=(*remarks, *_about_gates(seen)))
+
+
+def summary(explanation: Explanation, picture: Path) -> dict[str, Any]:
+    """What ``--json`` shows: per image and network the answer, each gate in figures, and how both compare with the first network."""
+    return {
+        "picture": str(picture),
+        "remarks": list(explanation.remarks),
+        "images": [
+            {"index": one.index, "truth": one.truth, "networks": [_figures(view, one.views[0]) for view in one.views]}
+            for one in explanation.seen
+        ],
+    }
+
+
+def explanation_text(explanation: Explanation, picture: Path) -> str:
+    """A table of the answers, one of the gates over all images, and the remarks."""
+    seen = explanation.seen
+    figures = [[_figures(view, one.views[0]) for view in one.views] for one in seen]
+    first, *others = [view.network for view in seen[0].views]
+    answers = [
+        {
+            "image": str(one.index),
+            "true": one.truth,
+            "network": view.network,
+            "read as": view.label + ("" if view.label == one.truth else "   <- misread"),
+            "probability": f"{100 * view.probability:.1f}%",
+        }
+        | ({f"evidence: correlation with {first}": _number(of["evidence"]["correlation"])} if others else {})
+        for one, row in zip(seen, figures, strict=True)
+        for view, of in zip(one.views, row, strict=True)
+    ]
+    parts = [table(answers)]
+    if gates := _gates_over_images(figures):
+        compared = f"; r: rank correlation with {first}, mean over the images" if others else ""
+        parts.append(f"Gates: mean (lowest to highest){compared}\n\n{table(gates)}")
+    return "\n\n".join([*parts, "\n".join([*explanation.remarks, f"picture: {picture}"])])
+
+
+def _sources(options: Options, files: Sequence[Path]) -> tuple[Project, list[tuple[Artifact | Path, str]]]:
+    """The networks to draw, each with a name of its own, and the project that has their data."""
+    if files:
+        if options.from_ or options.weights or options.pretrained:
+            raise CompressError(f"files (={files[0]}) exclude --from, --weights and --pretrained; leave one of them out")
+        artifacts = {path: read_artifact(path) for path in files if path.is_dir()}
+        if odd := [path for path, artifact in artifacts.items() if artifact.manifest.kind not in ("network", "graph")]:
+            raise CompressError(f"{odd[0]} holds neither a network nor a graph but {artifacts[odd[0]].manifest.kind}; name others")
+        named = {path: variant_name(artifacts[path]) if path in artifacts else candidates_of_file(path)[0].name for path in files}
+        project = options.project_of_files(next(iter(artifacts.values()), None), files[0])
+        sources: list[tuple[Artifact | Path, str]] = [(artifacts.get(path, path), name) for path, name in named.items()]
+    else:
+        project, _, root = options.child(
+            ("train", "import") if options.from_ is None else ("train", "import", "prune", "export", "quantize")
+        )
+        family = [root]
+        for stage in ("prune", "quantize"):
+            family += [one for one in find_artifacts(project.folder / stage) if _descends(one, family[-1])][:1]
+        sources = [(one, variant_name(one)) for one in family]
+    names = [name for _, name in sources]
+    return project, [(source, name if names.count(name) == 1 else f"{name} ({_tag(source)})") for source, name in sources]
+
+
+def _descends(artifact: Artifact, ancestor: Artifact) -> bool:
+    return any(step["key"] == ancestor.manifest.key for step in artifact.manifest.lineage)
+
+
+def _tag(source: Artifact | Path) -> str:
+    return f"{source.manifest.kind} {source.manifest.key[:6]}" if isinstance(source, Artifact) else source.parent.name
+
+
+def _open(project: Project, source: Artifact | Path, name: str) -> Looked:
+    shape, classes = project.data.shape, project.classes
+    about = source.manifest if isinstance(source, Artifact) else None
+    if about is not None and (about.input.shape, len(about.classes)) != (shape, classes):
+        raise CompressError(
+            f"{name} takes images of shape {about.input.shape} in {len(about.classes)} classes, {project.data.name} has {shape} "
+            f"in {classes}; name networks of one data set"
+        )
+    if isinstance(source, Artifact) and source.manifest.kind == "network":
+        network = nn.Sequential(*load_parts(source.path))
+
+        def run(images: NDArray[np.uint8]) -> NDArray[np.float32]:
+            with torch.inference_mode():
+                return network(torch.from_numpy(images)).numpy()
+
+        return Looked(name=name, run=run, gates=lambda images: network_gates(network, torch.from_numpy(images)))
+    path = source.payload if isinstance(source, Artifact) else source
+    graph = read_onnx(path)
+    open_session(graph, f'"{path}"')  # refuses in one line what ONNX Runtime cannot load
+    predict = open_model(Candidate(name=name, path=path), shape, classes, threads=torch.get_num_threads()).predict
+    return Looked(name=name, run=predict, gates=lambda images: graph_gates(graph, images))
+
+
+def _most_misread(project: Project, network: Looked, count: int) -> tuple[list[int], list[str]]:
+    """Indices of the test images that ``network`` misreads with the highest probability; if none, of those it is least sure of."""
+    test = project.data.test
+
+    def progress(done: int, total: int) -> None:
+        project.console.progress(f"explain: {network.name} reads the test images", done, total)
+
+    probabilities = _softmax(run_batches(network.run, test.images, progress))
+    answers, sure = probabilities.argmax(axis=1), probabilities.max(axis=1)
+    wrong = np.flatnonzero(answers != test.labels)
+    if not len(wrong):
+        remark = f"{network.name} misreads none of the {len(sure)} test images; these are the ones it is least sure of"
+        return np.argsort(sure, kind="stable")[:count].tolist(), [remark]
+    return wrong[np.argsort(-sure[wrong], kind="stable")][:count].tolist(), []
+
+
+def _look(project: Project, networks: Sequence[Looked], chosen: Sequence[int]) -> tuple[Seen, ...]:
+    classes, test = project.data.classes, project.data.test
+    images = test.images[list(chosen)]
+    patch = max(1, round(min(images.shape[2:]) / 7))
+    views: list[list[View]] = [[] for _ in chosen]
+    for order, network in enumerate(networks):
+        probabilities, gates = _softmax(run_batches(network.run, images)), network.gates(images)
+        for place, image in enumerate(images):
+            truth, answer = int(test.labels[chosen[place]]), int(probabilities[place].argmax())
+            for_truth, for_label = occlusion(network.run, image, [truth, answer], patch=patch)
+            view = View(
+                network=network.name,
+                label=classes[answer],
+                probability=float(probabilities[place, answer]),
+                gates=tuple(Gate(kind=gate.kind, values=gate.values[place]) for gate in gates),
+                for_truth=for_truth,
+                for_label=for_label,
+            )
+            views[place].append(view)
+            project.console.progress(f"explain: {network.name}", order * len(images) + place + 1, len(networks) * len(images))
+    return tuple(
+        Seen(index=index, image=image, truth=classes[test.labels[index]], views=tuple(own))
+        for index, image, own in zip(chosen, images, views, strict=True)
+    )
+
+
+def _softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:
+    powers = np.exp(logits.astype(np.float64) - logits.max(axis=1, keepdims=True))
+    return powers / powers.sum(axis=1, keepdims=True)
+
+
+def _about_gates(seen: Sequence[Seen]) -> list[str]:
+    """What the pictures alone do not tell: networks without gates, and gates that let everything through."""
+    without = [view.network for view in seen[0].views if not view.gates]
+    remarks = [f"{name} has no attention gates; only evidence is drawn of it" for name in without]
+    if len(without) == len(seen[0].views):
+        remarks = ["no network here has attention gates; only evidence is drawn"]
+    first = [one.views[0] for one in seen]
+    names = gate_names(first[0].gates)
+    wide_open = [name for place, name in enumerate(names) if min(float(view.gates[place].values.min()) for view in first) > OPEN]
+    if wide_open:
+        remarks.append(f"{first[0].network}: {' and '.join(wide_open)} stood open (above {OPEN}) everywhere in these images")
+    return remarks
+
+
+def _figures(view: View, first: View) -> dict[str, Any]:
+    gates = []
+    for place, (gate, name) in enumerate(zip(view.gates, gate_names(view.gates), strict=True)):
+        other = first.gates[place].values if place < len(first.gates) and first.gates[place].kind == gate.kind else np.zeros(0)
+        gates.append(
+            {
+                "gate": name,
+                "shape": list(gate.values.shape),
+                "mean": float(gate.values.mean()),
+                "min": float(gate.values.min()),
+                "max": float(gate.values.max()),
+                "rank_correlation": rank_correlation(gate.values, other),
+                "mean_difference": float(np.abs(gate.values - other).mean()) if gate.values.shape == other.shape else None,
+            }
+        )
+    evidence = {"correlation": correlation(view.for_truth, first.for_truth), "strongest": float(view.for_truth.max())}
+    return {"network": view.network, "label": view.label, "probability": view.probability, "gates": gates, "evidence": evidence}
+
+
+def _gates_over_images(figures: Sequence[Sequence[dict[str, Any]]]) -> list[dict[str, str]]:
+    """A row per gate, a column per network. ``figures``: per image, per network."""
+    most = max(figures[0], key=lambda one: len(one["gates"]))["gates"]
+    return [
+        {"gate": gate["gate"]}
+        | {
+            one["network"]: _cell([row[place]["gates"][number : number + 1] for row in figures], place > 0)
+            for place, one in enumerate(figures[0])
+        }
+        for number, gate in enumerate(most)
+    ]
+
+
+def _cell(found: Sequence[Sequence[dict[str, Any]]], compared: bool) -> str:
+    """One gate of one network, from a list per image that holds it, or nothing where the network has fewer gates."""
+    gates = [gate for one in found for gate in one]
+    if not gates:
+        return "-"
+    mean, low, high = np.mean([one["mean"] for one in gates]), min(one["min"] for one in gates), max(one["max"] for one in gates)
+    text = f"{mean:.2f} ({low:.2f} to {high:.2f})"
+    known = [one["rank_correlation"] for one in gates if one["rank_correlation"] is not None]
+    return f"{text}  r {_number(float(np.mean(known)) if known else None)}" if compared else text
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}"

@@ -1,0 +1,163 @@
+"""The stages: thin shells that load a parent artifact, call one algorithm, measure, and write the child.
+
+::
+
+    train ──┬── export ──┬── quantize (dynamic)
+    import ─┘            └── quantize (static)
+       └── prune ── export ── quantize
+
+    benchmark: every graph of one root, side by side      report: what the benchmark says, and which variant to ship
+"""
+
+import csv
+import dataclasses
+import math
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.nn import functional
+
+from ..artifacts.artifact import PAYLOAD, Artifact
+from ..artifacts.cost import count_cost
+from ..artifacts.load import Prepare
+from ..artifacts.project import Made, Project
+from ..pruning.masks import (
+    nonzero_masks,
+)
+from ..train.distil import Teacher
+from ..train.distributed import this_team
+from ..train.fit import Fitted, choose_device, fit, predict_logits
+from ..train.metrics import score
+from ..train.settings import FitConfig
+from ..train.sources import Part
+
+
+def zeros_kept(parent: Artifact, network: nn.Module) -> dict[str, Tensor]:
+    """Masks of the zeros in ``network``, made of ``parent``, if it was pruned before; fine-tuning must not fill them."""
+    return nonzero_masks(network) if any(step["stage"] == "prune" for step in parent.steps) else {}
+
+
+def tuning_config(training: FitConfig, epochs: int, lr: float) -> FitConfig:
+    """The settings of fine-tuning: those of training, but for a cosine from ``lr`` down to zero over ``epochs``."""
+    plain = min(training.plain_epochs, max(0, epochs - 1))
+    return dataclasses.replace(training, epochs=max(1, epochs), lr=lr, schedule="cosine", warmup=0.0, plain_epochs=plain)
+
+
+def ease_dropout(network: nn.Module, teacher: nn.Module) -> None:
+    """Lower every dropout by the square root of the share of the teacher's weights that are left: less can be learnt by heart.
+
+    Source: Han et al. 2015, arXiv:1506.02626, section 3.2.
+    """
+    left, whole = (sum(int(torch.count_nonzero(value)) for value in one.parameters()) for one in (network, teacher))
+    for module in network.modules():
+        if isinstance(module, nn.modules.dropout._DropoutNd):
+            module.p *= math.sqrt(min(1.0, left / max(1, whole)))
+
+
+def batch_losses(project: Project, network: nn.Module, part: Part, batch: int = 64) -> Iterator[Tensor]:
+    """The mean cross-entropy of each batch of ``part`` in eval mode, without distortions, to be differentiated; on the project's device."""
+    device = choose_device(project.device)
+    network.to(device).eval()
+    prepare = Prepare(project.spec).to(device)
+    for start in range(0, len(part.labels), batch):
+        project.console.progress("importance", start, len(part.labels))
+        images, labels = (torch.from_numpy(of[start : start + batch]).to(device) for of in (part.images, part.labels))
+        yield functional.cross_entropy(network(prepare(images)), labels)
+    project.console.progress("importance", len(part.labels), len(part.labels))
+
+
+def fit_and_save(
+    project: Project,
+    network: nn.Module,
+    config: FitConfig,
+    key: str,
+    stage: str,
+    folder: Path,
+    teacher: Teacher | None = None,
+    after_step: Callable[[], None] | None = None,
+    finish: Callable[[], None] | None = None,
+) -> Made:
+    """Train, ``finish`` and save; the state file beside the artifact's place is removed with the artifact made."""
+    prepare = Prepare(project.spec).to(choose_device(project.device))
+    fitted = fit_network(project, network, config, key, stage, folder, prepare=prepare, teacher=teacher, after_step=after_step)
+    if finish is not None:
+        finish()
+    names = ("accuracy", "balanced_accuracy", "macro_f1", "macro_precision")
+    made = save_network(
+        project, network, folder, {"validation": {name: fitted.best[name] for name in names}, "best_epoch": fitted.best_epoch}
+    )
+    if this_team().rank == 0:
+        state_file(project, stage, key).unlink(missing_ok=True)
+    return made
+
+
+def state_file(project: Project, stage: str, key: str) -> Path:
+    """Where a training keeps its state, so that a killed run can go on."""
+    return project.folder / stage / f".{key[:12]}.state.safetensors"
+
+
+def fit_network(
+    project: Project,
+    network: nn.Module,
+    config: FitConfig,
+    key: str,
+    stage: str,
+    folder: Path,
+    *,
+    prepare: Callable[[Tensor], Tensor],
+    teacher: Teacher | None = None,
+    after_step: Callable[[], None] | None = None,
+) -> Fitted:
+    """Train ``network`` in place on the project's images, with progress, a state file and ``history.csv`` in ``folder``."""
+    state = state_file(project, stage, key) if this_team().rank == 0 else None
+    if state is None:
+        pass  # the first process has it
+    elif not project.resume:
+        state.unlink(missing_ok=True)
+    elif state.is_file():
+        project.console.say(f"{stage}: goes on from {state}")
+
+    def progress(epoch: int, step: int, steps: int, loss: float) -> None:
+        project.console.progress(
+            f"{stage}, epoch {epoch} of {config.epochs}, loss {loss:.3f}", (epoch - 1) * steps + step, config.epochs * steps
+        )
+
+    data = project.data
+    fitted = fit(
+        network,
+        (data.train.images, data.train.labels),
+        (data.validation.images, data.validation.labels),
+        config,
+        classes=project.classes,
+        prepare=prepare,
+        device=choose_device(project.device),
+        state_file=state,
+        key=key,
+        teacher=teacher,
+        after_step=after_step,
+        progress=progress,
+    )
+    with (folder / "history.csv").open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, fieldnames=list(fitted.history[0]))
+        writer.writeheader()
+        writer.writerows(fitted.history)
+    return fitted
+
+
+def save_network(project: Project, network: nn.Module, folder: Path, metrics: Mapping[str, Any]) -> Made:
+    # Cloned, as safetensors refuses tensors that share memory (tied weights).
+    weights = {name: value.detach().cpu().contiguous().clone() for name, value in network.state_dict().items()}
+    save_file(weights, folder / PAYLOAD["network"])
+    example = Prepare(project.spec)(torch.from_numpy(project.data.validation.images[:2].copy()))
+    return metrics, dataclasses.asdict(count_cost(network, example))
+
+
+def validate(project: Project, network: nn.Module) -> dict[str, float]:
+    validation, device = project.data.validation, choose_device(project.device)
+    logits = predict_logits(network, validation.images, prepare=Prepare(project.spec).to(device), device=device)
+    network.cpu()
+    return score(validation.labels, logits.argmax(axis=1), project.classes)

@@ -1,0 +1,100 @@
+"""The stage ``import-onnx``: an ONNX classifier that another tool wrote becomes an artifact, so that every later stage takes it.
+
+What comes out takes the raw image (``adopt``), and is proved on validation images to answer as the file did. It has no weights to train; to
+prune it, take in the network it came from.
+"""
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..artifacts.artifact import PAYLOAD, Artifact, sha256_of
+from ..artifacts.load import load_weights
+from ..artifacts.project import Made, Project, data_identity, network_identity, run_stage, stage_key
+from ..artifacts.vectors import TOLERANCE, write_vectors
+from ..benchmarks.runtimes import check_logits
+from ..errors import CompressError
+from ..graphs.adopt import LOGITS, PROBABILITIES, adopt
+from ..graphs.export import Parity
+from ..graphs.file import open_session, read_onnx, write_onnx
+from .finetune import save_network, validate
+from .train import _new_network
+
+STAGE = "import-onnx"
+PARITY_IMAGES, BATCH = 1000, 64
+
+
+def import_onnx(project: Project, path: Path, out: Path | None = None) -> Artifact:
+    """Take in the classifier in ``path``, whose classes are those of the project's data, in their order."""
+    config = {"onnx": sha256_of(path), "input": dataclasses.asdict(project.spec)}
+    key = stage_key(STAGE, config, data=data_identity(project), vectors=TOLERANCE["export"])
+    spec = project.spec
+
+    def make(folder: Path) -> Made:
+        about = {
+            "compress.classes": json.dumps(project.data.classes, ensure_ascii=False),
+            "compress.input": json.dumps(dataclasses.asdict(spec)),
+            "compress.data": json.dumps({"name": project.data.name, "fingerprint": project.data.fingerprint}),
+            "compress.source": f"{path.name} {config['onnx']}",
+        }
+        target = folder / PAYLOAD["graph"]
+        write_onnx(adopt(path, spec.shape, spec.mean, spec.std, about), target)
+        images = project.data.validation.images[:PARITY_IMAGES]
+        proof = _parity(project, path, target, images)
+        write_vectors(folder, _run(target, LOGITS), images, TOLERANCE["export"])
+        return {"parity": dataclasses.asdict(proof)}, {}
+
+    return run_stage(project, "graph", STAGE, key, config, None, out, make)
+
+
+def _run(path: Path, output: str | None = None) -> Callable[[NDArray[Any]], NDArray[np.float32]]:
+    """Runs a file on images of the type it takes, in batches that it takes; its first output unless one is named."""
+    session = open_session(read_onnx(path), f'"{path}"')
+    entry, outputs = session.get_inputs()[0], [output or session.get_outputs()[0].name]
+    batch = entry.shape[0] if isinstance(entry.shape[0], int) else BATCH
+
+    def run(images: NDArray[Any]) -> NDArray[np.float32]:
+        parts = [session.run(outputs, {entry.name: np.ascontiguousarray(images[i : i + batch])})[0] for i in range(0, len(images), batch)]
+        return np.concatenate(parts)
+
+    return run
+
+
+def _parity(project: Project, path: Path, target: Path, images: NDArray[np.uint8]) -> Parity:
+    """The file as it came, fed as its maker meant it, against what was made of it."""
+    ours = check_logits(_run(target, LOGITS)(images), len(images), project.classes)
+    session = open_session(read_onnx(path), f'"{path}"')
+    spec = project.spec
+    fed: NDArray[Any] = images
+    if session.get_inputs()[0].type == "tensor(float)":
+        mean, std = (np.asarray(values, np.float32).reshape(1, -1, 1, 1) for values in (spec.mean, spec.std))
+        fed = (images.astype(np.float32) / 255 - mean) / std
+    theirs = _run(path)(fed)
+    same = float((theirs.argmax(axis=1) == ours.argmax(axis=1)).mean())
+    # What the file gives may be logits or probabilities; ours gives both.
+    difference = min(float(np.abs(theirs - one).max()) for one in (ours, _run(target, PROBABILITIES)(images)))
+    if same < 0.999:
+        raise CompressError(
+            f"{path}: with the image preparation inside {100 * (1 - same):.2f}% of the answers change; please report this file"
+        )
+    return Parity(images=len(images), largest_difference=difference, agreement=same)
+
+
+def import_weights(project: Project, weights: Path, out: Path | None = None) -> Artifact:
+    """Take in a network that was trained elsewhere; it is scored on the validation images."""
+    if not weights.is_file():
+        raise CompressError(f"weights (={weights}): there is no such file")
+    config = {"weights": sha256_of(weights)}
+    key = stage_key("import", config, data=data_identity(project), **network_identity(project))
+    network = _new_network(project)
+    load_weights(network, weights)
+
+    def make(folder: Path) -> Made:
+        return save_network(project, network, folder, {"validation": validate(project, network)})
+
+    return run_stage(project, "network", "import", key, config, None, out, make)

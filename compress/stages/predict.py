@@ -1,0 +1,125 @@
+"""``compress predict``: which model reads which images, and what it says. Torch is loaded only if the model is a network; matplotlib
+only draws, and may be missing.
+
+The model is ``--onnx FILE``, ``--from ARTIFACT``, ``--weights FILE``, or the newest artifact of ``--model``; the images are files, or
+random ones of the test images, whose true labels are then known.
+"""
+
+import importlib.util
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..artifacts.artifact import Artifact, InputSpec
+from ..artifacts.context import Options
+from ..artifacts.model_reference import ModelReference
+from ..artifacts.project import find_parent
+from ..benchmarks.runtimes import Candidate, open_model
+from ..errors import CompressError, onnxruntime_errors
+from ..plots.predictions import Prediction, draw_grid
+from ..train.formats import read_image
+
+Runner = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
+
+
+def predict_images(
+    run: Runner, images: NDArray[np.uint8], names: Sequence[str], classes: Sequence[str], truths: Sequence[str] | None = None
+) -> list[Prediction]:
+    """Read ``images``, uint8 (N, C, H, W), called ``names``; softmax turns logits into probabilities."""
+    logits = run(images).astype(np.float64)
+    powers = np.exp(logits - logits.max(axis=1, keepdims=True))
+    probabilities = powers / powers.sum(axis=1, keepdims=True)
+    best = probabilities.argmax(axis=1)
+    known = truths if truths is not None else [None] * len(images)
+    return [
+        Prediction(name=name, label=classes[k], probability=float(row[k]), truth=truth)
+        for name, k, row, truth in zip(names, best, probabilities, known, strict=True)
+    ]
+
+
+READABLE = ("train", "import", "prune", "export", "quantize")
+
+
+def read(
+    options: Options, files: Sequence[Path], onnx: Path | None, count: int | None, invert: bool, grid: Path
+) -> tuple[list[Prediction], bool]:
+    """Read the images and draw the grid; raises :class:`CompressError` where there is nothing to read, or two kinds of images.
+
+    Without matplotlib, as on a board, there is no grid; the second value says whether there is one.
+    """
+    if bool(files) == bool(count):
+        raise CompressError("name image files, or take --random 16 for test images; one of the two is needed")
+    predictions, images = _read_test_images(options, onnx, count) if count else _read_files(options, files, onnx, invert)
+    drawn = importlib.util.find_spec("matplotlib") is not None
+    if drawn:
+        draw_grid(images, predictions, grid)
+    return predictions, drawn
+
+
+def _read_files(options: Options, files: Sequence[Path], onnx: Path | None, invert: bool) -> tuple[list[Prediction], NDArray[np.uint8]]:
+    run, classes, spec = _open_file(onnx) if onnx else _open_artifact(_chosen(options))
+    images = np.stack([read_image(path, spec.shape) for path in files])
+    images = 255 - images if invert else images
+    return predict_images(run, images, [str(path) for path in files], classes), images
+
+
+def _chosen(options: Options) -> Artifact:
+    """The model for image files; its data set is needed only where weights are to be taken in."""
+    if (named := options.named_parent()) is not None:
+        return named
+    if options.weights is not None:
+        return options.child(READABLE)[2]
+    recipe = options.load_recipe()
+    return find_parent(options.runs / ModelReference(reference=recipe.model).slug, READABLE)
+
+
+def _read_test_images(options: Options, onnx: Path | None, count: int) -> tuple[list[Prediction], NDArray[np.uint8]]:
+    if onnx is not None:
+        recipe = options.load_recipe()
+        run, classes, spec = _open_file(onnx)
+        data = options.load(recipe.data, recipe.seed, spec)[0]
+    else:
+        project, _, artifact = options.child(READABLE)
+        (run, classes, spec), data = _open_artifact(artifact), project.data
+    if len(data.classes) != len(classes):
+        raise CompressError(f"data (={data.name}) has {len(data.classes)} classes, the model {len(classes)}; name the data it was made for")
+    chosen = np.sort(np.random.default_rng(options.seed).choice(len(data.test.labels), min(count, len(data.test.labels)), replace=False))
+    images = data.test.images[chosen]
+    truths = [classes[label] for label in data.test.labels[chosen]]
+    return predict_images(run, images, [f"test image {index}" for index in chosen], classes, truths), images
+
+
+def _open_artifact(artifact: Artifact) -> tuple[Runner, Sequence[str], InputSpec]:
+    about = artifact.manifest
+    if about.kind == "graph":
+        candidate = Candidate(name=about.stage, path=artifact.payload)
+        return open_model(candidate, about.input.shape, len(about.classes), threads=1).predict, about.classes, about.input
+    from ..artifacts.load import load_runner
+
+    return load_runner(artifact.path, "cpu", 1), about.classes, about.input
+
+
+def _open_file(path: Path) -> tuple[Runner, Sequence[str], InputSpec]:
+    """An ONNX file of this toolkit, which carries its labels and its input."""
+    about = _metadata(path)
+    if "compress.classes" not in about or "compress.input" not in about:
+        raise CompressError(
+            f"onnx (={path}) does not say its classes; take a file that `compress export-onnx` or `compress quantize` wrote"
+        )
+    classes, spec = json.loads(about["compress.classes"]), InputSpec(**json.loads(about["compress.input"]))
+    return open_model(Candidate(name=path.stem, path=path), spec.shape, len(classes), threads=1).predict, classes, spec
+
+
+def _metadata(path: Path) -> dict[str, str]:
+    import onnxruntime
+
+    if not path.is_file():
+        raise CompressError(f"onnx (={path}): there is no such file")
+    try:
+        session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    except onnxruntime_errors() as error:
+        raise CompressError(f"onnx (={path}) is no whole ONNX file that onnxruntime can load: {error}") from error
+    return dict(session.get_modelmeta().custom_metadata_map)

@@ -1,0 +1,266 @@
+"""``compress sensitivity``: what a network loses by pruning each layer, channel group or module alone; measured once and kept.
+
+Scored are training images, a stratified sample drawn by seed: what is chosen by these figures must not be chosen by the validation
+images, or the accuracy that is reported on those would flatter. So the baseline here lies above the one that other commands tell.
+
+Result: an artifact of kind "sensitivity" in ``runs/<model>/sensitivity/<key>`` with ``sensitivity.json`` (all scores),
+``sensitivity.csv`` (a row for each) and ``sensitivity.png`` (the heat map).
+"""
+
+import copy
+import csv
+import dataclasses
+import json
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+import torch
+from torch import nn
+from torch.nn.functional import cross_entropy
+
+from ..artifacts.artifact import Artifact
+from ..artifacts.load import Prepare, load_network
+from ..artifacts.project import Made, Project, data_identity, run_stage, stage_key
+from ..artifacts.recipe import (
+    Recipe,
+)
+from ..channels.bypass import bypass, bypassable
+from ..channels.curves import Curve, Curves, Measure, Score, channel_curves, loss_rises, module_curves, weight_curves
+from ..channels.find import channel_groups
+from ..channels.scores import importance
+from ..cli.tables import table
+from ..errors import CompressError, NetworkError
+from ..plots.sensitivity import cell, draw_heat_map
+from ..train.fit import choose_device, predict_logits
+from ..train.metrics import score
+from ..train.sources import Part
+from ..train.split import stratified_sample
+from .finetune import batch_losses
+from .latency import Clock
+
+
+@dataclass(frozen=True, kw_only=True)
+class SensitivityConfig:
+    """How much each part of a network bears: ``granularity`` weight (zeroed, per layer), channel (removed, per group) or module (bypassed).
+
+    ``sparsities``: those that are measured; modules know none. ``importance``: which channels go first, see :mod:`compress.importance`.
+    ``images``: how many training images are scored, drawn by ``seed``.
+    """
+
+    granularity: str = "channel"
+    sparsities: tuple[float, ...] = (0.25, 0.5, 0.75, 0.9)
+    importance: str = "l2"
+    images: int = 2048
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.granularity not in ("weight", "channel", "module"):
+            raise CompressError(f"granularity (={self.granularity}) must be weight, channel or module")
+        for value in self.sparsities:
+            if not isinstance(value, int | float) or not 0 < value < 1:
+                raise CompressError(f"sparsities (={value}) must lie in (0, 1); 0.5 removes half of one layer or group")
+        if not self.sparsities:
+            raise CompressError("sparsities (=()) must name one at least; 0.25, 0.5, 0.75 and 0.9 are the default")
+        object.__setattr__(self, "sparsities", tuple(sorted(set(self.sparsities))))
+        if self.importance not in ("l2", "bn", "taylor"):
+            raise CompressError(f"importance (={self.importance}) must be l2, bn or taylor")
+        if self.images < 1:
+            raise CompressError(f"images (={self.images}) must be at least 1; 2048 is the default")
+        if self.seed < 0:
+            raise CompressError(f"seed (={self.seed}) must be zero or a positive integer")
+
+
+STAGE = FILE = "sensitivity"
+MOST_LOST, LEAST_SAVED = 1.0, 0.01
+ROWS = {"weight": ("layer", "weights"), "channel": ("group", "width"), "module": ("module", "parameters")}
+
+
+def measure_sensitivity(project: Project, parent: Artifact, config: SensitivityConfig, out: Path | None = None) -> Artifact:
+    """Measure the network of ``parent``, or return what was measured before; raises CompressError where there is nothing to measure."""
+    settings = dataclasses.asdict(config)
+    for name in {"weight": ("importance",), "channel": (), "module": ("importance", "sparsities")}[config.granularity]:
+        del settings[name]  # without effect
+    key = stage_key(STAGE, settings, parent=parent.content, data=data_identity(project))
+
+    def make(folder: Path) -> Made:
+        sample = _sample(project, config)
+        measure = _measure(project, sample)
+        network = load_network(parent)
+        baseline = measure(network)
+        curves = list(_curves(project, config, network, sample, measure))
+        latencies = _latencies(project, network, [curve.name for curve in curves]) if config.granularity == "module" else {}
+        project.console.progress(STAGE, 1, 1)
+        result = {
+            "granularity": config.granularity,
+            "images": len(sample.labels),
+            "baseline": dataclasses.asdict(baseline),
+            "curves": [_plain(curve, baseline) for curve in curves],
+            "rises": loss_rises(baseline, curves),
+            "latency": latencies,
+        }
+        (folder / f"{FILE}.json").write_text(json.dumps(result, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+        _write_csv(folder / f"{FILE}.csv", result)
+        (folder / f"{FILE}.png").write_bytes(_picture(result))
+        return {"images": result["images"], "baseline": result["baseline"]}, {}
+
+    return run_stage(project, STAGE, STAGE, key, settings, parent, out, make)
+
+
+def curves_of(artifact: Artifact) -> Curves:
+    """What :func:`compress.sensitivity.choose_by_curves` takes: for each layer or group the rise of the loss by sparsity."""
+    rises = _read(artifact)["rises"]
+    return {name: {float(sparsity): rise for sparsity, rise in of.items()} for name, of in rises.items()}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sensitivities:
+    """What channel removal asks of the sensitivity of a network, measured once as the recipe's table [sensitivity] says."""
+
+    project: Project
+    recipe: Recipe
+
+    def curves(self, parent: Artifact) -> Curves:
+        """The rise of the loss with the sparsity of each channel group."""
+        return curves_of(self._measured(parent, "channel"))
+
+    def cheap_modules(self, parent: Artifact) -> list[str]:
+        """The modules that are cheap to leave out, see :func:`cheap_modules`."""
+        return cheap_modules(_read(self._measured(parent, "module")))
+
+    def _measured(self, parent: Artifact, granularity: str) -> Artifact:
+        config = self.recipe.stage(SensitivityConfig, "sensitivity", granularity=granularity)
+        return measure_sensitivity(self.project, parent, config)
+
+
+def cheap_modules(result: Mapping[str, Any]) -> list[str]:
+    """The modules that cost at most a point of balanced accuracy alone, and surely save latency: more than 1%, by the whole interval.
+
+    Of one inside another the outer one. ``result``: what ``sensitivity.json`` holds, of granularity "module".
+    """
+    cheap = [
+        curve["name"]
+        for curve in result["curves"]
+        if curve["points"][0]["points_lost"] <= MOST_LOST and result["latency"][curve["name"]]["high"] < 1 - LEAST_SAVED
+    ]
+    return [name for name in cheap if not any(name.startswith(f"{outer}.") for outer in cheap)]
+
+
+def show_sensitivity(artifact: Artifact, as_json: bool) -> None:
+    """Print the table and where the heat map lies, or everything as one JSON object."""
+    text = json.dumps({"artifact": str(artifact.path), **_read(artifact)}, indent=1) if as_json else sensitivity_text(artifact)
+    click.echo(text)
+
+
+def sensitivity_text(artifact: Artifact) -> str:
+    """A row for each layer, group or module, in the order of the network, with the points of balanced accuracy that it costs."""
+    result = _read(artifact)
+    first, second = ROWS[result["granularity"]]
+    rows = [
+        {first: curve["name"], second: f"{curve['size']:,}"}
+        | {_column(result, point): cell(point["points_lost"]) for point in curve["points"]}
+        | (_module_cells(result, curve["name"]) if result["granularity"] == "module" else {})
+        for curve in result["curves"]
+    ]
+    told = f"{_title(result)}, by {result['images']:,} training images and without fine-tuning:"
+    return f"{told}\n\n{table(rows)}\n\nheat map  {artifact.path / f'{FILE}.png'}\nartifact  {artifact.path}"
+
+
+def _module_cells(result: Mapping[str, Any], name: str) -> dict[str, str]:
+    latency = result["latency"][name]
+    measured = f"{latency['value']:.3f}x ({latency['low']:.3f} to {latency['high']:.3f})"
+    return {"rise of cross-entropy": f"{result['rises'][name][str(1.0)]:.3f}", "latency without it": measured}
+
+
+def _sample(project: Project, config: SensitivityConfig) -> Part:
+    part = project.data.train
+    chosen = stratified_sample(part.labels, config.images, config.seed)
+    return Part(part.images[chosen], part.labels[chosen])
+
+
+def _measure(project: Project, sample: Part) -> Measure:
+    device = choose_device(project.device)
+    prepare = Prepare(project.spec).to(device)
+
+    def measure(network: nn.Module) -> Score:
+        logits = predict_logits(network, sample.images, prepare=prepare, device=device)
+        network.cpu()
+        loss = float(cross_entropy(torch.from_numpy(logits), torch.from_numpy(sample.labels)))
+        if not torch.isfinite(torch.tensor(loss)):
+            raise NetworkError(f"network gives a cross-entropy of {loss}; its weights or logits hold NaN or infinity, train it again")
+        scores = score(sample.labels, logits.argmax(axis=1), project.classes)
+        return Score(balanced_accuracy=scores["balanced_accuracy"], cross_entropy=loss)
+
+    return measure
+
+
+def _curves(project: Project, config: SensitivityConfig, network: nn.Module, sample: Part, measure: Measure) -> Iterator[Curve]:
+    example = Prepare(project.spec)(torch.from_numpy(sample.images[:2].copy()))
+
+    def progress(name: str, done: int, total: int) -> None:
+        project.console.progress(f"{STAGE}: {name}", done, total)
+
+    if config.granularity == "weight":
+        return weight_curves(network, config.sparsities, measure, progress)
+    if config.granularity == "channel":
+        groups = channel_groups(network, example)
+        scores = importance(network, groups, config.importance, batch_losses(project, network, sample))
+        return channel_curves(network, groups, scores, config.sparsities, measure, progress)
+    if not (names := bypassable(network, example)):
+        raise CompressError("granularity (=module): no module of this network keeps the shape of its input; take weight or channel")
+    return module_curves(network, names, measure, progress)
+
+
+def _latencies(project: Project, network: nn.Module, names: Sequence[str]) -> dict[str, dict[str, float]]:
+    """The latency without each module as a fraction of that with all, measured in turns, with its 95% interval."""
+    with tempfile.TemporaryDirectory() as folder:
+        clock = Clock(network, project.spec, Path(folder))
+        without = []
+        for done, name in enumerate(names):
+            project.console.progress(f"{STAGE}: latency without {name}", done, len(names))
+            without.append(copy.deepcopy(network))
+            bypass(without[-1], [name])
+        return {name: dataclasses.asdict(ratio) for name, ratio in zip(names, clock.ratios(without), strict=True)}
+
+
+def _plain(curve: Curve, baseline: Score) -> dict[str, Any]:
+    points = [
+        {"sparsity": point.sparsity, "removed": point.removed}
+        | dataclasses.asdict(point.score)
+        | {"points_lost": 100 * (baseline.balanced_accuracy - point.score.balanced_accuracy)}
+        for point in curve.points
+    ]
+    return {"name": curve.name, "size": curve.size, "points": points}
+
+
+def _read(artifact: Artifact) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((artifact.path / f"{FILE}.json").read_text(encoding="utf-8"))
+    return found
+
+
+def _write_csv(path: Path, result: Mapping[str, Any]) -> None:
+    rows = [{"name": curve["name"], "size": curve["size"], **point} for curve in result["curves"] for point in curve["points"]]
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def _picture(result: Mapping[str, Any]) -> bytes:
+    curves = result["curves"]
+    columns = [_column(result, point) for point in curves[0]["points"]]
+    lost = [[point["points_lost"] for point in curve["points"]] for curve in curves]
+    return draw_heat_map([curve["name"] for curve in curves], columns, lost, _title(result).replace("accuracy ", "accuracy\n", 1))
+
+
+def _column(result: Mapping[str, Any], point: Mapping[str, Any]) -> str:
+    return "without" if result["granularity"] == "module" else f"{100 * point['sparsity']:.3g}%"
+
+
+def _title(result: Mapping[str, Any]) -> str:
+    part = {"weight": "with a part of one layer's weights zeroed", "channel": "with a part of one group's channels removed"}
+    how = part.get(result["granularity"], "without one module")
+    return f"Points lost of {100 * result['baseline']['balanced_accuracy']:.2f}% balanced accuracy {how}"

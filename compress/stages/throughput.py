@@ -1,0 +1,277 @@
+"""``compress throughput``: how many images a second training takes in on this machine, step by step from the plain loop to the one used.
+
+::
+
+    plain loop          DataLoader, torchvision's transforms image by image, eager: what most training scripts do
+    ... 2 workers       the same, the transforms in other processes
+    in memory           all images in one tensor, the same distortions for a whole batch at once (train/augment.py)
+    channels last       the layout that convolutions on CPUs and tensor cores prefer
+    memory kept         freed memory stays in the process (train/allocator.py)
+    compress train      all of that in the real loop, with the fused optimiser
+    ... bf16            the same under autocast
+    torch.compile       the loop before, compiled; the minutes of compiling are not counted
+
+Each variant is a process of its own, and they take turns, so that a busy machine is busy for all. A ratio is that of two variants in one
+round; shown are the median of the rounds and its 95% interval by Student's t on logarithms.
+"""
+
+import dataclasses
+import functools
+import math
+import multiprocessing
+import statistics
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+from torch.utils.data import DataLoader, Dataset
+
+from ..artifacts.artifact import InputSpec
+from ..artifacts.load import Prepare, build_network
+from ..artifacts.model_reference import ModelReference
+from ..artifacts.project import Project
+from ..benchmarks.statistics import Interval, over_launches
+from ..errors import CompressError
+from ..train.allocator import keep_freed_memory
+from ..train.augment import distort, draw_grid
+from ..train.fit import choose_device, fit
+from ..train.settings import AugmentConfig, FitConfig
+from ..train.sources import Part
+
+PLAIN = "plain loop"
+Block = Callable[[], float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """What a variant trains: ``part`` is as many images as one block takes in."""
+
+    model: ModelReference
+    spec: InputSpec
+    classes: int
+    part: Part
+    config: FitConfig
+    device: str
+    threads: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Throughput:
+    """``images_per_second``: one per round. ``ratio``: to the plain loop of the same round; None for that loop itself."""
+
+    variant: str
+    images_per_second: tuple[float, ...]
+    ratio: Interval | None
+
+
+def measure_throughput(project: Project, config: FitConfig, *, rounds: int = 5, variants: Sequence[str] = ()) -> list[Throughput]:
+    """Images per second of ``variants`` (all but torch.compile by default), the plain loop first.
+
+    Each variant trains 32 batches per round, after one uncounted round.
+    """
+    if not 2 <= rounds <= 30:
+        raise CompressError(f"rounds (={rounds}) must lie in 2 to 30; an interval needs two, 5 are the default")
+    chosen = list(dict.fromkeys((PLAIN, *(variants or [name for name in VARIANTS if name != "torch.compile"]))))
+    if unknown := [name for name in chosen if name not in VARIANTS]:
+        raise CompressError(f"variant (={unknown[0]}) must be one of {', '.join(VARIANTS)}")
+    assert project.model is not None, "the command line gives one"
+    data = project.data.train
+    # Small data is gone through several times.
+    picked = np.random.default_rng(config.seed).permutation(32 * config.batch) % len(data.labels)
+    job = Job(
+        model=project.model,
+        spec=project.spec,
+        classes=project.classes,
+        part=Part(data.images[picked], data.labels[picked]),
+        config=dataclasses.replace(config, epochs=1),
+        device=project.device,
+        threads=torch.get_num_threads(),
+    )
+    order = np.random.default_rng(config.seed)
+    speeds: dict[str, list[float]] = {name: [] for name in chosen}
+    with _processes(job, chosen) as ask:
+        for turn in range(-1, rounds):
+            for index in order.permutation(len(chosen)):
+                name = chosen[index]
+                project.console.progress(name, (turn + 1) * len(chosen), (rounds + 1) * len(chosen))
+                speed = ask[name]()
+                if turn >= 0:
+                    speeds[name].append(speed)
+        project.console.progress("done", 1, 1)
+    plain = np.array(speeds[PLAIN])
+    return [
+        Throughput(
+            variant=name,
+            images_per_second=tuple(values),
+            ratio=None if name == PLAIN else over_launches((np.array(values) / plain).tolist()),
+        )
+        for name, values in speeds.items()
+    ]
+
+
+def table_rows(found: Sequence[Throughput]) -> list[dict[str, str]]:
+    """A row per variant of the training loop."""
+    return [
+        {
+            "variant": one.variant,
+            "images/s": f"{statistics.median(one.images_per_second):,.0f}",
+            "ratio (95% interval)": f"{one.ratio.value:.2f} ({one.ratio.low:.2f} to {one.ratio.high:.2f})" if one.ratio else "baseline",
+        }
+        for one in found
+    ]
+
+
+@contextmanager
+def _processes(job: Job, variants: Sequence[str]) -> Iterator[Mapping[str, Block]]:
+    """One process per variant, each a function that lets it train one block and returns its images per second."""
+    context = multiprocessing.get_context("spawn")
+    started: list[tuple[str, multiprocessing.process.BaseProcess, Connection]] = []
+
+    def ask(name: str, connection: Connection) -> float:
+        try:
+            connection.send(True)
+            return float(connection.recv())
+        except (EOFError, OSError) as error:
+            raise CompressError(f"variant (={name}) ended early; its error stands above, leave it out with --variant") from error
+
+    try:
+        for name in variants:
+            here, there = context.Pipe()
+            process = context.Process(target=_serve, args=(job, name, there))
+            process.start()
+            there.close()
+            started.append((name, process, here))
+        yield {name: functools.partial(ask, name, connection) for name, _, connection in started}
+    finally:
+        for _, worker, connection in started:
+            connection.close()
+            worker.join(timeout=10)
+            if worker.is_alive():
+                worker.terminate()
+
+
+def _serve(job: Job, name: str, connection: Connection) -> None:
+    """Train a block each time the other side asks, until it is gone."""
+    torch.set_num_threads(job.threads)
+    torch.manual_seed(job.config.seed)
+    block = VARIANTS[name](job)
+    count = len(job.part.labels) // job.config.batch * job.config.batch
+    try:
+        while connection.recv():
+            started = time.perf_counter()
+            block()
+            connection.send(count / (time.perf_counter() - started))
+    except (EOFError, OSError, KeyboardInterrupt):
+        return
+
+
+class _Pictures(Dataset[tuple[Tensor, int]]):
+    """Images one at a time, as torchvision's transforms take them."""
+
+    def __init__(self, part: Part, spec: InputSpec, config: AugmentConfig) -> None:
+        from torchvision import transforms
+
+        height, width = part.images.shape[2:]
+        steps: list[object] = []
+        if config.rotate or config.shear or config.scale or config.shift:
+            steps.append(
+                transforms.RandomAffine(
+                    config.rotate,
+                    translate=(config.shift / width, config.shift / height),
+                    scale=(1 - config.scale, 1 + config.scale),
+                    shear=config.shear,
+                    interpolation=transforms.InterpolationMode.BILINEAR,
+                )
+            )
+        if config.elastic:
+            sigma = height / (config.grid - 1) / 2
+            # Uniform noise blurred by sigma has a standard deviation of 1 / (sqrt(3) 2 sqrt(pi) sigma); alpha counts in half images.
+            alpha = 4 * config.elastic * math.sqrt(3 * math.pi) * sigma
+            steps.append(transforms.ElasticTransform(alpha, sigma))
+        self.transform = transforms.Compose([*steps, transforms.Normalize(spec.mean, spec.std)])
+        self.part = part
+
+    def __len__(self) -> int:
+        return len(self.part.labels)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        return self.transform(torch.from_numpy(self.part.images[index]).float() / 255), int(self.part.labels[index])
+
+
+def _plain(job: Job, workers: int = 0) -> Block:
+    pictures = _Pictures(job.part, job.spec, job.config.augment)
+    loader = DataLoader(pictures, job.config.batch, shuffle=True, drop_last=True, num_workers=workers, persistent_workers=workers > 0)
+    return _loop(job, lambda: iter(loader))
+
+
+def _in_memory(job: Job, channels_last: bool = False, keep: bool = False, compiled: bool = False) -> Block:
+    if keep:
+        keep_freed_memory()
+    device, size, config = choose_device(job.device), job.config.batch, job.config.augment
+    images, labels = torch.from_numpy(job.part.images).to(device), torch.from_numpy(job.part.labels).to(device)
+    prepare = Prepare(job.spec).to(device)
+
+    def batches() -> Iterator[tuple[Tensor, Tensor]]:
+        order = torch.randperm(len(labels)).to(device)
+        for i in range(0, len(labels) - size + 1, size):
+            x = images[order[i : i + size]]
+            if config.distorts:
+                x = distort(x.float(), draw_grid(config, size, x.shape[2], x.shape[3], device))
+            x = prepare(x)
+            yield x.contiguous(memory_format=torch.channels_last) if channels_last else x, labels[order[i : i + size]]
+
+    return _loop(job, batches, channels_last, compiled)
+
+
+def _loop(job: Job, batches: Callable[[], Iterator[tuple[Tensor, Tensor]]], channels_last: bool = False, compiled: bool = False) -> Block:
+    """The usual training step over one pass of ``batches``."""
+    device = choose_device(job.device)
+    network = build_network(job.model, job.classes, job.spec).to(device).train()
+    if channels_last:
+        network = network.to(memory_format=torch.channels_last)
+    step: Callable[[Tensor], Tensor] = torch.compile(network) if compiled else network
+    optimiser = torch.optim.AdamW(network.parameters(), lr=job.config.lr)
+
+    def block() -> float:
+        total = torch.zeros((), device=device)
+        for x, y in batches():
+            loss = functional.cross_entropy(step(x.to(device)), y.to(device), label_smoothing=job.config.label_smoothing)
+            optimiser.zero_grad()
+            loss.backward()
+            optimiser.step()
+            total += loss.detach()
+        return float(total)  # waits for a GPU
+
+    return block
+
+
+def _real(job: Job, precision: str = "auto") -> Block:
+    network = build_network(job.model, job.classes, job.spec)
+    config = dataclasses.replace(job.config, precision=precision)
+    device = choose_device(job.device)
+
+    def block() -> float:
+        part = job.part.images, job.part.labels
+        few = part[0][:2], part[1][:2]
+        fit(network, part, few, config, classes=job.classes, prepare=Prepare(job.spec).to(device), device=device)
+        return 0.0
+
+    return block
+
+
+VARIANTS: Mapping[str, Callable[[Job], Block]] = {
+    PLAIN: _plain,
+    f"{PLAIN}, 2 workers": functools.partial(_plain, workers=2),
+    "in memory": _in_memory,
+    "channels last": functools.partial(_in_memory, channels_last=True),
+    "memory kept": functools.partial(_in_memory, channels_last=True, keep=True),
+    "torch.compile": functools.partial(_in_memory, channels_last=True, keep=True, compiled=True),
+    "compress train": _real,
+    "compress train, bf16": functools.partial(_real, precision="bf16"),
+}

@@ -1,0 +1,358 @@
+"""What `compress tune` leaves and shows: best.toml, trials.csv, pictures; a table, or JSON."""
+
+import csv
+import dataclasses
+import inspect
+import io
+import json
+import os
+import re
+import tomllib
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+import torch
+
+from ..artifacts.cost import count_cost
+from ..artifacts.load import Prepare, build_network
+from ..artifacts.model_reference import ModelReference
+from ..artifacts.project import Project, data_identity, network_identity
+from ..artifacts.recipe import RECIPES, Recipe, training_config
+from ..cli.tables import table
+from ..errors import CompressError, NetworkError
+from ..models.emnist import EmnistConfig
+from ..models.errors import ModelError
+from ..models.k49 import K49Config
+from ..plots.tune import draw_history, draw_importances, draw_slices
+from ..train.errors import TrainError
+from ..train.fit import choose_device, fit
+from ..train.settings import AugmentConfig, FitConfig
+from ..train.space import Dimension, Space, as_plain, parse_space
+from ..train.split import stratified_sample
+from ..train.storage import opened
+from ..train.tune import Attempt, Hopeless, Summary, Trial, TuneConfig, tune
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tuned:
+    """What came out: all trials, the folder of results, and how the trials were trained (``epochs`` None: as the recipe says)."""
+
+    study: str
+    folder: Path
+    space: Space
+    summary: Summary
+    epochs: int | None
+    fraction: float
+
+
+def with_values(recipe: Recipe, values: Mapping[str, Any]) -> Recipe:
+    """The recipe with the drawn values, of dotted names, in its tables."""
+    tables = {name: dict(table) for name, table in recipe.tables.items()}
+    for name, value in values.items():
+        table, _, setting = name.partition(".")
+        tables.setdefault(table, {})[setting] = value
+    return dataclasses.replace(recipe, tables=tables)
+
+
+def options_with(project: Project, values: Mapping[str, Any]) -> dict[str, Any]:
+    assert project.model is not None
+    drawn = {name.partition(".")[2]: value for name, value in values.items() if name.startswith("model-options.")}
+    return {**project.model.options, **drawn}
+
+
+def write_results(project: Project, recipe: Recipe, tuned: Tuned) -> None:
+    """Write recipe, table and plots, each file whole or not at all, as several workers may do so at once."""
+    summary, space = tuned.summary, tuned.space
+    tuned.folder.mkdir(parents=True, exist_ok=True)
+    _replace(tuned.folder / "trials.csv", _csv(summary, space).encode())
+    if summary.best is not None:
+        _replace(tuned.folder / "best.toml", best_recipe(project, recipe, tuned).encode())
+        _replace(tuned.folder / "history.png", draw_history(summary))
+        _replace(tuned.folder / "slices.png", draw_slices(summary, space))
+    if summary.importances:
+        _replace(tuned.folder / "importances.png", draw_importances(summary))
+
+
+def best_recipe(project: Project, recipe: Recipe, tuned: Tuned) -> str:
+    """The best trial as TOML for `compress train --recipe`: every setting of training by its value, defaults too."""
+    best = tuned.summary.best
+    assert best is not None and project.model is not None
+    config = dataclasses.asdict(training_config(with_values(recipe, best.values)))
+    tables = {"model-options": options_with(project, best.values), "augment": config.pop("augment"), "train": config}
+    source = project.source["source"]
+    spec = {name: value for name, value in dataclasses.asdict(project.spec).items() if value != getattr(type(project.spec)(), name)}
+    lines = [
+        f"# Best of {tuned.summary.finished} trials of `compress tune`, study {tuned.study}, trial {best.number}:",
+        f"# balanced accuracy {percent(best)} on the validation images of {project.data.name} ({project.data.fingerprint[:12]}...),",
+        f"# after at most {tuned.epochs or config['epochs']} epochs on {100 * tuned.fraction:g}% of the training images. Use:",
+        "#   compress train --recipe best.toml",
+        *([f"# with the network's input as it was tuned: {spec}"] if spec else []),
+        *(["# and the four files of the data set by hand"] if isinstance(source, list) else []),
+        f"model = {_toml(recipe.model)}",
+        *([] if isinstance(source, list) else [f"data = {_toml(source)}"]),
+        f"seed = {_toml(config.pop('seed'))}",
+    ]
+    for name in ("model-options", "train", "augment"):
+        lines += ["", f"[{name}]", *(f"{setting} = {_toml(value)}" for setting, value in tables[name].items())]
+    return "\n".join(lines) + "\n"
+
+
+def _toml(value: Any) -> str:
+    """A value of a recipe as TOML: JSON's texts, numbers and lists are TOML's too."""
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(map(_toml, value))}]"
+    return json.dumps(value, ensure_ascii=False)
+
+
+def _csv(summary: Summary, space: Space) -> str:
+    names = ("number", "state", "score", "epochs", "seconds", "params", "macs", "reason")
+    buffer = io.StringIO()
+    writer = csv.writer(buffer)
+    writer.writerow([*names, *space])
+    for trial in summary.trials:
+        about = dataclasses.asdict(trial) | dict(trial.notes)
+        writer.writerow([*(about.get(name) for name in names), *(trial.values.get(name) for name in space)])
+    return buffer.getvalue()
+
+
+def _replace(path: Path, content: bytes) -> None:
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    partial.write_bytes(content)
+    partial.replace(path)
+
+
+def percent(trial: Trial | None) -> str:
+    return f"{100 * trial.score:.2f}%" if trial is not None and trial.score is not None else "-"
+
+
+def tuned_summary(tuned: Tuned) -> dict[str, Any]:
+    """What ``--json`` shows."""
+    summary, best = tuned.summary, tuned.summary.best
+    return {
+        "study": tuned.study,
+        "folder": str(tuned.folder),
+        "recipe": str(tuned.folder / "best.toml"),
+        "best": dataclasses.asdict(best) if best else None,
+        "importances": dict(summary.importances),
+        "trials": [dataclasses.asdict(trial) for trial in summary.trials],
+    }
+
+
+def show_tuned(tuned: Tuned, as_json: bool) -> None:
+    """Print the trials, the best first, or everything as JSON."""
+    click.echo(json.dumps(tuned_summary(tuned), indent=1) if as_json else tuned_text(tuned))
+
+
+def tuned_text(tuned: Tuned, most: int = 20) -> str:
+    """A row per trial, the best first and those given up last with the reason; then what mattered, and where the recipe lies."""
+    trials = sorted(tuned.summary.trials, key=lambda t: (t.state != "complete", t.state, -(t.score or 0.0)))
+    parts = [table([_row(trial, tuned.space) for trial in trials[:most]])]
+    if len(trials) > most:
+        parts.append(f"and {len(trials) - most} more in {tuned.folder / 'trials.csv'}")
+    if shares := tuned.summary.importances:
+        told = ", ".join(f"{name} {100 * share:.0f}%" for name, share in sorted(shares.items(), key=lambda pair: -pair[1]))
+        parts.append(f"share in the variance of the score: {told}")
+    parts.append(f"pictures: {tuned.folder}\nbest: compress train --recipe {tuned.folder / 'best.toml'}")
+    return "\n\n".join(parts)
+
+
+def _row(trial: Trial, space: Space) -> dict[str, str]:
+    about = {"trial": str(trial.number), "balanced acc.": percent(trial)}
+    about |= {title: f"{trial.notes[name]:,}" if name in trial.notes else "" for name, title in (("params", "params"), ("macs", "MACs"))}
+    about |= {name.partition(".")[2]: _cell(trial.values.get(name, "")) for name in space}
+    return about | {"": trial.reason or ("" if trial.state == "complete" else trial.state)}
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, list):
+        return "-".join(map(str, value))
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+SPACES = RECIPES / "spaces"
+CONFIGS = {"k49": K49Config, "emnist": EmnistConfig}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tuning:
+    """What `compress tune` is told besides the project and the recipe.
+
+    ``epochs``: of each trial, instead of the recipe's. ``fraction`` of the training images, drawn evenly from the classes. ``max_params``
+    and ``max_macs``: a larger network is given up before it is trained. ``storage``: a URL or a file; ``study``: its name there and of
+    the folder of results; ``space``: a TOML file.
+    """
+
+    trials: int = 40
+    timeout: float | None = None
+    epochs: int | None = None
+    fraction: float = 1.0
+    max_params: int | None = None
+    max_macs: int | None = None
+    storage: str | None = None
+    study: str | None = None
+    space: Path | None = None
+
+    def __post_init__(self) -> None:
+        TuneConfig(trials=self.trials, timeout=self.timeout)  # refuses wrong ones before the data are loaded
+        if not 0 < self.fraction <= 1:
+            raise CompressError(f"fraction (={self.fraction}) must lie in (0, 1]; 0.25 trains on a quarter of the training images")
+        if self.epochs is not None and self.epochs < 1:
+            raise CompressError(f"epochs (={self.epochs}) must be at least 1")
+        for name in ("max_params", "max_macs"):
+            if (most := getattr(self, name)) is not None and most < 1:
+                raise CompressError(f"{name} (={most}) must be at least 1; leave it out for no limit")
+        if self.study is not None and not re.fullmatch(r"\w[\w.-]*", self.study):
+            raise CompressError(f"study (={self.study}) must be letters, digits, -, _ and dots, as it names a folder; k49-small fits")
+
+
+def tune_project(project: Project, recipe: Recipe, tuning: Tuning) -> Tuned:
+    """Run the trials that are missing, and write what all of them say. Raises CompressError when none was completed."""
+    assert project.model is not None, "only files are measured without a model"
+    space = read_space(project.model, recipe, tuning)
+    choose_device(project.device)
+    study = tuning.study or re.sub(r"[^\w.-]+", "-", project.data.name).lstrip("-.") or "study"
+    storage = tuning.storage or str(project.folder / "tune" / f"{study}.journal")
+    config = TuneConfig(trials=tuning.trials, timeout=tuning.timeout, seed=recipe.seed)
+
+    def told(trial: Trial, summary: Summary) -> None:
+        result = f"{100 * trial.score:.2f}%" if trial.state == "complete" and trial.score is not None else f"given up: {trial.reason}"
+        best = f"; best {percent(summary.best)} (trial {summary.best.number})" if summary.best else ""
+        project.console.say(f"tune: trial {trial.number}: {result}{best}; {summary.finished} of {tuning.trials} done")
+
+    project.console.say(f"tune: study {study} in {re.sub(r'//.*@', '//', storage)}")
+    with opened(storage) as store:
+        identity = _identity(project, recipe, tuning, space)
+        objective = _Objective(project, recipe, tuning)
+        summary = tune(objective, space, config, store, f"{project.folder.name}-{study}", identity, told, fresh=project.force)
+    tuned = Tuned(
+        study=study, folder=project.folder / "tune" / study, space=space, summary=summary, epochs=tuning.epochs, fraction=tuning.fraction
+    )
+    write_results(project, recipe, tuned)
+    if running := sum(trial.state == "running" for trial in summary.trials):
+        project.console.say(f"tune: other workers still run {running} trials of {study}; the results are written again when those end")
+    if summary.best is None:
+        reasons = [trial.reason for trial in summary.trials if trial.reason]
+        why = f"the last because: {reasons[-1]}" if reasons else "none was finished in time"
+        raise CompressError(f"study {study}: no trial of {len(summary.trials)} was completed, {why}; give it more room, or another --space")
+    return tuned
+
+
+def read_space(model: ModelReference, recipe: Recipe, tuning: Tuning) -> dict[str, Dimension]:
+    """The search space for ``model``, of --space or built in; names, and the ends of each range, are tried on the settings they are for."""
+    path = tuning.space or SPACES / f"{model.reference if model.is_built_in else 'any'}.toml"
+    try:
+        raw = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise CompressError(f"space (={path}): there is no such file") from error
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise CompressError(f"space (={path}) is not readable as TOML: {error}") from error
+    if set(raw) != {"space"} or not isinstance(raw["space"], dict):
+        raise CompressError(f"space (={path}) must have one table, [space]; it has {', '.join(raw) or 'nothing'}")
+    options, any_option = _options_of(model)
+    known = {f"train.{name}": kind for name, kind in _fields(FitConfig).items() if name not in ("seed", "augment")}
+    known |= {f"augment.{name}": kind for name, kind in _fields(AugmentConfig).items()}
+    known |= {f"model-options.{name}": kind for name, kind in options.items()}
+    space = parse_space(raw["space"], known, str(path), ("model-options",) if any_option else ())
+    if "train.epochs" in space and tuning.epochs is not None:
+        raise CompressError(f"epochs (={tuning.epochs}) is tuned by {path} already; leave one of them out")
+    for name, dimension in space.items():
+        for value in dimension.extremes:
+            _try_setting(model, recipe, name, value, path)
+    return space
+
+
+def _try_setting(model: ModelReference, recipe: Recipe, name: str, value: Any, path: Path) -> None:
+    table, _, setting = name.partition(".")
+    try:
+        if table != "model-options":
+            training_config(with_values(recipe, {name: value}))
+        # Lists, such as widths and depths, may fit only together: those are tried as they are drawn.
+        elif model.reference in CONFIGS and not isinstance(value, list):
+            CONFIGS[model.reference](classes=2, **{setting: value})
+    except (CompressError, TrainError, ModelError) as error:
+        raise CompressError(f"{name} in {path}: {error}") from error
+
+
+def _options_of(model: ModelReference) -> tuple[dict[str, Any], bool]:
+    """The options of the network's factory with their types (None: not known), and whether it takes any other too."""
+    if model.reference in CONFIGS:
+        return {name: kind for name, kind in _fields(CONFIGS[model.reference]).items() if name != "classes"}, False
+    takes = inspect.signature(model.factory()).parameters.values()
+    named = [one for one in takes if one.kind in (one.POSITIONAL_OR_KEYWORD, one.KEYWORD_ONLY) and one.name != "classes"]
+    kinds = {one.name: type(one.default) if isinstance(one.default, bool | int | float | str) else None for one in named}
+    return kinds, any(one.kind is one.VAR_KEYWORD for one in takes)
+
+
+def _fields(cls: type) -> dict[str, Any]:
+    hints = typing.get_type_hints(cls)
+    return {entry.name: typing.get_origin(hints[entry.name]) or hints[entry.name] for entry in dataclasses.fields(cls)}
+
+
+def _identity(project: Project, recipe: Recipe, tuning: Tuning, space: Space) -> dict[str, Any]:
+    """What the scores of a study depend on: trials under anything else are not to be compared with them."""
+    config = training_config(recipe, epochs=tuning.epochs)
+    limits = {name: getattr(tuning, name) for name in ("fraction", "max_params", "max_macs")}
+    return {
+        "space": {name: json.dumps(one) for name, one in as_plain(space).items()},
+        "data": data_identity(project),
+        "network": network_identity(project),
+        "training": dataclasses.asdict(config),
+        **limits,
+    }
+
+
+class _Objective:
+    """Trains one network with the settings of an attempt; returns the balanced accuracy on the validation images."""
+
+    def __init__(self, project: Project, recipe: Recipe, tuning: Tuning) -> None:
+        self._project, self._recipe, self._tuning = project, recipe, tuning
+        train = project.data.train
+        chosen = stratified_sample(train.labels, max(1, round(tuning.fraction * len(train.labels))), recipe.seed)
+        self._training = (train.images, train.labels) if tuning.fraction == 1 else (train.images[chosen], train.labels[chosen])
+
+    def __call__(self, attempt: Attempt) -> float:
+        project, validation = self._project, self._project.data.validation
+        assert project.model is not None
+        config = training_config(with_values(self._recipe, attempt.values), epochs=self._tuning.epochs)
+        model = dataclasses.replace(project.model, options=options_with(project, attempt.values))
+        device = choose_device(project.device)
+
+        def progress(epoch: int, step: int, steps: int, loss: float) -> None:
+            attempt.beat()
+            label = f"trial {attempt.number}, epoch {epoch} of {config.epochs}, loss {loss:.3f}"
+            project.console.progress(label, (epoch - 1) * steps + step, config.epochs * steps)
+
+        try:
+            # As `compress train` does it, so that the same settings give the same weights.
+            with torch.random.fork_rng():
+                torch.manual_seed(config.seed)
+                network = build_network(model, project.classes, project.spec)
+            self._refuse_large(network, attempt)
+            fitted = fit(
+                network,
+                self._training,
+                (validation.images, validation.labels),
+                config,
+                classes=project.classes,
+                prepare=Prepare(project.spec).to(device),
+                device=device,
+                progress=progress,
+                after_epoch=lambda row: attempt.report(int(row["epoch"]), row["balanced_accuracy"]),
+            )
+        except (TrainError, ModelError, NetworkError) as error:  # a loss that is no longer finite, widths that do not fit the depths
+            raise Hopeless(str(error)) from error
+        except torch.OutOfMemoryError as error:
+            raise Hopeless("out of memory on the device") from error
+        return fitted.best["balanced_accuracy"]
+
+    def _refuse_large(self, network: torch.nn.Module, attempt: Attempt) -> None:
+        cost = count_cost(network, torch.zeros(2, *self._project.spec.shape))
+        attempt.note(params=cost.params, macs=cost.macs)
+        for name, value in (("params", cost.params), ("macs", cost.macs)):
+            most = getattr(self._tuning, f"max_{name}")
+            if most is not None and value > most:
+                raise Hopeless(f"{value:,} {name}, more than {most:,}")

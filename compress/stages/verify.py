@@ -1,0 +1,138 @@
+"""Test vectors beside a model, and ``compress verify``: the proof, anywhere, that the file still computes what it was made to compute.
+
+``vectors.npz`` lies beside ``model.onnx``: a few real images, the logits that were expected of them when the file was made (of an export:
+torch's; of an int8 file: ONNX Runtime's, on the machine that made it), how far logits may be off, and the SHA-256 of the model. Needs
+numpy and onnxruntime only; where OpenVINO is installed, it has to agree as well. It tells accidents and unfit runtimes (a cut copy, a
+kernel that computes something else), not forgers: nothing is signed.
+
+Refused: a folder without the two files, and vectors that are damaged. Nothing is pickled.
+"""
+
+import importlib.util
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..artifacts.artifact import MANIFEST, PAYLOAD, read_artifact, sha256_of
+from ..artifacts.vectors import VECTORS, Vectors, read_vectors
+from ..benchmarks.errors import BenchmarkError
+from ..benchmarks.runtimes import Candidate, Opened, check_logits, open_model
+from ..errors import CompressError, first_line, onnxruntime_errors
+
+SOFTMAX_TOLERANCE = 1e-5  # of the file's own logits: float32, also in an int8 file
+
+
+@dataclass(frozen=True, kw_only=True)
+class Check:
+    """One part of the proof, with what was found in words."""
+
+    name: str
+    passed: bool
+    detail: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Proof:
+    """All parts of the proof for the model in ``folder``; what could not be tried is left out."""
+
+    folder: Path
+    checks: tuple[Check, ...]
+
+    @property
+    def holds(self) -> bool:
+        return all(check.passed for check in self.checks)
+
+
+def verify(folder: Path) -> Proof:
+    """Repeat the proof for the ``model.onnx`` in ``folder``, an artifact's or any other with ``vectors.npz`` in it.
+
+    Raises:
+        CompressError: there is nothing to prove, or nothing to prove it with.
+    """
+    model = folder / PAYLOAD["graph"]
+    if not folder.is_dir():
+        raise CompressError(f"{folder} is no folder; name the one that holds {model.name} and {VECTORS}")
+    if not model.is_file():
+        raise CompressError(f"{folder} has no {model.name}; name the folder of an exported or quantized model")
+    vectors = read_vectors(folder / VECTORS)
+    found = sha256_of(model)
+    whole = found == vectors.model
+    detail = f"SHA-256 {found[:12]}..." + ("" if whole else f", {vectors.model[:12]}... was expected: the file was changed or cut")
+    checks = [Check(name="hash", passed=whole, detail=detail)]
+    if whole and (folder / MANIFEST).is_file():
+        read_artifact(folder, "graph")  # the hash of every other file, the vectors included
+    return Proof(folder=folder, checks=(*checks, *_compute(model, vectors)))
+
+
+def _compute(model: Path, vectors: Vectors) -> list[Check]:
+    import onnxruntime
+
+    try:
+        opened, logits = _answer(model, vectors, "onnxruntime")
+    except (BenchmarkError, *onnxruntime_errors()) as error:
+        return [Check(name="loads", passed=False, detail=f"not in onnxruntime {onnxruntime.__version__}: {_said(error)}")]
+    difference, same, count = *_agreement(logits, vectors), len(logits)
+    checks = [
+        Check(name="loads", passed=True, detail=f"onnxruntime {onnxruntime.__version__}, {', '.join(opened.providers)}"),
+        Check(
+            name="logits",
+            passed=difference <= vectors.tolerance,
+            detail=f"largest difference {difference:.2g} on {count} images, {vectors.tolerance:.2g} is allowed",
+        ),
+        Check(name="answers", passed=same == count, detail=f"{same} of {count} images have the expected answer"),
+    ]
+    if opened.probabilities is not None:
+        checks.append(_check_probabilities(opened.probabilities(vectors.images), logits))
+    if importlib.util.find_spec("openvino") is not None:
+        checks.append(_check_openvino(model, vectors))
+    return checks
+
+
+def _answer(model: Path, vectors: Vectors, runtime: str) -> tuple[Opened, NDArray[np.float32]]:
+    count, classes = vectors.logits.shape
+    opened = open_model(Candidate(name=model.stem, path=model, runtime=runtime), vectors.images.shape[1:], classes, threads=1)
+    return opened, check_logits(opened.predict(vectors.images), count, classes)
+
+
+def _agreement(logits: NDArray[np.float32], vectors: Vectors) -> tuple[float, int]:
+    """The largest difference from the expected logits, and how many images have the expected answer."""
+    expected = vectors.logits
+    return float(np.abs(logits - expected).max()), int((logits.argmax(axis=1) == expected.argmax(axis=1)).sum())
+
+
+def _check_probabilities(found: NDArray[np.float32], logits: NDArray[np.float32]) -> Check:
+    powers = np.exp(logits.astype(np.float64) - logits.max(axis=1, keepdims=True))
+    expected = powers / powers.sum(axis=1, keepdims=True)
+    difference = float(np.abs(found - expected).max()) if found.shape == expected.shape else np.inf
+    return Check(
+        name="probabilities",
+        passed=difference <= SOFTMAX_TOLERANCE,
+        detail=f"largest difference {difference:.2g} from the softmax of the logits, {SOFTMAX_TOLERANCE:g} is allowed",
+    )
+
+
+def _check_openvino(model: Path, vectors: Vectors) -> Check:
+    try:
+        from openvino import __version__ as version
+
+        logits = _answer(model, vectors, "openvino")[1]
+    except (BenchmarkError, ImportError, RuntimeError) as error:  # OpenVINO's own errors are the last
+        return Check(name="openvino", passed=False, detail=f"does not load or run: {_said(error)}")
+    difference, same, count = *_agreement(logits, vectors), len(logits)
+    return Check(
+        name="openvino",
+        passed=difference <= vectors.tolerance and same == count,
+        detail=f"{version.partition('-')[0]}: largest difference {difference:.2g}, {same} of {count} images have the expected answer",
+    )
+
+
+def _said(error: BaseException) -> str:
+    return str(error) if isinstance(error, BenchmarkError) else first_line(error)
+
+
+def proof_text(proof: Proof) -> str:
+    """One line per check, and the outcome."""
+    lines = [f"{'ok  ' if check.passed else 'FAIL'}  {check.name:<13} {check.detail}" for check in proof.checks]
+    return "\n".join([*lines, f"{proof.folder}: {'proved' if proof.holds else 'NOT proved; copy or export the model again'}"])

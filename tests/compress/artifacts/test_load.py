@@ -1,0 +1,321 @@
+"""Networks from references, and weights from files. The truth is the tensors that were saved, and arithmetic by hand."""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from compress.artifacts.artifact import Artifact, InputSpec, Manifest, write_artifact
+from compress.artifacts.load import Prepare, build_network, load_network, load_runner, load_weights
+from compress.artifacts.model_reference import ModelReference
+from compress.errors import NetworkError
+
+SMALL = InputSpec(shape=(1, 4, 4))
+NET = """
+import torch
+from torch import nn
+
+class Net(nn.Sequential):
+    def __init__(self, classes, width=2):
+        super().__init__(nn.Conv2d(1, width, 3), nn.BatchNorm2d(width), nn.Flatten(), nn.Linear(4 * width, classes))
+
+class Caching(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.linear, self.kept = nn.Linear(16, 3), None
+
+    def forward(self, x):
+        if self.kept is None:
+            self.kept = torch.ones(16)
+        return self.linear(x.flatten(1) * self.kept)
+
+class Wrapped(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.module = Net(3)
+
+    def forward(self, x):
+        return self.module(x)
+
+class Strict(Net):
+    def forward(self, x):
+        assert x.shape[1:] == (1, 4, 4), "wants 4x4"
+        return super().forward(x)
+
+def make(classes, width=2): return Net(classes, width)
+def fixed(): return Net(3)
+def everything(**options): return Net(**options)
+def no_module(classes): return "a network"
+def raises(classes): raise ValueError("cannot be made\\nfor a long reason")
+def lazy(classes): return nn.Sequential(nn.Flatten(), nn.LazyLinear(classes))
+def headless(classes): return nn.Conv2d(1, 2, 3)
+class Two(Net):
+    def forward(self, x): return super().forward(x), x
+def two(classes): return Two(classes)
+"""
+
+
+@pytest.fixture
+def user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., ModelReference]:
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    (tmp_path / "net.py").write_text(NET, encoding="utf-8")
+    return lambda factory="make", **options: ModelReference(reference=f"{tmp_path / 'net.py'}:{factory}", options=options)
+
+
+def linear(seed: int = 0) -> nn.Linear:
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return nn.Linear(3, 2)
+
+
+def same(first: nn.Module, second: nn.Module) -> bool:
+    ours, theirs = first.state_dict(), second.state_dict()
+    return ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_prepare_by_hand() -> None:
+    """Pixel 51 is 0.2 of 255: (0.2 - 0.5) / 0.25 = -1.2; and 0 gives -2, 255 gives 2."""
+    prepared = Prepare(InputSpec(mean=(0.5,), std=(0.25,)))(torch.tensor([[[[0, 51, 255]]]], dtype=torch.uint8))
+    assert prepared.dtype == torch.float32
+    torch.testing.assert_close(prepared, torch.tensor([[[[-2.0, -1.2, 2.0]]]]))
+
+
+def test_prepare_per_channel_by_hand() -> None:
+    spec = InputSpec(shape=(3, 1, 1), mean=(0.0, 0.5, 1.0), std=(1.0, 0.5, 0.25))
+    pixels = torch.tensor([255, 255, 0], dtype=torch.uint8).view(1, 3, 1, 1)
+    torch.testing.assert_close(Prepare(spec)(pixels).flatten(), torch.tensor([1.0, 1.0, -4.0]))
+
+
+def test_prepare_without_mean_is_a_multiplication_only() -> None:
+    every = torch.arange(256, dtype=torch.uint8).view(1, 1, 16, 16)
+    assert torch.equal(Prepare(InputSpec())(every), every.float() * torch.tensor(1 / 255))
+
+
+@pytest.mark.parametrize(
+    ("factory", "options", "width", "classes"),
+    [("make", {}, 2, 5), ("make", {"width": 4}, 4, 5), ("everything", {"width": 3}, 3, 5), ("fixed", {}, 2, 3), ("Net", {}, 2, 7)],
+)
+def test_a_users_factory_gets_classes_if_it_takes_them(
+    user: Callable[..., ModelReference], factory: str, options: dict[str, Any], width: int, classes: int
+) -> None:
+    network = build_network(user(factory, **options), classes, SMALL)
+    assert network.training and network.state_dict()["3.weight"].shape == (classes, 4 * width)
+
+
+@pytest.mark.parametrize("name", ["k49", "emnist"])
+def test_a_built_in_network_comes_by_the_same_door(name: str) -> None:
+    network = build_network(ModelReference(reference=name, options={"dropout": 0.5}), 10, InputSpec())
+    assert network(torch.zeros(2, 1, 28, 28)).shape == (2, 10)
+    assert [m.p for m in network.modules() if isinstance(m, nn.Dropout)] == [0.5]
+
+
+@pytest.mark.parametrize("factory", ["Caching", "lazy"])
+def test_a_network_that_makes_tensors_in_its_first_call_can_be_trained(user: Callable[..., ModelReference], factory: str) -> None:
+    network = build_network(user(factory), 3, SMALL)
+    network(torch.rand(2, 1, 4, 4)).sum().backward()
+    assert all(parameter.grad is not None for parameter in network.parameters())
+
+
+@pytest.mark.parametrize(
+    ("factory", "options", "spec", "told"),
+    [
+        ("make", {"wdith": 3}, SMALL, r"net\.py:make\): its factory takes no wdith; it takes classes, width"),
+        ("fixed", {"width": 3}, SMALL, r"its factory takes no width; it takes nothing"),
+        ("everything", {"depth": 3}, SMALL, r"the factory failed: TypeError: .*depth"),
+        ("no_module", {}, SMALL, r"the factory returned a str, a torch\.nn\.Module is needed"),
+        ("raises", {}, SMALL, r"the factory failed: ValueError: cannot be made$"),
+        ("fixed", {}, SMALL, r"returned shape \(2, 3\) for 2 images; logits of shape \(2, 5\) are needed, one per class of the data"),
+        ("headless", {}, SMALL, r"returned shape \(2, 2, 2, 2\) for 2 images"),
+        ("two", {}, SMALL, r"returned a tuple for 2 images"),
+        ("make", {}, InputSpec(), r"fails on float32 images \(2, 1, 28, 28\): RuntimeError: .*; --image-shape \(=1x28x28\) must be what"),
+        ("make", {}, InputSpec(shape=(3, 4, 4)), r"fails on float32 images \(2, 3, 4, 4\): "),
+        ("Strict", {}, InputSpec(), r"fails on float32 images \(2, 1, 28, 28\): AssertionError: wants 4x4; --image-shape"),
+    ],
+)
+def test_a_network_that_breaks_the_contract_is_refused(
+    user: Callable[..., ModelReference], factory: str, options: dict[str, Any], spec: InputSpec, told: str
+) -> None:
+    with pytest.raises(NetworkError, match=told) as refused:
+        build_network(user(factory, **options), 5, spec)
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"colour": 1}, r"model \(=k49\): the factory failed: TypeError: .*colour"),
+        ({"widths": 3}, r"model \(=k49\): the factory failed: TypeError"),
+    ],
+)
+def test_a_wrong_option_of_a_built_in_network_is_refused(options: dict[str, Any], told: str) -> None:
+    with pytest.raises(NetworkError, match=told):
+        build_network(ModelReference(reference="k49", options=options), 5, InputSpec())
+
+
+def as_safetensors(state: dict[str, Tensor], folder: Path) -> Path:
+    save_file(state, folder / "w.safetensors")
+    return folder / "w.safetensors"
+
+
+def as_torch(state: object, folder: Path, name: str = "w.pt") -> Path:
+    torch.save(state, folder / name)
+    return folder / name
+
+
+@pytest.mark.parametrize(
+    "save",
+    [
+        as_safetensors,
+        as_torch,
+        lambda state, folder: as_torch(state, folder, "w.pth"),
+        lambda state, folder: as_torch({"epoch": 3, "state_dict": state}, folder),
+        lambda state, folder: as_torch({"model_state_dict": state, "optimizer": {"lr": 0.1}}, folder),
+        lambda state, folder: as_torch({"model": {"state_dict": state}} | {"state_dict": state}, folder),
+        lambda state, folder: as_torch({f"module.{name}": value for name, value in state.items()}, folder),
+        lambda state, folder: as_torch({name: nn.Parameter(value) for name, value in state.items()}, folder),
+    ],
+    ids=["safetensors", "pt", "pth", "state_dict", "model_state_dict", "model", "DataParallel", "parameters"],
+)
+def test_saved_weights_come_back_bit_identical(save: Callable[[dict[str, Tensor], Path], Path], tmp_path: Path) -> None:
+    network = linear(1)
+    load_weights(network, save(linear(2).state_dict(), tmp_path))
+    assert same(network, linear(2)) and not same(network, linear(1))
+
+
+def test_a_network_whose_own_child_is_called_module_keeps_its_names(user: Callable[..., ModelReference], tmp_path: Path) -> None:
+    first, second = (build_network(user("Wrapped"), 3, SMALL) for _ in range(2))
+    load_weights(second, as_safetensors(first.state_dict(), tmp_path))
+    assert same(first, second)
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda s: s.pop("bias"), r"w\.pt does not fit the network: missing: bias; the --model and its options must be those"),
+        (lambda s: s.update(extra=torch.ones(1)), r"does not fit the network: unexpected: extra;"),
+        (lambda s: s.update(weight=torch.ones(2, 4)), r"mis-shaped: weight \(2, 4\) instead of \(2, 3\);"),
+        (
+            lambda s: (s.pop("bias"), s.update({f"layer{i}": torch.ones(1) for i in range(6)})),
+            r"missing: bias; unexpected: layer0, layer1, layer2, layer3 and 2 more;",
+        ),
+    ],
+)
+def test_weights_that_do_not_fit_are_named(change: Callable[[dict[str, Tensor]], object], told: str, tmp_path: Path) -> None:
+    state, network = dict(linear(2).state_dict()), linear(1)
+    change(state)
+    with pytest.raises(NetworkError, match=told):
+        load_weights(network, as_torch(state, tmp_path))
+    assert same(network, linear(1)), "nothing of it was loaded"
+
+
+class Harmful:
+    """Unpickled, it would make a file."""
+
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (self.marker,)
+
+
+@pytest.mark.parametrize("wrap", [lambda thing: thing, lambda thing: {"state_dict": linear().state_dict(), "hook": thing}])
+@pytest.mark.parametrize("new_format", [True, False])
+def test_a_pickle_with_code_is_refused_and_not_executed(wrap: Callable[[Any], Any], new_format: bool, tmp_path: Path) -> None:
+    marker = tmp_path / "executed"
+    torch.save(wrap(Harmful(marker)), tmp_path / "w.pt", _use_new_zipfile_serialization=new_format)
+    with pytest.raises(NetworkError, match=r"w\.pt\) holds more than tensors, or is no torch file; save network\.state_dict\(\)"):
+        load_weights(linear(), tmp_path / "w.pt")
+    assert not marker.exists()
+
+
+def test_a_whole_pickled_network_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(NetworkError, match="holds more than tensors"):
+        load_weights(linear(), as_torch(linear(), tmp_path))
+
+
+@pytest.mark.parametrize("what", [[1, 2], {}, {"epoch": 3}, {0: torch.ones(1)}, torch.ones(3)])
+def test_a_torch_file_without_a_state_dict_is_refused(what: object, tmp_path: Path) -> None:
+    with pytest.raises(NetworkError, match=r"weights \(=.*w\.pt\) holds no state dict \(names to tensors\)"):
+        load_weights(linear(), as_torch(what, tmp_path))
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+@pytest.mark.parametrize("fraction", [0.0, 0.05, 0.2, 0.5, 0.9, 0.99])
+def test_a_truncated_torch_file_is_refused(fraction: float, legacy: bool, tmp_path: Path) -> None:
+    file = tmp_path / "w.pt"
+    torch.save(linear().state_dict(), file, _use_new_zipfile_serialization=not legacy)
+    file.write_bytes(file.read_bytes()[: int(fraction * file.stat().st_size)])
+    with pytest.raises(NetworkError, match=r"w\.pt\) (is not a whole torch file|holds more than tensors, or is no torch file)") as refused:
+        load_weights(linear(), file)
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("content", [b"", b"{}", b"\xff" * 40, None], ids=["empty", "text", "noise", "truncated"])
+def test_a_damaged_safetensors_file_is_refused(content: bytes | None, tmp_path: Path) -> None:
+    file = as_safetensors(linear().state_dict(), tmp_path)
+    file.write_bytes(file.read_bytes()[:-1] if content is None else content)
+    with pytest.raises(NetworkError, match=r"w\.safetensors\) is not a whole safetensors file: "):
+        load_weights(linear(), file)
+
+
+@pytest.mark.parametrize(
+    ("name", "told"), [("w.onnx", r"weights \(=.*w\.onnx\) must end in \.safetensors, \.pt or \.pth"), ("none.pt", "there is no such file")]
+)
+def test_another_kind_of_file_or_none_is_refused(name: str, told: str, tmp_path: Path) -> None:
+    (tmp_path / "w.onnx").write_bytes(b"")
+    with pytest.raises(NetworkError, match=told):
+        load_weights(linear(), tmp_path / name)
+
+
+def save(model: ModelReference, network: nn.Module, folder: Path) -> Artifact:
+    def make(target: Path) -> Manifest:
+        save_file(network.state_dict(), target / "weights.safetensors")
+        about = {"kind": "network", "stage": "train", "key": "k", "config": {}, "data": {}}
+        return Manifest(**about, model=model.identity(), input=SMALL, classes=("a", "b", "c"))
+
+    return write_artifact(folder / "artifact", make)
+
+
+def test_a_network_artifact_reloads_bit_identical_and_leaves_the_generator_alone(
+    user: Callable[..., ModelReference], tmp_path: Path
+) -> None:
+    model = user("make", width=4)
+    network = build_network(model, 3, SMALL).eval()
+    artifact = save(model, network, tmp_path)
+    before = torch.random.get_rng_state()
+    loaded = load_network(artifact)
+    assert same(loaded, network) and not loaded.training
+    assert torch.equal(torch.random.get_rng_state(), before)
+    images = np.random.default_rng(0).integers(0, 256, (5, 1, 4, 4), dtype=np.uint8)
+    with torch.inference_mode():
+        expected = network(torch.from_numpy(images).float() / 255).numpy()
+    np.testing.assert_allclose(load_runner(artifact.path, "cpu", 1)(images), expected, atol=1e-6)
+
+
+def test_an_edit_of_the_users_file_is_noticed(user: Callable[..., ModelReference], tmp_path: Path) -> None:
+    model = user("make")
+    artifact = save(model, build_network(model, 3, SMALL), tmp_path)
+    (tmp_path / "net.py").write_text(NET.replace("width=2", "width=8"), encoding="utf-8")
+    with pytest.raises(NetworkError, match=r"net\.py:make was changed since .*artifact was made from it; put it back, or train again"):
+        load_network(artifact)
+    (tmp_path / "net.py").unlink()
+    with pytest.raises(NetworkError, match=r"there is no file .*net\.py"):
+        load_network(artifact)
+
+
+def test_an_edit_of_a_module_that_the_network_imports_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "blocks_of_mine.py").write_text("WIDTH = 3\nimport json, torch\n")
+    (tmp_path / "net.py").write_text(
+        "from torch import nn\nimport blocks_of_mine\ndef make_net(): return nn.Linear(1, blocks_of_mine.WIDTH)\n"
+    )
+    source = ModelReference(reference="net.py:make_net").identity()["source"]
+    assert ModelReference(reference="net.py:make_net").identity()["source"] == source
+    (tmp_path / "blocks_of_mine.py").write_text("WIDTH = 4\nimport json, torch\n")
+    assert ModelReference(reference="net.py:make_net").identity()["source"] != source

@@ -1,0 +1,196 @@
+"""The command line as a user meets it: one line and exit code 2 for mistakes, JSON for scripts, an instant --help."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from compress.cli import main as cli
+
+TINY = ["--model", "emnist", "--option", "channels=[4,8]", "--option", "hidden=16"]
+
+
+def run(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *arguments: str) -> tuple[int, str, str]:
+    monkeypatch.setattr(sys, "argv", ["compress", *arguments])
+    code = cli.main()
+    out, err = capfd.readouterr()
+    return code, out, err
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+COMMANDS = (
+    "train",
+    "tune",
+    "sensitivity",
+    "prune",
+    "remove-channels",
+    "export-onnx",
+    "quantize",
+    "benchmark",
+    "report",
+    "run",
+    "predict",
+    "compare",
+    "verify",
+    "explain",
+    "throughput",
+)
+
+
+def test_every_command_is_there_and_has_help_with_an_example(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    assert set(cli.cli.commands) == set(COMMANDS)
+    for command in COMMANDS:
+        code, out, _ = run(capfd, monkeypatch, command, "--help")
+        assert code == 0
+        assert f"compress {command}" in out.split("Example:")[1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["train", "--data", "digitz"], "data (=digitz) is neither a known name nor a folder, did you mean digits?"),
+        (["train", "--model", "k50"], "model (=k50) must be k49 or emnist, or path/net.py:factory"),
+        (["train", "--model", "net.py:make"], "there is no file net.py"),
+        (["train", "--epochs", "0"], "epochs (=0) must be at least 1"),
+        (["train", "--epochs", "many"], "'many' is not a valid integer; see compress train --help"),
+        (["train", "--option", "widths"], "option (=widths) must be NAME=VALUE"),
+        (["train", "--option", "colour=3"], "colour"),
+        (["train", "--image-shape", "28"], "image shape (=28) must be CxHxW"),
+        (["train", "--image-shape", "axb"], "image-shape (=axb) must be CxHxW"),
+        (["train", "--mean", "x"], "mean (=x) must be one number or one per channel"),
+        (["train", "--std", "0"], "std (=(0.0,)) must be positive"),
+        (["train", "--device", "tpu"], "device (=tpu) must be auto, cpu or cuda"),
+        (["train", "--train-images", "a.npz"], "--train-labels and --test-images and --test-labels missing"),
+        (["train", "--recipe", "none.toml"], "recipe (=none.toml): there is no such file, and no recipe of the toolkit"),
+        (["train", "--seed", "-1"], "seed (=-1) must lie in 0 to"),
+        (["prune", "--sparsity", "1.2"], "sparsity (=1.2) must lie in (0, 1); 0.8 zeroes 80% of the weights"),
+        (["prune", "--sparsity", "nan"], "sparsity (=nan) must lie in (0, 1)"),
+        (["prune"], "has no network yet (looked in train, import); run `compress train` first"),
+        (["quantize", "--mode", "int4"], "mode (=int4) must be auto, static, dynamic"),
+        (["quantize", "--from", "nothing"], "nothing is not an artifact"),
+        (["export-onnx", "--from", "a", "--weights", "b.pt"], "exclude each other"),
+        (["export-onnx", "--weights", "b.pt", "--data", "digits"], "weights (=b.pt): there is no such file"),
+        (["benchmark", "none.onnx"], "none.onnx"),
+        (["benchmark", "--runtime", "tflite", "none.onnx"], "runtime (=tflite) is unknown; choose of onnxruntime, openvino, torch"),
+        (["benchmark", "--samples", "0"], "samples (=0) must be at least 1"),
+        (["report", "none.json"], "none.json"),
+        (["report"], "run `compress benchmark` first"),
+        (["predict"], "name image files, or take --random 16"),
+        (["predict", "--random", "0"], "0 is not in the range"),
+        (["predict", "--onnx", "none.onnx", "letter.png"], "onnx (=none.onnx): there is no such file"),
+        (["compare", "none.json", "new.json"], "results (=none.json) cannot be read (No such file or directory)"),
+        (["compare", "a.json", "b.json", "--fail-if-slower", "much"], "fail if slower (=much) must be a percentage such as 5%"),
+        (["verify", "none"], "none is no folder; name the one that holds model.onnx and vectors.npz"),
+        (["compres"], "No such command 'compres'"),
+    ],
+)
+def test_a_mistake_is_one_line_with_exit_code_2_and_leaves_nothing(
+    arguments: list[str], line: str, here: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code, out, err = run(capfd, monkeypatch, *arguments)
+    assert code == 2
+    assert line in err
+    assert err.startswith("compress: ")
+    assert len(err.splitlines()) == 1
+    assert not out
+    assert not [path for path in here.rglob("*") if path.is_file()]
+
+
+def test_step_by_step_from_training_to_a_prediction(here: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def done(*arguments: str) -> dict[str, object]:
+        code, out, err = run(capfd, monkeypatch, *arguments, "--json")
+        assert code == 0, err
+        return json.loads(out)
+
+    trained = done("train", *TINY, "--data", "digits", "--epochs", "2")
+    assert Path(str(trained["artifact"])).parent == Path("runs/emnist/train")
+    assert trained["metrics"]["best_epoch"] in (1, 2)  # type: ignore[index]
+    done("prune", "--model", "emnist", "--epochs", "1")
+    # Quantizing straight after pruning exports first, and takes the newest network.
+    quantized = done("quantize", "--model", "emnist", "--images", "64", "--out", "board")
+    assert [step["stage"] for step in json.loads(Path("board/artifact.json").read_text())["lineage"]] == ["train", "prune", "export"]
+    assert quantized["kind"] == "graph"
+    assert done("export-onnx", "--model", "emnist", "--from", str(trained["artifact"]))["metrics"]["parity"]["agreement"] == 1.0  # type: ignore[index]
+    read = done("predict", "--onnx", "board/model.onnx", "--data", "digits", "--random", "6", "--seed", "1")
+    assert len(read["predictions"]) == 6  # type: ignore[arg-type]
+    assert Path("predictions.png").read_bytes().startswith(b"\x89PNG")
+    same = done("predict", "--from", "board", "--random", "6", "--seed", "1")
+    assert same["predictions"] == read["predictions"]
+    measured = done("benchmark", "board/model.onnx", "--data", "digits", "--samples", "5", "--rounds", "1", "--device", "cpu")
+    assert measured["kind"] == "benchmark"
+    code, out, _ = run(capfd, monkeypatch, "report", str(Path(str(measured["artifact"])) / "benchmark.json"), "--out", "report")
+    assert code == 0
+    assert "report.html" in out
+    assert Path("report/report.html").is_file()
+
+
+def test_predict_reads_image_files_with_and_without_inverting(
+    here: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import numpy as np
+    from PIL import Image
+
+    from compress.train.sources import load_data
+
+    assert run(capfd, monkeypatch, "train", *TINY, "--data", "digits", "--epochs", "6", "--lr", "0.005")[0] == 0
+    images = load_data("digits").test.images[:4, 0]
+    for index, image in enumerate(images):
+        Image.fromarray(image).save(f"light{index}.png")
+        Image.fromarray(np.uint8(255) - image).save(f"dark{index}.png")
+    light = run(capfd, monkeypatch, "predict", "--model", "emnist", "--json", *[f"light{i}.png" for i in range(4)])
+    dark = run(capfd, monkeypatch, "predict", "--model", "emnist", "--json", "--invert", *[f"dark{i}.png" for i in range(4)])
+    labels = [[one["label"] for one in json.loads(out)["predictions"]] for _, out, _ in (light, dark)]
+    assert labels[0] == labels[1]
+    code, _, err = run(capfd, monkeypatch, "predict", "--model", "emnist", "none.png")
+    assert (code, err) == (2, "compress: none.png does not exist; check the path\n")
+
+
+def test_ctrl_c_stops_with_130_and_resume_ends_with_the_weights_of_an_uninterrupted_run(here: Path) -> None:
+    command = [sys.executable, "-m", "compress", "train", *TINY, "--data", "digits", "--epochs", "20"]
+    subprocess.run([*command, "--runs", "whole"], check=True, capture_output=True)
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 60
+    while not list(here.glob("runs/emnist/train/.*.state.safetensors")) and time.monotonic() < deadline:
+        time.sleep(0.002)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate()
+    assert process.returncode == 130
+    assert "--resume" in err
+    assert "Traceback" not in err
+    assert not list(here.glob("runs/emnist/train/*/artifact.json"))
+    subprocess.run([*command, "--resume"], check=True, capture_output=True)
+    weights = [next(here.glob(f"{runs}/emnist/train/*/weights.safetensors")).read_bytes() for runs in ("whole", "runs")]
+    assert weights[0] == weights[1]
+
+
+def test_help_loads_neither_torch_nor_onnxruntime_nor_numpy() -> None:
+    script = (
+        "import sys; sys.argv = ['compress', '--help']\n"
+        "from compress.cli import main\n"
+        "assert main() == 0\n"
+        "heavy = {'torch', 'onnxruntime', 'onnx', 'numpy', 'sklearn', 'matplotlib'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env={**os.environ, "COLUMNS": "100"})
+    assert done.returncode == 0, done.stderr
+    assert "compress run --model k49 --data digits" in done.stdout
+
+
+def test_a_folder_that_cannot_be_written_is_one_line(
+    here: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (here / "file").write_text("")
+    code, _, err = run(capfd, monkeypatch, "train", *TINY, "--data", "digits", "--epochs", "1", "--runs", "file")
+    assert code == 2
+    assert err.splitlines()[-1].startswith("compress: file")
+    assert (here / "file").read_text() == ""

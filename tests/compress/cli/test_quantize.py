@@ -1,0 +1,202 @@
+"""quantize as a user runs it: an ONNX file of somebody else's, an explanation, and mistakes, each one line and nothing written."""
+
+import json
+import warnings
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from onnx import TensorProto, helper, numpy_helper
+from stand_ins import Commands
+from torch import nn
+
+from compress.artifacts.artifact import read_artifact
+from compress.stages.verify import verify
+from compress.train.sources import load_data
+
+
+def foreign(path: Path, opset: int = 18) -> Path:
+    """A small classifier of 28x28 images, trained a little, as torch exports it: float32 in [0, 1] normalised by 0.5 and 0.25."""
+    torch.manual_seed(0)
+    network = nn.Sequential(
+        nn.Conv2d(1, 8, 3, 2), nn.ReLU(), nn.Conv2d(8, 16, 3, 2), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 10)
+    )
+    data = load_data("digits")
+    images = (torch.from_numpy(data.train.images.copy()).float() / 255 - 0.5) / 0.25
+    labels = torch.from_numpy(data.train.labels.copy())
+    optimiser = torch.optim.Adam(network.parameters(), 0.02)
+    for _ in range(60):
+        optimiser.zero_grad()
+        nn.functional.cross_entropy(network(images), labels).backward()
+        optimiser.step()
+    with warnings.catch_warnings():
+        # torch 2.11's own use of a deprecated class
+        warnings.filterwarnings("ignore", message=".*LeafSpec.* is deprecated", category=FutureWarning)
+        program = torch.onnx.export(
+            network.eval(), (images[:2],), dynamo=True, opset_version=opset, dynamic_shapes=({0: torch.export.Dim("n")},), verbose=False
+        )
+    assert program is not None
+    program.save(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def theirs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return foreign(tmp_path_factory.mktemp("theirs") / "net.onnx")
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+NORMALISED = ("--mean", "0.5", "--std", "0.25")
+
+
+def test_somebody_elses_file_goes_the_whole_way(here: Path, theirs: Path, run: Commands) -> None:
+    made = run.done("quantize", "--onnx", str(theirs), "--data", "digits", *NORMALISED, "--images", "64")
+    quantized = read_artifact(Path(made["artifact"]), "graph")
+    assert quantized.path.parts[:3] == ("runs", "net", "quantize")
+    assert verify(quantized.path).holds
+    choice = made["metrics"]["choice"]
+    assert choice["verdict"] and choice["finalists"][0]["mode"] == "float32"
+
+    # Raw images give the answers that normalised ones gave before.
+    images = load_data("digits").test.images
+    session = onnxruntime.InferenceSession(theirs)
+    expected = session.run(None, {session.get_inputs()[0].name: ((images.astype(np.float32) / 255 - 0.5) / 0.25)})[0]
+    found = onnxruntime.InferenceSession(quantized.payload).run(["logits"], {"image": images})[0]
+    assert (found.argmax(axis=1) == expected.argmax(axis=1)).mean() > 0.97
+
+    # And it can be fine-tuned, named as an artifact, and measured beside what it came from.
+    tuned = run.done(
+        "quantize", "--onnx", str(theirs), "--data", "digits", *NORMALISED, "--mode", "static", "--images", "64", "--epochs", "1"
+    )
+    assert tuned["metrics"]["best_epoch"] == 1
+    imported = next((here / "runs/net/import-onnx").iterdir())
+    assert run.done("quantize", "--from", str(imported), "--mode", "fp16-weights")["config"] == {"mode": "fp16-weights"}
+    code, _out, err = run("benchmark", made["artifact"], str(imported), "--quick", "--rounds", "2", "--samples", "5")
+    assert code == 0, err
+
+
+def test_explain_says_what_each_layer_and_each_group_costs(here: Path, theirs: Path, run: Commands) -> None:
+    common = ("quantize", "--onnx", str(theirs), "--data", "digits", *NORMALISED, "--images", "64", "--explain")
+    found = run.done(*common)
+    assert [one["name"] for one in found["layers"]][-1] == "logits"
+    assert {one["name"] for one in found["groups"]} >= {"first layer", "last layer"}
+    assert all(one["latency"]["value"] > 0 for one in found["groups"])
+    assert (Path(found["artifact"]) / "noise.png").read_bytes().startswith(b"\x89PNG")
+    code, out, err = run(*common)
+    assert code == 0 and "explain-int8: unchanged" in err
+    assert "Signal to quantization noise" in out and "answers changed" in out
+    assert not Path("runs/net/quantize").exists()
+
+
+def refused(here: Path, run: Commands, *arguments: str) -> str:
+    """The one line of a refusal; nothing but what the test made may be there afterwards."""
+    before = sorted(here.rglob("*"))
+    code, out, err = run("quantize", *arguments)
+    lines = [line for line in err.splitlines() if line.startswith("compress: ")]
+    assert code == 2 and out == "" and len(lines) == 1 and "Traceback" not in err
+    after = [path for path in here.rglob("*") if path not in before and path.is_file()]
+    assert [path for path in after if "import-onnx" not in path.parts and "choose" not in path.parts] == []
+    assert not [path for path in after if "partial" in str(path)]
+    return lines[0]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (("--images", "8", "--mode", "static"), "calibration (=8 images) must be at least 32"),
+        (("--image-shape", "1x20x20"), "image-shape (=1x20x20) is not what onnx (="),
+        (("--mode", "int4"), "mode (=int4) must be auto, static"),
+        (("--mode", "dynamic", "--method", "mse"), "method (=mse) is a setting of --mode static; dynamic has none"),
+        (("--max-drop", "-1"), "max_drop (=-1.0) must lie in [0, 100]"),
+        (("--model", "k49"), "onnx (="),
+        (("--mode", "static", "--group", "gates"), 'group (="gates") is none of this graph; it has first layer'),
+    ],
+)
+def test_a_mistake_is_one_line(here: Path, theirs: Path, run: Commands, arguments: tuple[str, ...], told: str) -> None:
+    assert told in refused(here, run, "--onnx", str(theirs), "--data", "digits", *arguments)
+
+
+def broken(path: Path, kind: str, theirs: Path) -> None:
+    if kind == "empty":
+        path.write_bytes(b"")
+    elif kind == "cut":
+        path.write_bytes(theirs.read_bytes()[:-100])
+    elif kind == "external":
+        onnx.save(onnx.load(theirs), path, save_as_external_data=True, location="weights.bin", size_threshold=0)
+        (path.parent / "weights.bin").unlink()
+    elif kind == "no weights":
+        graph = helper.make_graph(
+            [
+                helper.make_node("GlobalAveragePool", ["x"], ["a"]),
+                helper.make_node("Flatten", ["a"], ["b"]),
+                helper.make_node("Expand", ["b", "s"], ["y"]),
+            ],
+            "none",
+            [helper.make_tensor_value_info("x", TensorProto.FLOAT, ("n", 1, 28, 28))],
+            [helper.make_tensor_value_info("y", TensorProto.FLOAT, ("n", 10))],
+            [numpy_helper.from_array(np.array([1, 10]), "s")],
+        )
+        onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8), path)
+    elif kind == "old":
+        rng = np.random.default_rng(0)
+        weights = {"w": rng.normal(size=(16, 1, 3, 3)), "v": rng.normal(size=(16, 10))}
+        graph = helper.make_graph(
+            [
+                helper.make_node("Conv", ["x", "w"], ["a"]),
+                helper.make_node("GlobalAveragePool", ["a"], ["b"]),
+                helper.make_node("Flatten", ["b"], ["c"]),
+                helper.make_node("MatMul", ["c", "v"], ["y"]),
+            ],
+            "old",
+            [helper.make_tensor_value_info("x", TensorProto.FLOAT, ("n", 1, 28, 28))],
+            [helper.make_tensor_value_info("y", TensorProto.FLOAT, ("n", 10))],
+            [numpy_helper.from_array(value.astype(np.float32), name) for name, value in weights.items()],
+        )
+        onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 11)], ir_version=6), path)
+
+
+@pytest.mark.parametrize(
+    ("kind", "told"),
+    [
+        ("missing", '"net.onnx" is not a file'),
+        ("empty", '"net.onnx" is empty (0 bytes)'),
+        ("cut", '"net.onnx" is truncated or no ONNX file at all'),
+        ("external", "keeps its weights in another file that cannot be read"),
+        ("no weights", "there is nothing to quantize"),
+        ("old", "opset 11, but quantization needs at least 13"),
+    ],
+)
+@pytest.mark.parametrize("mode", ["auto", "static"])
+def test_a_broken_file_is_one_line(here: Path, theirs: Path, run: Commands, kind: str, told: str, mode: str) -> None:
+    broken(here / "net.onnx", kind, theirs)
+    assert told in refused(here, run, "--onnx", "net.onnx", "--data", "digits", "--mode", mode)
+
+
+@pytest.mark.parametrize("mode", ["auto", "static", "dynamic", "int8-weights"])
+def test_what_is_quantized_already_is_refused(here: Path, theirs: Path, run: Commands, mode: str) -> None:
+    common = ("--data", "digits", *NORMALISED)
+    made = run.done("quantize", "--onnx", str(theirs), *common, "--mode", "static", "--images", "64")
+    quantized = Path(made["artifact"]) / "model.onnx"
+    again = here / "int8.onnx"
+    again.write_bytes(quantized.read_bytes())
+    assert "is quantized already" in refused(here, run, "--onnx", str(again), *common, "--mode", mode)
+
+
+def test_a_file_without_data_is_refused(here: Path, theirs: Path, run: Commands) -> None:
+    assert "does not say which images calibrate and score it; name them with --data" in refused(here, run, "--onnx", str(theirs))
+
+
+def test_the_table_of_the_choice_is_valid_json_and_holds_every_candidate(here: Path, theirs: Path, run: Commands) -> None:
+    made = run.done("quantize", "--onnx", str(theirs), "--data", "digits", *NORMALISED, "--images", "64")
+    table = json.loads((Path(made["metrics"]["choice"]["artifact"]) / "choice.json").read_text())
+    assert {one["mode"] for one in table["finalists"]} >= {"float32", "int8-weights", "fp16-weights"}
+    assert all({"ratio", "low", "high", "rounds", "size"} <= one.keys() for one in table["tried"])
+    assert set(table["machine"]) == {"cpu", "architecture", "flags", "cores"}

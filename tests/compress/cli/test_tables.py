@@ -1,0 +1,36 @@
+"""Tables for people. The truth is written by hand."""
+
+from pathlib import Path
+from typing import Any
+
+from compress.artifacts.artifact import Artifact, InputSpec, Manifest
+from compress.cli.tables import artifact_text
+
+
+def text(folder: Path, layers: list[dict[str, Any]]) -> str:
+    (folder / "weights.safetensors").write_bytes(b"")
+    about: dict[str, Any] = {"model": {}, "input": InputSpec(), "classes": (), "config": {}, "data": {}}
+    manifest = Manifest(kind="network", stage="prune", key="", metrics={"layers": layers} if layers else {}, **about)
+    return artifact_text(Artifact(path=folder, manifest=manifest))
+
+
+def test_layers_of_a_pruned_network_from_the_densest_to_the_sparsest(tmp_path: Path) -> None:
+    layers = [{"name": "a.weight", "weights": 1200, "nonzeros": 300}, {"name": "b", "weights": 9, "nonzeros": 9}]
+    assert text(tmp_path, layers).splitlines()[-6:] == [
+        "",
+        "layer  weights  nonzeros  sparsity",
+        "-----  -------  --------  --------",
+        "b      9        9         0.00%",
+        "a      1,200    300       75.00%",
+        "Zeros make the gzipped file smaller. Dense runtimes run no faster for them, and the file on disk is no smaller.",
+    ]
+    assert "sparsity" not in text(tmp_path, [])
+
+
+def test_of_many_layers_the_two_ends_are_shown(tmp_path: Path) -> None:
+    layers = [{"name": f"conv{number}.weight", "weights": 100, "nonzeros": number} for number in range(31)]
+    names = [line.partition("  ")[0] for line in text(tmp_path, layers).splitlines()[5:-1]]
+    densest, sparsest = [f"conv{number}" for number in (30, 29, 28, 27, 26)], [f"conv{number}" for number in (4, 3, 2, 1, 0)]
+    assert names == [*densest, "... 21 more, --json has all", *sparsest]
+    # One line more would be saved at best: eleven are shown.
+    assert "more" not in text(tmp_path, layers[:11])

@@ -1,0 +1,161 @@
+"""Graphs as other tools write them, made by hand; the truth is what the file itself answers."""
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from compress.errors import CompressError
+from compress.graphs.adopt import adopt, image_shape
+
+IMAGES = np.random.default_rng(0).integers(0, 256, (5, 3, 8, 8), dtype=np.uint8)
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+def classifier(
+    folder: Path,
+    *,
+    shape: tuple[object, ...] = ("n", 3, 8, 8),
+    kind: int = TensorProto.FLOAT,
+    softmax: bool = False,
+    fixed: bool = False,
+    inputs: int = 1,
+    entry: str = "x",
+) -> Path:
+    """Convolution, pool, linear layer; ``fixed`` writes the batch of one into a Reshape."""
+    rng = np.random.default_rng(1)
+    weights = {
+        "conv": rng.normal(size=(4, 3, 3, 3)).astype(np.float32),
+        "linear": rng.normal(size=(4, 6)).astype(np.float32),
+        "shape": np.array([1 if fixed else -1, 4]),
+    }
+    nodes = [helper.make_node("Cast", [entry], ["float"], to=TensorProto.FLOAT)] if kind != TensorProto.FLOAT else []
+    nodes += [
+        helper.make_node("Conv", ["float" if nodes else entry, "conv"], ["a"]),
+        helper.make_node("GlobalAveragePool", ["a"], ["b"]),
+        helper.make_node("Reshape", ["b", "shape"], ["c"]),
+        helper.make_node("MatMul", ["c", "linear"], ["out"]),
+    ]
+    last = "out"
+    if softmax:
+        nodes.append(helper.make_node("Softmax", ["out"], ["p"], axis=1))
+        last = "p"
+    graph = helper.make_graph(
+        nodes,
+        "foreign",
+        [helper.make_tensor_value_info(entry if i == 0 else f"x{i}", kind, shape) for i in range(inputs)],
+        [helper.make_tensor_value_info(last, TensorProto.FLOAT, (shape[0], 6))],
+        [numpy_helper.from_array(value, name) for name, value in weights.items()],
+    )
+    path = folder / "net.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
+    return path
+
+
+def run(model: onnx.ModelProto | Path, feed: np.ndarray) -> list[np.ndarray]:
+    session = onnxruntime.InferenceSession(model.SerializeToString() if isinstance(model, onnx.ModelProto) else model)
+    found: list[np.ndarray] = session.run(None, {session.get_inputs()[0].name: feed})
+    return found
+
+
+def normalised(images: np.ndarray) -> np.ndarray:
+    mean, std = (np.array(values, np.float32).reshape(1, 3, 1, 1) for values in (MEAN, STD))
+    return (images.astype(np.float32) / 255 - mean) / std
+
+
+@pytest.mark.parametrize("entry", ["x", "image"])  # the name that we give may be taken already
+def test_raw_images_give_what_normalised_ones_gave(tmp_path: Path, entry: str) -> None:
+    path = classifier(tmp_path, entry=entry)
+    model = adopt(path, (3, 8, 8), MEAN, STD, {"compress.classes": "[]"})
+    logits, probabilities = run(model, IMAGES)
+    (expected,) = run(path, normalised(IMAGES))
+    np.testing.assert_allclose(logits, expected, atol=1e-5 * np.abs(expected).max())
+    np.testing.assert_allclose(probabilities, np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True), atol=1e-6)
+    assert [value.name for value in model.graph.output] == ["logits", "probabilities"]
+    assert model.metadata_props[0].key == "compress.classes"
+
+
+def test_a_softmax_at_the_end_stays_and_its_input_becomes_the_logits(tmp_path: Path) -> None:
+    path = classifier(tmp_path, softmax=True)
+    model = adopt(path, (3, 8, 8), (0.0,), (1.0,), {})
+    logits, probabilities = run(model, IMAGES)
+    (expected,) = run(path, IMAGES.astype(np.float32) / 255)
+    np.testing.assert_allclose(probabilities, expected, atol=1e-6)
+    assert sum(node.op_type == "Softmax" for node in model.graph.node) == 1
+    assert not np.allclose(logits.sum(axis=1), 1)
+
+
+def test_a_file_that_takes_raw_pixels_is_left_as_it_is(tmp_path: Path) -> None:
+    path = classifier(tmp_path, kind=TensorProto.UINT8)
+    model = adopt(path, (3, 8, 8), MEAN, STD, {})
+    np.testing.assert_array_equal(run(model, IMAGES)[0], run(path, IMAGES)[0])
+
+
+def test_weights_called_as_our_tensors_are_get_out_of_the_way(tmp_path: Path) -> None:
+    path = classifier(tmp_path)
+    model = onnx.load(path)
+    new = {"conv": "image", "linear": "logits"}
+    for weight in model.graph.initializer:
+        weight.name = new.get(weight.name, weight.name)
+    for node in model.graph.node:
+        node.input[:] = [new.get(name, name) for name in node.input]
+    onnx.save(model, path)
+    logits, _ = run(adopt(path, (3, 8, 8), MEAN, STD, {}), IMAGES)
+    np.testing.assert_allclose(logits, run(path, normalised(IMAGES))[0], rtol=1e-4, atol=1e-4)
+
+
+def test_a_batch_of_one_in_the_input_becomes_free_but_one_inside_the_graph_stays(tmp_path: Path) -> None:
+    free = adopt(classifier(tmp_path, shape=(1, 3, 8, 8)), (3, 8, 8), MEAN, STD, {})
+    assert free.graph.input[0].type.tensor_type.shape.dim[0].dim_param == "batch"
+    assert len(run(free, IMAGES)[0]) == 5
+    fixed = adopt(classifier(tmp_path, shape=(1, 3, 8, 8), fixed=True), (3, 8, 8), MEAN, STD, {})
+    assert fixed.graph.input[0].type.tensor_type.shape.dim[0].dim_value == 1
+    assert len(run(fixed, IMAGES[:1])[0]) == 1
+
+
+def test_the_shape_of_its_images_is_read_from_the_file(tmp_path: Path) -> None:
+    assert image_shape(classifier(tmp_path)) == (3, 8, 8)
+    assert image_shape(classifier(tmp_path, shape=("n", 3, "h", "w"))) is None
+
+
+@pytest.mark.parametrize(
+    ("about", "told"),
+    [
+        ({"inputs": 2}, r"has 2 inputs \(x, x1\); one of images is needed"),
+        ({"shape": ("n", 8, 8, 3)}, r"takes \(0, 8, 8, 3\), channels last; export it with channels first"),
+        ({"kind": TensorProto.FLOAT16}, r"takes FLOAT16; export it with float32 or uint8 input"),
+        ({"shape": ("n", 3, 9, 9)}, r"takes images \(3, 9, 9\), and image-shape \(=\(3, 8, 8\)\) is another"),
+    ],
+)
+def test_what_is_no_image_classifier_is_refused(tmp_path: Path, about: dict[str, object], told: str) -> None:
+    try:
+        path = classifier(tmp_path, **about)  # type: ignore[arg-type]
+    except onnx.checker.ValidationError:
+        pytest.fail("the file itself must be sound")
+    with pytest.raises(CompressError, match=told):
+        adopt(path, (3, 8, 8), MEAN, STD, {})
+
+
+def test_a_classifier_of_vectors_is_refused(tmp_path: Path) -> None:
+    graph = helper.make_graph(
+        [helper.make_node("MatMul", ["x", "w"], ["y"])],
+        "vectors",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ("n", 12))],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ("n", 2))],
+        [numpy_helper.from_array(np.ones((12, 2), np.float32), "w")],
+    )
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), tmp_path / "net.onnx")
+    with pytest.raises(CompressError, match=r"takes 2 dimensions; images \(B, C, H, W\) are needed"):
+        adopt(tmp_path / "net.onnx", (3, 8, 8), MEAN, STD, {})
+
+
+def test_a_file_of_our_own_shape_is_left_as_it_is(tmp_path: Path) -> None:
+    once = adopt(classifier(tmp_path), (3, 8, 8), MEAN, STD, {})
+    onnx.save(once, tmp_path / "ours.onnx")
+    twice = adopt(tmp_path / "ours.onnx", (3, 8, 8), MEAN, STD, {})
+    for one, two in zip(run(once, IMAGES), run(twice, IMAGES), strict=True):
+        np.testing.assert_array_equal(one, two)
+    assert [node.op_type for node in twice.graph.node] == [node.op_type for node in once.graph.node]

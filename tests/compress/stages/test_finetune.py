@@ -1,0 +1,315 @@
+"""The stages: keys, lineage, sampling, and what happens to a run that is killed at any moment."""
+
+import dataclasses
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from stand_ins import Silent
+
+from compress.artifacts.artifact import Artifact, InputSpec, read_artifact
+from compress.artifacts.load import load_network, load_runner
+from compress.artifacts.model_reference import ModelReference
+from compress.artifacts.project import Project, find_parent, variant_name, variants_of
+from compress.artifacts.vectors import VECTORS, read_vectors
+from compress.errors import ArtifactError, CompressError
+from compress.pruning.masks import nonzero_masks, squared_gradients, weight_masks
+from compress.stages.benchmark import candidates_of
+from compress.stages.export import ExportConfig, export
+from compress.stages.finetune import batch_losses
+from compress.stages.import_network import import_weights
+from compress.stages.prune import PruneConfig, prune
+from compress.stages.quantize import QuantizeConfig, quantize
+from compress.stages.train import train
+from compress.stages.verify import verify
+from compress.train.settings import DistilConfig, FitConfig
+from compress.train.sources import load_data
+from compress.train.split import stratified_sample
+
+FIT = FitConfig(epochs=1, batch=64, lr=0.002)
+STATIC = QuantizeConfig(mode="static", images=64)
+PRUNE = PruneConfig(sparsity=0.8, epochs=1, lr=0.001)
+
+
+def project_in(folder: Path, **options: object) -> Project:
+    data = load_data("digits")
+    source = {"source": "digits", "name": "digits", "fingerprint": data.fingerprint, "seed": 0, "validation": 0.1}
+    model = ModelReference(reference="emnist", options={"channels": [4, 8], "hidden": 16})
+    about = {"folder": folder / "emnist", "model": model, "spec": InputSpec(), "data": data, "source": source, "console": Silent()}
+    return Project(**about | options)  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Project, dict[str, Artifact]]:
+    """Every stage once on a tiny network."""
+    project = project_in(tmp_path_factory.mktemp("runs"))
+    root = train(project, FIT)
+    pruned = prune(project, root, PRUNE, FIT, DistilConfig())
+    dense, sparse = (export(project, network, ExportConfig()) for network in (root, pruned))
+    static = quantize(project, dense, STATIC, FIT, DistilConfig())
+    both = quantize(project, sparse, STATIC, FIT, DistilConfig())
+    dynamic = quantize(project, dense, QuantizeConfig(mode="dynamic"), FIT, DistilConfig())
+    return project, {"root": root, "pruned": pruned, "dense": dense, "sparse": sparse, "static": static, "both": both, "dynamic": dynamic}
+
+
+def test_names_say_what_the_lineage_did(made: tuple[Project, dict[str, Artifact]]) -> None:
+    names = {key: variant_name(artifact) for key, artifact in made[1].items()}
+    assert names == {
+        "root": "fp32",
+        "pruned": "pruned 80%",
+        "dense": "fp32",
+        "sparse": "pruned 80%",
+        "static": "static int8",
+        "both": "pruned 80%, static int8",
+        "dynamic": "dynamic int8",
+    }
+
+
+def test_training_on_starts_from_the_weights_given_and_is_a_root_of_its_own(made: tuple[Project, dict[str, Artifact]]) -> None:
+    """At a learning rate of next to nothing, the weights hardly change."""
+    project, artifacts = made
+    still = dataclasses.replace(FIT, epochs=1, lr=1e-6, weight_decay=0.0)
+    further = train(project, still, start=artifacts["root"])
+    assert further is not None
+    before, after = (load_file(artifact.payload) for artifact in (artifacts["root"], further))
+    for name, value in before.items():
+        if value.is_floating_point() and "running" not in name:
+            torch.testing.assert_close(after[name], value, rtol=0, atol=1e-4)
+    assert [step["stage"] for step in further.steps] == ["train", "train"]
+    graph = export(project, further, ExportConfig())
+    assert [one.path for one in variants_of(project, further)] == [graph.path]
+    assert graph.path not in [one.path for one in variants_of(project, artifacts["root"])]
+    shutil.rmtree(graph.path)
+    shutil.rmtree(further.path)  # the other tests go on with the network made first
+
+
+def test_pruned_weights_stay_zero_through_fine_tuning(made: tuple[Project, dict[str, Artifact]]) -> None:
+    weights = load_file(made[1]["pruned"].payload)
+    prunable = [value for name, value in weights.items() if name.endswith("weight") and value.ndim > 1]
+    zeros, total = sum(int((value == 0).sum()) for value in prunable), sum(value.numel() for value in prunable)
+    assert zeros >= round(0.8 * total)
+    assert not torch.equal(weights["fc2.bias"], load_file(made[1]["root"].payload)["fc2.bias"]), "nothing was fine-tuned"
+
+
+@pytest.mark.parametrize("scope", ["lamp", "fisher"])
+def test_weights_come_back_within_what_an_earlier_pruning_left(made: tuple[Project, dict[str, Artifact]], scope: str) -> None:
+    project, artifacts = made
+    config = PruneConfig(sparsity=0.9, scope=scope, regrow=True, epochs=2, lr=0.003)
+    regrown = load_file(prune(project, artifacts["pruned"], config, FIT, DistilConfig()).payload)
+    first = load_file(artifacts["pruned"].payload)
+    assert regrown.keys() == first.keys()
+    at_once = dataclasses.replace(config, regrow=False, epochs=0)
+    masks = nonzero_masks(load_network(prune(project, artifacts["pruned"], at_once, FIT, DistilConfig())))
+    assert sum(int((regrown[name] == 0).sum()) for name in masks) == round(0.9 * sum(mask.numel() for mask in masks.values()))
+    assert all(not regrown[name][first[name] == 0].any() for name in masks), "what was zeroed before must stay so"
+    assert any((regrown[name][~mask] != 0).any() for name, mask in masks.items()), "nothing came back"
+
+
+def test_gradients_on_training_images_say_what_fisher_zeroes(made: tuple[Project, dict[str, Artifact]]) -> None:
+    project, artifacts = made
+    parent = artifacts["root"]
+    for sparsity in (0.5, 0.9):  # the second one of the network that the first one made
+        child = prune(project, parent, PruneConfig(sparsity=sparsity, scope="fisher", epochs=0), FIT, DistilConfig())
+        network = load_network(parent)
+        part = project.data.train  # digits has fewer than are looked at
+        squares = squared_gradients(network, batch_losses(project, network, part, batch=8))
+        masks = weight_masks(network, sparsity, scope="fisher", squares=squares)
+        assert all(torch.equal(mask, masks[name]) for name, mask in nonzero_masks(load_network(child)).items())
+        parent = child
+
+
+def test_what_was_made_of_a_pruned_network_carries_its_layers_to_the_report(made: tuple[Project, dict[str, Artifact]]) -> None:
+    layers = made[1]["pruned"].manifest.metrics["layers"]
+    assert [layer["name"] for layer in layers] == ["conv1.weight", "conv2.weight", "fc1.weight", "fc2.weight"]
+    assert candidates_of([made[1]["both"]], "cpu")[0].facts["layers"] == layers
+    assert "layers" not in candidates_of([made[1]["static"]], "cpu")[0].facts
+
+
+def test_parity_is_measured_and_graphs_agree_with_torch(made: tuple[Project, dict[str, Artifact]]) -> None:
+    project, artifacts = made
+    assert artifacts["dense"].manifest.metrics["parity"]["largest_difference"] < 1e-4
+    assert artifacts["dense"].manifest.metrics["parity"]["agreement"] == 1.0
+    import onnxruntime
+
+    images = project.data.test.images[:32]
+    session = onnxruntime.InferenceSession(str(artifacts["dense"].payload), providers=["CPUExecutionProvider"])
+    expected = load_runner(artifacts["root"].path, "cpu", 1)(images)
+    np.testing.assert_allclose(session.run(["logits"], {session.get_inputs()[0].name: images})[0], expected, atol=1e-4)
+
+
+def test_graphs_carry_labels_input_and_lineage(made: tuple[Project, dict[str, Artifact]]) -> None:
+    import onnx
+
+    for name, stages in (("dense", ["train"]), ("sparse", ["train", "prune"]), ("both", ["train", "prune"])):
+        about = {entry.key: entry.value for entry in onnx.load(made[1][name].payload).metadata_props}
+        assert json.loads(about["compress.classes"]) == list("0123456789")
+        assert json.loads(about["compress.input"])["shape"] == [1, 28, 28]
+        assert [step["stage"] for step in json.loads(about["compress.lineage"])] == stages
+
+
+def test_unchanged_stage_is_not_run_again_and_a_changed_one_is(made: tuple[Project, dict[str, Artifact]]) -> None:
+    project, artifacts = made
+    before = artifacts["root"].payload.stat().st_mtime_ns
+    again = train(project, FIT)
+    assert again.manifest.hash == artifacts["root"].manifest.hash
+    assert again.payload.stat().st_mtime_ns == before
+    assert project.console.said[-1].startswith("train: unchanged")  # type: ignore[attr-defined]
+    other = prune(project, artifacts["root"], PruneConfig(sparsity=0.5, epochs=0), FIT, DistilConfig())
+    assert other.path != artifacts["pruned"].path
+    assert other.manifest.facts["nonzeros"] > artifacts["pruned"].manifest.facts["nonzeros"]
+
+
+def test_same_inputs_elsewhere_give_bit_identical_weights_and_graphs(made: tuple[Project, dict[str, Artifact]], tmp_path: Path) -> None:
+    root = train(project_in(tmp_path), FIT)
+    assert root.payload.read_bytes() == made[1]["root"].payload.read_bytes()
+    graph = export(project_in(tmp_path), root, ExportConfig())
+    assert graph.payload.read_bytes() == made[1]["dense"].payload.read_bytes()
+    static = quantize(project_in(tmp_path), graph, STATIC, FIT, DistilConfig())
+    assert static.payload.read_bytes() == made[1]["static"].payload.read_bytes()
+    for found, name in ((graph, "dense"), (static, "static")):
+        assert (found.path / VECTORS).read_bytes() == (made[1][name].path / VECTORS).read_bytes()
+
+
+@pytest.mark.parametrize("name", ["dense", "sparse", "static", "both", "dynamic"])
+def test_every_graph_has_test_vectors_that_prove_it(made: tuple[Project, dict[str, Artifact]], name: str) -> None:
+    """Of an export the logits are torch's."""
+    project, artifacts = made
+    assert verify(artifacts[name].path).holds
+    vectors = read_vectors(artifacts[name].path / VECTORS)
+    assert {image.tobytes() for image in vectors.images} <= {image.tobytes() for image in project.data.validation.images}
+    if name == "dense":
+        expected = load_runner(artifacts["root"].path, "cpu", 1)(vectors.images)
+        np.testing.assert_allclose(vectors.logits, expected, atol=1e-5)
+
+
+def test_forced_stage_replaces_the_artifact_and_children_stay_valid(tmp_path: Path) -> None:
+    project = project_in(tmp_path)
+    root = train(project, FIT)
+    graph = export(project, root, ExportConfig())
+    forced = train(project_in(tmp_path, force=True), FIT)
+    assert forced.manifest.created > root.manifest.created
+    assert export(project, forced, ExportConfig()).manifest.hash == graph.manifest.hash
+
+
+def test_calibration_images_are_recorded_by_index_and_hash(made: tuple[Project, dict[str, Artifact]]) -> None:
+    import hashlib
+
+    project, artifacts = made
+    record = json.loads((artifacts["static"].path / "calibration.json").read_text())
+    images = project.data.train.images[record["indices"]]
+    assert len(record["indices"]) == 64
+    assert hashlib.sha256(images.tobytes()).hexdigest() == record["sha256"] == artifacts["static"].manifest.metrics["calibration"]["sha256"]
+    assert record["data"] == project.data.fingerprint
+
+
+def test_stratified_sample_takes_the_classes_evenly_and_repeats() -> None:
+    labels = np.array([0] * 50 + [1] * 30 + [2] * 3)
+    chosen = stratified_sample(labels, 15, seed=3)
+    assert np.bincount(labels[chosen]).tolist() in ([6, 6, 3], [7, 5, 3], [5, 7, 3])
+    assert len(set(chosen.tolist())) == 15
+    assert chosen.tolist() == stratified_sample(labels, 15, seed=3).tolist() != stratified_sample(labels, 15, seed=4).tolist()
+    assert len(stratified_sample(labels, 500, seed=0)) == 83
+
+
+def test_weights_from_elsewhere_come_in_and_are_scored(made: tuple[Project, dict[str, Artifact]], tmp_path: Path) -> None:
+    torch.save({"state_dict": load_network(made[1]["root"]).state_dict()}, tmp_path / "theirs.pth")
+    project = project_in(tmp_path)
+    root = import_weights(project, tmp_path / "theirs.pth")
+    assert root.manifest.metrics["validation"] == made[1]["root"].manifest.metrics["validation"]
+    assert variant_name(export(project, root, ExportConfig())) == "fp32"
+    with pytest.raises(CompressError, match="there is no such file"):
+        import_weights(project, tmp_path / "none.pth")
+
+
+def test_parents_are_found_by_stage_and_data(made: tuple[Project, dict[str, Artifact]], tmp_path: Path) -> None:
+    project, artifacts = made
+    assert find_parent(project.folder, ("train",)).path == artifacts["root"].path
+    assert {graph.path for graph in variants_of(project, artifacts["root"])} == {
+        artifacts[name].path for name in ("dense", "sparse", "static", "both", "dynamic")
+    }
+    again = export(
+        project_in(project.folder.parent, force=True), artifacts["root"], ExportConfig(), out=project.folder / "export" / "again"
+    )
+    assert again.content == artifacts["dense"].content
+    names = [graph.path.name for graph in variants_of(project, artifacts["root"]) if variant_name(graph) == "fp32"]
+    assert names == ["again"], "of the same bytes twice, the newest is a variant"
+    shutil.rmtree(again.path)
+    with pytest.raises(ArtifactError, match=r"has no network yet .*run `compress train` first"):
+        find_parent(tmp_path / "nothing", ("train", "import"))
+    with pytest.raises(ArtifactError, match="trained on digits only, none on the data given"):
+        find_parent(project.folder, ("train",), fingerprint="0" * 64)
+
+
+def test_another_artifact_is_not_overwritten_without_force(made: tuple[Project, dict[str, Artifact]]) -> None:
+    project, artifacts = made
+    with pytest.raises(ArtifactError, match=r"out \(=.*\) holds another artifact \(stage train\); --force replaces it"):
+        prune(project, artifacts["root"], PruneConfig(sparsity=0.3, epochs=0), FIT, DistilConfig(), out=artifacts["root"].path)
+
+
+RECIPE = """
+model = "emnist"
+[model-options]
+channels = [4, 8]
+hidden = 16
+[train]
+epochs = 3
+batch = 64
+[prune]
+epochs = 2
+[remove-channels]
+round_to = 2
+steps = 2
+between = 1
+epochs = 2
+[quantize]
+images = 64
+[benchmark]
+launches = 2
+rounds = 1
+samples = 5
+sweeps = false
+"""
+
+
+def whole_run(folder: Path) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "compress", "run", "--recipe", "recipe.toml", "--device", "cpu"]
+    return subprocess.Popen(command, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+
+
+def test_killed_at_random_moments_leaves_no_damaged_artifact_and_the_next_run_finishes(tmp_path: Path) -> None:
+    """COMPRESS_KILLS=20 for the full count."""
+    (tmp_path / "recipe.toml").write_text(RECIPE)
+    started = time.monotonic()
+    assert whole_run(tmp_path).wait() == 0
+    seconds = time.monotonic() - started
+    report = tmp_path / "runs" / "emnist" / "report" / "report.html"
+    assert report.is_file()
+    moments, killed, attempts = random.Random(0), 0, 0
+    while killed < int(os.environ.get("COMPRESS_KILLS", "3")):
+        folder = tmp_path / str(attempts)
+        folder.mkdir()
+        attempts += 1
+        (folder / "recipe.toml").write_text(RECIPE)
+        process = whole_run(folder)
+        time.sleep(moments.uniform(0.3, 1.0) * seconds)
+        if process.poll() is not None:  # faster than the first one was, on a machine that was busy then
+            seconds *= 0.7
+            continue
+        os.killpg(process.pid, signal.SIGKILL)
+        killed += process.wait() == -signal.SIGKILL
+        for manifest in folder.glob("runs/*/*/[!.]*/artifact.json"):
+            read_artifact(manifest.parent)
+        assert whole_run(folder).wait() == 0
+        weights = [sorted(base.glob("runs/emnist/*/*/weights.safetensors")) for base in (tmp_path, folder)]
+        assert [path.read_bytes() for path in weights[0]] == [path.read_bytes() for path in weights[1]]
+        assert not list(folder.glob("runs/*/*/.*")), "leftovers of the killed run"

@@ -1,0 +1,168 @@
+"""Latency while pruning. What a real run can show without a clock to trust is that ten times the work takes longer; the rest is checked
+against made-up times, by hand."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from compress.artifacts.artifact import InputSpec
+from compress.errors import CompressError
+from compress.stages import latency
+from compress.stages.latency import Clock, fastest_rounding
+
+SPEC = InputSpec(shape=(1, 8, 8))
+
+
+def net(channels: int) -> nn.Module:
+    middle = nn.Conv2d(channels, channels, 3, padding=1)
+    return nn.Sequential(nn.Conv2d(1, channels, 3, padding=1), nn.ReLU(), middle, nn.Flatten(), nn.Linear(64 * channels, 3))
+
+
+class Script:
+    """In the place of the exporter and the runtime: graph number ``n`` takes ``seconds[n]``, repeated over the rounds."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.seconds: dict[str, list[float]] = {}
+        self.exported: list[nn.Module] = []
+        self.opened: list[str] = []
+        self.timed: list[str] = []
+        monkeypatch.setattr(latency, "export_onnx", lambda network, file, **_: self.exported.append(network))
+        monkeypatch.setattr(latency, "onnx_session", self.open)
+        monkeypatch.setattr(latency, "_turn", self.turn)
+
+    def open(self, candidate: latency.Candidate, threads: int) -> str:
+        assert threads == 1
+        self.opened.append(candidate.path.stem)
+        return candidate.path.stem
+
+    def turn(self, session: str, images: list[Any]) -> float:
+        self.timed.append(session)
+        known = self.seconds.get(session, [1.0])
+        return known[self.timed.count(session) % len(known)]
+
+
+@pytest.fixture
+def script(monkeypatch: pytest.MonkeyPatch) -> Script:
+    return Script(monkeypatch)
+
+
+def test_a_narrow_network_is_surely_faster(tmp_path: Path) -> None:
+    """64 channels are 2.4 million MACs, 4 are ten thousand: truth enough on a machine as busy as this one may be."""
+    clock = Clock(net(64), SPEC, tmp_path, rounds=6)
+    found = clock.ratio(net(4))
+    assert found.low <= found.value <= found.high < 1
+    assert clock.ratio(net(64)).value > found.high  # the same graph again: near 1
+
+
+def test_a_ratio_is_candidate_over_baseline_of_the_same_round(script: Script) -> None:
+    """The machine is twice as slow in every second round. A file at half the time is 0.5 in each, with no doubt at all."""
+    clock = Clock(net(8), SPEC, Path("none"), rounds=4)
+    script.seconds = {"0": [2.0, 4.0], "1": [1.0, 2.0], "2": [6.0, 4.0]}
+    steady, other = clock.ratios([net(4), net(2)])
+    assert (steady.value, steady.low, steady.high) == pytest.approx((0.5, 0.5, 0.5))
+    # Ratios 3, 1, 3, 1: the geometric mean of 3 and 1; Student's t for 3 degrees of freedom is 3.182.
+    margin = 3.182 * np.std(np.log([3, 1, 3, 1]), ddof=1) / 2
+    assert (other.value, other.low) == pytest.approx((3**0.5, 3**0.5 * np.exp(-margin)))
+
+
+def test_every_round_opens_and_times_each_file_once_in_random_order_then_backwards(script: Script) -> None:
+    clock = Clock(net(8), SPEC, Path("none"), rounds=12)
+    clock.ratios([net(4), net(2)])
+    assert script.opened == script.timed
+    rounds = [script.timed[i : i + 3] for i in range(0, 36, 3)]
+    assert len(script.timed) == 36
+    assert {tuple(sorted(order)) for order in rounds} == {("0", "1", "2")}
+    assert rounds[1::2] == [order[::-1] for order in rounds[::2]]
+    assert len({tuple(order) for order in rounds[::2]}) > 1
+
+
+def test_the_order_follows_from_the_seed(script: Script) -> None:
+    orders = []
+    for seed in (0, 0, 1):
+        Clock(net(8), SPEC, Path("none"), seed=seed).ratio(net(4))
+        orders.append(script.timed[:])
+        script.timed.clear()
+    assert orders[0] == orders[1] != orders[2]
+
+
+def test_the_same_shapes_are_exported_and_timed_once(script: Script) -> None:
+    clock = Clock(net(8), SPEC, Path("none"), rounds=2)
+    first, again = clock.latencies([net(4), net(4)])[:, 1:].T
+    clock.ratio(net(4))
+    assert len(script.exported) == 2
+    assert script.timed.count("1") == 4
+    assert first.tolist() == again.tolist()
+
+
+def test_the_baseline_can_be_measured_against_itself(script: Script) -> None:
+    """Two sessions of one file, not one number divided by itself."""
+    clock = Clock(net(8), SPEC, Path("none"), rounds=2)
+    clock.ratio(net(8))
+    assert len(script.exported) == 1
+    assert script.timed == ["0"] * 4
+
+
+def test_a_bypassed_module_is_another_network(script: Script) -> None:
+    clock = Clock(net(8), SPEC, Path("none"), rounds=2)
+    bypassed = net(8)
+    assert isinstance(bypassed, nn.Sequential)
+    bypassed[1] = nn.Identity()  # the state dict has the shapes that it had
+    clock.ratio(bypassed)
+    assert script.exported[1] is bypassed
+
+
+@pytest.mark.parametrize(
+    ("seconds", "best"),
+    [
+        ({1: [5.0], 4: [4.0], 8: [3.0]}, 8),
+        ({1: [3.0], 4: [4.0], 8: [5.0]}, 1),
+        ({1: [3.03], 4: [5.0], 8: [3.0]}, 1),  # 1% is not worth the coarser widths
+        ({1: [3.3], 4: [3.0], 8: [3.0]}, 4),
+        ({1: [2.0, 4.0], 4: [4.0], 8: [2.9]}, 1),  # 0.7 and 1.4 of the fastest: as fast in the middle
+        ({1: [3.0, 12.0], 4: [3.0], 8: [3.0]}, 4),  # a wide interval is no reason to take it
+        ({1: [2.0, 4.0], 4: [4.0], 8: [1.0, 2.0]}, 8),  # twice the fastest in each round, though both vary
+    ],
+)
+def test_the_smallest_multiple_that_is_about_as_fast_is_best(script: Script, seconds: dict[int, list[float]], best: int) -> None:
+    clock = Clock(net(16), SPEC, Path("none"), rounds=4)
+    script.seconds = {str(number): times for number, times in enumerate(seconds.values(), 1)}
+    found = fastest_rounding(lambda multiple: net(multiple), clock, candidates=tuple(seconds))
+    assert found.best == best
+
+
+def test_a_row_says_what_was_measured_and_what_it_computes(script: Script) -> None:
+    """Two channels: 9 * 64 * 2 for the first layer, 9 * 64 * 2 * 2 for the second, 128 * 3 for the last."""
+    clock = Clock(net(16), SPEC, Path("none"), rounds=2)
+    script.seconds = {"0": [4.0], "1": [1.0]}
+    found = fastest_rounding(lambda multiple: net(2) if multiple == 4 else None, clock)
+    assert found.best == 4
+    [row] = found.table
+    assert (row.round_to, row.ratio, row.low, row.high) == pytest.approx((4, 0.25, 0.25, 0.25))
+    assert row.macs == 1152 + 2304 + 384
+
+
+def test_no_rounding_that_meets_the_goal_is_refused(script: Script) -> None:
+    clock = Clock(net(8), SPEC, Path("none"))
+    with pytest.raises(CompressError, match=r"candidates \(=1, 16\): no rounding of the widths meets the goal; ask for less"):
+        fastest_rounding(lambda multiple: None, clock, candidates=(1, 16))
+
+
+@pytest.mark.parametrize("rounds", [1, 31])
+def test_rounds_that_give_no_interval_are_refused(rounds: int) -> None:
+    with pytest.raises(CompressError, match=rf"rounds \(={rounds}\) must lie in 2 to 30; an interval needs two, 12 are the default"):
+        Clock(net(8), SPEC, Path("none"), rounds=rounds)
+
+
+class Branching(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.mean(dim=(1, 2)) if x.sum() > 1 else x.sum(dim=(1, 2))
+
+
+def test_a_network_that_cannot_be_exported_is_told_as_the_exporter_does(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    with pytest.raises(CompressError, match=r"network cannot be exported .*without branches on tensor values"):
+        Clock(Branching(), SPEC, tmp_path)

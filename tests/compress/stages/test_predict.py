@@ -1,0 +1,86 @@
+"""Predictions and their picture, against softmax by hand and the pixels of the file."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from matplotlib.axes import Axes
+from PIL import Image
+
+from compress.plots.predictions import Prediction, draw_grid
+from compress.stages.predict import predict_images
+
+IMAGES = np.zeros((2, 1, 4, 4), dtype=np.uint8)
+
+
+def predicted(*labels: str, truth: str | None = None) -> list[Prediction]:
+    return [Prediction(name=f"image {index}", label=label, probability=0.75, truth=truth) for index, label in enumerate(labels)]
+
+
+def test_softmax_by_hand() -> None:
+    """Logits 0, ln 2, ln 5 are in the ratio 1 : 2 : 5, so 1/8, 2/8 and 5/8."""
+    logits = np.array([[0, math.log(2), math.log(5)], [math.log(6), 0, 0]], dtype=np.float32)
+    first, second = predict_images(lambda images: logits, IMAGES, ["a.png", "b.png"], ["x", "y", "z"], ["z", "y"])
+    assert (first.name, first.label, first.truth) == ("a.png", "z", "z") and first.probability == pytest.approx(5 / 8)
+    assert (second.name, second.label, second.truth) == ("b.png", "x", "y") and second.probability == pytest.approx(6 / 8)
+
+
+def test_large_logits_do_not_overflow_and_unknown_truths_stay_unknown() -> None:
+    logits = np.array([[1000, 999], [-1000, -1000]], dtype=np.float32)
+    first, second = predict_images(lambda images: logits, IMAGES, ["a", "b"], ["x", "y"])
+    assert first.probability == pytest.approx(1 / (1 + math.exp(-1))) and second.probability == pytest.approx(0.5)
+    assert first.truth is None and second.truth is None
+
+
+def test_the_model_gets_the_images_as_they_are() -> None:
+    seen = []
+    predict_images(lambda images: seen.append(images) or np.zeros((2, 2), np.float32), IMAGES, ["a", "b"], ["x", "y"])
+    assert seen[0] is IMAGES
+
+
+@pytest.mark.parametrize(("count", "channels", "size"), [(1, 1, (180, 210)), (5, 3, (360, 630)), (9, 1, (540, 630)), (73, 1, (1440, 2100))])
+def test_the_grid_is_a_png_of_180_by_210_pixels_an_image(count: int, channels: int, size: tuple[int, int], tmp_path: Path) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (count, channels, 8, 8), dtype=np.uint8)
+    target = tmp_path / "new folder" / "grid"
+    draw_grid(images, predicted(*"A" * count), target)
+    with Image.open(target) as picture:
+        assert picture.format == "PNG" and picture.size == size
+
+
+@pytest.fixture
+def titles(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Any]]:
+    """What is written above the images, with its colour."""
+    written: list[tuple[str, Any]] = []
+    original = Axes.set_title
+
+    def record(self: Axes, label: str, *arguments: Any, **options: Any) -> Any:
+        written.append((label, options["color"]))
+        return original(self, label, *arguments, **options)
+
+    monkeypatch.setattr(Axes, "set_title", record)
+    return written
+
+
+def test_a_misread_image_is_marked_with_its_true_class(titles: list[tuple[str, Any]], tmp_path: Path) -> None:
+    draw_grid(np.zeros((3, 1, 4, 4), np.uint8), [*predicted("A", "B", truth="A"), *predicted("C")], tmp_path / "grid.png")
+    right, wrong, unknown = titles
+    assert [right[0], wrong[0], unknown[0]] == ["A  75%", "B  75%\ntrue: A", "C  75%"]
+    assert right[1] == unknown[1] != wrong[1]
+    with Image.open(tmp_path / "grid.png") as picture:
+        red = np.asarray(picture.convert("RGB")).astype(int)
+    assert (red[..., 0] > red[..., 1] + 80).any()
+
+
+def test_kana_are_drawn_or_spelled_without_a_warning(titles: list[tuple[str, Any]], tmp_path: Path) -> None:
+    """A glyph that no font has is a warning of matplotlib's, which the tests turn into an error."""
+    draw_grid(IMAGES, predicted("か", "ゐ", truth="か"), tmp_path / "grid.png")
+    assert titles[0][0] in ("か  75%", "ka  75%")
+    assert titles[1][0] in ("ゐ  75%\ntrue: か", "wi  75%\ntrue: ka")
+
+
+@pytest.mark.parametrize("label", ["$x_1", "\\alpha$", "a_b", "É", "\U0001f600", "\ue000"])
+def test_any_class_name_can_be_drawn(label: str, tmp_path: Path) -> None:
+    draw_grid(IMAGES[:1], predicted(label), tmp_path / "grid.png")
+    assert (tmp_path / "grid.png").read_bytes().startswith(b"\x89PNG")

@@ -1,0 +1,210 @@
+"""The stage quantize, on a small network and real digits: what is chosen is made, recorded, and made again the same."""
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from stand_ins import Silent
+
+from compress.artifacts.artifact import Artifact, InputSpec, read_artifact
+from compress.artifacts.model_reference import ModelReference
+from compress.artifacts.project import Project, variant_name
+from compress.errors import CompressError
+from compress.stages import quantize as quantizing
+from compress.stages.benchmark import candidates_of
+from compress.stages.export import ExportConfig, export
+from compress.stages.prune import PruneConfig, prune
+from compress.stages.quantize import QuantizeConfig, choose_quantization, quantize, read_choice
+from compress.stages.train import train
+from compress.stages.verify import verify
+from compress.train.settings import DistilConfig, FitConfig
+from compress.train.sources import load_data
+
+FIT = FitConfig(epochs=2, batch=64, lr=0.003)
+DISTIL = DistilConfig()
+
+
+def project_in(folder: Path) -> Project:
+    data = load_data("digits")
+    source = {"source": "digits", "name": "digits", "fingerprint": data.fingerprint, "seed": 0, "validation": 0.1}
+    model = ModelReference(reference="emnist", options={"channels": [8, 8], "hidden": 32})
+    return Project(
+        folder=folder / "emnist", model=model, spec=InputSpec(), data=data, source=source, console=Silent(), device="cpu"
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Project, Artifact]:
+    """A pruned and exported network: half of its weights are zero."""
+    project = project_in(tmp_path_factory.mktemp("runs"))
+    root = train(project, FIT)
+    assert root is not None
+    pruned = prune(project, root, PruneConfig(sparsity=0.5, epochs=0), FIT, DISTIL)
+    return project, export(project, pruned, ExportConfig())
+
+
+def run(project: Project, graph: Artifact, config: QuantizeConfig, out: Path | None = None) -> Artifact:
+    return quantize(project, graph, config, FIT, DISTIL, out)
+
+
+def logits(path: Path, images: np.ndarray) -> np.ndarray:
+    found: np.ndarray = onnxruntime.InferenceSession(path).run(["logits"], {"image": images})[0]
+    return found
+
+
+def test_the_choice_is_kept_so_a_second_run_makes_the_same_bytes(made: tuple[Project, Artifact]) -> None:
+    project, graph = made
+    first = run(project, graph, QuantizeConfig(images=64))
+    content = first.payload.read_bytes()
+    shutil.rmtree(first.path)
+    again = run(project, graph, QuantizeConfig(images=64))
+    assert again.payload.read_bytes() == content
+    choice = again.manifest.metrics["choice"]
+    table = read_choice(read_artifact(Path(choice["artifact"]), "choice"))
+    assert choice["verdict"] == table["verdict"]
+    modes = [one["mode"] for one in table["finalists"]]
+    assert modes[0] == "float32" and {"static", "dynamic", "int8-weights", "fp16-weights"} <= set(modes)
+    assert again.manifest.metrics["points_lost"] <= 0.3 + 1e-9
+    told = candidates_of([again], "cpu")[0].facts["choice"]  # what the report shows
+    assert (told["verdict"], told["tried"]) == (choice["verdict"], len(table["tried"]))
+    assert told["finalists"][0]["what"] == "fp32"
+    assert any(one["what"] == "static int8 everywhere; minmax, per channel" for one in told["finalists"])
+    assert verify(again.path).holds
+
+
+def test_static_twice_gives_the_same_bytes_and_records_the_calibration(made: tuple[Project, Artifact], tmp_path: Path) -> None:
+    project, graph = made
+    config = QuantizeConfig(mode="static", method="mse", equalise=True, correct_bias=True, images=64)
+    one, two = (run(dataclasses.replace(project, force=True), graph, config, tmp_path / name) for name in ("one", "two"))
+    assert one.payload.read_bytes() == two.payload.read_bytes()
+    recorded = json.loads((one.path / "calibration.json").read_text())
+    assert len(recorded["indices"]) == 64 and recorded["data"] == project.data.fingerprint
+    facts = {entry.key: entry.value for entry in onnx.load(one.payload).metadata_props}
+    assert facts["quantization.calibration.sha256"] == recorded["sha256"]
+
+
+def test_other_calibration_images_give_another_file(made: tuple[Project, Artifact]) -> None:
+    project, graph = made
+    one, two = (run(project, graph, QuantizeConfig(mode="static", images=64, seed=seed)) for seed in (0, 1))
+    assert one.path != two.path
+    assert one.manifest.metrics["calibration"]["sha256"] != two.manifest.metrics["calibration"]["sha256"]
+
+
+def test_only_the_named_groups_become_int8(made: tuple[Project, Artifact]) -> None:
+    project, graph = made
+    artifact = run(project, graph, QuantizeConfig(mode="static", groups=("last layer",), images=64))
+    kinds = [node.op_type for node in onnx.load(artifact.payload).graph.node]
+    assert artifact.manifest.metrics["quantized"]["operators"] == {"Gemm": 1}
+    assert kinds.count("QuantizeLinear") == 1
+    assert variant_name(artifact) == "pruned 50%, static int8 of 1 groups"
+    with pytest.raises(CompressError, match=r'group \(="lats layer"\) is none of this graph; it has first layer, .*last layer'):
+        run(project, graph, QuantizeConfig(mode="static", groups=("lats layer",), images=64))
+
+
+@pytest.mark.parametrize(("mode", "share"), [("int8-weights", 0.5), ("fp16-weights", 0.65), ("float32", 1.0)])
+def test_weights_stored_small_answer_the_same(made: tuple[Project, Artifact], mode: str, share: float) -> None:
+    project, graph = made
+    artifact = run(project, graph, QuantizeConfig(mode=mode))
+    images = project.data.test.images
+    found, expected = logits(artifact.payload, images), logits(graph.payload, images)
+    assert (found.argmax(axis=1) == expected.argmax(axis=1)).mean() > 0.99
+    assert artifact.payload.stat().st_size <= share * graph.payload.stat().st_size
+    assert verify(artifact.path).holds
+
+
+@pytest.mark.parametrize("config", [QuantizeConfig(images=64), QuantizeConfig(mode="static", images=64, epochs=1, correct_bias=True)])
+def test_graph_that_takes_float32_is_calibrated_tuned_and_timed_with_pixels_from_0_to_1(
+    made: tuple[Project, Artifact], config: QuantizeConfig
+) -> None:
+    """With pixels up to 255 every range would be 255 times too wide, and all images would be one step."""
+    project, graph = made
+    [pruned] = [read_artifact(file.parent) for file in project.folder.glob("prune/*/artifact.json")]
+    floats = export(project, pruned, ExportConfig(input="float32"))
+    artifact = run(project, floats, config)
+    images = project.data.test.images
+    found = onnxruntime.InferenceSession(artifact.payload).run(["logits"], {"image": images.astype(np.float32) / 255})[0]
+    assert (found.argmax(axis=1) == logits(graph.payload, images).argmax(axis=1)).mean() > 0.95
+    assert artifact.manifest.metrics["points_lost"] <= 2
+    assert verify(artifact.path).holds
+
+
+def test_fine_tuning_keeps_zeros_and_what_was_trained_is_what_runs(made: tuple[Project, Artifact]) -> None:
+    project, graph = made
+    plain = run(project, graph, QuantizeConfig(mode="static", images=64))
+    tuned = run(project, graph, QuantizeConfig(mode="static", images=64, epochs=2, lr=0.001))
+    before, after = onnx.load(plain.payload).graph, onnx.load(tuned.payload).graph
+    assert [node.op_type for node in before.node] == [node.op_type for node in after.node]
+    weights = {one.name: onnx.numpy_helper.to_array(one) for one in before.initializer}
+    checked = 0
+    for one in after.initializer:
+        values = onnx.numpy_helper.to_array(one)
+        if values.dtype == np.int8 and values.ndim >= 2:
+            originally = weights[one.name]
+            assert not values[(originally == 0) & _pruned(graph, one.name, values.shape)].any()
+            assert (values != originally).any()  # it was trained
+            checked += 1
+    assert checked == 4
+    # The score that training saw is the score of the file.
+    seen = tuned.manifest.metrics["fine_tuned"]["balanced_accuracy"]
+    assert tuned.manifest.metrics["validation"]["balanced_accuracy"] == pytest.approx(seen, abs=0.01)
+    assert not list(project.folder.glob("quantize/.*state*"))
+    assert (tuned.path / "history.csv").is_file()
+    assert variant_name(tuned) == "pruned 50%, static int8, fine-tuned"
+
+
+def _pruned(graph: Artifact, name: str, shape: tuple[int, ...]) -> np.ndarray:
+    """Where the float32 graph has exact zeros in the weight that became ``name``."""
+    floats = {one.name: onnx.numpy_helper.to_array(one) for one in onnx.load(graph.payload).graph.initializer}
+    value = floats[name.removesuffix("_quantized")]
+    assert value.shape == shape
+    return np.asarray(value == 0)
+
+
+def test_fine_tuning_goes_on_where_it_was_interrupted(made: tuple[Project, Artifact], tmp_path: Path) -> None:
+    project, graph = made
+    config = QuantizeConfig(mode="static", images=64, epochs=2, lr=0.002)
+    whole = run(project, graph, config)
+    other = dataclasses.replace(project, folder=tmp_path / "emnist")
+
+    class Stopping(Silent):
+        def progress(self, label: str, done: int, total: int) -> None:
+            if label.startswith("quantize, epoch 2"):
+                raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(dataclasses.replace(other, console=Stopping()), graph, config)
+    assert list(other.folder.glob("quantize/.*state*"))
+    resumed = run(dataclasses.replace(other, resume=True), graph, config)
+    assert resumed.payload.read_bytes() == whole.payload.read_bytes()
+    assert not list(other.folder.glob("quantize/.*state*"))
+
+
+def test_where_nothing_in_int8_is_faster_there_is_nothing_to_fine_tune(
+    made: tuple[Project, Artifact], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    project, graph = made
+
+    def slower(files: list[Path], images: object, rounds: int, generator: np.random.Generator) -> np.ndarray:
+        quantized = [any(node.op_type == "QuantizeLinear" for node in onnx.load(file).graph.node) for file in files]
+        return np.where(quantized, 2.0, 1.0) * generator.normal(1, 1e-3, (rounds, len(files)))
+
+    monkeypatch.setattr(quantizing, "in_turns", slower)
+    config = QuantizeConfig(images=65)
+    choice = read_choice(choose_quantization(project, graph, config))
+    assert choice["verdict"].startswith("Do not compute in int8 on this machine: int8 everywhere takes 2.00x")
+    assert choice["best"]["mode"] == "int8-weights"
+    assert variant_name(run(project, graph, config)) == "pruned 50%, int8 weights"
+    with pytest.raises(CompressError, match=r"epochs \(=1\): there is nothing to fine-tune\. Do not compute in int8"):
+        run(project, graph, dataclasses.replace(config, epochs=1))
+
+
+def test_too_few_calibration_images_are_refused_and_nothing_is_written(made: tuple[Project, Artifact], tmp_path: Path) -> None:
+    project, graph = made
+    with pytest.raises(CompressError, match=r"calibration \(=8 images\) must be at least 32"):
+        run(project, graph, QuantizeConfig(mode="static", images=8), tmp_path / "out")
+    assert not list(tmp_path.iterdir())
