@@ -19,7 +19,6 @@ from .options import (
     data_options,
     network_options,
     out_option,
-    parent_options,
     pretrained_option,
     report_options,
     run_options,
@@ -95,73 +94,6 @@ def report(results: tuple[Path, ...], model: str | None, runs: Path, out: Path |
 
 
 @click.command()
-@click.argument("files", nargs=-1, type=PATH)
-@click.option("--onnx", type=PATH, metavar="FILE", help="Read with this ONNX file.")
-@click.option("--random", "count", type=click.IntRange(1, 400), help="Read this many random test images, and show their true labels.")
-@click.option("--invert", is_flag=True, help="Turn dark ink on light paper into light on dark, as the data sets have it.")
-@click.option("--grid", type=PATH, metavar="PNG", help="Where the picture goes.  [default: predictions.png]")
-@network_options
-@data_options
-@run_options
-@parent_options
-def predict(files: tuple[Path, ...], onnx: Path | None, count: int | None, invert: bool, grid: Path | None, **shared: Any) -> None:
-    """Read image files, or random test images: label, probability, and a picture of them.
-
-    \b
-    Example:  compress predict --model k49 --random 16
-              compress predict --onnx model.onnx letter.png
-    """
-    from ..artifacts.context import Options
-    from ..stages.predict import read
-    from .tables import predictions_text
-
-    picture = grid or Path("predictions.png")
-    predictions, drawn = read(Options(**shared), files, onnx, count, invert, picture)
-    if shared["as_json"]:
-        grid_name = str(picture) if drawn else None
-        click.echo(json.dumps({"grid": grid_name, "predictions": [dataclasses.asdict(one) for one in predictions]}, indent=1))
-    else:
-        click.echo(f"{predictions_text(predictions)}\npicture: {picture if drawn else 'none, matplotlib is not installed here'}")
-
-
-@click.command()
-@click.argument("files", nargs=-1, type=PATH)
-@click.option("--index", "indices", type=int, multiple=True, metavar="I", help="Draw this test image, counted from 0; repeat for more.")
-@click.option(
-    "--misread", type=click.IntRange(1, 240), metavar="N", help="Draw the N most confidently misread.  [default: 8, without --index]"
-)
-@click.option(
-    "--blocks",
-    type=click.Choice(["some", "all"]),
-    default="some",
-    show_default=True,
-    help="Spatial gates to draw: of each size the one that varies most, or all.",
-)
-@click.option("--out", type=PATH, metavar="PNG", default=Path("explain.png"), show_default=True, help="Where the picture goes.")
-@network_options
-@data_options
-@run_options
-@parent_options
-def explain(
-    files: tuple[Path, ...], indices: tuple[int, ...], misread: int | None, blocks: str, out: Path, as_json: bool, **shared: Any
-) -> None:
-    """Draw what networks look at, before and after compression: attention gates, and evidence for the true class and for the answer.
-
-    FILES are .onnx files or folders of artifacts; without any, the newest trained network, its newest pruned descendant and int8 graph.
-
-    \b
-    Example:  compress explain --model k49 --index 3 --index 17
-              compress explain --model k49 --misread 4
-    """
-    from ..artifacts.context import Options
-    from ..stages.explain import explain as look
-    from ..stages.explain import explanation_text, summary
-
-    found = look(Options(**shared), files, indices, misread, blocks == "all", out)
-    click.echo(json.dumps(summary(found, out), indent=1) if as_json else explanation_text(found, out))
-
-
-@click.command()
 @click.argument("old", type=PATH)
 @click.argument("new", type=PATH)
 @click.option("--fail-if-slower", metavar="PERCENT", help="Fail where a latency surely grew by more than this, e.g. 5%.")
@@ -183,26 +115,6 @@ def compare(old: Path, new: Path, fail_if_slower: str | None, fail_if_less_accur
     text = "\n".join([table(comparing.rows(found)), "", *found.remarks])
     click.echo(json.dumps(dataclasses.asdict(found) | {"fails": found.fails}, indent=1) if as_json else text)
     if found.fails:
-        raise click.exceptions.Exit(1)
-
-
-@click.command()
-@click.argument("folder", type=PATH)
-@click.option("--json", "as_json", is_flag=True, help="Print the proof as one JSON object.")
-def verify(folder: Path, as_json: bool) -> None:
-    """Prove again, on any machine, that a model computes what it was made to: its hash, and its logits for the images beside it.
-
-    FOLDER holds model.onnx and vectors.npz, as export-onnx and quantize wrote them. Exit code 1 when the proof fails.
-
-    Example:  compress verify board/k49
-    """
-    from ..stages.verify import proof_text
-    from ..stages.verify import verify as prove
-
-    proof = prove(folder)
-    about = {"folder": str(proof.folder), "holds": proof.holds, "checks": [dataclasses.asdict(check) for check in proof.checks]}
-    click.echo(json.dumps(about, indent=1) if as_json else proof_text(proof))
-    if not proof.holds:
         raise click.exceptions.Exit(1)
 
 

@@ -16,11 +16,13 @@ from ..benchmarks.errors import BenchmarkError
 from ..errors import CompressError
 from ..models.errors import ModelError
 from ..train.errors import TrainError
-from .benchmark import benchmark, compare, explain, predict, report, throughput, verify
+from .benchmark import benchmark, compare, report, throughput
+from .inspect import explain, predict, verify
 from .options import refuse_torchrun
 from .prune import prune, remove_channels, sensitivity
-from .quantize import quantize
-from .train import export_onnx, run, train, tune
+from .quantize import export_onnx, quantize
+from .run import run
+from .train import train, tune
 
 USER_ERRORS = (CompressError, TrainError, ModelError, BenchmarkError)
 # What a board does without: numpy, onnxruntime and click are enough to predict, benchmark, compare and verify.

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from ..artifacts.artifact import Artifact
 from ..artifacts.project import NETWORK_STAGES, TRAINED_STAGES
 from ..artifacts.recipe import training_config
 from ..errors import CompressError
+from ..plots.sensitivity import cell
 from ..stages.prune import PruneConfig
 from ..stages.remove_channels import RemoveConfig
-from ..stages.sensitivity import SensitivityConfig
+from ..stages.sensitivity import FILE, Sensitivities, SensitivityConfig, _column, _read, _title, measure_sensitivity
 from ..train.settings import DistilConfig
 from .options import data_options, network_options, out_option, parent_options, run_options, tuning_options
+from .tables import table
 
 if TYPE_CHECKING:
     from ..artifacts.artifact import Artifact
@@ -112,7 +116,6 @@ def remove_channels(only_groups: bool, **given: Any) -> None:
     """
     from ..artifacts.context import Options
     from ..stages.remove_channels import groups_of, remove_in_steps
-    from ..stages.sensitivity import Sensitivities
     from .tables import show_artifact
 
     given["bypass"] = given["bypass"] or None
@@ -162,7 +165,6 @@ def sensitivity(sparsity: tuple[float, ...], **given: Any) -> None:
               compress sensitivity --model k49 --granularity module
     """
     from ..artifacts.context import Options
-    from ..stages.sensitivity import measure_sensitivity, show_sensitivity
 
     settings = {name: given.pop(name) for name in ("granularity", "importance", "images")} | {"sparsities": sparsity or None}
     options = Options(**given)
@@ -190,3 +192,32 @@ def _teacher(path: Path | None, parent: Artifact) -> Artifact | None:
     if (teacher.manifest.classes, teacher.manifest.input) != (parent.manifest.classes, parent.manifest.input):
         raise CompressError(f"teacher (={path}) reads other images or classes than {parent.path}; name the network it was pruned from")
     return teacher
+
+
+ROWS = {"weight": ("layer", "weights"), "channel": ("group", "width"), "module": ("module", "parameters")}
+
+
+def show_sensitivity(artifact: Artifact, as_json: bool) -> None:
+    """Print the table and where the heat map lies, or everything as one JSON object."""
+    text = json.dumps({"artifact": str(artifact.path), **_read(artifact)}, indent=1) if as_json else sensitivity_text(artifact)
+    click.echo(text)
+
+
+def sensitivity_text(artifact: Artifact) -> str:
+    """A row for each layer, group or module, in the order of the network, with the points of balanced accuracy that it costs."""
+    result = _read(artifact)
+    first, second = ROWS[result["granularity"]]
+    rows = [
+        {first: curve["name"], second: f"{curve['size']:,}"}
+        | {_column(result, point): cell(point["points_lost"]) for point in curve["points"]}
+        | (_module_cells(result, curve["name"]) if result["granularity"] == "module" else {})
+        for curve in result["curves"]
+    ]
+    told = f"{_title(result)}, by {result['images']:,} training images and without fine-tuning:"
+    return f"{told}\n\n{table(rows)}\n\nheat map  {artifact.path / f'{FILE}.png'}\nartifact  {artifact.path}"
+
+
+def _module_cells(result: Mapping[str, Any], name: str) -> dict[str, str]:
+    latency = result["latency"][name]
+    measured = f"{latency['value']:.3f}x ({latency['low']:.3f} to {latency['high']:.3f})"
+    return {"rise of cross-entropy": f"{result['rises'][name][str(1.0)]:.3f}", "latency without it": measured}

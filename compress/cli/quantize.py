@@ -1,16 +1,28 @@
 """The command ``quantize``. Loads click only, until it runs."""
 
+from __future__ import annotations
+
+import json
 from pathlib import Path
 from typing import Any
 
 import click
 
+from ..artifacts.artifact import Artifact
 from ..artifacts.project import NETWORK_STAGES
 from ..artifacts.recipe import training_config
 from ..stages.export import ExportConfig
 from ..stages.quantize import QuantizeConfig
 from ..train.settings import DistilConfig
-from .options import PATH, data_options, network_options, out_option, parent_options, run_options
+from .options import (
+    PATH,
+    data_options,
+    network_options,
+    out_option,
+    parent_options,
+    run_options,
+)
+from .tables import table
 
 SETTINGS = ("mode", "method", "per_channel", "equalise", "correct_bias", "images", "max_drop", "epochs", "lr")
 
@@ -67,9 +79,65 @@ def quantize(onnx: Path | None, only_explain: bool, groups: tuple[str, ...], **g
         graph = graph_of(project, parent, recipe.stage(ExportConfig, "export"))
     config = recipe.stage(QuantizeConfig, "quantize", **settings)
     if only_explain:
-        from ..stages.explain_int8 import explain_quantization, show_noise
+        from ..stages.explain_int8 import explain_quantization
 
         show_noise(explain_quantization(project, graph, config), options.as_json)
         return
     training, distil = training_config(recipe, seed=options.seed), recipe.stage(DistilConfig, "distil")
     show_artifact(make(project, graph, config, training, distil, options.out), options.as_json)
+
+
+def show_noise(artifact: Artifact, as_json: bool) -> None:
+    """Print the two tables and where the picture lies, or everything as one JSON object."""
+    result = json.loads(artifact.payload.read_text(encoding="utf-8"))
+    click.echo(json.dumps({"artifact": str(artifact.path), **result}, indent=1) if as_json else noise_text(artifact.path, result))
+
+
+def noise_text(folder: Path, result: dict[str, Any]) -> str:
+    """Both tables: layers in the order of the graph, groups from the one that gains most time to the one that loses most."""
+    layers = [
+        {"layer": one["label"], "kind": one["kind"], "with all before (dB)": _db(one["output_db"]), "its own (dB)": _db(one["own_db"])}
+        | {"its weights (dB)": _db(one["weight_db"]), "clipped": "" if one["clipped"] is None else f"{100 * one['clipped']:.3f}%"}
+        | {
+            f"{what} (us)": "" if time is None else f"{time:.1f}"
+            for what, time in zip(("float32", "int8"), one["microseconds"], strict=True)
+        }
+        for one in result["layers"]
+    ]
+    groups = [
+        {"alone in int8": one["name"], "nodes": str(one["nodes"]), "logits (dB)": _db(one["logits_db"])}
+        | {"answers changed": f"{100 * one['changed']:.2f}%"}
+        | {"latency": "{value:.3f}x ({low:.3f} to {high:.3f})".format(**one["latency"])}
+        for one in sorted(result["groups"], key=lambda one: one["latency"]["value"])
+    ]
+    told = f"Signal to quantization noise of each layer on {result['images']:,} validation images, all in int8 ({result['setting']}):"
+    second = "What each group costs alone, as a fraction of float32's latency; below 1x it gains time:"
+    return f"{told}\n\n{table(layers)}\n\n{second}\n\n{table(groups)}\n\npicture   {folder / 'noise.png'}\nartifact  {folder}"
+
+
+def _db(value: float | None) -> str:
+    return "" if value is None else f"{value:.1f}"
+
+
+@click.command("export-onnx")
+@click.option("--opset", type=int, help="Version of the ONNX operators.  [default: 18]")
+@click.option("--input", metavar="TYPE", help="Pixels that the graph takes: uint8, or float32 in [0, 1].  [default: uint8]")
+@network_options
+@data_options
+@run_options
+@parent_options
+@out_option
+def export_onnx(opset: int | None, input: str | None, **shared: Any) -> None:
+    """Export to one ONNX file: raw uint8 images in, logits and probabilities out, labels inside, proved equal to torch.
+
+    Example:  compress export-onnx --model k49 --out board/k49
+    """
+    from ..artifacts.context import Options
+    from ..stages.export import export
+    from .tables import show_artifact
+
+    options = Options(**shared)
+    options.load_recipe().stage(ExportConfig, "export", opset=opset, input=input)  # a wrong value should not cost the loading of data first
+    project, recipe, parent = options.child(NETWORK_STAGES)
+    config = recipe.stage(ExportConfig, "export", opset=opset, input=input)
+    show_artifact(export(project, parent, config, options.out), options.as_json)

@@ -6,27 +6,36 @@ settings only; everything else is imported inside the commands.
 
 from __future__ import annotations
 
+import dataclasses
+import json
 from pathlib import Path
 from typing import Any
 
 import click
 
-from ..artifacts.project import NETWORK_STAGES, TRAINED_STAGES
+from ..artifacts.model_reference import ModelReference
+from ..artifacts.project import TRAINED_STAGES
 from ..artifacts.recipe import training_config
 from ..errors import CompressError
-from ..stages.export import ExportConfig
+from ..stages.tune import (
+    Tuned,
+    Tuning,
+    percent,
+    read_space,
+    tune_project,
+)
+from ..train.space import Space
+from ..train.tune import Trial
 from .options import (
     PATH,
-    benchmark_options,
     data_options,
     network_options,
     out_option,
     parent_options,
-    pretrained_option,
     refuse_torchrun,
-    report_options,
     run_options,
 )
+from .tables import table
 
 
 @click.command()
@@ -78,65 +87,6 @@ def train(epochs: int | None, batch: int | None, lr: float | None, label_smoothi
         show_artifact(made, options.as_json)
 
 
-@click.command("export-onnx")
-@click.option("--opset", type=int, help="Version of the ONNX operators.  [default: 18]")
-@click.option("--input", metavar="TYPE", help="Pixels that the graph takes: uint8, or float32 in [0, 1].  [default: uint8]")
-@network_options
-@data_options
-@run_options
-@parent_options
-@out_option
-def export_onnx(opset: int | None, input: str | None, **shared: Any) -> None:
-    """Export to one ONNX file: raw uint8 images in, logits and probabilities out, labels inside, proved equal to torch.
-
-    Example:  compress export-onnx --model k49 --out board/k49
-    """
-    from ..artifacts.context import Options
-    from ..stages.export import export
-    from .tables import show_artifact
-
-    options = Options(**shared)
-    options.load_recipe().stage(ExportConfig, "export", opset=opset, input=input)  # a wrong value should not cost the loading of data first
-    project, recipe, parent = options.child(NETWORK_STAGES)
-    config = recipe.stage(ExportConfig, "export", opset=opset, input=input)
-    show_artifact(export(project, parent, config, options.out), options.as_json)
-
-
-@click.command()
-@click.option("--weights", type=PATH, metavar="FILE", help="Take this network, trained elsewhere, instead of training one.")
-@pretrained_option
-@network_options
-@data_options
-@run_options
-@benchmark_options
-@report_options
-def run(
-    threads: int | None,
-    rounds: int | None,
-    samples: int | None,
-    quick: bool,
-    max_drop: float | None,
-    max_latency: float | None,
-    max_size: int | None,
-    **shared: Any,
-) -> None:
-    """Everything: train, prune, export, quantize, benchmark, report. A second run, or one after a kill, does only what is missing.
-
-    \b
-    Example:  compress run --model k49 --data digits
-              compress run --recipe recipe.toml
-    """
-    from ..artifacts.context import Options
-    from ..stages.run_all import run_all
-    from .tables import show_outcome
-
-    options = Options(**shared, resume=True)
-    recipe = options.load_recipe()
-    settings = {"threads": threads, "rounds": rounds, "samples": samples, "sweeps": False if quick else None}
-    limits = {"max_drop": max_drop, "max_latency": max_latency, "max_size": max_size}
-    show_outcome(run_all(options, recipe, settings, limits), options.as_json)
-
-
 @click.command()
 @click.option("--trials", type=int, default=40, show_default=True, help="Finished trials in the study, by whichever worker.")
 @click.option("--timeout", type=float, metavar="MIN", help="No trial starts after so many minutes.")
@@ -172,8 +122,6 @@ def tune(
               compress train --recipe runs/emnist/tune/folder/best.toml
     """
     from ..artifacts.context import Options
-    from ..artifacts.model_reference import ModelReference
-    from ..stages.tune import Tuning, read_space, show_tuned, tune_project
 
     tuning = Tuning(
         trials=trials,
@@ -190,3 +138,47 @@ def tune(
     recipe = options.load_recipe()
     read_space(ModelReference(reference=recipe.model), recipe, tuning)  # a wrong space should not cost the loading of data first
     show_tuned(tune_project(options.project(recipe), recipe, tuning), options.as_json)
+
+
+def tuned_summary(tuned: Tuned) -> dict[str, Any]:
+    """What ``--json`` shows."""
+    summary, best = tuned.summary, tuned.summary.best
+    return {
+        "study": tuned.study,
+        "folder": str(tuned.folder),
+        "recipe": str(tuned.folder / "best.toml"),
+        "best": dataclasses.asdict(best) if best else None,
+        "importances": dict(summary.importances),
+        "trials": [dataclasses.asdict(trial) for trial in summary.trials],
+    }
+
+
+def show_tuned(tuned: Tuned, as_json: bool) -> None:
+    """Print the trials, the best first, or everything as JSON."""
+    click.echo(json.dumps(tuned_summary(tuned), indent=1) if as_json else tuned_text(tuned))
+
+
+def tuned_text(tuned: Tuned, most: int = 20) -> str:
+    """A row per trial, the best first and those given up last with the reason; then what mattered, and where the recipe lies."""
+    trials = sorted(tuned.summary.trials, key=lambda t: (t.state != "complete", t.state, -(t.score or 0.0)))
+    parts = [table([_row(trial, tuned.space) for trial in trials[:most]])]
+    if len(trials) > most:
+        parts.append(f"and {len(trials) - most} more in {tuned.folder / 'trials.csv'}")
+    if shares := tuned.summary.importances:
+        told = ", ".join(f"{name} {100 * share:.0f}%" for name, share in sorted(shares.items(), key=lambda pair: -pair[1]))
+        parts.append(f"share in the variance of the score: {told}")
+    parts.append(f"pictures: {tuned.folder}\nbest: compress train --recipe {tuned.folder / 'best.toml'}")
+    return "\n\n".join(parts)
+
+
+def _row(trial: Trial, space: Space) -> dict[str, str]:
+    about = {"trial": str(trial.number), "balanced acc.": percent(trial)}
+    about |= {title: f"{trial.notes[name]:,}" if name in trial.notes else "" for name, title in (("params", "params"), ("macs", "MACs"))}
+    about |= {name.partition(".")[2]: _cell(trial.values.get(name, "")) for name in space}
+    return about | {"": trial.reason or ("" if trial.state == "complete" else trial.state)}
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, list):
+        return "-".join(map(str, value))
+    return f"{value:.3g}" if isinstance(value, float) else str(value)

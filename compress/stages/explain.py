@@ -10,7 +10,6 @@ Refused: an image that the test images do not have, files that fit neither each 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -22,10 +21,9 @@ from ..artifacts.context import Options
 from ..artifacts.load import load_parts
 from ..artifacts.project import Project, variant_name
 from ..benchmarks.runtimes import Candidate, open_model
-from ..cli.tables import table
 from ..errors import CompressError
 from ..graphs.file import open_session, read_onnx
-from ..graphs.gates import Gate, Run, correlation, graph_gates, network_gates, occlusion, rank_correlation, run_batches
+from ..graphs.gates import Gate, Run, graph_gates, network_gates, occlusion, run_batches
 from ..plots.explain import Seen, View, draw_maps, gate_names
 from .benchmark import candidates_of_file
 
@@ -79,42 +77,6 @@ def explain(
     seen = _look(project, networks, chosen)
     draw_maps(seen, picture, every=every)
     return Explanation(seen=seen, remarks=(*remarks, *_about_gates(seen)))
-
-
-def summary(explanation: Explanation, picture: Path) -> dict[str, Any]:
-    """What ``--json`` shows: per image and network the answer, each gate in figures, and how both compare with the first network."""
-    return {
-        "picture": str(picture),
-        "remarks": list(explanation.remarks),
-        "images": [
-            {"index": one.index, "truth": one.truth, "networks": [_figures(view, one.views[0]) for view in one.views]}
-            for one in explanation.seen
-        ],
-    }
-
-
-def explanation_text(explanation: Explanation, picture: Path) -> str:
-    """A table of the answers, one of the gates over all images, and the remarks."""
-    seen = explanation.seen
-    figures = [[_figures(view, one.views[0]) for view in one.views] for one in seen]
-    first, *others = [view.network for view in seen[0].views]
-    answers = [
-        {
-            "image": str(one.index),
-            "true": one.truth,
-            "network": view.network,
-            "read as": view.label + ("" if view.label == one.truth else "   <- misread"),
-            "probability": f"{100 * view.probability:.1f}%",
-        }
-        | ({f"evidence: correlation with {first}": _number(of["evidence"]["correlation"])} if others else {})
-        for one, row in zip(seen, figures, strict=True)
-        for view, of in zip(one.views, row, strict=True)
-    ]
-    parts = [table(answers)]
-    if gates := _gates_over_images(figures):
-        compared = f"; r: rank correlation with {first}, mean over the images" if others else ""
-        parts.append(f"Gates: mean (lowest to highest){compared}\n\n{table(gates)}")
-    return "\n\n".join([*parts, "\n".join([*explanation.remarks, f"picture: {picture}"])])
 
 
 def _sources(options: Options, files: Sequence[Path]) -> tuple[Project, list[tuple[Artifact | Path, str]]]:
@@ -230,50 +192,3 @@ def _about_gates(seen: Sequence[Seen]) -> list[str]:
     if wide_open:
         remarks.append(f"{first[0].network}: {' and '.join(wide_open)} stood open (above {OPEN}) everywhere in these images")
     return remarks
-
-
-def _figures(view: View, first: View) -> dict[str, Any]:
-    gates = []
-    for place, (gate, name) in enumerate(zip(view.gates, gate_names(view.gates), strict=True)):
-        other = first.gates[place].values if place < len(first.gates) and first.gates[place].kind == gate.kind else np.zeros(0)
-        gates.append(
-            {
-                "gate": name,
-                "shape": list(gate.values.shape),
-                "mean": float(gate.values.mean()),
-                "min": float(gate.values.min()),
-                "max": float(gate.values.max()),
-                "rank_correlation": rank_correlation(gate.values, other),
-                "mean_difference": float(np.abs(gate.values - other).mean()) if gate.values.shape == other.shape else None,
-            }
-        )
-    evidence = {"correlation": correlation(view.for_truth, first.for_truth), "strongest": float(view.for_truth.max())}
-    return {"network": view.network, "label": view.label, "probability": view.probability, "gates": gates, "evidence": evidence}
-
-
-def _gates_over_images(figures: Sequence[Sequence[dict[str, Any]]]) -> list[dict[str, str]]:
-    """A row per gate, a column per network. ``figures``: per image, per network."""
-    most = max(figures[0], key=lambda one: len(one["gates"]))["gates"]
-    return [
-        {"gate": gate["gate"]}
-        | {
-            one["network"]: _cell([row[place]["gates"][number : number + 1] for row in figures], place > 0)
-            for place, one in enumerate(figures[0])
-        }
-        for number, gate in enumerate(most)
-    ]
-
-
-def _cell(found: Sequence[Sequence[dict[str, Any]]], compared: bool) -> str:
-    """One gate of one network, from a list per image that holds it, or nothing where the network has fewer gates."""
-    gates = [gate for one in found for gate in one]
-    if not gates:
-        return "-"
-    mean, low, high = np.mean([one["mean"] for one in gates]), min(one["min"] for one in gates), max(one["max"] for one in gates)
-    text = f"{mean:.2f} ({low:.2f} to {high:.2f})"
-    known = [one["rank_correlation"] for one in gates if one["rank_correlation"] is not None]
-    return f"{text}  r {_number(float(np.mean(known)) if known else None)}" if compared else text
-
-
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.2f}"

@@ -12,13 +12,11 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import click
 import numpy as np
 
 from ..artifacts.artifact import PAYLOAD, Artifact
 from ..artifacts.project import Made, Project, data_identity, run_stage, stage_key
 from ..benchmarks.statistics import over_launches
-from ..cli.tables import table
 from ..graphs.node_times import node_times
 from ..plots.noise import draw_noise, layer_names
 from ..quantization.int8 import StaticConfig, quantize_prepared
@@ -85,38 +83,6 @@ def _latencies(project: Project, maker: Maker, setting: Setting, seed: int) -> d
     return found
 
 
-def show_noise(artifact: Artifact, as_json: bool) -> None:
-    """Print the two tables and where the picture lies, or everything as one JSON object."""
-    result = json.loads(artifact.payload.read_text(encoding="utf-8"))
-    click.echo(json.dumps({"artifact": str(artifact.path), **result}, indent=1) if as_json else noise_text(artifact.path, result))
-
-
-def noise_text(folder: Path, result: dict[str, Any]) -> str:
-    """Both tables: layers in the order of the graph, groups from the one that gains most time to the one that loses most."""
-    layers = [
-        {"layer": one["label"], "kind": one["kind"], "with all before (dB)": _db(one["output_db"]), "its own (dB)": _db(one["own_db"])}
-        | {"its weights (dB)": _db(one["weight_db"]), "clipped": "" if one["clipped"] is None else f"{100 * one['clipped']:.3f}%"}
-        | {
-            f"{what} (us)": "" if time is None else f"{time:.1f}"
-            for what, time in zip(("float32", "int8"), one["microseconds"], strict=True)
-        }
-        for one in result["layers"]
-    ]
-    groups = [
-        {"alone in int8": one["name"], "nodes": str(one["nodes"]), "logits (dB)": _db(one["logits_db"])}
-        | {"answers changed": f"{100 * one['changed']:.2f}%"}
-        | {"latency": "{value:.3f}x ({low:.3f} to {high:.3f})".format(**one["latency"])}
-        for one in sorted(result["groups"], key=lambda one: one["latency"]["value"])
-    ]
-    told = f"Signal to quantization noise of each layer on {result['images']:,} validation images, all in int8 ({result['setting']}):"
-    second = "What each group costs alone, as a fraction of float32's latency; below 1x it gains time:"
-    return f"{told}\n\n{table(layers)}\n\n{second}\n\n{table(groups)}\n\npicture   {folder / 'noise.png'}\nartifact  {folder}"
-
-
 def _plain(values: dict[str, Any]) -> dict[str, Any]:
     """JSON has no infinity: what is exact has no noise, and so no ratio."""
     return {name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in values.items()}
-
-
-def _db(value: float | None) -> str:
-    return "" if value is None else f"{value:.1f}"

@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import click
 import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
@@ -32,9 +31,8 @@ from ..channels.bypass import bypass, bypassable
 from ..channels.curves import Curve, Curves, Measure, Score, channel_curves, loss_rises, module_curves, weight_curves
 from ..channels.find import channel_groups
 from ..channels.scores import importance
-from ..cli.tables import table
 from ..errors import CompressError, NetworkError
-from ..plots.sensitivity import cell, draw_heat_map
+from ..plots.sensitivity import draw_heat_map
 from ..train.fit import choose_device, predict_logits
 from ..train.metrics import score
 from ..train.sources import Part
@@ -76,7 +74,6 @@ class SensitivityConfig:
 
 STAGE = FILE = "sensitivity"
 MOST_LOST, LEAST_SAVED = 1.0, 0.01
-ROWS = {"weight": ("layer", "weights"), "channel": ("group", "width"), "module": ("module", "parameters")}
 
 
 def measure_sensitivity(project: Project, parent: Artifact, config: SensitivityConfig, out: Path | None = None) -> Artifact:
@@ -147,32 +144,6 @@ def cheap_modules(result: Mapping[str, Any]) -> list[str]:
         if curve["points"][0]["points_lost"] <= MOST_LOST and result["latency"][curve["name"]]["high"] < 1 - LEAST_SAVED
     ]
     return [name for name in cheap if not any(name.startswith(f"{outer}.") for outer in cheap)]
-
-
-def show_sensitivity(artifact: Artifact, as_json: bool) -> None:
-    """Print the table and where the heat map lies, or everything as one JSON object."""
-    text = json.dumps({"artifact": str(artifact.path), **_read(artifact)}, indent=1) if as_json else sensitivity_text(artifact)
-    click.echo(text)
-
-
-def sensitivity_text(artifact: Artifact) -> str:
-    """A row for each layer, group or module, in the order of the network, with the points of balanced accuracy that it costs."""
-    result = _read(artifact)
-    first, second = ROWS[result["granularity"]]
-    rows = [
-        {first: curve["name"], second: f"{curve['size']:,}"}
-        | {_column(result, point): cell(point["points_lost"]) for point in curve["points"]}
-        | (_module_cells(result, curve["name"]) if result["granularity"] == "module" else {})
-        for curve in result["curves"]
-    ]
-    told = f"{_title(result)}, by {result['images']:,} training images and without fine-tuning:"
-    return f"{told}\n\n{table(rows)}\n\nheat map  {artifact.path / f'{FILE}.png'}\nartifact  {artifact.path}"
-
-
-def _module_cells(result: Mapping[str, Any], name: str) -> dict[str, str]:
-    latency = result["latency"][name]
-    measured = f"{latency['value']:.3f}x ({latency['low']:.3f} to {latency['high']:.3f})"
-    return {"rise of cross-entropy": f"{result['rises'][name][str(1.0)]:.3f}", "latency without it": measured}
 
 
 def _sample(project: Project, config: SensitivityConfig) -> Part:

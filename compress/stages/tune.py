@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import click
 import torch
 
 from ..artifacts.cost import count_cost
@@ -22,7 +21,6 @@ from ..artifacts.load import Prepare, build_network
 from ..artifacts.model_reference import ModelReference
 from ..artifacts.project import Project, data_identity, network_identity
 from ..artifacts.recipe import RECIPES, Recipe, training_config
-from ..cli.tables import table
 from ..errors import CompressError, NetworkError
 from ..models.emnist import EmnistConfig
 from ..models.errors import ModelError
@@ -127,50 +125,6 @@ def _replace(path: Path, content: bytes) -> None:
 
 def percent(trial: Trial | None) -> str:
     return f"{100 * trial.score:.2f}%" if trial is not None and trial.score is not None else "-"
-
-
-def tuned_summary(tuned: Tuned) -> dict[str, Any]:
-    """What ``--json`` shows."""
-    summary, best = tuned.summary, tuned.summary.best
-    return {
-        "study": tuned.study,
-        "folder": str(tuned.folder),
-        "recipe": str(tuned.folder / "best.toml"),
-        "best": dataclasses.asdict(best) if best else None,
-        "importances": dict(summary.importances),
-        "trials": [dataclasses.asdict(trial) for trial in summary.trials],
-    }
-
-
-def show_tuned(tuned: Tuned, as_json: bool) -> None:
-    """Print the trials, the best first, or everything as JSON."""
-    click.echo(json.dumps(tuned_summary(tuned), indent=1) if as_json else tuned_text(tuned))
-
-
-def tuned_text(tuned: Tuned, most: int = 20) -> str:
-    """A row per trial, the best first and those given up last with the reason; then what mattered, and where the recipe lies."""
-    trials = sorted(tuned.summary.trials, key=lambda t: (t.state != "complete", t.state, -(t.score or 0.0)))
-    parts = [table([_row(trial, tuned.space) for trial in trials[:most]])]
-    if len(trials) > most:
-        parts.append(f"and {len(trials) - most} more in {tuned.folder / 'trials.csv'}")
-    if shares := tuned.summary.importances:
-        told = ", ".join(f"{name} {100 * share:.0f}%" for name, share in sorted(shares.items(), key=lambda pair: -pair[1]))
-        parts.append(f"share in the variance of the score: {told}")
-    parts.append(f"pictures: {tuned.folder}\nbest: compress train --recipe {tuned.folder / 'best.toml'}")
-    return "\n\n".join(parts)
-
-
-def _row(trial: Trial, space: Space) -> dict[str, str]:
-    about = {"trial": str(trial.number), "balanced acc.": percent(trial)}
-    about |= {title: f"{trial.notes[name]:,}" if name in trial.notes else "" for name, title in (("params", "params"), ("macs", "MACs"))}
-    about |= {name.partition(".")[2]: _cell(trial.values.get(name, "")) for name in space}
-    return about | {"": trial.reason or ("" if trial.state == "complete" else trial.state)}
-
-
-def _cell(value: Any) -> str:
-    if isinstance(value, list):
-        return "-".join(map(str, value))
-    return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
 SPACES = RECIPES / "spaces"

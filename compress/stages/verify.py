@@ -130,9 +130,3 @@ def _check_openvino(model: Path, vectors: Vectors) -> Check:
 
 def _said(error: BaseException) -> str:
     return str(error) if isinstance(error, BenchmarkError) else first_line(error)
-
-
-def proof_text(proof: Proof) -> str:
-    """One line per check, and the outcome."""
-    lines = [f"{'ok  ' if check.passed else 'FAIL'}  {check.name:<13} {check.detail}" for check in proof.checks]
-    return "\n".join([*lines, f"{proof.folder}: {'proved' if proof.holds else 'NOT proved; copy or export the model again'}"])

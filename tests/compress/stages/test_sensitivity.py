@@ -20,14 +20,14 @@ from compress.artifacts.project import Project
 from compress.channels.cut import remove_channels
 from compress.channels.find import channel_groups
 from compress.channels.scores import importance
-from compress.cli.prune import sensitivity
+from compress.cli.prune import sensitivity, sensitivity_text
 from compress.errors import CompressError
 from compress.models.emnist import make as make_emnist
 from compress.plots.sensitivity import cell, draw_heat_map
 from compress.pruning.masks import apply_masks, weight_masks
 from compress.stages import sensitivity as sensitivity_stage
 from compress.stages.import_network import import_weights
-from compress.stages.sensitivity import SensitivityConfig, cheap_modules, curves_of, measure_sensitivity, sensitivity_text
+from compress.stages.sensitivity import SensitivityConfig, cheap_modules, curves_of, measure_sensitivity
 from compress.train.metrics import score
 from compress.train.split import stratified_sample
 

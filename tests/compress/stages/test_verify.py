@@ -13,8 +13,9 @@ from onnx import TensorProto, helper
 
 from compress.artifacts.artifact import sha256_of
 from compress.artifacts.vectors import MOST_VECTORS, read_vectors, write_vectors
+from compress.cli.inspect import proof_text
 from compress.errors import ArtifactError, CompressError
-from compress.stages.verify import Proof, proof_text, verify
+from compress.stages.verify import Proof, verify
 
 CLASSES = 12
 IMAGES = np.random.default_rng(0).integers(0, 256, (300, 1, 4, 4), dtype=np.uint8)
