@@ -1,17 +1,17 @@
-"""How to measure, what was gathered of one candidate, and the measurement that it amounts to. Refused: settings out of range."""
+"""How to measure, what was gathered of one candidate, and the measurement that it amounts to."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+from msgspec import Meta
 
 from . import cost
 from .accuracy import compare_predictions, score_intervals
 from .doubts import doubts
-from .errors import BenchmarkError
 from .gauges import Turn
 from .pictures import flips
 from .profile import Profile
@@ -33,27 +33,15 @@ class BenchmarkConfig:
         launches: fresh processes per candidate, 2 to 30. rounds: turns per launch. samples: timed calls per turn.
         seed: of the order of turns and the choice of timed images.
         sweeps: whether to measure other batch sizes and numbers of threads too, at the end of each launch.
-
-    Raises:
-        BenchmarkError: a value out of range.
     """
 
-    threads: int = 1
-    batch: int = 1
-    launches: int = 5
-    rounds: int = 4
-    samples: int = 50
-    seed: int = 0
+    threads: Annotated[int, Meta(ge=1)] = 1
+    batch: Annotated[int, Meta(ge=1)] = 1
+    launches: Annotated[int, Meta(ge=2, le=MOST_LAUNCHES, description="an interval needs two, 5 is the default")] = 5
+    rounds: Annotated[int, Meta(ge=1)] = 4
+    samples: Annotated[int, Meta(ge=1)] = 50
+    seed: Annotated[int, Meta(ge=0)] = 0
     sweeps: bool = True
-
-    def __post_init__(self) -> None:
-        for name in ("threads", "batch", "rounds", "samples"):
-            if getattr(self, name) < 1:
-                raise BenchmarkError(f"{name} (={getattr(self, name)}) must be at least 1; leave it out for the default")
-        if not 2 <= self.launches <= MOST_LAUNCHES:
-            raise BenchmarkError(f"launches (={self.launches}) must lie in 2 to {MOST_LAUNCHES}; an interval needs two, 5 is the default")
-        if self.seed < 0:
-            raise BenchmarkError(f"seed (={self.seed}) must not be negative; 0 is the default")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Annotated
 
-from .errors import BenchmarkError
+from msgspec import Meta
+
 from .formats import milliseconds, percent, size, times
 from .results import Measurement, Result
 
@@ -25,22 +27,11 @@ class Limits:
 
     Args:
         max_drop: points of balanced accuracy that may be lost. max_latency: largest p50 in milliseconds. max_size: largest file in bytes.
-
-    Raises:
-        BenchmarkError: a negative drop, or a limit of nothing.
     """
 
-    max_drop: float = 0.5
-    max_latency: float | None = None
-    max_size: int | None = None
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.max_drop <= 100:
-            raise BenchmarkError(f"max_drop (={self.max_drop}) must lie in 0 to 100 points; 0.5 allows 97.0% to become 96.5%")
-        if self.max_latency is not None and not self.max_latency > 0:
-            raise BenchmarkError(f"max_latency (={self.max_latency}) must be above 0 milliseconds; leave it out for no limit")
-        if self.max_size is not None and not self.max_size > 0:
-            raise BenchmarkError(f"max_size (={self.max_size}) must be above 0 bytes; leave it out for no limit")
+    max_drop: Annotated[float, Meta(ge=0, le=100, description="points, 0.5 allows 97.0% to become 96.5%")] = 0.5
+    max_latency: Annotated[float, Meta(gt=0, description="milliseconds, leave it out for no limit")] | None = None
+    max_size: Annotated[int, Meta(gt=0, description="bytes, leave it out for no limit")] | None = None
 
     def broken_by(self, one: Measurement, baseline: Measurement) -> list[str]:
         """The limits that a measured candidate breaks, as ends of the sentence "it ..."."""

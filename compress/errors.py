@@ -12,6 +12,9 @@
 The last three do not derive from the first because their packages stand alone; ``USER_ERRORS`` in ``compress.cli`` unites them.
 """
 
+import difflib
+import os
+from collections.abc import Iterable
 from typing import Any
 
 
@@ -48,6 +51,12 @@ def first_line(error: BaseException) -> str:
     return f"{type(error).__name__}: {first if len(first) <= 160 else first[:157] + '...'}"
 
 
+def refuse_torchrun(told: str) -> None:
+    """Raise CompressError where torchrun started several processes of something that one alone may do."""
+    if os.environ.get("WORLD_SIZE", "1") != "1":
+        raise CompressError(told)
+
+
 def shown(value: object, most: int = 80) -> str:
     """A value from outside as a message may show it: one line, no control characters, no half surrogate pairs, at most ``most`` long."""
     try:
@@ -56,3 +65,10 @@ def shown(value: object, most: int = 80) -> str:
         return "a number of thousands of digits"
     text = "".join(one if one.isprintable() else "?" for one in text)
     return text if len(text) <= most else f"{text[: most - 3]}..."
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """The next step where a name is not known: ``did you mean epochs?``, or all that there are."""
+    names = list(known)
+    near = difflib.get_close_matches(name, names, 1)
+    return f"did you mean {near[0]}?" if near else f"known: {', '.join(names)}"

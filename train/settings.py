@@ -1,13 +1,9 @@
-"""The settings of training, checked when they are made. Loads no torch."""
+"""The settings of training. Their types say what they may be; whoever reads them from outside has them checked by these. Loads no torch."""
 
-import math
 from dataclasses import dataclass, fields
+from typing import Annotated, Literal
 
-from .errors import TrainError
-
-OPTIMISERS = ("adam", "adamw")
-IMBALANCE = ("none", "weighted", "logit-adjusted")
-SCHEDULES = ("constant", "cosine")
+from msgspec import Meta
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,29 +16,14 @@ class AugmentConfig:
     each batch gets one of them.
     """
 
-    rotate: float = 0.0
-    shear: float = 0.0
-    scale: float = 0.0
-    shift: float = 0.0
-    elastic: float = 0.0
-    grid: int = 4
-    mixup: float = 0.0
-    cutmix: float = 0.0
-
-    def __post_init__(self) -> None:
-        for name, most, hint in (
-            ("rotate", 180, "degrees; 10 suits characters"),
-            ("shear", 60, "degrees; 10 suits characters"),
-            ("scale", 0.9, "a fraction; 0.1 draws sizes from 90% to 110%"),
-            ("shift", 1000, "pixels; 2 suits images of 28x28"),
-            ("elastic", 1000, "pixels; 1 suits images of 28x28"),
-            ("mixup", 100, "Beta's parameter; 0.2 is usual"),
-            ("cutmix", 100, "Beta's parameter; 1 is usual"),
-        ):
-            if not 0 <= getattr(self, name) <= most:
-                raise TrainError(f"{name} (={getattr(self, name)}) must lie in [0, {most}], {hint}")
-        if not 2 <= self.grid <= 64:
-            raise TrainError(f"grid (={self.grid}) must lie in [2, 64]; 4 control points a side are usual")
+    rotate: Annotated[float, Meta(ge=0, le=180, description="degrees, 10 suits characters")] = 0.0
+    shear: Annotated[float, Meta(ge=0, le=60, description="degrees, 10 suits characters")] = 0.0
+    scale: Annotated[float, Meta(ge=0, le=0.9, description="0.1 draws sizes from 90% to 110%")] = 0.0
+    shift: Annotated[float, Meta(ge=0, le=1000, description="pixels, 2 suits images of 28x28")] = 0.0
+    elastic: Annotated[float, Meta(ge=0, le=1000, description="pixels, 1 suits images of 28x28")] = 0.0
+    grid: Annotated[int, Meta(ge=2, le=64, description="4 control points a side are usual")] = 4
+    mixup: Annotated[float, Meta(ge=0, le=100, description="Beta's parameter, 0.2 is usual")] = 0.0
+    cutmix: Annotated[float, Meta(ge=0, le=100, description="Beta's parameter, 1 is usual")] = 0.0
 
     @property
     def distorts(self) -> bool:
@@ -53,17 +34,9 @@ class AugmentConfig:
 class DistilConfig:
     """How much of the loss a teacher makes: ``weight`` of its soft targets at ``temperature``, and ``features`` times that of features."""
 
-    weight: float = 0.7
-    temperature: float = 2.0
-    features: float = 0.0
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.weight <= 1:
-            raise TrainError(f"weight (={self.weight}) of the teacher must lie in [0, 1]; 0.7 is the default, 0 learns from labels alone")
-        if not 0 < self.temperature < math.inf:
-            raise TrainError(f"temperature (={self.temperature}) must be a positive number; 2 to 4 are usual")
-        if not 0 <= self.features < math.inf:
-            raise TrainError(f"features (={self.features}) must be zero (soft targets only) or a positive number")
+    weight: Annotated[float, Meta(ge=0, le=1, description="0.7 is the default, 0 learns from labels alone")] = 0.7
+    temperature: Annotated[float, Meta(gt=0, description="2 to 4 are usual")] = 2.0
+    features: Annotated[float, Meta(ge=0, description="0 learns from soft targets only")] = 0.0
 
     @property
     def teaches(self) -> bool:
@@ -83,39 +56,18 @@ class FitConfig:
     without a better one; 0 for never. ``plain_epochs``: the last so many epochs see images without augmentation, as they are read later.
     """
 
-    epochs: int = 10
-    batch: int = 256
-    optimiser: str = "adam"
-    lr: float = 0.001
-    weight_decay: float = 0.0
-    schedule: str = "constant"
-    warmup: float = 0.0
-    label_smoothing: float = 0.0
-    ema: float = 0.0
-    imbalance: str = "none"
-    patience: int = 0
-    plain_epochs: int = 0
-    precision: str = "auto"
-    seed: int = 0
+    epochs: Annotated[int, Meta(ge=1)] = 10
+    batch: Annotated[int, Meta(ge=2, description="batch norm needs two images, 256 is the default")] = 256
+    optimiser: Literal["adam", "adamw"] = "adam"
+    lr: Annotated[float, Meta(gt=0, description="0.001 is a good start for Adam")] = 0.001
+    weight_decay: Annotated[float, Meta(ge=0)] = 0.0
+    schedule: Literal["constant", "cosine"] = "constant"
+    warmup: Annotated[float, Meta(ge=0, lt=1, description="0.1 warms up over the first tenth of the steps")] = 0.0
+    label_smoothing: Annotated[float, Meta(ge=0, lt=1, description="0.1 is usual")] = 0.0
+    ema: Annotated[float, Meta(ge=0, lt=1, description="0.999 averages over the last thousand steps, 0 averages nothing")] = 0.0
+    imbalance: Literal["none", "weighted", "logit-adjusted"] = "none"
+    patience: Annotated[int, Meta(ge=0, description="0 never stops early")] = 0
+    plain_epochs: Annotated[int, Meta(ge=0, description="so many of the last epochs")] = 0
+    precision: Annotated[Literal["auto", "fp32", "bf16"], Meta(description="auto is bf16 on CUDA and fp32 on the CPU")] = "auto"
+    seed: Annotated[int, Meta(ge=0, lt=2**31)] = 0
     augment: AugmentConfig = AugmentConfig()
-
-    def __post_init__(self) -> None:
-        rules = [
-            (self.epochs >= 1, "epochs", "must be at least 1"),
-            (self.batch >= 2, "batch", "must be at least 2, as batch norm needs two images; 256 is the default"),
-            (self.optimiser in OPTIMISERS, "optimiser", f"must be one of {', '.join(OPTIMISERS)}"),
-            (0 < self.lr < math.inf, "lr", "must be a positive number; 0.001 is a good start for Adam"),
-            (0 <= self.weight_decay < math.inf, "weight_decay", "must be zero or a positive number"),
-            (self.schedule in SCHEDULES, "schedule", f"must be {' or '.join(SCHEDULES)}"),
-            (0 <= self.warmup < 1, "warmup", "must lie in [0, 1); 0.1 warms up over the first tenth of the steps"),
-            (0 <= self.label_smoothing < 1, "label_smoothing", "must lie in [0, 1); 0.1 is usual"),
-            (0 <= self.ema < 1, "ema", "must lie in [0, 1); 0.999 averages over the last thousand steps, 0 averages nothing"),
-            (self.imbalance in IMBALANCE, "imbalance", f"must be one of {', '.join(IMBALANCE)}"),
-            (self.patience >= 0, "patience", "must be zero (never stop early) or a number of epochs"),
-            (self.plain_epochs >= 0, "plain_epochs", "must be zero or a number of epochs, the last ones"),
-            (self.precision in ("auto", "fp32", "bf16"), "precision", "must be auto (bf16 on CUDA, fp32 on the CPU), fp32 or bf16"),
-            (0 <= self.seed < 2**31, "seed", "must lie in 0 to 2147483647"),
-        ]
-        for holds, name, rule in rules:
-            if not holds:
-                raise TrainError(f"{name} (={getattr(self, name)}) {rule}")

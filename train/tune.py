@@ -19,9 +19,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any
+from typing import Annotated, Any
 
 import optuna
+from msgspec import Meta
 from optuna.distributions import BaseDistribution
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.importance import FanovaImportanceEvaluator, get_param_importances
@@ -45,15 +46,9 @@ class Hopeless(Exception):
 class TuneConfig:
     """``trials``: finished ones in the study, whoever ran them. ``timeout``: no trial starts after so many minutes."""
 
-    trials: int = 40
-    timeout: float | None = None
+    trials: Annotated[int, Meta(ge=1, description="40 is the default")] = 40
+    timeout: Annotated[float, Meta(gt=0, description="minutes, leave it out for no limit")] | None = None
     seed: int = 0
-
-    def __post_init__(self) -> None:
-        if self.trials < 1:
-            raise TrainError(f"trials (={self.trials}) must be at least 1; 40 is the default")
-        if self.timeout is not None and not 0 < self.timeout < math.inf:
-            raise TrainError(f"timeout (={self.timeout}) must be a positive number of minutes; leave it out for none")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -104,10 +104,11 @@ class Manifest:
 
 @dataclass(frozen=True, kw_only=True)
 class Artifact:
-    """A manifest and the directory in which it lies."""
+    """A manifest and the directory in which it lies; ``parent`` is what a stage just made it from, where it did."""
 
     path: Path
     manifest: Manifest
+    parent: "Artifact | None" = field(default=None, compare=False, repr=False)
 
     @property
     def payload(self) -> Path:

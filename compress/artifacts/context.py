@@ -1,56 +1,59 @@
-"""From the options of a command to a project: which network, which data, which parent.
+"""What a user names becomes a project: which network, which data, which parent. Nothing is loaded before a stage asks for it.
 
-A stage without a parent (train, run, or any with ``--weights``) takes the data from ``--data`` or the recipe. A stage with one takes the
-data its parent was made from, with the same split, so that no validation image is trained on; ``--data`` names another place of it. That
-of ``--pretrained`` is an artifact in ``compress/weights``, which says what data it was made from, but not where that lies.
+A stage without a parent (train, run, or any with ``weights``) takes the data that the user or the recipe names. A stage with one takes the
+data its parent was made from, with the same split, so that no validation image is trained on; ``data`` names another place of it. That
+of ``pretrained`` is an artifact in ``compress/weights``, which says what data it was made from, but not where that lies.
 """
 
 import dataclasses
-import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..cli.options import Terminal
 from ..errors import ArtifactError, CompressError
 from ..train.sources import NAMES, DataSet, Files, load_data
 from .artifact import Artifact, InputSpec, read_artifact
 from .model_reference import ModelReference
-from .project import Project, find_parent
+from .project import Console, Project, Silent, find_parent
 from .recipe import Recipe, load_recipe
 
 WEIGHTS = Path(__file__).parents[1] / "weights"
 VALIDATION = 0.1
 PARTS = ("train_images", "train_labels", "test_images", "test_labels")
+Start = Artifact | Path | str
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options:
-    """The shared options as click hands them over; None where the user said nothing."""
+class Context:
+    """What was said, by options of a command or in Python; None where nothing was.
+
+    ``start``, ``weights``, ``pretrained``: the network to start from. ``out``, ``force``, ``resume``: what becomes of what is made.
+    """
 
     model: str | None = None
-    option: tuple[str, ...] = ()
-    image_shape: str | None = None
-    mean: str | None = None
-    std: str | None = None
-    data: str | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+    image_shape: tuple[int, int, int] | None = None
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    data: str | Path | None = None
     train_images: Path | None = None
     train_labels: Path | None = None
     test_images: Path | None = None
     test_labels: Path | None = None
     cache: Path = Path("data")
-    recipe: Path | None = None
+    recipe: Path | str | None = None
     seed: int | None = None
     runs: Path = Path("runs")
     device: str = "auto"
-    force: bool = False
-    as_json: bool = False
-    from_: Path | None = None
+    console: Console = field(default_factory=Silent)
+    start: Start | None = None
     weights: Path | None = None
     pretrained: bool = False
     out: Path | None = None
+    force: bool = False
     resume: bool = False
+    loaded: dict[Any, Any] = field(default_factory=dict, compare=False, repr=False)  # data sets that were read for an earlier call
 
     @property
     def files(self) -> Files | None:
@@ -64,38 +67,44 @@ class Options:
             raise CompressError(f"data (={self.data}) and four files by hand exclude each other; leave one of them out")
         return Files(**{part: getattr(self, part) for part in PARTS})
 
+    @property
+    def spec(self) -> InputSpec:
+        """The image that the user's network takes."""
+        given: dict[str, Any] = {"shape": self.image_shape, "mean": self.mean, "std": self.std}
+        return InputSpec(**{name: tuple(value) for name, value in given.items() if value is not None})
+
     def load_recipe(self, model: str | None = None) -> Recipe:
-        return load_recipe(self.recipe, model=model or self.model, data=self.data, seed=self.seed)
+        data = None if self.data is None else str(self.data)
+        return load_recipe(None if self.recipe is None else Path(self.recipe), model=model or self.model, data=data, seed=self.seed)
 
     def project(self, recipe: Recipe) -> Project:
         """A project that has no parent: network and data from the options and the recipe."""
-        model = ModelReference(reference=recipe.model, options=dict(recipe.table("model-options")) | _parse_options(self.option))
+        model = ModelReference(reference=recipe.model, options={**recipe.table("model-options"), **self.options})
         model.identity()  # refuses a wrong reference before minutes of loading data
-        spec = _parse_spec(self.image_shape, self.mean, self.std)
-        data, source = self.load(recipe.data, recipe.seed, spec)
-        return self._project(model, spec, data, source)
+        data, source = self.load(recipe.data, recipe.seed, self.spec)
+        count, other = sum(source["images"].values()), "" if self.data or self.files else "; --data names another"
+        self.console.say(f"data: {data.name}, {count:,} images in {len(data.classes)} classes{other}")
+        return self._project(model, self.spec, data, source)
+
+    def folder(self, recipe: Recipe) -> Path:
+        """``runs/<model>``."""
+        return self.runs / ModelReference(reference=recipe.model).slug
 
     def child(self, stages: tuple[str, ...], allowed: tuple[str, ...] | None = None) -> tuple[Project, Recipe, Artifact]:
-        """A project with the parent that ``--weights``, ``--from`` or ``--pretrained`` names, or the newest of ``stages``.
+        """A project with the parent that ``start`` or ``pretrained`` names, or the newest of ``stages``.
 
         What is named may be of ``allowed`` stages too.
         """
         allowed = allowed or stages
         named = self.named_parent()
-        if self.weights is not None:
-            from ..stages.import_network import import_weights
-
-            recipe = self.load_recipe()
-            project = self.project(recipe)
-            return project, recipe, import_weights(project, self.weights)
         given = None
         if named is not None:
             parent = named
             if parent.manifest.stage not in allowed:
-                raise ArtifactError(f"from (={self.from_}) is of stage {parent.manifest.stage}; one of {', '.join(allowed)} is needed here")
+                raise ArtifactError(f"from (={self.start}) is of stage {parent.manifest.stage}; one of {', '.join(allowed)} is needed here")
         else:
             recipe = self.load_recipe()
-            folder = self.runs / ModelReference(reference=recipe.model).slug
+            folder = self.folder(recipe)
             if self.data is not None or self.files is not None:
                 newest = find_parent(folder, stages)
                 about = newest.manifest
@@ -106,16 +115,16 @@ class Options:
     @property
     def starts_from_parent(self) -> bool:
         """Whether the user named a network to start from."""
-        return self.from_ is not None or self.weights is not None or self.pretrained
+        return self.start is not None or self.weights is not None or self.pretrained
 
     def named_parent(self) -> Artifact | None:
         """The artifact that ``--from`` or ``--pretrained`` names, if one does."""
-        given = {"from": self.from_, "weights": self.weights, "pretrained": self.pretrained or None}
+        given = {"from": self.start, "weights": self.weights, "pretrained": self.pretrained or None}
         told = [name if value is True else f"{name} (={value})" for name, value in given.items() if value is not None]
         if len(told) > 1:
             raise CompressError(f"{' and '.join(told)} exclude each other; leave all but one of them out")
         if not self.pretrained:
-            return read_artifact(self.from_) if self.from_ is not None else None
+            return self.start if isinstance(self.start, Artifact) or self.start is None else read_artifact(Path(self.start))
         model = self.load_recipe().model
         folder = WEIGHTS / ModelReference(reference=model).slug
         if not folder.is_dir():
@@ -151,11 +160,11 @@ class Options:
         """A project for an ONNX file that another tool wrote; the shape of its images is the file's."""
         from ..graphs.adopt import image_shape
 
-        given = [f"--{name}" for name in ("from", "weights", "model") if getattr(self, name if name != "from" else "from_") is not None]
+        given = [f"--{name}" for name in ("from", "weights", "model") if getattr(self, name.replace("from", "start")) is not None]
         if given or self.pretrained:
             raise CompressError(f"onnx (={path}) and {(*given, '--pretrained')[0]} exclude each other; leave one of them out")
         shape = image_shape(path)
-        spec = _parse_spec(self.image_shape or ("x".join(map(str, shape)) if shape else None), self.mean, self.std)
+        spec = dataclasses.replace(self, image_shape=self.image_shape or shape).spec
         if shape is not None and shape != spec.shape:
             raise CompressError(f"image-shape (={self.image_shape}) is not what onnx (={path}) takes, {shape}; leave --image-shape out")
         if shape is None and self.image_shape is None:
@@ -171,20 +180,21 @@ class Options:
             return self._with_parent(first, None)[0]
         if self.data is None and self.files is None:
             raise CompressError(f"{path} does not say which images to measure it with; name them with --data")
-        spec = _parse_spec(self.image_shape, self.mean, self.std)
-        data, record = self.load(self.data, self.seed or 0, spec)
-        return dataclasses.replace(self._project(None, spec, data, record), folder=self.runs / path.stem)
+        data, record = self.load(self.data, self.seed or 0, self.spec)
+        return dataclasses.replace(self._project(None, self.spec, data, record), folder=self.runs / path.stem)
 
     def load(self, source: Any, seed: int, spec: InputSpec, validation: float = VALIDATION) -> tuple[DataSet, Mapping[str, Any]]:
         """Load a data set; returns it with what artifacts record of it. ``source``: a name, a folder, or four paths."""
-        terminal = Terminal()
         files = self.files
         if files is None and isinstance(source, list):  # four files by hand, as an artifact recorded them
             files = Files(**dict(zip(PARTS, map(Path, source), strict=True)))
-        name = str(source)
-        data = load_data(
-            name, seed=seed, validation=validation, shape=spec.shape, cache=self.cache, files=files, progress=terminal.progress
-        )
+        name, key = str(source), (str(source), seed, validation, spec.shape, files)
+        if key not in self.loaded:
+            self.loaded.clear()  # one at a time, as they are large
+            self.loaded[key] = load_data(
+                name, seed=seed, validation=validation, shape=spec.shape, cache=self.cache, files=files, progress=self.console.progress
+            )
+        data: DataSet = self.loaded[key]
         record = {
             "source": [str(getattr(files, part)) for part in PARTS] if files else name,
             "name": data.name,
@@ -202,7 +212,7 @@ class Options:
             spec=spec,
             data=data,
             source=source,
-            console=Terminal(),
+            console=self.console,
             device=self.device,
             force=self.force,
             resume=self.resume,
@@ -219,30 +229,3 @@ def _trained_on(parent: Artifact) -> str:
         f"the weights of {parent.path.name} were trained on {title}, "
         f"{count['train'] + count['validation']:,} images and {count['test']:,} for test"
     )
-
-
-def _parse_options(given: tuple[str, ...]) -> dict[str, Any]:
-    parsed: dict[str, Any] = {}
-    for text in given:
-        try:
-            parsed |= tomllib.loads(text)
-        except tomllib.TOMLDecodeError as error:
-            raise CompressError(
-                f"option (={text}) must be NAME=VALUE with a TOML value, such as widths=[8,16] or dropout=0.2: {error}"
-            ) from error
-    return parsed
-
-
-def _parse_spec(shape: str | None, mean: str | None, std: str | None) -> InputSpec:
-    given: dict[str, Any] = {}
-    if shape is not None:
-        if not all(part.isdecimal() for part in shape.split("x")):
-            raise CompressError(f"image-shape (={shape}) must be CxHxW, such as 1x28x28")
-        given["shape"] = tuple(map(int, shape.split("x")))
-    for name, text in (("mean", mean), ("std", std)):
-        if text is not None:
-            try:
-                given[name] = tuple(map(float, text.split(",")))
-            except ValueError as error:
-                raise CompressError(f"{name} (={text}) must be one number or one per channel, such as 0.5 or 0.485,0.456,0.406") from error
-    return dataclasses.replace(InputSpec(), **given)

@@ -34,6 +34,13 @@ class Console(Protocol):
     def progress(self, label: str, done: int, total: int) -> None: ...
 
 
+class Silent:
+    """Tells nobody anything."""
+
+    def say(self, text: str) -> None: ...
+    def progress(self, label: str, done: int, total: int) -> None: ...
+
+
 @dataclass(frozen=True, kw_only=True)
 class Project:
     """What every stage needs: the folder ``runs/<model>``, the network, the data as loaded and as recorded, and how to run.
@@ -107,6 +114,13 @@ def variant_name(artifact: Artifact) -> str:
     return ", ".join(words.values()) or "fp32"
 
 
+def described(artifact: Artifact) -> str:
+    """``runs/k49/train/3f9a0c51be27 (fp32, 90.52%)``: where it lies, what it is, and its balanced accuracy where that was measured."""
+    scores = artifact.manifest.metrics.get("validation")
+    told = f", {100 * scores['balanced_accuracy']:.2f}%" if scores else ""
+    return f"{artifact.path} ({variant_name(artifact)}{told})"
+
+
 def _quantized_name(config: Mapping[str, Any]) -> str:
     """``static int8``, ``static int8 of 3 groups, fine-tuned``, ``int8 weights``, ``fp32`` for a copy."""
     mode = config["mode"]
@@ -128,11 +142,13 @@ def run_stage(
 ) -> Artifact:
     """Return the artifact of ``key`` if it is there and whole, else make it."""
     target = out or project.folder / stage / key[:12]
+    if parent is not None:
+        project.console.say(f"{stage}: from {described(parent)}")
     if (target / MANIFEST).is_file() and not project.force:
         artifact = read_artifact(target, kind)
         if artifact.manifest.key == key:
             project.console.say(f"{stage}: unchanged, {target}")
-            return artifact
+            return dataclasses.replace(artifact, parent=parent)
         raise ArtifactError(f"out (={target}) holds another artifact (stage {artifact.manifest.stage}); --force replaces it")
 
     def manifest(folder: Path) -> Manifest:
@@ -153,7 +169,7 @@ def run_stage(
         )
 
     project.console.say(f"{stage}: {target}")
-    return write_artifact(target, manifest)
+    return dataclasses.replace(write_artifact(target, manifest), parent=parent)
 
 
 def stage_key(stage: str, config: Any, **inputs: Any) -> str:

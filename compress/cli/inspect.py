@@ -1,118 +1,76 @@
-"""cli.inspect"""
-
-from __future__ import annotations
+"""The commands that look at what was made: predict, explain, verify."""
 
 import dataclasses
-import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 import numpy as np
 
-from ..artifacts.context import Options
-from ..graphs.gates import correlation, rank_correlation
-from ..plots.explain import View, gate_names
-from ..stages.explain import Explanation
-from ..stages.verify import Proof
-from .options import (
-    PATH,
-    data_options,
-    network_options,
-    parent_options,
-    run_options,
+from ..api.network import Network
+from ..api.network import verify as verifying
+from .options import command
+from .tables import show, table
+
+if TYPE_CHECKING:
+    from ..plots.explain import View
+    from ..stages.explain import Explanation
+    from ..stages.predict import Predictions
+    from ..stages.verify import Proof
+
+
+@command(
+    Network.predict,
+    """compress predict --model k49 --random 16
+          compress predict --onnx model.onnx letter.png""",
+    arguments=("files...",),
+    defaults={"grid": Path("predictions.png")},
 )
-from .tables import table
+def predict(read: "Predictions", as_json: bool) -> None:
+    """A line per image, and where the picture lies."""
+    about = {"grid": str(read.picture) if read.picture else None, "predictions": [dataclasses.asdict(one) for one in read.images]}
+    show(as_json, lambda: about, lambda: predictions_text(read))
 
 
-@click.command()
-@click.argument("files", nargs=-1, type=PATH)
-@click.option("--onnx", type=PATH, metavar="FILE", help="Read with this ONNX file.")
-@click.option("--random", "count", type=click.IntRange(1, 400), help="Read this many random test images, and show their true labels.")
-@click.option("--invert", is_flag=True, help="Turn dark ink on light paper into light on dark, as the data sets have it.")
-@click.option("--grid", type=PATH, metavar="PNG", help="Where the picture goes.  [default: predictions.png]")
-@network_options
-@data_options
-@run_options
-@parent_options
-def predict(files: tuple[Path, ...], onnx: Path | None, count: int | None, invert: bool, grid: Path | None, **shared: Any) -> None:
-    """Read image files, or random test images: label, probability, and a picture of them.
-
-    \b
-    Example:  compress predict --model k49 --random 16
-              compress predict --onnx model.onnx letter.png
-    """
-    from ..stages.predict import read
-    from .tables import predictions_text
-
-    picture = grid or Path("predictions.png")
-    predictions, drawn = read(Options(**shared), files, onnx, count, invert, picture)
-    if shared["as_json"]:
-        grid_name = str(picture) if drawn else None
-        click.echo(json.dumps({"grid": grid_name, "predictions": [dataclasses.asdict(one) for one in predictions]}, indent=1))
-    else:
-        click.echo(f"{predictions_text(predictions)}\npicture: {picture if drawn else 'none, matplotlib is not installed here'}")
-
-
-@click.command()
-@click.argument("files", nargs=-1, type=PATH)
-@click.option("--index", "indices", type=int, multiple=True, metavar="I", help="Draw this test image, counted from 0; repeat for more.")
-@click.option(
-    "--misread", type=click.IntRange(1, 240), metavar="N", help="Draw the N most confidently misread.  [default: 8, without --index]"
+@command(
+    Network.explain,
+    """compress explain --model k49 --index 3 --index 17
+          compress explain --model k49 --misread 4""",
+    arguments=("files...",),
 )
-@click.option(
-    "--blocks",
-    type=click.Choice(["some", "all"]),
-    default="some",
-    show_default=True,
-    help="Spatial gates to draw: of each size the one that varies most, or all.",
-)
-@click.option("--out", type=PATH, metavar="PNG", default=Path("explain.png"), show_default=True, help="Where the picture goes.")
-@network_options
-@data_options
-@run_options
-@parent_options
-def explain(
-    files: tuple[Path, ...], indices: tuple[int, ...], misread: int | None, blocks: str, out: Path, as_json: bool, **shared: Any
-) -> None:
-    """Draw what networks look at, before and after compression: attention gates, and evidence for the true class and for the answer.
-
-    FILES are .onnx files or folders of artifacts; without any, the newest trained network, its newest pruned descendant and int8 graph.
-
-    \b
-    Example:  compress explain --model k49 --index 3 --index 17
-              compress explain --model k49 --misread 4
-    """
-    from ..stages.explain import explain as look
-
-    found = look(Options(**shared), files, indices, misread, blocks == "all", out)
-    click.echo(json.dumps(summary(found, out), indent=1) if as_json else explanation_text(found, out))
+def explain(found: "Explanation", as_json: bool) -> None:
+    """The answers, the gates, and where the picture lies."""
+    show(as_json, lambda: summary(found), lambda: explanation_text(found))
 
 
-@click.command()
-@click.argument("folder", type=PATH)
-@click.option("--json", "as_json", is_flag=True, help="Print the proof as one JSON object.")
-def verify(folder: Path, as_json: bool) -> None:
-    """Prove again, on any machine, that a model computes what it was made to: its hash, and its logits for the images beside it.
-
-    FOLDER holds model.onnx and vectors.npz, as export-onnx and quantize wrote them. Exit code 1 when the proof fails.
-
-    Example:  compress verify board/k49
-    """
-    from ..stages.verify import verify as prove
-
-    proof = prove(folder)
+@command(verifying, "compress verify board/k49", arguments=("folder",), closed=True)
+def verify(proof: "Proof", as_json: bool) -> None:
+    """One line per check; exit code 1 when the proof fails."""
     about = {"folder": str(proof.folder), "holds": proof.holds, "checks": [dataclasses.asdict(check) for check in proof.checks]}
-    click.echo(json.dumps(about, indent=1) if as_json else proof_text(proof))
+    show(as_json, lambda: about, lambda: proof_text(proof))
     if not proof.holds:
         raise click.exceptions.Exit(1)
 
 
-def summary(explanation: Explanation, picture: Path) -> dict[str, Any]:
+def predictions_text(read: "Predictions") -> str:
+    """One line per image, and how many were right where the truth is known."""
+    rows = [
+        {"image": p.name, "label": p.label, "probability": f"{100 * p.probability:.1f}%"}
+        | ({"true": p.truth + ("" if p.truth == p.label else "   <- misread")} if p.truth is not None else {})
+        for p in read.images
+    ]
+    known = [p for p in read.images if p.truth is not None]
+    right = sum(p.truth == p.label for p in known)
+    told = [f"{right} of {len(known)} read correctly"] if known else []
+    picture = read.picture or "none, matplotlib is not installed here"
+    return "\n".join([table(rows), *told, f"picture: {picture}"])
+
+
+def summary(explanation: "Explanation") -> dict[str, Any]:
     """What ``--json`` shows: per image and network the answer, each gate in figures, and how both compare with the first network."""
     return {
-        "picture": str(picture),
+        "picture": str(explanation.picture),
         "remarks": list(explanation.remarks),
         "images": [
             {"index": one.index, "truth": one.truth, "networks": [_figures(view, one.views[0]) for view in one.views]}
@@ -121,7 +79,7 @@ def summary(explanation: Explanation, picture: Path) -> dict[str, Any]:
     }
 
 
-def explanation_text(explanation: Explanation, picture: Path) -> str:
+def explanation_text(explanation: "Explanation") -> str:
     """A table of the answers, one of the gates over all images, and the remarks."""
     seen = explanation.seen
     figures = [[_figures(view, one.views[0]) for view in one.views] for one in seen]
@@ -142,10 +100,13 @@ def explanation_text(explanation: Explanation, picture: Path) -> str:
     if gates := _gates_over_images(figures):
         compared = f"; r: rank correlation with {first}, mean over the images" if others else ""
         parts.append(f"Gates: mean (lowest to highest){compared}\n\n{table(gates)}")
-    return "\n\n".join([*parts, "\n".join([*explanation.remarks, f"picture: {picture}"])])
+    return "\n\n".join([*parts, "\n".join([*explanation.remarks, f"picture: {explanation.picture}"])])
 
 
-def _figures(view: View, first: View) -> dict[str, Any]:
+def _figures(view: "View", first: "View") -> dict[str, Any]:
+    from ..graphs.gates import correlation, rank_correlation
+    from ..plots.explain import gate_names
+
     gates = []
     for place, (gate, name) in enumerate(zip(view.gates, gate_names(view.gates), strict=True)):
         other = first.gates[place].values if place < len(first.gates) and first.gates[place].kind == gate.kind else np.zeros(0)
@@ -192,7 +153,7 @@ def _number(value: float | None) -> str:
     return "-" if value is None else f"{value:.2f}"
 
 
-def proof_text(proof: Proof) -> str:
+def proof_text(proof: "Proof") -> str:
     """One line per check, and the outcome."""
     lines = [f"{'ok  ' if check.passed else 'FAIL'}  {check.name:<13} {check.detail}" for check in proof.checks]
     return "\n".join([*lines, f"{proof.folder}: {'proved' if proof.holds else 'NOT proved; copy or export the model again'}"])

@@ -1,28 +1,20 @@
 """The command line: ``compress COMMAND`` or ``python -m compress COMMAND``.
 
-The commands themselves are in ``cli_making``, ``cli_pruning``, ``cli_quantize`` and ``cli_looking``. Torch, onnxruntime and the other
-packages of this project are imported inside them, so that ``compress --help`` is instant.
+Each command is loaded when it is called, and torch, onnxruntime and the like inside it, so that ``compress --help`` is instant.
 
 A user's mistake ends here: one line on stderr, exit code 2. Ctrl-C says how to go on, exit code 130. With ``--json`` the result is one JSON
 object on stdout and nothing else; progress and remarks go to stderr.
 """
 
-from __future__ import annotations
+import importlib
 
 import click
 
 from .. import __version__
 from ..benchmarks.errors import BenchmarkError
-from ..errors import CompressError
+from ..errors import CompressError, refuse_torchrun
 from ..models.errors import ModelError
 from ..train.errors import TrainError
-from .benchmark import benchmark, compare, report, throughput
-from .inspect import explain, predict, verify
-from .options import refuse_torchrun
-from .prune import prune, remove_channels, sensitivity
-from .quantize import export_onnx, quantize
-from .run import run
-from .train import train, tune
 
 USER_ERRORS = (CompressError, TrainError, ModelError, BenchmarkError)
 # What a board does without: numpy, onnxruntime and click are enough to predict, benchmark, compare and verify.
@@ -30,30 +22,61 @@ OPTIONAL = {name: name for name in ("torch", "torchvision", "onnx", "onnxscript"
 OPTIONAL |= {"sklearn": "scikit-learn", "PIL": "pillow"}
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+# Command: the module of this room that has it, and what it does in a few words.
+COMMANDS = {
+    "run": ("run", "everything, from a network to a report"),
+    "train": ("train", "train a network; the best epoch is kept"),
+    "tune": ("train", "search for better settings of training"),
+    "sensitivity": ("prune", "what each layer, group or module is worth"),
+    "prune": ("prune", "zero the weights that matter least"),
+    "remove-channels": ("prune", "make it smaller and faster"),
+    "export-onnx": ("quantize", "one file, proved equal to torch"),
+    "quantize": ("quantize", "the fastest file that still reads as well"),
+    "benchmark": ("benchmark", "measure variants side by side"),
+    "report": ("benchmark", "which variant to ship, and why"),
+    "compare": ("benchmark", "two benchmarks, for CI"),
+    "throughput": ("benchmark", "how fast training is here"),
+    "predict": ("inspect", "read images: labels and a picture"),
+    "explain": ("inspect", "draw what a network looks at"),
+    "verify": ("inspect", "is this still the file that was made"),
+    "recipe": ("run", "recipes there are; --schema for editors"),
+}
+
+
+class Commands(click.Group):
+    """Loads a command when it is called."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        module = importlib.import_module(f"{__package__}.{COMMANDS[cmd_name][0]}")
+        command: click.Command = getattr(module, cmd_name.replace("-", "_"))
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands (each has --help with an example)"):
+            formatter.write_dl([(name, words) for name, (_, words) in COMMANDS.items()])
+
+
+@click.group(cls=Commands, invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(__version__, prog_name="compress")
 @click.pass_context
 def cli(context: click.Context) -> None:
     """Take a trained vision network to the smallest, fastest file that still reads as well, and prove it.
 
-    \b
-    Everything at once:   compress run --model k49 --data digits
-    Step by step:         compress train --model k49 --data digits
-                          compress prune --model k49 --sparsity 0.8
-                          compress remove-channels --model k49 --max-macs 0.35x
-                          compress export-onnx --model k49
-                          compress quantize --model k49
-                          compress benchmark --model k49
-                          compress report --model k49
+    Start with:  compress run --model k49 --data digits
     """
-    if context.invoked_subcommand != "train":
+    if context.invoked_subcommand is None:
+        formatter = context.make_formatter()
+        cli.format_usage(context, formatter)
+        cli.format_help_text(context, formatter)
+        cli.format_commands(context, formatter)
+        click.echo(formatter.getvalue(), nl=False)
+    elif context.invoked_subcommand != "train":
         refuse_torchrun(f"{context.invoked_subcommand} runs in one process; torchrun is for `compress train` only, start it without")
-
-
-MAKING = (train, tune, sensitivity, prune, remove_channels, export_onnx, quantize, run)
-LOOKING = (benchmark, report, compare, verify, predict, explain, throughput)
-for command in (*MAKING, *LOOKING):
-    cli.add_command(command)
 
 
 def main() -> int:

@@ -1,127 +1,141 @@
-"""The options that commands share, and the terminal they talk to. Loads click only."""
+"""Commands out of functions: ``network.prune`` with its options becomes ``compress prune``, each option with its name, type and help.
 
-import os
-import sys
-from collections.abc import Callable
+What the command line writes otherwise than Python does stands here, and nothing else: ``--image-shape 1x28x28``, ``--mean 0.5,0.5``,
+``--option width=8``, ``--max-macs 0.35x``, options that are repeated. Loads click only.
+"""
+
+import inspect
+import tomllib
+import typing
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import click
 
+from ..api import options as of
+from ..api.network import open
 from ..errors import CompressError
-
-Command = Callable[..., Any]
-
-
-def _options(*options: Command) -> Callable[[Command], Command]:
-    """One decorator out of several; the options are shown in the order given."""
-
-    def decorate(command: Command) -> Command:
-        for option in reversed(options):
-            command = option(command)
-        return command
-
-    return decorate
-
+from .terminal import Terminal
 
 PATH = click.Path(path_type=Path)
-network_options = _options(
-    click.option("--model", metavar="NAME", help="k49, emnist, or path/net.py:factory for a network of your own.  [default: k49]"),
-    click.option(
-        "--option", "option", multiple=True, metavar="NAME=VALUE", help="Option for the factory, as TOML: --option 'widths=[8,16]'."
-    ),
-    click.option("--image-shape", metavar="CxHxW", help="Image that your network takes.  [default: 1x28x28]"),
-    click.option("--mean", metavar="M[,M,M]", help="Mean per channel that your network expects to be subtracted, in [0, 1].  [default: 0]"),
-    click.option("--std", metavar="S[,S,S]", help="Standard deviation per channel to divide by, in [0, 1].  [default: 1]"),
-)
-data_options = _options(
-    click.option("--data", metavar="NAME|FOLDER", help="digits, k49, emnist, kmnist, or a folder (npz, IDX or image files)."),
-    *(
-        click.option(f"--{part}-{what}", type=PATH, metavar="FILE", help=f"The {part} {what} by hand (.npz or IDX), all four.")
-        for part in ("train", "test")
-        for what in ("images", "labels")
-    ),
-    click.option("--cache", type=PATH, default=Path("data"), show_default=True, help="Folder for downloaded data sets."),
-)
-run_options = _options(
-    click.option("--recipe", type=PATH, metavar="FILE|NAME", help="TOML recipe, or the name of one; options given here win over it."),
-    click.option("--seed", type=int, help="Seed of everything random.  [default: 0]"),
-    click.option("--runs", type=PATH, default=Path("runs"), show_default=True, help="Folder of all artifacts."),
-    click.option("--device", default="auto", show_default=True, metavar="auto|cpu|cuda", help="Where training runs."),
-    click.option("--force", is_flag=True, help="Run again even if the inputs are unchanged; replace --out."),
-    click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of a table."),
-)
-pretrained_option = click.option(
-    "--pretrained", is_flag=True, help="Start from the trained weights of k49 or emnist that come with this package."
-)
-parent_options = _options(
-    click.option(
-        "--from",
-        "from_",
-        type=PATH,
-        metavar="FOLDER",
-        help="Start from this artifact.  [default: the newest fitting one; train: a new network]",
-    ),
-    click.option(
-        "--weights", type=PATH, metavar="FILE", help="Start from a network trained elsewhere: a .safetensors or .pt/.pth state dict."
-    ),
-    pretrained_option,
-)
-tuning_options = _options(
-    click.option("--steps", type=int, help="Do it gradually; every step is an artifact.  [default: the recipe's]"),
-    click.option("--between", type=int, help="Epochs of fine-tuning after each step but the last.  [default: 1]"),
-    click.option("--epochs", type=int, help="Epochs of fine-tuning after the last step; 0 for none.  [default: the recipe's]"),
-    click.option("--lr", type=float, help="Learning rate at the start of fine-tuning.  [default: the recipe's]"),
-    click.option("--teacher", type=PATH, metavar="FOLDER", help="Unpruned network to learn from.  [default: the parent]"),
-    click.option("--distil", type=float, help="Share of the loss that the teacher makes; 0 for labels only.  [default: 0.7]"),
-    click.option("--temperature", type=float, help="Of the teacher's probabilities.  [default: 2]"),
-    click.option("--features", type=float, help="Weight of the error of the last hidden features; 0 for logits only.  [default: 0]"),
-    click.option("--resume", is_flag=True, help="Go on with a fine-tuning that was interrupted."),
-)
-out_option = click.option("--out", type=PATH, metavar="FOLDER", help="Where the artifact goes.  [default: runs/MODEL/STAGE/KEY]")
-benchmark_options = _options(
-    click.option("--threads", type=int, help="Threads of each runtime.  [default: 1]"),
-    click.option("--rounds", type=int, help="Rounds in which all candidates take a turn, in random order."),
-    click.option("--samples", type=int, help="Timed images per candidate and round."),
-    click.option("--quick", is_flag=True, help="Leave out other batch sizes and numbers of threads."),
-)
-report_options = _options(
-    click.option("--max-drop", type=float, help="Balanced accuracy that may be lost, in points.  [default: 0.5]"),
-    click.option("--max-latency", type=float, metavar="MS", help="Largest p50 allowed, in milliseconds."),
-    click.option("--max-size", type=int, metavar="BYTES", help="Largest file allowed."),
-)
+# Options that are called otherwise in Python, where one argument holds several.
+NAMES = {"options": "option", "sparsities": "sparsity", "groups": "group", "runtimes": "runtime", "variants": "variant", "start": "from"}
+START = Annotated[Path, "Start from this artifact.  [default: the newest fitting one; train: a new network]"]
+COMMON = ("start", "weights", "pretrained", "out", "force", "resume")
+OPENS: Mapping[str, Any] = {"model": of.Model, **typing.get_type_hints(of.OpenOptions, include_extras=True)}
 
 
-def refuse_torchrun(told: str) -> None:
-    """Raise CompressError where torchrun started several processes of something that one alone may do."""
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise CompressError(told)
+class Text(click.ParamType):
+    """A value that is written as text and read by ``read``; what that raises names the option, the value and ``rule``."""
+
+    def __init__(self, name: str, read: Callable[[str], Any], rule: str) -> None:
+        self.name, self._read, self._rule = name, read, rule
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        try:
+            return self._read(value) if isinstance(value, str) else value
+        except ValueError as error:
+            name = param.opts[0].removeprefix("--") if param is not None else "value"
+            raise CompressError(f"{name} (={value}) {self._rule}") from error
 
 
-class Terminal:
-    """Remarks and a progress bar on stderr; the bar is drawn only where somebody watches."""
+def _shape(text: str) -> tuple[int, ...]:
+    parts = tuple(map(int, text.split("x")))
+    if len(parts) != 3:
+        raise ValueError
+    return parts
 
-    def __init__(self) -> None:
-        # Of the processes that torchrun started, one speaks.
-        self._silent = os.environ.get("RANK", "0") != "0"
-        self._watched = sys.stderr.isatty() and not self._silent
-        self._width = 0
 
-    def say(self, text: str) -> None:
-        self._clear()
-        if not self._silent:
-            click.echo(text, err=True)
+SHAPE = Text("CxHxW", _shape, "must be CxHxW, such as 1x28x28")
+NUMBERS = Text(
+    "N[,N,N]", lambda text: tuple(map(float, text.split(","))), "must be one number or one per channel, such as 0.5 or 0.4,0.5,0.5"
+)
+SHARE = Text("0.35x", lambda text: float(text.removesuffix("x")), "must be a share of what the unpruned network costs, such as 0.35x")
+PERCENT = Text("PERCENT", lambda text: float(text.removesuffix("%")) / 100, "must be a percentage, such as 5%")
+SETTING = Text("NAME=VALUE", tomllib.loads, "must be NAME=VALUE with a TOML value, such as widths=[8,16] or dropout=0.2")
+TYPES: Mapping[Any, Any] = {int: int, float: float, str: str, Path: PATH, str | Path: PATH}
 
-    def progress(self, label: str, done: int, total: int) -> None:
-        if self._watched:
-            filled = round(24 * done / max(1, total))
-            text = f"  [{'#' * filled}{'.' * (24 - filled)}] {100 * done / max(1, total):3.0f}%  {label}"
-            click.echo("\r" + text.ljust(self._width), err=True, nl=False)
-            self._width = len(text)
-            if done >= total:
-                self._clear()
 
-    def _clear(self) -> None:
-        if self._width:
-            click.echo("\r" + " " * self._width + "\r", err=True, nl=False)
-            self._width = 0
+def option(name: str, hint: Any) -> Callable[[Any], Any]:
+    """The click option for an argument ``name`` of the type ``hint``, an ``Annotated`` with its help."""
+    kind, text = hint.__origin__, hint.__metadata__[-1]
+    if "share" in hint.__metadata__ or "percent" in hint.__metadata__:
+        kind = SHARE if "share" in hint.__metadata__ else PERCENT
+    flag = f"--{NAMES.get(name, name).replace('_', '-')}"
+    how: dict[str, Any] = {"help": text, "default": None}
+    if kind is bool:
+        both = "--per-channel/--per-tensor" if name == "per_channel" else flag
+        return click.option(both, name, is_flag=True, **how)
+    origin = typing.get_origin(kind)
+    if name == "options":
+        return click.option(flag, name, multiple=True, type=SETTING, metavar="NAME=VALUE", **how | {"default": ()})
+    if origin is tuple:
+        return click.option(flag, name, type=SHAPE if name == "image_shape" else NUMBERS, **how)
+    if origin is typing.Literal:
+        return click.option(flag, name, type=str, metavar="|".join(typing.get_args(kind)), **how)
+    if origin is Sequence or (isinstance(origin, type) and issubclass(origin, Sequence)):
+        return click.option(flag, name, type=typing.get_args(kind)[0], multiple=True, **how | {"default": ()})
+    return click.option(flag, name, type=TYPES.get(kind, kind), **how)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Switch:
+    """A flag with which a command calls another method and shows what that returns."""
+
+    flag: str
+    help: str
+    method: Callable[..., Any]
+    show: Callable[[Any, bool], None]
+
+
+def command(
+    method: Callable[..., Any],
+    example: str,
+    *,
+    arguments: Sequence[str] = (),
+    closed: bool = False,
+    switch: Switch | None = None,
+    defaults: Mapping[str, Any] = {},
+) -> Callable[[Callable[[Any, bool], None]], click.Command]:
+    """The command that calls ``method`` of a network, and has the decorated function show what comes back: ``show(result, as_json)``.
+
+    Args:
+        example: lines for the help, which else is the method's docstring.
+        arguments: positional ones, all paths, by name; ``files...`` takes any number.
+        closed: the method is a function that needs no network.
+        defaults: what the command takes where nothing was said, and Python does not.
+    """
+    own: dict[str, Any] = typing.get_type_hints(getattr(method, "options", object), include_extras=True)
+    if "start" in inspect.signature(method).parameters:
+        own["start"] = START
+    own = {name: own[name] for name in sorted(own, key=lambda name: name in COMMON)}  # its own ones first
+
+    def decorate(show: Callable[[Any, bool], None]) -> click.Command:
+        def run(as_json: bool, switched: bool = False, **given: Any) -> None:
+            positional = [given.pop(one.removesuffix("...")) for one in arguments]
+            said = {**defaults, **{name: value for name, value in given.items() if value is not None and value != ()}}
+            opened = {name: said.pop(name) for name in OPENS if name in said}
+            if "options" in opened:
+                opened["options"] = {key: value for table in opened["options"] for key, value in table.items()}
+            first = [] if closed else [open(**opened, console=Terminal())]
+            paths = [path for one in positional for path in (one if isinstance(one, tuple) else (one,))]
+            if switch is not None and switched:
+                known = {"start", *typing.get_type_hints(switch.method.options)}  # type: ignore[attr-defined]
+                switch.show(switch.method(*first, **{name: value for name, value in said.items() if name in known}), as_json)
+            else:
+                show(method(*first, *paths, **said), as_json)
+
+        run.__doc__ = f"{inspect.getdoc(method)}\n\n\b\nExample:  {example.strip()}"
+        made: Any = click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of a table.")(run)
+        for name, hint in reversed([*own.items(), *(() if closed else OPENS.items())]):
+            made = option(name, hint)(made)
+        if switch is not None:
+            made = click.option(switch.flag, "switched", is_flag=True, help=switch.help)(made)
+        for one in reversed(arguments):
+            many = one.endswith("...")
+            made = click.argument(one.removesuffix("..."), nargs=-1 if many else 1, required=not many, type=PATH)(made)
+        return click.command(method.__name__.replace("_", "-"))(made)
+
+    return decorate

@@ -1,52 +1,34 @@
-"""cli.run"""
+"""The commands around everything: run, recipe."""
 
-from __future__ import annotations
-
-from typing import Any
+import json
 
 import click
 
-from .options import (
-    PATH,
-    benchmark_options,
-    data_options,
-    network_options,
-    pretrained_option,
-    report_options,
-    run_options,
-)
+from ..api.network import Network, recipe_schema
+from .options import command
+from .tables import show_outcome
+
+run = command(
+    Network.run,
+    """compress run --model k49 --data digits
+          compress run --recipe recipe.toml""",
+)(show_outcome)
 
 
 @click.command()
-@click.option("--weights", type=PATH, metavar="FILE", help="Take this network, trained elsewhere, instead of training one.")
-@pretrained_option
-@network_options
-@data_options
-@run_options
-@benchmark_options
-@report_options
-def run(
-    threads: int | None,
-    rounds: int | None,
-    samples: int | None,
-    quick: bool,
-    max_drop: float | None,
-    max_latency: float | None,
-    max_size: int | None,
-    **shared: Any,
-) -> None:
-    """Everything: train, prune, export, quantize, benchmark, report. A second run, or one after a kill, does only what is missing.
+@click.option("--schema", is_flag=True, help="Print the JSON Schema of recipes, with which editors complete and check them.")
+def recipe(schema: bool) -> None:
+    """The recipes that come with this toolkit, or what one may say.
 
     \b
-    Example:  compress run --model k49 --data digits
-              compress run --recipe recipe.toml
+    Example:  compress recipe
+              compress recipe --schema > recipe.schema.json
     """
-    from ..artifacts.context import Options
-    from ..stages.run_all import run_all
-    from .tables import show_outcome
+    from ..artifacts.recipe import RECIPES
 
-    options = Options(**shared, resume=True)
-    recipe = options.load_recipe()
-    settings = {"threads": threads, "rounds": rounds, "samples": samples, "sweeps": False if quick else None}
-    limits = {"max_drop": max_drop, "max_latency": max_latency, "max_size": max_size}
-    show_outcome(run_all(options, recipe, settings, limits), options.as_json)
+    if schema:
+        click.echo(json.dumps(recipe_schema(), indent=1))
+        return
+    for path in sorted(RECIPES.glob("*.toml")):
+        first = path.read_text(encoding="utf-8").splitlines()
+        click.echo(f"{path.stem.ljust(18)}{next((line[2:] for line in first if line.startswith('# ')), '')}")

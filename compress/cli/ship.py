@@ -1,6 +1,6 @@
 """Put a trained network into the package, where ``--pretrained`` finds it::
 
-    python -m compress.ship runs/k49/train/3f9a0c51be27 compress/weights/k49 --title "EMNIST-47 (project split)" --test
+    python -m compress.cli.ship runs/k49/train/3f9a0c51be27 compress/weights/k49 --title "EMNIST-47 (project split)" --test
 
 The artifact is copied with its metrics, time, versions and machine; its hash is made anew, as two things change. The data is called by its
 name, since the path where it lay says nothing elsewhere. And ``reference.npz`` is added: images of noise, and the logits that the network
@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..artifacts.artifact import Artifact, Manifest, read_artifact, write_artifact
-from ..artifacts.context import Options
+from ..artifacts.context import Context
 from ..artifacts.load import Prepare, load_network, load_runner
 from ..artifacts.model_reference import ModelReference
 from ..errors import ArtifactError, CompressError
@@ -69,7 +69,7 @@ def noise(shape: tuple[int, int, int]) -> NDArray[np.uint8]:
 
 def _test(artifact: Artifact, data: str | None) -> dict[str, float]:
     about = artifact.manifest
-    loaded, _ = Options(data=data).load(data or about.data["source"], about.data["seed"], about.input, about.data["validation"])
+    loaded, _ = Context(data=data).load(data or about.data["source"], about.data["seed"], about.input, about.data["validation"])
     if loaded.fingerprint != about.data["fingerprint"]:
         raise CompressError(
             f"data (={loaded.name}) is not what {artifact.path} was trained on ({about.data['name']}); name that with --data"

@@ -2,16 +2,16 @@
 
 import dataclasses
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import click
 
 from ..artifacts.artifact import Artifact
+from ..artifacts.project import described
 from ..benchmarks.formats import MISSING, ZEROS, milliseconds, percent, size, title
 from ..benchmarks.results import Measurement, Result, read_results
 from ..benchmarks.tables import as_json
-from ..plots.predictions import Prediction
 from ..stages.report import Outcome
 
 ENDS = 5  # layers shown of the densest, and of the sparsest
@@ -19,29 +19,73 @@ SCORES = ("accuracy", "balanced_accuracy", "macro_f1", "macro_precision")
 
 
 def table(rows: Sequence[Mapping[str, str]]) -> str:
-    """Rows of the same keys as columns of text, the header underlined."""
-    header = list(rows[0])
-    widths = [max(len(name), *(len(row[name]) for row in rows)) for name in header]
-    lines = [[name.ljust(width) for name, width in zip(header, widths, strict=True)], ["-" * width for width in widths]]
-    lines += [[row[name].ljust(width) for name, width in zip(header, widths, strict=True)] for row in rows]
-    return "\n".join("  ".join(line).rstrip() for line in lines)
+    """Rows of the same keys as a table that fits the terminal, or 80 columns where there is none; long cells are wrapped."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    made = Table(box=None, pad_edge=False, header_style="bold underline")
+    for name in rows[0]:
+        made.add_column(Text(name), overflow="fold")
+    for row in rows:
+        marked = any(value.endswith(" *") or value == "*" for value in row.values())
+        made.add_row(
+            *(Text(value, style="red" if value.endswith("<- misread") else "") for value in row.values()), style="bold" if marked else ""
+        )
+    console = Console()
+    with console.capture() as captured:
+        console.print(made)
+    return "\n".join(line.rstrip() for line in captured.get().splitlines())
+
+
+def show(as_json: bool, about: Callable[[], Any], text: Callable[[], str]) -> None:
+    """Print a result: for scripts as one JSON object, for people as text."""
+    click.echo(json.dumps(about(), indent=1) if as_json else text())
 
 
 def show_artifact(artifact: Artifact, as_json: bool) -> None:
-    """Print what a stage made: a table of its figures, or everything as JSON."""
-    click.echo(json.dumps(summary(artifact), indent=1) if as_json else artifact_text(artifact))
+    """Print what a stage made: a table of its figures and what to do next, or everything as JSON."""
+    show(as_json, lambda: summary(artifact), lambda: "\n\n".join([artifact_text(artifact), *_next_lines(artifact)]))
 
 
 def show_outcome(outcome: Outcome, as_json: bool) -> None:
     """Print what a report says, and where it lies."""
-    click.echo(json.dumps(outcome_summary(outcome), indent=1) if as_json else outcome_text(outcome))
+    show(as_json, lambda: outcome_summary(outcome), lambda: outcome_text(outcome))
+
+
+# What a stage's artifact is for: the commands that start from it, the likeliest first. {} is the artifact's folder.
+NEXT: Mapping[str, tuple[str, ...]] = {
+    "train": ("compress remove-channels --from {} --max-macs 0.5x", "compress export-onnx --from {}"),
+    "import": ("compress remove-channels --from {} --max-macs 0.5x", "compress export-onnx --from {}"),
+    "prune": ("compress export-onnx --from {}",),
+    "remove-channels": ("compress export-onnx --from {}",),
+    "export": ("compress quantize --from {}", "compress verify {}"),
+    "import-onnx": ("compress quantize --from {}", "compress verify {}"),
+    "quantize": ("compress verify {}", "compress benchmark {}"),
+    "benchmark": ("compress report {}/benchmark.json",),
+}
+
+
+def next_commands(artifact: Artifact) -> list[str]:
+    """What to do with it next."""
+    return [one.format(artifact.path) for one in NEXT.get(artifact.manifest.stage, ())]
+
+
+def _next_lines(artifact: Artifact) -> list[str]:
+    found = next_commands(artifact)
+    return ["\n".join(f"{'next' if index == 0 else 'or'}: {one}" for index, one in enumerate(found))] if found else []
 
 
 def summary(artifact: Artifact) -> dict[str, Any]:
     """What ``--json`` shows of an artifact."""
     about = artifact.manifest
     names = ("kind", "stage", "hash", "config", "metrics", "facts", "files")
-    plain = {"artifact": str(artifact.path)} | {name: getattr(about, name) for name in names} | {"input": dataclasses.asdict(about.input)}
+    origin = {"path": str(artifact.parent.path), "told": described(artifact.parent)} if artifact.parent else None
+    plain = (
+        {"artifact": str(artifact.path), "from": origin, "next": next_commands(artifact)}
+        | {name: getattr(about, name) for name in names}
+        | {"input": dataclasses.asdict(about.input)}
+    )
     if about.kind == "folds":
         return plain | {"result": json.loads(artifact.payload.read_text(encoding="utf-8"))}
     return plain | (as_json(read_results(artifact.payload)) if about.kind == "benchmark" else {})
@@ -55,7 +99,8 @@ def artifact_text(artifact: Artifact) -> str:
     if about.kind == "folds":
         return f"{folds_text(json.loads(artifact.payload.read_text(encoding='utf-8')))}\nartifact  {artifact.path}"
     metrics = about.metrics
-    rows: dict[str, str] = {"artifact": str(artifact.path)}
+    rows: dict[str, str] = {"from": described(artifact.parent)} if artifact.parent else {}
+    rows["artifact"] = str(artifact.path)
     for part in ("validation", "test"):
         if scores := metrics.get(part):
             rows |= {f"{part} {name.replace('_', ' ')}": f"{100 * scores[name]:.2f}%" for name in SCORES}
@@ -170,18 +215,6 @@ def folds_text(result: Mapping[str, Any]) -> str:
             f"misread most: {pairs or 'nothing'}",
         ]
     )
-
-
-def predictions_text(predictions: Sequence[Prediction]) -> str:
-    """One line per image, and how many were right where the truth is known."""
-    rows = [
-        {"image": p.name, "label": p.label, "probability": f"{100 * p.probability:.1f}%"}
-        | ({"true": p.truth + ("" if p.truth == p.label else "   <- misread")} if p.truth is not None else {})
-        for p in predictions
-    ]
-    known = [p for p in predictions if p.truth is not None]
-    right = sum(p.truth == p.label for p in known)
-    return table(rows) + (f"\n{right} of {len(known)} read correctly" if known else "")
 
 
 def _counts(operators: Mapping[str, int]) -> str:

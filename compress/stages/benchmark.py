@@ -1,26 +1,38 @@
-"""The last two stages: benchmark every variant side by side, and report which one to ship. Loads no torch.
+"""The stage ``benchmark``: every variant side by side. Loads no torch.
 
 What is measured: ONNX graphs in ONNX Runtime, and the network they came from in torch, on the CPU; both once more on CUDA where
 there is a device, else a row says why not.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ..artifacts.artifact import PAYLOAD, Artifact, read_artifact, sha256_of
-from ..artifacts.context import Options
+from ..artifacts.context import Context
 from ..artifacts.project import Made, Project, data_identity, run_stage, stage_key, variant_name, variants_of
+from ..artifacts.recipe import Recipe
 from ..benchmarks.formats import title
-from ..benchmarks.results import write_results
+from ..benchmarks.results import Result, read_results, write_results
 from ..benchmarks.run import BenchmarkConfig, run_benchmark
 from ..benchmarks.runtimes import Candidate
+from ..benchmarks.verdict import Limits, Verdict, decide
 from ..errors import CompressError
 from ..quantization.search import described
 from ..train.metrics import score
 
 CHOICES = ("onnxruntime", "openvino", "torch", "torch.compile")
 USUAL = ("onnxruntime", "torch")  # the others on request: OpenVINO is an extra, and torch.compile takes a minute or more before it starts
+
+
+@dataclass(frozen=True, kw_only=True)
+class Benchmark:
+    """What was measured, where it lies, and which variant to ship by the limits of the recipe."""
+
+    artifact: Artifact
+    result: Result
+    verdict: Verdict
 
 
 def candidates_of(artifacts: Sequence[Artifact], device: str, runtimes: Sequence[str] = USUAL) -> list[Candidate]:
@@ -139,21 +151,25 @@ def benchmark(
     return run_stage(project, "benchmark", "benchmark", key, config, root, out, make)
 
 
-def measure(options: Options, files: Sequence[Path], config: BenchmarkConfig, runtimes: Sequence[str] = USUAL) -> Artifact:
-    """``compress benchmark``: ``files`` (.onnx files, folders of artifacts), or every variant of the newest network."""
+def measure(context: Context, recipe: Recipe, files: Sequence[Path], config: BenchmarkConfig, runtimes: Sequence[str]) -> Benchmark:
+    """Measure ``files`` (.onnx files, folders of artifacts), or every variant of the newest network."""
     _chosen(runtimes)  # a wrong name should not cost the loading of data first
-    if not files:
-        project, _, root = options.child(("train", "import"))
-        variants = variants_of(project, root)
-        return benchmark(project, candidates_of([*variants, root], project.device, runtimes), config, root, options.out)
-    artifacts = {path: read_artifact(path) for path in files if path.is_dir()}
-    if folds := [path for path, artifact in artifacts.items() if artifact.manifest.kind == "folds"]:
-        raise CompressError(f"{folds[0]} is a cross-validation's result, which keeps no network; name networks or graphs")
-    if odd := [path for path, artifact in artifacts.items() if artifact.manifest.kind == "benchmark"]:
-        raise CompressError(
-            f"{odd[0]} is a benchmark's result; name networks or graphs, or take `compress report {odd[0] / PAYLOAD['benchmark']}`"
-        )
-    project = options.project_of_files(next(iter(artifacts.values()), None), files[0])
-    candidates = candidates_of(list(artifacts.values()), project.device, runtimes)
-    candidates += [one for path in files if path not in artifacts for one in candidates_of_file(path, runtimes)]
-    return benchmark(project, candidates, config, None, options.out)
+    limits = recipe.stage(Limits, "report")
+    root = None
+    if files:
+        artifacts = {path: read_artifact(path) for path in files if path.is_dir()}
+        if folds := [path for path, artifact in artifacts.items() if artifact.manifest.kind == "folds"]:
+            raise CompressError(f"{folds[0]} is a cross-validation's result, which keeps no network; name networks or graphs")
+        if odd := [path for path, artifact in artifacts.items() if artifact.manifest.kind == "benchmark"]:
+            raise CompressError(
+                f"{odd[0]} is a benchmark's result; name networks or graphs, or take `compress report {odd[0] / PAYLOAD['benchmark']}`"
+            )
+        project = context.project_of_files(next(iter(artifacts.values()), None), files[0])
+        candidates = candidates_of(list(artifacts.values()), project.device, runtimes)
+        candidates += [one for path in files if path not in artifacts for one in candidates_of_file(path, runtimes)]
+    else:
+        project, _, root = context.child(("train", "import"))
+        candidates = candidates_of([*variants_of(project, root), root], project.device, runtimes)
+    artifact = benchmark(project, candidates, config, root, context.out)
+    result = read_results(artifact.payload)
+    return Benchmark(artifact=artifact, result=result, verdict=decide(result, limits))

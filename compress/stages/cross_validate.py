@@ -29,15 +29,16 @@ from numpy.typing import NDArray
 from torch import nn
 
 from ..artifacts.artifact import PAYLOAD, Artifact
-from ..artifacts.load import Prepare, build_network
+from ..artifacts.load import Prepare
 from ..artifacts.project import Made, Project, network_identity, run_stage, stage_key
-from ..cli.options import refuse_torchrun
+from ..errors import refuse_torchrun
 from ..train.fit import choose_device, fit, predict_logits
 from ..train.folds import mean_and_spread, stratified_folds, worst_pairs
 from ..train.metrics import score
 from ..train.settings import FitConfig
 from ..train.sources import Part
 from ..train.state import read_snapshot
+from .finetune import new_network
 
 SCORES = ("accuracy", "balanced_accuracy", "macro_f1", "macro_precision")
 
@@ -91,10 +92,7 @@ def _trained(
         done = (index * config.epochs + epoch - 1) * steps + step
         project.console.progress(f"{name}, epoch {epoch} of {config.epochs}, loss {loss:.3f}", done, len(masks) * config.epochs * steps)
 
-    assert project.model is not None, "only files are measured without a model"
-    with torch.random.fork_rng():
-        torch.manual_seed(config.seed)
-        network = build_network(project.model, project.classes, project.spec)
+    network = new_network(project, config.seed)
     device = choose_device(project.device)
     prepare = Prepare(project.spec).to(device)
     fitted = fit(

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from ..artifacts.artifact import Artifact, find_artifacts, read_artifact
-from ..artifacts.context import Options
+from ..artifacts.context import Context
 from ..artifacts.load import load_parts
 from ..artifacts.project import Project, variant_name
 from ..benchmarks.runtimes import Candidate, open_model
@@ -26,6 +26,7 @@ from ..graphs.file import open_session, read_onnx
 from ..graphs.gates import Gate, Run, graph_gates, network_gates, occlusion, run_batches
 from ..plots.explain import Seen, View, draw_maps, gate_names
 from .benchmark import candidates_of_file
+from .import_network import start_of
 
 MISREAD = 8
 MOST_ROWS = 240
@@ -44,29 +45,40 @@ class Looked:
 
 @dataclass(frozen=True, kw_only=True)
 class Explanation:
-    """The images with what each network makes of them, and what is to be said about it, a line each."""
+    """The images with what each network makes of them, what is to be said about it, a line each, and where the picture lies."""
 
     seen: tuple[Seen, ...]
     remarks: tuple[str, ...]
+    picture: Path
 
 
 def explain(
-    options: Options, files: Sequence[Path], indices: Sequence[int], misread: int | None, every: bool, picture: Path
+    context: Context,
+    files: Sequence[Path],
+    *,
+    index: Sequence[int] = (),
+    misread: int | None = None,
+    blocks: str = "some",
+    out: Path = Path("explain.png"),
 ) -> Explanation:
-    """Choose networks and images, look, and draw into the PNG ``picture``.
+    """Choose networks and images, look, and draw into the PNG ``out``.
 
     Args:
-        indices: of test images. misread: how many of the most confidently misread ones to add; 8 if None and there are no ``indices``.
-        every: a column for every spatial gate.
+        index: of test images. misread: how many of the most confidently misread ones to add; 8 if None and there is no ``index``.
+        blocks: "all" draws a column for every spatial gate, "some" of each size the one that varies most.
     """
-    project, sources = _sources(options, files)
+    if blocks not in ("some", "all"):
+        raise CompressError(f"blocks (={blocks}) must be some or all")
+    if misread is not None and not 1 <= misread <= MOST_ROWS:
+        raise CompressError(f"misread (={misread}) must lie in 1 to {MOST_ROWS}; 8 is the default")
+    project, sources = _sources(context, files)
     test = project.data.test
-    if odd := [index for index in indices if not 0 <= index < len(test.labels)]:
+    if odd := [one for one in index if not 0 <= one < len(test.labels)]:
         raise CompressError(
             f"index (={odd[0]}) must lie in 0 to {len(test.labels) - 1}; {project.data.name} has {len(test.labels)} test images"
         )
     networks = [_open(project, source, name) for source, name in sources]
-    chosen, remarks = list(dict.fromkeys(indices)), list[str]()
+    chosen, remarks = list(dict.fromkeys(index)), list[str]()
     if misread or not chosen:
         added, remarks = _most_misread(project, networks[0], misread or MISREAD)
         chosen = list(dict.fromkeys([*chosen, *added]))
@@ -75,24 +87,24 @@ def explain(
             f"images (={len(chosen)}) times networks (={len(networks)}) is {rows} rows, at most {MOST_ROWS} fit; choose fewer"
         )
     seen = _look(project, networks, chosen)
-    draw_maps(seen, picture, every=every)
-    return Explanation(seen=seen, remarks=(*remarks, *_about_gates(seen)))
+    draw_maps(seen, out, every=blocks == "all")
+    return Explanation(seen=seen, remarks=(*remarks, *_about_gates(seen)), picture=out)
 
 
-def _sources(options: Options, files: Sequence[Path]) -> tuple[Project, list[tuple[Artifact | Path, str]]]:
+def _sources(context: Context, files: Sequence[Path]) -> tuple[Project, list[tuple[Artifact | Path, str]]]:
     """The networks to draw, each with a name of its own, and the project that has their data."""
     if files:
-        if options.from_ or options.weights or options.pretrained:
+        if context.start or context.weights or context.pretrained:
             raise CompressError(f"files (={files[0]}) exclude --from, --weights and --pretrained; leave one of them out")
         artifacts = {path: read_artifact(path) for path in files if path.is_dir()}
         if odd := [path for path, artifact in artifacts.items() if artifact.manifest.kind not in ("network", "graph")]:
             raise CompressError(f"{odd[0]} holds neither a network nor a graph but {artifacts[odd[0]].manifest.kind}; name others")
         named = {path: variant_name(artifacts[path]) if path in artifacts else candidates_of_file(path)[0].name for path in files}
-        project = options.project_of_files(next(iter(artifacts.values()), None), files[0])
+        project = context.project_of_files(next(iter(artifacts.values()), None), files[0])
         sources: list[tuple[Artifact | Path, str]] = [(artifacts.get(path, path), name) for path, name in named.items()]
     else:
-        project, _, root = options.child(
-            ("train", "import") if options.from_ is None else ("train", "import", "prune", "export", "quantize")
+        project, _, root = start_of(
+            context, ("train", "import") if context.start is None else ("train", "import", "prune", "export", "quantize")
         )
         family = [root]
         for stage in ("prune", "quantize"):

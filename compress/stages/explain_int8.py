@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from ..artifacts.artifact import PAYLOAD, Artifact
+from ..artifacts.latency import INPUTS, in_turns
 from ..artifacts.project import Made, Project, data_identity, run_stage, stage_key
 from ..benchmarks.statistics import over_launches
 from ..graphs.node_times import node_times
@@ -23,7 +24,6 @@ from ..quantization.int8 import StaticConfig, quantize_prepared
 from ..quantization.noise import group_costs, layer_noise
 from ..quantization.search import SURE, Setting
 from ..train.split import stratified_sample
-from .latency import INPUTS, in_turns
 from .quantize import Maker, QuantizeConfig, calibration_images, nodes_of
 
 STAGE, SEEN = "explain-int8", 1024

@@ -5,9 +5,11 @@ import json
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
+from msgspec import Meta
 from numpy.typing import NDArray
 
 from .. import __version__
@@ -23,17 +25,9 @@ from ..graphs.export import export_onnx, parity
 class ExportConfig:
     """ONNX: ``opset`` of the graph, its ``input``, uint8 or float32 in [0, 1], and how many real images prove its parity with torch."""
 
-    opset: int = 18
-    input: str = "uint8"
-    parity_images: int = 1000
-
-    def __post_init__(self) -> None:
-        if not 18 <= self.opset <= 23:
-            raise CompressError(f"opset (={self.opset}) must lie in 18 to 23; 18 is what older runtimes on boards read too")
-        if self.input not in ("uint8", "float32"):
-            raise CompressError(f"input (={self.input}) must be uint8 or float32; uint8 takes the pixels as a camera or file has them")
-        if self.parity_images < 1:
-            raise CompressError(f"parity_images (={self.parity_images}) must be at least 1; 1000 is the default")
+    opset: Annotated[int, Meta(ge=18, le=23, description="18 is what older runtimes on boards read too")] = 18
+    input: Annotated[Literal["uint8", "float32"], Meta(description="uint8 takes the pixels as a camera or file has them")] = "uint8"
+    parity_images: Annotated[int, Meta(ge=1, description="1000 is the default")] = 1000
 
 
 # Float32 sums in another order differ by about 1e-6 of the largest logit; a wrong graph is wrong by far more.

@@ -1,18 +1,10 @@
-"""The stages: thin shells that load a parent artifact, call one algorithm, measure, and write the child.
-
-::
-
-    train ──┬── export ──┬── quantize (dynamic)
-    import ─┘            └── quantize (static)
-       └── prune ── export ── quantize
-
-    benchmark: every graph of one root, side by side      report: what the benchmark says, and which variant to ship
-"""
+"""What stages that train have in common: fine-tuning with a teacher, scoring, and saving the network with its cost."""
 
 import csv
 import dataclasses
 import math
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,30 +13,55 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ..artifacts.artifact import PAYLOAD, Artifact
+from ..artifacts.artifact import PAYLOAD, Artifact, read_artifact
 from ..artifacts.cost import count_cost
-from ..artifacts.load import Prepare
+from ..artifacts.load import Prepare, build_network
 from ..artifacts.project import Made, Project
-from ..pruning.masks import (
-    nonzero_masks,
-)
+from ..errors import CompressError
+from ..pruning.masks import nonzero_masks
 from ..train.distil import Teacher
 from ..train.distributed import this_team
 from ..train.fit import Fitted, choose_device, fit, predict_logits
 from ..train.metrics import score
-from ..train.settings import FitConfig
+from ..train.settings import DistilConfig, FitConfig
 from ..train.sources import Part
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tutoring:
+    """How a network that lost something is fine-tuned: ``training`` gives batch, optimiser, smoothing and distortions; ``distil`` says how
+    much is learnt from ``teacher``, which is the parent where it is None.
+    """
+
+    training: FitConfig
+    distil: DistilConfig
+    teacher: Artifact | None = None
+
+    def config(self, epochs: int, lr: float) -> FitConfig:
+        """The settings of fine-tuning: those of training, but for a cosine from ``lr`` down to zero over ``epochs``."""
+        plain = min(self.training.plain_epochs, max(0, epochs - 1))
+        return dataclasses.replace(self.training, epochs=max(1, epochs), lr=lr, schedule="cosine", warmup=0.0, plain_epochs=plain)
+
+
+def teacher_for(parent: Artifact, path: Path) -> Artifact:
+    """The artifact in ``path``, if it reads what ``parent`` does."""
+    teacher = read_artifact(path, "network")
+    if (teacher.manifest.classes, teacher.manifest.input) != (parent.manifest.classes, parent.manifest.input):
+        raise CompressError(f"teacher (={path}) reads other images or classes than {parent.path}; name the network it was pruned from")
+    return teacher
+
+
+def new_network(project: Project, seed: int) -> nn.Module:
+    """A network of the project's model with the initial weights of ``seed``; torch's own generator stays where it is."""
+    assert project.model is not None, "only files are measured without a model"
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return build_network(project.model, project.classes, project.spec)
 
 
 def zeros_kept(parent: Artifact, network: nn.Module) -> dict[str, Tensor]:
     """Masks of the zeros in ``network``, made of ``parent``, if it was pruned before; fine-tuning must not fill them."""
     return nonzero_masks(network) if any(step["stage"] == "prune" for step in parent.steps) else {}
-
-
-def tuning_config(training: FitConfig, epochs: int, lr: float) -> FitConfig:
-    """The settings of fine-tuning: those of training, but for a cosine from ``lr`` down to zero over ``epochs``."""
-    plain = min(training.plain_epochs, max(0, epochs - 1))
-    return dataclasses.replace(training, epochs=max(1, epochs), lr=lr, schedule="cosine", warmup=0.0, plain_epochs=plain)
 
 
 def ease_dropout(network: nn.Module, teacher: nn.Module) -> None:

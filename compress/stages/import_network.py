@@ -14,16 +14,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..artifacts.artifact import PAYLOAD, Artifact, sha256_of
+from ..artifacts.context import Context
 from ..artifacts.load import load_weights
 from ..artifacts.project import Made, Project, data_identity, network_identity, run_stage, stage_key
+from ..artifacts.recipe import Recipe
 from ..artifacts.vectors import TOLERANCE, write_vectors
 from ..benchmarks.runtimes import check_logits
 from ..errors import CompressError
 from ..graphs.adopt import LOGITS, PROBABILITIES, adopt
 from ..graphs.export import Parity
 from ..graphs.file import open_session, read_onnx, write_onnx
-from .finetune import save_network, validate
-from .train import _new_network
+from .finetune import new_network, save_network, validate
 
 STAGE = "import-onnx"
 PARITY_IMAGES, BATCH = 1000, 64
@@ -91,10 +92,20 @@ def import_weights(project: Project, weights: Path, out: Path | None = None) -> 
         raise CompressError(f"weights (={weights}): there is no such file")
     config = {"weights": sha256_of(weights)}
     key = stage_key("import", config, data=data_identity(project), **network_identity(project))
-    network = _new_network(project)
+    network = new_network(project, 0)
     load_weights(network, weights)
 
     def make(folder: Path) -> Made:
         return save_network(project, network, folder, {"validation": validate(project, network)})
 
     return run_stage(project, "network", "import", key, config, None, out, make)
+
+
+def start_of(context: Context, stages: tuple[str, ...], allowed: tuple[str, ...] | None = None) -> tuple[Project, Recipe, Artifact]:
+    """As ``Context.child``; weights from elsewhere become an artifact first."""
+    if context.weights is None:
+        return context.child(stages, allowed)
+    context.named_parent()  # refuses two at once
+    recipe = context.load_recipe()
+    project = context.project(recipe)
+    return project, recipe, import_weights(project, context.weights)

@@ -8,21 +8,31 @@ random ones of the test images, whose true labels are then known.
 import importlib.util
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..artifacts.artifact import Artifact, InputSpec
-from ..artifacts.context import Options
+from ..artifacts.context import Context
 from ..artifacts.model_reference import ModelReference
 from ..artifacts.project import find_parent
 from ..benchmarks.runtimes import Candidate, open_model
 from ..errors import CompressError, onnxruntime_errors
 from ..plots.predictions import Prediction, draw_grid
 from ..train.formats import read_image
+from .import_network import start_of
 
 Runner = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Predictions:
+    """The answer for each image, and where the picture of them lies, if one was drawn."""
+
+    images: tuple[Prediction, ...]
+    picture: Path | None
 
 
 def predict_images(
@@ -40,53 +50,62 @@ def predict_images(
     ]
 
 
+MOST_RANDOM = 400
 READABLE = ("train", "import", "prune", "export", "quantize")
 
 
 def read(
-    options: Options, files: Sequence[Path], onnx: Path | None, count: int | None, invert: bool, grid: Path
-) -> tuple[list[Prediction], bool]:
-    """Read the images and draw the grid; raises :class:`CompressError` where there is nothing to read, or two kinds of images.
+    context: Context,
+    files: Sequence[Path],
+    *,
+    onnx: Path | None = None,
+    random: int | None = None,
+    invert: bool = False,
+    grid: Path | None = None,
+) -> Predictions:
+    """Read image ``files``, or ``random`` test images; the picture goes to ``grid``, where there is matplotlib, which a board may lack.
 
-    Without matplotlib, as on a board, there is no grid; the second value says whether there is one.
+    Raises :class:`CompressError` where there is nothing to read, or two kinds of images.
     """
-    if bool(files) == bool(count):
+    if bool(files) == bool(random):
         raise CompressError("name image files, or take --random 16 for test images; one of the two is needed")
-    predictions, images = _read_test_images(options, onnx, count) if count else _read_files(options, files, onnx, invert)
-    drawn = importlib.util.find_spec("matplotlib") is not None
-    if drawn:
+    if random is not None and not 1 <= random <= MOST_RANDOM:
+        raise CompressError(f"random (={random}) must lie in 1 to {MOST_RANDOM}; 16 fill a picture")
+    predictions, images = _read_test_images(context, onnx, random) if random else _read_files(context, files, onnx, invert)
+    drawn = grid is not None and importlib.util.find_spec("matplotlib") is not None
+    if grid is not None and drawn:
         draw_grid(images, predictions, grid)
-    return predictions, drawn
+    return Predictions(images=tuple(predictions), picture=grid if drawn else None)
 
 
-def _read_files(options: Options, files: Sequence[Path], onnx: Path | None, invert: bool) -> tuple[list[Prediction], NDArray[np.uint8]]:
-    run, classes, spec = _open_file(onnx) if onnx else _open_artifact(_chosen(options))
+def _read_files(context: Context, files: Sequence[Path], onnx: Path | None, invert: bool) -> tuple[list[Prediction], NDArray[np.uint8]]:
+    run, classes, spec = _open_file(onnx) if onnx else _open_artifact(_chosen(context))
     images = np.stack([read_image(path, spec.shape) for path in files])
     images = 255 - images if invert else images
     return predict_images(run, images, [str(path) for path in files], classes), images
 
 
-def _chosen(options: Options) -> Artifact:
+def _chosen(context: Context) -> Artifact:
     """The model for image files; its data set is needed only where weights are to be taken in."""
-    if (named := options.named_parent()) is not None:
+    if (named := context.named_parent()) is not None:
         return named
-    if options.weights is not None:
-        return options.child(READABLE)[2]
-    recipe = options.load_recipe()
-    return find_parent(options.runs / ModelReference(reference=recipe.model).slug, READABLE)
+    if context.weights is not None:
+        return start_of(context, READABLE)[2]
+    recipe = context.load_recipe()
+    return find_parent(context.runs / ModelReference(reference=recipe.model).slug, READABLE)
 
 
-def _read_test_images(options: Options, onnx: Path | None, count: int) -> tuple[list[Prediction], NDArray[np.uint8]]:
+def _read_test_images(context: Context, onnx: Path | None, count: int) -> tuple[list[Prediction], NDArray[np.uint8]]:
     if onnx is not None:
-        recipe = options.load_recipe()
+        recipe = context.load_recipe()
         run, classes, spec = _open_file(onnx)
-        data = options.load(recipe.data, recipe.seed, spec)[0]
+        data = context.load(recipe.data, recipe.seed, spec)[0]
     else:
-        project, _, artifact = options.child(READABLE)
+        project, _, artifact = start_of(context, READABLE)
         (run, classes, spec), data = _open_artifact(artifact), project.data
     if len(data.classes) != len(classes):
         raise CompressError(f"data (={data.name}) has {len(data.classes)} classes, the model {len(classes)}; name the data it was made for")
-    chosen = np.sort(np.random.default_rng(options.seed).choice(len(data.test.labels), min(count, len(data.test.labels)), replace=False))
+    chosen = np.sort(np.random.default_rng(context.seed).choice(len(data.test.labels), min(count, len(data.test.labels)), replace=False))
     images = data.test.images[chosen]
     truths = [classes[label] for label in data.test.labels[chosen]]
     return predict_images(run, images, [f"test image {index}" for index in chosen], classes, truths), images

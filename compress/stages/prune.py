@@ -1,13 +1,13 @@
 """The stage ``prune``: weights become zero, in steps, and what is left is fine-tuned; every step is an artifact."""
 
 import dataclasses
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Literal
 
 import torch
+from msgspec import Meta
 from torch import Tensor, nn
 
 from ..artifacts.artifact import Artifact
@@ -28,90 +28,68 @@ from ..pruning.masks import (
 from ..pruning.regrow import Regrowing
 from ..train.distil import Teacher
 from ..train.fit import choose_device, steps_in_epoch
-from ..train.settings import DistilConfig, FitConfig
 from ..train.sources import Part
 from ..train.split import stratified_sample
-from .finetune import batch_losses, ease_dropout, fit_and_save, save_network, tuning_config, validate, zeros_kept
+from .finetune import Tutoring, batch_losses, ease_dropout, fit_and_save, save_network, validate, zeros_kept
 
 
 @dataclass(frozen=True, kw_only=True)
 class PruneConfig:
     """Unstructured pruning, then ``epochs`` of fine-tuning that keeps the mask; a cosine takes ``lr`` down to zero.
 
-    ``sparsity``: 0.8 if none is given. ``scope``: which weights are ranked with which, see :func:`compress.prune.weight_masks`.
+    ``sparsity``: 0.8 if none is given, and no pattern. ``scope``: which weights are ranked with which, see ``pruning.masks.weight_masks``.
     ``steps``: how many times some are zeroed, on the cubic schedule up to ``sparsity``, with ``between`` epochs of fine-tuning after each
     but the last. ``pattern``: "2:4" instead keeps 2 of every 4 weights in a row, at once; ``sparsity`` then follows from it (0.5), and
-    ``scope`` is without effect. ``regrow``: zeroed weights may come back while fine-tuning, see :mod:`compress.regrow`; not those
+    ``scope`` is without effect. ``regrow``: zeroed weights may come back while fine-tuning, see :mod:`compress.pruning.regrow`; not those
     that were zero before this pruning.
     """
 
-    sparsity: float = None  # type: ignore[assignment]  # set below: only there is it known whether one was given
-    scope: str = "fisher"
+    sparsity: Annotated[float, Meta(gt=0, lt=1, description="0.8 zeroes 80% of the weights")] | None = None
+    scope: Literal["global", "layer", "lamp", "fisher"] = "fisher"
     pattern: str = ""
-    steps: int = 1
-    between: int = 1
-    epochs: int = 3
-    lr: float = 0.0001
+    steps: Annotated[int, Meta(ge=1, description="1 zeroes all weights at once")] = 1
+    between: Annotated[int, Meta(ge=0, description="epochs, 0 for no fine-tuning between steps")] = 1
+    epochs: Annotated[int, Meta(ge=0, description="0 for no fine-tuning")] = 3
+    lr: Annotated[float, Meta(gt=0, description="a tenth to a half of the training's is usual")] = 0.0001
     regrow: bool = False
 
     def __post_init__(self) -> None:
-        given: Any = self.sparsity
         follows = 0.8
         if self.pattern:
-            from ..pruning.masks import parse_pattern
-
             keep, of = parse_pattern(self.pattern)
-            follows = 1 - keep / of
-            if given not in (None, follows):
+            follows, pattern = 1 - keep / of, f'pattern (="{self.pattern}")'
+            if self.sparsity not in (None, follows):
                 raise CompressError(
-                    f'sparsity (={given}) cannot be chosen beside pattern (="{self.pattern}"), which zeroes {follows:.3g}; leave one out'
+                    f"sparsity (={self.sparsity}) cannot be chosen beside {pattern}, which zeroes {follows:.3g}; leave one out"
                 )
             if self.steps != 1:
-                raise CompressError(f'steps (={self.steps}) must be 1 with pattern (="{self.pattern}"), which is cut at once')
+                raise CompressError(f"steps (={self.steps}) must be 1 with {pattern}, which is cut at once")
             if self.regrow:
-                raise CompressError(f'regrow needs a sparsity, not pattern (="{self.pattern}"); leave one out')
-        if given is None:
+                raise CompressError(f"regrow needs a sparsity, not {pattern}; leave one out")
+        if self.sparsity is None:
             object.__setattr__(self, "sparsity", follows)
-        if not 0 < self.sparsity < 1:
-            raise CompressError(f"sparsity (={self.sparsity}) must lie in (0, 1); 0.8 zeroes 80% of the weights")
-        if self.scope not in ("global", "layer", "lamp", "fisher"):
-            raise CompressError(f"scope (={self.scope}) must be global, layer, lamp or fisher")
-        if self.steps < 1:
-            raise CompressError(f"steps (={self.steps}) must be at least 1; 1 zeroes all weights at once")
-        if self.between < 0:
-            raise CompressError(f"between (={self.between}) must be zero (no fine-tuning between steps) or more epochs")
-        if self.epochs < 0:
-            raise CompressError(f"epochs (={self.epochs}) must be zero (no fine-tuning) or more")
         if self.regrow and self.steps != 1:
             raise CompressError(f"steps (={self.steps}) must be 1 with regrow: what was zeroed too early comes back by itself")
         if self.regrow and self.epochs == 0:
             raise CompressError(f"regrow needs fine-tuning, but epochs (={self.epochs}) is zero; 10 and more do well")
-        if not 0 < self.lr < math.inf:
-            raise CompressError(f"lr (={self.lr}) must be a positive number; a tenth to a half of the training's is usual")
+
+    @property
+    def zeros(self) -> float:
+        """The sparsity, which follows from the pattern where there is one."""
+        assert self.sparsity is not None, "set above"
+        return self.sparsity
 
 
 SEEN = 2048  # training images whose gradients say which weights the loss feels
 
 
-def prune(
-    project: Project,
-    parent: Artifact,
-    config: PruneConfig,
-    training: FitConfig,
-    distil: DistilConfig,
-    *,
-    teacher: Artifact | None = None,
-    out: Path | None = None,
-) -> Artifact:
-    """Zero weights of ``parent`` in ``config.steps`` and fine-tune after each with the mask kept; every step is an artifact.
-
-    ``training`` gives batch, optimiser, smoothing and distortions; fine-tuning learns from ``teacher`` too, ``parent`` if not given.
-    """
-    origin, sparsities = teacher or parent, cubic_sparsities(config.sparsity, config.steps)
+def prune(project: Project, parent: Artifact, config: PruneConfig, tutoring: Tutoring, out: Path | None = None) -> Artifact:
+    """Zero weights of ``parent`` in ``config.steps`` and fine-tune after each with the mask kept; every step is an artifact."""
+    origin, sparsities = tutoring.teacher or parent, cubic_sparsities(config.zeros, config.steps)
     for number, sparsity in enumerate(sparsities, 1):
         last = number == len(sparsities)
         step = dataclasses.replace(config, sparsity=sparsity, steps=1, between=0, epochs=config.epochs if last else config.between)
-        parent = _prune_step(project, parent, origin, step, training, distil, out if last else None)
+        parent = _prune_step(project, parent, origin, step, tutoring, out if last else None)
     return parent
 
 
@@ -120,12 +98,11 @@ def _prune_step(
     parent: Artifact,
     origin: Artifact,
     config: PruneConfig,
-    training: FitConfig,
-    distil: DistilConfig,
+    tutoring: Tutoring,
     out: Path | None,
 ) -> Artifact:
-    tuning = tuning_config(training, config.epochs, config.lr)
-    inputs = {"training": dataclasses.asdict(tuning), "distil": dataclasses.asdict(distil), "data": data_identity(project)}
+    tuning = tutoring.config(config.epochs, config.lr)
+    inputs = {"training": dataclasses.asdict(tuning), "distil": dataclasses.asdict(tutoring.distil), "data": data_identity(project)}
     key = stage_key("prune", config, parent=parent.content, teacher=origin.content, **inputs)
 
     def make(folder: Path) -> Made:
@@ -137,7 +114,7 @@ def _prune_step(
                 project.console.say(f"prune: left whole, as their inputs do not fit {config.pattern}: {', '.join(left)}")
         else:
             squares = _squared_gradients(project, network) if config.scope == "fisher" else None
-            masks = weight_masks(network, config.sparsity, scope=config.scope, squares=squares)
+            masks = weight_masks(network, config.zeros, scope=config.scope, squares=squares)
         fixed = zeros_kept(parent, network)
         masks |= {name: masks.get(name, kept) & kept for name, kept in fixed.items()}
         dense = {name: network.get_parameter(name).detach().clone() for name in masks}
@@ -147,7 +124,7 @@ def _prune_step(
             metrics, facts = save_network(project, network, folder, {"validation": before["one_shot"]})
         else:
             masks = {name: mask.to(choose_device(project.device)) for name, mask in masks.items()}
-            lessons = Teacher(network=load_network(origin), config=distil)
+            lessons = Teacher(network=load_network(origin), config=tutoring.distil)
             ease_dropout(network, lessons.network)
             if config.regrow:
                 steps = tuning.epochs * steps_in_epoch(tuning, len(project.data.train.labels))
@@ -183,5 +160,5 @@ def _rank_but(
         for name, weight in weights.items()
     }
     within = {name: weight * allowed[name] for name, weight in weights.items()}
-    ranked = rank(within, config.sparsity, scope=config.scope, squares=squares)
+    ranked = rank(within, config.zeros, scope=config.scope, squares=squares)
     return {name: mask & allowed[name] for name, mask in ranked.items()}

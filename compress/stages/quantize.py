@@ -18,26 +18,28 @@ was removed is not there.
 import dataclasses
 import functools
 import json
-import math
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import onnx
 import torch
+from msgspec import Meta
 from numpy.typing import NDArray
 from torch import Tensor
 
 from ..artifacts.artifact import PAYLOAD, Artifact
+from ..artifacts.latency import INPUTS, in_turns
 from ..artifacts.project import Made, Project, data_identity, run_stage, stage_key
 from ..artifacts.vectors import TOLERANCE, write_vectors
 from ..benchmarks.machine import DECIDING, machine_facts
 from ..benchmarks.runtimes import Candidate, check_logits, open_model
 from ..errors import CompressError
 from ..graphs.file import write_onnx
+from ..graphs.floats import MINIMUM_IMAGES
 from ..quantization.bias import correct_bias
 from ..quantization.equalise import equalise
 from ..quantization.int8 import Change, Prepared, StaticConfig, prepare, quantizable, quantize_dynamic, quantize_prepared, write_quantized
@@ -49,8 +51,7 @@ from ..train.distil import Teacher
 from ..train.metrics import score
 from ..train.settings import DistilConfig, FitConfig
 from ..train.split import stratified_sample
-from .finetune import fit_network, state_file, tuning_config
-from .latency import INPUTS, in_turns
+from .finetune import Tutoring, fit_network, state_file
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,43 +64,25 @@ class QuantizeConfig:
     ``correct_bias``. ``epochs`` of fine-tuning from ``lr`` follow, with what int8 does to every tensor in the forward pass.
     """
 
-    mode: str = "auto"
-    method: str = "minmax"
+    mode: Literal["auto", "static", "dynamic", "int8-weights", "fp16-weights", "float32"] = "auto"
+    method: Literal["minmax", "percentile", "entropy", "mse"] = "minmax"
     per_channel: bool = True
     groups: tuple[str, ...] = ()
     equalise: bool = False
     correct_bias: bool = False
-    images: int = 512
-    seed: int = 0
-    max_drop: float = 0.3
-    epochs: int = 0
-    lr: float = 0.0001
+    images: Annotated[int, Meta(ge=MINIMUM_IMAGES, description="256 to 1024 of the training images do well")] = 512
+    seed: Annotated[int, Meta(ge=0)] = 0
+    max_drop: Annotated[float, Meta(ge=0, le=100, description="points of balanced accuracy, 0.3 is the default")] = 0.3
+    epochs: Annotated[int, Meta(ge=0, description="0 does no fine-tuning")] = 0
+    lr: Annotated[float, Meta(gt=0, description="0.0001 is the default")] = 0.0001
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "groups", tuple(self.groups))
-        if self.mode not in QUANTIZE_MODES:
-            raise CompressError(f"mode (={self.mode}) must be {', '.join(QUANTIZE_MODES[:-1])} or {QUANTIZE_MODES[-1]}")
-        if self.method not in ("minmax", "percentile", "entropy", "mse"):
-            raise CompressError(f"method (={self.method}) must be minmax, percentile, entropy or mse")
         by_hand = {"method": "minmax", "per_channel": True, "groups": (), "equalise": False, "correct_bias": False}
         if self.mode != "static" and (given := [name for name, usual in by_hand.items() if getattr(self, name) != usual]):
             how = "auto tries them all" if self.mode == "auto" else f"{self.mode} has none"
             raise CompressError(f"{given[0]} (={getattr(self, given[0])}) is a setting of --mode static; {how}")
-        if self.images < 1:
-            raise CompressError(f"images (={self.images}) must be at least 1; 512 is the default")
-        if self.seed < 0:
-            raise CompressError(f"seed (={self.seed}) must be zero or a positive integer")
-        if not 0 <= self.max_drop <= 100:
-            raise CompressError(f"max_drop (={self.max_drop}) must lie in [0, 100] points of balanced accuracy; 0.3 is the default")
-        if self.epochs < 0:
-            raise CompressError(f"epochs (={self.epochs}) must be zero or a positive integer; 0 does no fine-tuning")
         if self.epochs and self.mode not in ("auto", "static"):
             raise CompressError(f"epochs (={self.epochs}) of fine-tuning need --mode auto or static; {self.mode} has nothing to train")
-        if not 0 < self.lr < math.inf:
-            raise CompressError(f"lr (={self.lr}) must be a positive number; 0.0001 is the default")
-
-
-QUANTIZE_MODES = ("auto", "static", "dynamic", "int8-weights", "fp16-weights", "float32")
 
 
 SCORED = 10_000  # validation images that decide, evenly drawn where there are more
@@ -110,11 +93,10 @@ def quantize(
     project: Project,
     parent: Artifact,
     config: QuantizeConfig,
-    training: FitConfig,
-    distil: DistilConfig,
+    tutoring: Tutoring,
     out: Path | None = None,
 ) -> Artifact:
-    """Quantize the graph of ``parent`` as ``config`` says; ``training`` and ``distil`` are those of fine-tuning, if it says so."""
+    """Quantize the graph of ``parent`` as ``config`` says; ``tutoring`` is that of fine-tuning, if it says so."""
     chosen: dict[str, Any] = {}
     if config.mode == "auto":
         choice = choose_quantization(project, parent, config)
@@ -123,7 +105,7 @@ def quantize(
         told = {name: result[name] for name in ("verdict", "best", "finalists")}
         chosen = {"choice": {"artifact": str(choice.path), "hash": choice.manifest.hash, "tried": len(result["tried"]), **told}}
         project.console.say(f"quantize: {result['verdict']}")
-    tuning = tuning_config(training, config.epochs, config.lr)
+    tuning, distil = tutoring.config(config.epochs, config.lr), tutoring.distil
     settings = _settings_of(config)
     inputs = {"training": dataclasses.asdict(tuning), "distil": dataclasses.asdict(distil)} if config.epochs else {}
     key = stage_key("quantize", settings, parent=parent.content, data=data_identity(project), vectors=TOLERANCE["quantize"], **inputs)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ..artifacts.artifact import find_artifacts
-from ..artifacts.recipe import make_config
+from ..artifacts.records import checked
 from ..benchmarks.report import write_report
 from ..benchmarks.results import Result, read_results
 from ..benchmarks.verdict import Limits, Verdict
@@ -24,9 +24,9 @@ class Outcome:
 
 def report(files: Sequence[Path], folder: Path, limits: Mapping[str, Any]) -> Outcome:
     """Write the report of benchmark results into ``folder``; ``limits`` are those fields of :class:`Limits` that were given."""
-    checked = make_config(Limits, {name: value for name, value in limits.items() if value is not None}, "[report]")
+    allowed = checked(Limits, limits, "[report]")
     results = tuple(read_results(path) for path in files)
-    return Outcome(folder=folder, results=results, verdicts=write_report(results, folder, checked))
+    return Outcome(folder=folder, results=results, verdicts=write_report(results, folder, allowed))
 
 
 def newest_result(folder: Path) -> Path:

@@ -9,55 +9,82 @@ kill finishes from what is there.
 from collections.abc import Mapping
 from typing import Any
 
-from ..artifacts.artifact import Artifact
-from ..artifacts.context import Options
+import msgspec
+from msgspec import UNSET, UnsetType
+
+from ..artifacts.context import Context
+from ..artifacts.project import TRAINED_STAGES
 from ..artifacts.recipe import Recipe, training_config
 from ..benchmarks.run import BenchmarkConfig
+from ..benchmarks.verdict import Limits
 from ..train.fit import choose_device
-from ..train.settings import DistilConfig
+from ..train.settings import AugmentConfig, DistilConfig, FitConfig
 from .benchmark import benchmark, candidates_of
 from .export import ExportConfig, export
-from .import_network import import_weights
+from .finetune import Tutoring
+from .import_network import start_of
 from .prune import PruneConfig, prune
 from .quantize import QuantizeConfig, quantize
 from .remove_channels import RemoveConfig, remove_in_steps
 from .report import Outcome, report
-from .sensitivity import Sensitivities
+from .sensitivity import SensitivityConfig
 from .train import train
 
+# The tables of a recipe, each with the settings that it holds.
+SETTINGS: Mapping[str, type] = {
+    "train": FitConfig,
+    "augment": AugmentConfig,
+    "distil": DistilConfig,
+    "sensitivity": SensitivityConfig,
+    "prune": PruneConfig,
+    "remove-channels": RemoveConfig,
+    "export": ExportConfig,
+    "quantize": QuantizeConfig,
+    "benchmark": BenchmarkConfig,
+    "report": Limits,
+}
 
-def run_all(options: Options, recipe: Recipe, measuring: Mapping[str, Any], limits: Mapping[str, Any]) -> Outcome:
-    """Run everything; ``measuring`` and ``limits`` are what the command line says of benchmark and report."""
+
+def run_all(context: Context, recipe: Recipe, measuring: Mapping[str, Any], limits: Mapping[str, Any]) -> Outcome:
+    """Run everything; ``measuring`` and ``limits`` are what the caller says of benchmark and report."""
     # Every setting is checked before the first minute is spent.
-    training = training_config(recipe)
     pruning = recipe.stage(PruneConfig, "prune")
     removing = recipe.stage(RemoveConfig, "remove-channels") if recipe.table("remove-channels") else None
     if removing is not None:
         removing.in_steps()
-    distil = recipe.stage(DistilConfig, "distil")
+    tutoring = Tutoring(training=training_config(recipe), distil=recipe.stage(DistilConfig, "distil"))
     exporting = recipe.stage(ExportConfig, "export")
     quantizing = recipe.stage(QuantizeConfig, "quantize")
     dynamic, static = (QuantizeConfig(mode=mode, images=quantizing.images, seed=quantizing.seed) for mode in ("dynamic", "static"))
     benchmarking = recipe.stage(BenchmarkConfig, "benchmark", **measuring)
-    limits = dict(recipe.table("report")) | {name: value for name, value in limits.items() if value is not None}
-    choose_device(options.device)
+    recipe.stage(Limits, "report", **limits)
+    choose_device(context.device)
 
-    root: Artifact | None
-    if options.pretrained:
-        project, _, root = options.child(("train",))
+    if context.starts_from_parent:
+        project, _, root = start_of(context, TRAINED_STAGES)
     else:
-        project = options.project(recipe)
-        root = import_weights(project, options.weights) if options.weights else train(project, training)
-    assert root is not None, "only processes that torchrun started get none, and they do not run this"
-    pruned = prune(project, root, pruning, training, distil)
-    networks = [root, pruned]
+        project = context.project(recipe)
+        trained = train(project, tutoring.training)
+        assert trained is not None, "only processes that torchrun started get none, and they do not run this"
+        root = trained
+    networks = [root, prune(project, root, pruning, tutoring)]
     if removing is not None:
-        networks.append(
-            remove_in_steps(project, root, removing, training, distil, sensitivities=Sensitivities(project=project, recipe=recipe))
-        )
+        networks.append(remove_in_steps(project, root, removing, tutoring, recipe))
     dense, sparse, *small = (export(project, network, exporting) for network in networks)
     wanted = [(dense, dynamic), (dense, static), (dense, quantizing), (sparse, static), *((graph, quantizing) for graph in small)]
-    quantized = [quantize(project, graph, config, training, distil) for graph, config in wanted]
+    quantized = [quantize(project, graph, config, tutoring) for graph, config in wanted]
     graphs = list({graph.path: graph for graph in (dense, sparse, *small, *quantized)}.values())  # two ways may lead to one file
-    measured = benchmark(project, candidates_of([*graphs, root], options.device), benchmarking, root)
-    return report([measured.payload], project.folder / "report", limits)
+    measured = benchmark(project, candidates_of([*graphs, root], context.device), benchmarking, root)
+    return report([measured.payload], project.folder / "report", {**recipe.table("report"), **limits})
+
+
+def recipe_schema() -> dict[str, Any]:
+    """JSON Schema of a recipe, as editors use it to complete and check: every table with its settings, their ranges and what is usual."""
+    tables = [(name.replace("-", "_"), cls | UnsetType, UNSET) for name, cls in {"model-options": dict[str, Any], **SETTINGS}.items()]
+    top = [("model", str | UnsetType, UNSET), ("data", str | UnsetType, UNSET), ("seed", int | UnsetType, UNSET)]
+    shape = msgspec.defstruct("Recipe", [*top, *tables], rename=lambda name: name.replace("_", "-"), forbid_unknown_fields=True)
+    schema = msgspec.json.schema(shape)
+    for one in schema["$defs"].values():
+        one["additionalProperties"] = False
+    del schema["$defs"]["FitConfig"]["properties"]["augment"]  # a table of its own
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}

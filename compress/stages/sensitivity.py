@@ -15,13 +15,15 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import torch
+from msgspec import Meta
 from torch import nn
 from torch.nn.functional import cross_entropy
 
 from ..artifacts.artifact import Artifact
+from ..artifacts.latency import Clock
 from ..artifacts.load import Prepare, load_network
 from ..artifacts.project import Made, Project, data_identity, run_stage, stage_key
 from ..artifacts.recipe import (
@@ -38,38 +40,26 @@ from ..train.metrics import score
 from ..train.sources import Part
 from ..train.split import stratified_sample
 from .finetune import batch_losses
-from .latency import Clock
 
 
 @dataclass(frozen=True, kw_only=True)
 class SensitivityConfig:
     """How much each part of a network bears: ``granularity`` weight (zeroed, per layer), channel (removed, per group) or module (bypassed).
 
-    ``sparsities``: those that are measured; modules know none. ``importance``: which channels go first, see :mod:`compress.importance`.
+    ``sparsities``: those that are measured; modules know none. ``importance``: which channels go first, see ``channels.scores``.
     ``images``: how many training images are scored, drawn by ``seed``.
     """
 
-    granularity: str = "channel"
-    sparsities: tuple[float, ...] = (0.25, 0.5, 0.75, 0.9)
-    importance: str = "l2"
-    images: int = 2048
-    seed: int = 0
+    granularity: Literal["weight", "channel", "module"] = "channel"
+    sparsities: Annotated[
+        tuple[Annotated[float, Meta(gt=0, lt=1, description="0.5 removes half of one layer or group")], ...], Meta(min_length=1)
+    ] = (0.25, 0.5, 0.75, 0.9)
+    importance: Literal["l2", "bn", "taylor"] = "l2"
+    images: Annotated[int, Meta(ge=1, description="2048 is the default")] = 2048
+    seed: Annotated[int, Meta(ge=0)] = 0
 
     def __post_init__(self) -> None:
-        if self.granularity not in ("weight", "channel", "module"):
-            raise CompressError(f"granularity (={self.granularity}) must be weight, channel or module")
-        for value in self.sparsities:
-            if not isinstance(value, int | float) or not 0 < value < 1:
-                raise CompressError(f"sparsities (={value}) must lie in (0, 1); 0.5 removes half of one layer or group")
-        if not self.sparsities:
-            raise CompressError("sparsities (=()) must name one at least; 0.25, 0.5, 0.75 and 0.9 are the default")
         object.__setattr__(self, "sparsities", tuple(sorted(set(self.sparsities))))
-        if self.importance not in ("l2", "bn", "taylor"):
-            raise CompressError(f"importance (={self.importance}) must be l2, bn or taylor")
-        if self.images < 1:
-            raise CompressError(f"images (={self.images}) must be at least 1; 2048 is the default")
-        if self.seed < 0:
-            raise CompressError(f"seed (={self.seed}) must be zero or a positive integer")
 
 
 STAGE = FILE = "sensitivity"
@@ -107,37 +97,22 @@ def measure_sensitivity(project: Project, parent: Artifact, config: SensitivityC
     return run_stage(project, STAGE, STAGE, key, settings, parent, out, make)
 
 
-def curves_of(artifact: Artifact) -> Curves:
-    """What :func:`compress.sensitivity.choose_by_curves` takes: for each layer or group the rise of the loss by sparsity."""
-    rises = _read(artifact)["rises"]
+def loss_curves(project: Project, recipe: Recipe, parent: Artifact) -> Curves:
+    """The rise of the loss with the sparsity of each channel group, as ``channels.curves.choose_by_curves`` takes it; measured once."""
+    rises = _read(_measured(project, recipe, parent, "channel"))["rises"]
     return {name: {float(sparsity): rise for sparsity, rise in of.items()} for name, of in rises.items()}
 
 
-@dataclass(frozen=True, kw_only=True)
-class Sensitivities:
-    """What channel removal asks of the sensitivity of a network, measured once as the recipe's table [sensitivity] says."""
-
-    project: Project
-    recipe: Recipe
-
-    def curves(self, parent: Artifact) -> Curves:
-        """The rise of the loss with the sparsity of each channel group."""
-        return curves_of(self._measured(parent, "channel"))
-
-    def cheap_modules(self, parent: Artifact) -> list[str]:
-        """The modules that are cheap to leave out, see :func:`cheap_modules`."""
-        return cheap_modules(_read(self._measured(parent, "module")))
-
-    def _measured(self, parent: Artifact, granularity: str) -> Artifact:
-        config = self.recipe.stage(SensitivityConfig, "sensitivity", granularity=granularity)
-        return measure_sensitivity(self.project, parent, config)
+def _measured(project: Project, recipe: Recipe, parent: Artifact, granularity: str) -> Artifact:
+    return measure_sensitivity(project, parent, recipe.stage(SensitivityConfig, "sensitivity", granularity=granularity))
 
 
-def cheap_modules(result: Mapping[str, Any]) -> list[str]:
+def cheap_modules(project: Project, recipe: Recipe, parent: Artifact) -> list[str]:
     """The modules that cost at most a point of balanced accuracy alone, and surely save latency: more than 1%, by the whole interval.
 
-    Of one inside another the outer one. ``result``: what ``sensitivity.json`` holds, of granularity "module".
+    Of one inside another the outer one.
     """
+    result = _read(_measured(project, recipe, parent, "module"))
     cheap = [
         curve["name"]
         for curve in result["curves"]

@@ -25,6 +25,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
+from typing import Literal
 
 import numpy as np
 import torch
@@ -251,7 +252,7 @@ def _loop(job: Job, batches: Callable[[], Iterator[tuple[Tensor, Tensor]]], chan
     return block
 
 
-def _real(job: Job, precision: str = "auto") -> Block:
+def _real(job: Job, precision: Literal["auto", "bf16"] = "auto") -> Block:
     network = build_network(job.model, job.classes, job.spec)
     config = dataclasses.replace(job.config, precision=precision)
     device = choose_device(job.device)

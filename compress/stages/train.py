@@ -3,17 +3,14 @@
 import tempfile
 from pathlib import Path
 
-import torch
-from torch import nn
-
 from ..artifacts.artifact import Artifact
-from ..artifacts.load import build_network, load_network
+from ..artifacts.load import load_network
 from ..artifacts.project import Made, Project, data_identity, network_identity, run_stage, stage_key
 from ..errors import CompressError
 from ..train.distributed import joined
 from ..train.fit import choose_device
 from ..train.settings import FitConfig
-from .finetune import fit_and_save
+from .finetune import fit_and_save, new_network
 
 
 def train(project: Project, config: FitConfig, out: Path | None = None, start: Artifact | None = None) -> Artifact | None:
@@ -28,9 +25,7 @@ def train(project: Project, config: FitConfig, out: Path | None = None, start: A
             raise CompressError(
                 f"process {team.rank} does not train what the first one does; start all with the same command, code and data"
             )
-        with torch.random.fork_rng():
-            torch.manual_seed(config.seed)
-            network = _new_network(project) if start is None else load_network(start)
+        network = new_network(project, config.seed) if start is None else load_network(start)
         if team.rank:
             if team.from_first(False):
                 with tempfile.TemporaryDirectory() as folder:
@@ -47,8 +42,3 @@ def train(project: Project, config: FitConfig, out: Path | None = None, start: A
         if not told:  # it was there already
             team.from_first(False)
         return artifact
-
-
-def _new_network(project: Project) -> nn.Module:
-    assert project.model is not None, "only files are measured without a model"
-    return build_network(project.model, project.classes, project.spec)

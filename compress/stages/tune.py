@@ -7,20 +7,22 @@ import io
 import json
 import os
 import re
-import tomllib
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from msgspec import Meta
 
+from ..artifacts.context import Context
 from ..artifacts.cost import count_cost
-from ..artifacts.load import Prepare, build_network
+from ..artifacts.load import Prepare
 from ..artifacts.model_reference import ModelReference
 from ..artifacts.project import Project, data_identity, network_identity
 from ..artifacts.recipe import RECIPES, Recipe, training_config
+from ..artifacts.records import read_toml
 from ..errors import CompressError, NetworkError
 from ..models.emnist import EmnistConfig
 from ..models.errors import ModelError
@@ -33,6 +35,7 @@ from ..train.space import Dimension, Space, as_plain, parse_space
 from ..train.split import stratified_sample
 from ..train.storage import opened
 from ..train.tune import Attempt, Hopeless, Summary, Trial, TuneConfig, tune
+from .finetune import new_network
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,33 +143,25 @@ class Tuning:
     the folder of results; ``space``: a TOML file.
     """
 
-    trials: int = 40
-    timeout: float | None = None
-    epochs: int | None = None
-    fraction: float = 1.0
-    max_params: int | None = None
-    max_macs: int | None = None
+    trials: Annotated[int, Meta(ge=1, description="40 is the default")] = 40
+    timeout: Annotated[float, Meta(gt=0, description="minutes, leave it out for no limit")] | None = None
+    epochs: Annotated[int, Meta(ge=1)] | None = None
+    fraction: Annotated[float, Meta(gt=0, le=1, description="0.25 trains on a quarter of the training images")] = 1.0
+    max_params: Annotated[int, Meta(ge=1, description="leave it out for no limit")] | None = None
+    max_macs: Annotated[int, Meta(ge=1, description="leave it out for no limit")] | None = None
     storage: str | None = None
     study: str | None = None
     space: Path | None = None
 
     def __post_init__(self) -> None:
-        TuneConfig(trials=self.trials, timeout=self.timeout)  # refuses wrong ones before the data are loaded
-        if not 0 < self.fraction <= 1:
-            raise CompressError(f"fraction (={self.fraction}) must lie in (0, 1]; 0.25 trains on a quarter of the training images")
-        if self.epochs is not None and self.epochs < 1:
-            raise CompressError(f"epochs (={self.epochs}) must be at least 1")
-        for name in ("max_params", "max_macs"):
-            if (most := getattr(self, name)) is not None and most < 1:
-                raise CompressError(f"{name} (={most}) must be at least 1; leave it out for no limit")
         if self.study is not None and not re.fullmatch(r"\w[\w.-]*", self.study):
             raise CompressError(f"study (={self.study}) must be letters, digits, -, _ and dots, as it names a folder; k49-small fits")
 
 
-def tune_project(project: Project, recipe: Recipe, tuning: Tuning) -> Tuned:
+def tune_project(context: Context, recipe: Recipe, tuning: Tuning) -> Tuned:
     """Run the trials that are missing, and write what all of them say. Raises CompressError when none was completed."""
-    assert project.model is not None, "only files are measured without a model"
-    space = read_space(project.model, recipe, tuning)
+    space = read_space(ModelReference(reference=recipe.model), recipe, tuning)  # a wrong one should not cost the loading of data first
+    project = context.project(recipe)
     choose_device(project.device)
     study = tuning.study or re.sub(r"[^\w.-]+", "-", project.data.name).lstrip("-.") or "study"
     storage = tuning.storage or str(project.folder / "tune" / f"{study}.journal")
@@ -198,12 +193,7 @@ def tune_project(project: Project, recipe: Recipe, tuning: Tuning) -> Tuned:
 def read_space(model: ModelReference, recipe: Recipe, tuning: Tuning) -> dict[str, Dimension]:
     """The search space for ``model``, of --space or built in; names, and the ends of each range, are tried on the settings they are for."""
     path = tuning.space or SPACES / f"{model.reference if model.is_built_in else 'any'}.toml"
-    try:
-        raw = tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise CompressError(f"space (={path}): there is no such file") from error
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise CompressError(f"space (={path}) is not readable as TOML: {error}") from error
+    raw = read_toml(path, "space")
     if set(raw) != {"space"} or not isinstance(raw["space"], dict):
         raise CompressError(f"space (={path}) must have one table, [space]; it has {', '.join(raw) or 'nothing'}")
     options, any_option = _options_of(model)
@@ -282,9 +272,7 @@ class _Objective:
 
         try:
             # As `compress train` does it, so that the same settings give the same weights.
-            with torch.random.fork_rng():
-                torch.manual_seed(config.seed)
-                network = build_network(model, project.classes, project.spec)
+            network = new_network(dataclasses.replace(project, model=model), config.seed)
             self._refuse_large(network, attempt)
             fitted = fit(
                 network,

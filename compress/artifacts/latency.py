@@ -27,15 +27,15 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from ..artifacts.artifact import InputSpec
-from ..artifacts.cost import count_cost
-from ..artifacts.load import Prepare
 from ..benchmarks.runtimes import Candidate, onnx_session
 from ..benchmarks.statistics import MOST_LAUNCHES, Interval, over_launches
 from ..benchmarks.worker import WAKE_CALLS, time_calls
 from ..errors import CompressError
 from ..graphs.export import export_onnx
 from ..graphs.file import as_taken
+from .artifact import InputSpec
+from .cost import count_cost
+from .load import Prepare
 
 INPUTS = 32  # timed calls cycle over so many different images
 TURN_SECONDS, LEAST_CALLS, MOST_CALLS = 0.03, 5, 200

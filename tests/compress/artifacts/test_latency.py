@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from compress.artifacts.artifact import InputSpec
 from compress.errors import CompressError
-from compress.stages import latency
-from compress.stages.latency import Clock, fastest_rounding
+from compress.artifacts import latency
+from compress.artifacts.latency import Clock, fastest_rounding
 
 SPEC = InputSpec(shape=(1, 8, 8))
 

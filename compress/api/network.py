@@ -1,0 +1,271 @@
+"""The Python face: an object per network, with the stages as methods. What the command line does, it does by calling these::
+
+    k49 = compress.open("k49", data="digits")
+    trained = k49.train(epochs=12)
+    small = k49.remove_channels(trained, max_macs=0.35)
+    print(k49.benchmark().verdict)
+
+Nothing is loaded before a stage needs it, torch least of all, and nothing is printed. ``start`` is an artifact or its folder; None takes
+the newest fitting one. The options of each method are a class of :mod:`compress.api.options`.
+
+Raises: whatever a user can put right is one of the errors drawn in :mod:`compress.errors`.
+"""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Unpack
+
+from ..errors import CompressError, refuse_torchrun
+from . import options as of
+from .calls import Start, begin, begin_graph, measuring, opened, some, takes
+
+if TYPE_CHECKING:
+    from ..artifacts.artifact import Artifact
+    from ..artifacts.context import Context
+    from ..artifacts.project import Console
+    from ..benchmarks.compare import Changes
+    from ..channels.groups import Groups
+    from ..stages.benchmark import Benchmark
+    from ..stages.explain import Explanation
+    from ..stages.predict import Predictions
+    from ..stages.report import Outcome
+    from ..stages.throughput import Throughput
+    from ..stages.tune import Tuned
+    from ..stages.verify import Proof
+
+
+@takes(of.OpenOptions)
+def open(model: of.Model | None = None, *, console: "Console | None" = None, **options: Unpack[of.OpenOptions]) -> "Network":
+    """A network with its data and the folder of what is made of it; loads nothing yet. ``console`` is told how far long work is."""
+    from ..artifacts.context import Context
+
+    said: dict[str, Any] = dict(options) | {name: value for name, value in (("model", model), ("console", console)) if value is not None}
+    return Network(Context(**said))
+
+
+class Network:
+    """One network with its data and its folder ``runs/<model>``, as :func:`open` gives it."""
+
+    def __init__(self, context: "Context") -> None:
+        self._context = context
+
+    @takes(of.TrainOptions)
+    def train(self, start: Start = None, **options: Unpack[of.TrainOptions]) -> "Artifact":
+        """Train a new network, or the one of ``start`` further; the best epoch on the validation images is kept.
+
+        Of several processes that torchrun started the first returns, and the others end here.
+        """
+        from ..artifacts.project import TRAINED_STAGES
+        from ..artifacts.recipe import training_config
+        from ..stages.import_network import start_of
+        from ..stages.train import train
+
+        context, recipe = opened(self._context, start, options)
+        settings = some(options, "epochs", "batch", "lr", "label_smoothing") | {"seed": context.seed}
+        config = training_config(recipe, **settings)
+        if "folds" in options:
+            from ..stages.cross_validate import cross_validate
+            from ..train.folds import check_folds
+
+            if context.starts_from_parent:
+                raise CompressError(f"folds (={options['folds']}) start from new networks; leave --from, --weights and --pretrained out")
+            check_folds(options["folds"])
+            return cross_validate(context.project(recipe), config, options["folds"], context.out)
+        parent = None
+        if context.starts_from_parent:
+            if file := context.weights:
+                refuse_torchrun(
+                    f"weights (={file}) are taken in by one process; `compress export-onnx --weights {file}` first, then train --from"
+                )
+            project, recipe, parent = start_of(context, TRAINED_STAGES, (*TRAINED_STAGES, "remove-channels"))
+            config = training_config(recipe, **settings)
+        made = train(project if parent else context.project(recipe), config, context.out, parent)
+        if made is None:
+            raise SystemExit
+        return made
+
+    @takes(of.TuneOptions)
+    def tune(self, **options: Unpack[of.TuneOptions]) -> "Tuned":
+        """Search for better settings; the best are written as a recipe for `compress train`.
+
+        After a kill the same call goes on. Run at the same time in other processes, or on other hosts with the same storage, it shares
+        the work. ``force`` forgets the study first.
+        """
+        from ..artifacts.records import checked
+        from ..stages.tune import Tuning, tune_project
+
+        context, recipe = opened(self._context, None, options)
+        tuning = checked(Tuning, {name: value for name, value in options.items() if name != "force"}, "tune")
+        return tune_project(context, recipe, tuning)
+
+    @takes(of.SensitivityOptions)
+    def sensitivity(self, start: Start = None, **options: Unpack[of.SensitivityOptions]) -> "Artifact":
+        """How much accuracy each layer, channel group or module is worth: a table and a heat map.
+
+        Each is cut alone, the rest of the network stays as it is, and nothing is fine-tuned. Scored are training images, so that the
+        validation images have no part in what is chosen by it.
+        """
+        from ..artifacts.project import NETWORK_STAGES
+        from ..stages.sensitivity import SensitivityConfig, measure_sensitivity
+
+        begun = begin(self._context, start, options, SensitivityConfig, "sensitivity", NETWORK_STAGES)
+        return measure_sensitivity(begun.project, begun.parent, begun.config, begun.context.out)
+
+    @takes(of.PruneOptions)
+    def prune(self, start: Start = None, **options: Unpack[of.PruneOptions]) -> "Artifact":
+        """Zero the weights that matter least, and fine-tune the rest with the mask kept; with ``steps`` gradually, on the cubic schedule.
+
+        Zeros alone make no dense runtime faster and no file smaller on disk; they make it smaller when compressed. What makes a network
+        smaller and faster is `compress remove-channels`.
+        """
+        from ..artifacts.project import NETWORK_STAGES, TRAINED_STAGES
+        from ..stages.prune import PruneConfig, prune
+
+        begun = begin(self._context, start, options, PruneConfig, "prune", TRAINED_STAGES, NETWORK_STAGES)
+        return prune(begun.project, begun.parent, begun.config, begun.tutoring(options), begun.context.out)
+
+    @takes(of.RemoveOptions)
+    def remove_channels(self, start: Start = None, **options: Unpack[of.RemoveOptions]) -> "Artifact":
+        """Remove channels, so that the file gets smaller and the network faster, and fine-tune with the unpruned network as teacher.
+
+        Goals are shares of what the teacher costs; with several, all are met. Layers that are tied together (residuals, depthwise
+        convolutions, attention gates, concatenations) lose the same channels; what is not understood stays whole and is named.
+        """
+        from ..artifacts.project import NETWORK_STAGES, TRAINED_STAGES
+        from ..stages.remove_channels import RemoveConfig, remove_in_steps
+
+        begun = begin(self._context, start, options, RemoveConfig, "remove-channels", TRAINED_STAGES, NETWORK_STAGES)
+        return remove_in_steps(begun.project, begun.parent, begun.config, begun.tutoring(options), begun.recipe, begun.context.out)
+
+    @takes(of.StartOptions)
+    def channel_groups(self, start: Start = None, **options: Unpack[of.StartOptions]) -> "Groups":
+        """Which channels go together, and what is left whole and why; removes nothing."""
+        from ..artifacts.project import NETWORK_STAGES, TRAINED_STAGES
+        from ..stages.import_network import start_of
+        from ..stages.remove_channels import groups_of
+
+        project, _, parent = start_of(opened(self._context, start, options)[0], TRAINED_STAGES, NETWORK_STAGES)
+        return groups_of(project, parent)
+
+    @takes(of.ExportOptions)
+    def export_onnx(self, start: Start = None, **options: Unpack[of.ExportOptions]) -> "Artifact":
+        """Export to one ONNX file: raw uint8 images in, logits and probabilities out, labels inside, proved equal to torch."""
+        from ..artifacts.project import NETWORK_STAGES
+        from ..stages.export import ExportConfig, export
+
+        begun = begin(self._context, start, options, ExportConfig, "export", NETWORK_STAGES)
+        return export(begun.project, begun.parent, begun.config, begun.context.out)
+
+    @takes(of.QuantizeOptions)
+    def quantize(self, start: Start = None, **options: Unpack[of.QuantizeOptions]) -> "Artifact":
+        """Find the fastest file that still reads as well, by measurement on this machine, and say why; or make one by hand.
+
+        Tried are groups of nodes in int8, ways to calibrate, dynamic quantization, and weights that are only stored in fewer bits. The
+        table of everything that was tried is kept, and the same command takes the same choice again. "Do not quantize" is an answer.
+        """
+        from ..stages.quantize import quantize
+
+        begun = begin_graph(self._context, start, options)
+        return quantize(begun.project, begun.parent, begun.config, begun.tutoring({}), begun.context.out)
+
+    @takes(of.QuantizeOptions)
+    def explain_int8(self, start: Start = None, **options: Unpack[of.QuantizeOptions]) -> "Artifact":
+        """What int8 costs each layer and each group of nodes, in accuracy and in time; makes no file."""
+        from ..stages.explain_int8 import explain_quantization
+
+        begun = begin_graph(self._context, start, options)
+        return explain_quantization(begun.project, begun.parent, begun.config)
+
+    @takes(of.BenchmarkOptions)
+    def benchmark(self, *files: Path | str, **options: Unpack[of.BenchmarkOptions]) -> "Benchmark":
+        """Measure variants side by side: accuracy on the test images, latency, size.
+
+        FILES are .onnx files or folders of artifacts; without any, all variants of the newest network are measured.
+        """
+        from ..benchmarks.run import BenchmarkConfig
+        from ..stages.benchmark import USUAL, measure
+
+        context, recipe = opened(self._context, None, options)
+        config = recipe.stage(BenchmarkConfig, "benchmark", **measuring(options), seed=context.seed)
+        return measure(context, recipe, [Path(one) for one in files], config, tuple(options.get("runtimes", ())) or USUAL)
+
+    @takes(of.ReportOptions)
+    def report(self, *results: Path | str, **options: Unpack[of.ReportOptions]) -> "Outcome":
+        """Say which variant to ship and why, as HTML, Markdown, CSV and JSON.
+
+        RESULTS are benchmark.json files, also of several machines; without any, the newest benchmark of the network.
+        """
+        from ..stages.report import newest_result, report
+
+        context, recipe = opened(self._context, None, options)
+        folder = context.folder(recipe)
+        files = [Path(one) for one in results] or [newest_result(folder)]
+        return report(files, context.out or folder / "report", some(options, "max_drop", "max_latency", "max_size"))
+
+    @takes(of.RunOptions)
+    def run(self, **options: Unpack[of.RunOptions]) -> "Outcome":
+        """Everything: train, prune, export, quantize, benchmark, report. A second run, or one after a kill, does only what is missing."""
+        from ..stages.run_all import run_all
+
+        context, recipe = opened(self._context, None, options, resume=True)
+        return run_all(context, recipe, measuring(options), some(options, "max_drop", "max_latency", "max_size"))
+
+    @takes(of.PredictOptions)
+    def predict(self, *files: Path | str, start: Start = None, **options: Unpack[of.PredictOptions]) -> "Predictions":
+        """Read image files, or random test images: label, probability, and a picture of them."""
+        from ..stages.predict import read
+
+        context, _ = opened(self._context, start, options)
+        how = some(options, "onnx", "random", "invert", "grid")
+        return read(context, [Path(one) for one in files], **how)
+
+    @takes(of.ExplainOptions)
+    def explain(self, *files: Path | str, start: Start = None, **options: Unpack[of.ExplainOptions]) -> "Explanation":
+        """Draw what networks look at, before and after compression: attention gates, and evidence for the true class and for the answer.
+
+        FILES are .onnx files or folders of artifacts; without any, the newest trained network, its newest pruned descendant and int8 graph.
+        """
+        from ..stages.explain import explain
+
+        context, _ = opened(self._context, start, options)
+        how = some(options, "index", "misread", "blocks", "out")
+        return explain(context, [Path(one) for one in files], **how)
+
+    @takes(of.ThroughputOptions)
+    def throughput(self, **options: Unpack[of.ThroughputOptions]) -> "list[Throughput]":
+        """How many images a second training takes in here, from the plain loop to the one of `compress train`."""
+        from ..artifacts.recipe import training_config
+        from ..stages.throughput import measure_throughput
+
+        context, recipe = opened(self._context, None, options)
+        config = training_config(recipe, seed=context.seed)
+        return measure_throughput(context.project(recipe), config, **options)
+
+
+@takes(of.CompareOptions)
+def compare(old: Path | str, new: Path | str, **options: Unpack[of.CompareOptions]) -> "Changes":
+    """Compare two benchmarks of one machine, for CI: it fails only where an interval lies wholly beyond the limit.
+
+    OLD and NEW are benchmark.json files; candidates are matched by name, runtime and device.
+    """
+    from ..benchmarks.compare import compare as compared
+    from ..benchmarks.results import read_results
+
+    slower, less_accurate = options.get("fail_if_slower"), options.get("fail_if_less_accurate")
+    return compared(read_results(Path(old)), read_results(Path(new)), slower=slower, less_accurate=less_accurate)
+
+
+def verify(folder: Path | str) -> "Proof":
+    """Prove again, on any machine, that a model computes what it was made to: its hash, and its logits for the images beside it.
+
+    FOLDER holds model.onnx and vectors.npz, as export-onnx and quantize wrote them.
+    """
+    from ..stages.verify import verify as prove
+
+    return prove(Path(folder))
+
+
+def recipe_schema() -> dict[str, Any]:
+    """JSON Schema of a recipe, for editors."""
+    from ..stages.run_all import recipe_schema as schema
+
+    return schema()

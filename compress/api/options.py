@@ -1,0 +1,182 @@
+"""The options of every stage, by name, type and help: the one place from which the methods in Python and the commands take theirs.
+
+A stage whose options are ``PruneOptions`` is ``network.prune(start, sparsity=0.8)`` in Python and ``compress prune --sparsity 0.8`` on the
+command line. What may be left out is left out, or None; rules on values lie with the settings of the stage. Loads nothing.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypedDict
+
+Share = Annotated[float, "share"]  # of what the teacher costs; the command line takes 0.35x for it
+Percent = Annotated[float, "percent"]
+
+
+Model = Annotated[str, "k49, emnist, or path/net.py:factory for a network of your own.  [default: k49]"]
+
+
+class OpenOptions(TypedDict, total=False):
+    """Which network, which data, and where."""
+
+    options: Annotated[Mapping[str, Any], "Option for the factory, NAME=VALUE as TOML: --option 'widths=[8,16]'."]
+    image_shape: Annotated[tuple[int, int, int], "Image that your network takes, CxHxW.  [default: 1x28x28]"]
+    mean: Annotated[tuple[float, ...], "Mean per channel that your network expects to be subtracted, in [0, 1].  [default: 0]"]
+    std: Annotated[tuple[float, ...], "Standard deviation per channel to divide by, in [0, 1].  [default: 1]"]
+    data: Annotated[str | Path, "digits, k49, emnist, kmnist, or a folder (npz, IDX or image files).  [default: the recipe's]"]
+    train_images: Annotated[Path, "The train images by hand (.npz or IDX), all four."]
+    train_labels: Annotated[Path, "The train labels by hand (.npz or IDX), all four."]
+    test_images: Annotated[Path, "The test images by hand (.npz or IDX), all four."]
+    test_labels: Annotated[Path, "The test labels by hand (.npz or IDX), all four."]
+    cache: Annotated[Path, "Folder for downloaded data sets.  [default: data]"]
+    recipe: Annotated[str | Path, "TOML recipe, or the name of one; options given here win over it."]
+    seed: Annotated[int, "Seed of everything random.  [default: 0]"]
+    runs: Annotated[Path, "Folder of all artifacts.  [default: runs]"]
+    device: Annotated[str, "Where training runs: auto, cpu or cuda.  [default: auto]"]
+
+
+class PretrainedOptions(TypedDict, total=False):
+    pretrained: Annotated[bool, "Start from the trained weights of k49 or emnist that come with this package."]
+
+
+class StartOptions(PretrainedOptions, total=False):
+    weights: Annotated[Path, "Start from a network trained elsewhere: a .safetensors or .pt/.pth state dict."]
+
+
+class MakeOptions(StartOptions, total=False):
+    out: Annotated[Path, "Where the artifact goes.  [default: runs/MODEL/STAGE/KEY]"]
+    force: Annotated[bool, "Run again even if the inputs are unchanged; replace --out."]
+
+
+class TrainOptions(MakeOptions, total=False):
+    epochs: Annotated[int, "Passes over the training images."]
+    batch: Annotated[int, "Images per step."]
+    lr: Annotated[float, "Largest learning rate."]
+    label_smoothing: Annotated[float, "0 for none; 0.1 is usual."]
+    folds: Annotated[int, "Cross-validate instead: train this many networks, each scored on the images it did not see."]
+    resume: Annotated[bool, "Go on with a training that was interrupted."]
+
+
+class TuneOptions(TypedDict, total=False):
+    trials: Annotated[int, "Finished trials in the study, by whichever worker.  [default: 40]"]
+    timeout: Annotated[float, "No trial starts after so many minutes."]
+    storage: Annotated[str, "Journal file, or a database for Optuna, as a URL.  [default: runs/MODEL/tune/STUDY.journal]"]
+    study: Annotated[str, "Name of the study, and of the folder of its results.  [default: the name of the data]"]
+    space: Annotated[Path, "TOML of what to tune.  [default: the one built in for the model]"]
+    epochs: Annotated[int, "Epochs of each trial.  [default: the recipe's]"]
+    fraction: Annotated[float, "Train on this part of the training images, evenly drawn.  [default: 1]"]
+    max_params: Annotated[int, "Give up larger networks before they are trained."]
+    max_macs: Annotated[int, "Likewise, multiply-accumulates for one image."]
+    force: Annotated[bool, "Forget the study first."]
+
+
+class SensitivityOptions(MakeOptions, total=False):
+    granularity: Annotated[str, "What is cut: weight (per layer), channel (per group) or module (left out).  [default: channel]"]
+    sparsities: Annotated[Sequence[float], "Measure at this; may be given often.  [default: 0.25, 0.5, 0.75, 0.9]"]
+    importance: Annotated[str, "Which channels go first: l2, bn or taylor.  [default: l2]"]
+    images: Annotated[int, "Training images that are scored, drawn evenly from the classes.  [default: 2048]"]
+
+
+class FineTuneOptions(MakeOptions, total=False):
+    steps: Annotated[int, "Do it gradually; every step is an artifact.  [default: the recipe's]"]
+    between: Annotated[int, "Epochs of fine-tuning after each step but the last.  [default: 1]"]
+    epochs: Annotated[int, "Epochs of fine-tuning after the last step; 0 for none.  [default: the recipe's]"]
+    lr: Annotated[float, "Learning rate at the start of fine-tuning.  [default: the recipe's]"]
+    teacher: Annotated[Path, "Unpruned network to learn from.  [default: the parent]"]
+    distil: Annotated[float, "Share of the loss that the teacher makes; 0 for labels only.  [default: 0.7]"]
+    temperature: Annotated[float, "Of the teacher's probabilities.  [default: 2]"]
+    features: Annotated[float, "Weight of the error of the last hidden features; 0 for logits only.  [default: 0]"]
+    resume: Annotated[bool, "Go on with a fine-tuning that was interrupted."]
+
+
+class PruneOptions(FineTuneOptions, total=False):
+    sparsity: Annotated[float, "Fraction of the weights to zero, in (0, 1).  [default: 0.7 for k49, else 0.8]"]
+    pattern: Annotated[str, "2:4 keeps two of every four weights in a row, instead of a sparsity."]
+    scope: Annotated[
+        str,
+        "How weights are ranked: fisher (by how much the loss would rise without each), or by magnitude: global, layer, or lamp "
+        "(global, each layer to its scale).  [default: fisher]",
+    ]
+    regrow: Annotated[bool, "Weights that were zeroed may come back while fine-tuning; long ones gain."]
+
+
+class RemoveOptions(FineTuneOptions, total=False):
+    sparsity: Annotated[float, "Fraction of the removable channels to remove, in (0, 1)."]
+    max_macs: Annotated[Share, "MACs to be left, as a share of the teacher's."]
+    max_size: Annotated[Share, "Weights to be left, as a share of the teacher's."]
+    max_latency: Annotated[Share, "Latency to be left, measured here: one image, one thread, ONNX Runtime."]
+    bypass: Annotated[Sequence[str], "Leave a module out: a name, a pattern, or auto (what is found cheap)."]
+    importance: Annotated[str, "How channels are scored: l2, bn or taylor.  [default: taylor]"]
+    scope: Annotated[str, "How channels are ranked: global, group, or sensitivity (measured per group).  [default: global]"]
+    round_to: Annotated[int, "Widths are multiples of this; 0 measures which are fast here.  [default: 0]"]
+    floor: Annotated[float, "Fraction of every group that stays at least.  [default: 0.1]"]
+
+
+class ExportOptions(MakeOptions, total=False):
+    opset: Annotated[int, "Version of the ONNX operators.  [default: 18]"]
+    input: Annotated[str, "Pixels that the graph takes: uint8, or float32 in [0, 1].  [default: uint8]"]
+
+
+class QuantizeOptions(MakeOptions, total=False):
+    mode: Annotated[str, "auto (by measurement), static, dynamic, int8-weights, fp16-weights, or float32 (a copy).  [default: auto]"]
+    max_drop: Annotated[float, "Balanced accuracy that auto may lose on validation images, in points.  [default: 0.3]"]
+    onnx: Annotated[Path, "Quantize this ONNX classifier, which another tool wrote; needs --data."]
+    images: Annotated[int, "Calibration images, drawn evenly from the classes.  [default: 512]"]
+    epochs: Annotated[int, "Fine-tune the quantized graph for so many epochs.  [default: 0]"]
+    lr: Annotated[float, "Learning rate at the start of fine-tuning.  [default: 0.0001]"]
+    resume: Annotated[bool, "Go on with a fine-tuning that was interrupted."]
+    method: Annotated[str, "Static: range of activations by minmax, percentile, entropy or mse.  [default: minmax]"]
+    per_channel: Annotated[bool, "Static: one weight scale per channel, or with --per-tensor one per tensor.  [default: per channel]"]
+    groups: Annotated[Sequence[str], "Static: only these groups of nodes; auto names them."]
+    equalise: Annotated[bool, "Static: even out the ranges of channels between layers first."]
+    correct_bias: Annotated[bool, "Static: take the mean error of rounded weights off the biases."]
+
+
+class MeasureOptions(TypedDict, total=False):
+    threads: Annotated[int, "Threads of each runtime.  [default: 1]"]
+    rounds: Annotated[int, "Rounds in which all candidates take a turn, in random order."]
+    samples: Annotated[int, "Timed images per candidate and round."]
+    quick: Annotated[bool, "Leave out other batch sizes and numbers of threads."]
+
+
+class BenchmarkOptions(MeasureOptions, PretrainedOptions, total=False):
+    runtimes: Annotated[Sequence[str], "onnxruntime, openvino, torch, torch.compile, or all.  [default: onnxruntime and torch]"]
+    out: Annotated[Path, "Where the artifact goes.  [default: runs/MODEL/STAGE/KEY]"]
+    force: Annotated[bool, "Run again even if the inputs are unchanged; replace --out."]
+
+
+class LimitOptions(TypedDict, total=False):
+    max_drop: Annotated[float, "Balanced accuracy that may be lost, in points.  [default: 0.5]"]
+    max_latency: Annotated[float, "Largest p50 allowed, in milliseconds."]
+    max_size: Annotated[int, "Largest file allowed, in bytes."]
+
+
+class ReportOptions(LimitOptions, total=False):
+    out: Annotated[Path, "Where the report goes.  [default: runs/MODEL/report]"]
+
+
+class RunOptions(MeasureOptions, LimitOptions, StartOptions, total=False):
+    force: Annotated[bool, "Run again even if the inputs are unchanged."]
+
+
+class PredictOptions(StartOptions, total=False):
+    onnx: Annotated[Path, "Read with this ONNX file."]
+    random: Annotated[int, "Read this many random test images, and show their true labels."]
+    invert: Annotated[bool, "Turn dark ink on light paper into light on dark, as the data sets have it."]
+    grid: Annotated[Path, "Where the picture goes.  [default: predictions.png; none in Python]"]
+
+
+class ExplainOptions(StartOptions, total=False):
+    index: Annotated[Sequence[int], "Draw this test image, counted from 0; repeat for more."]
+    misread: Annotated[int, "Draw the N most confidently misread.  [default: 8, without --index]"]
+    blocks: Annotated[Literal["some", "all"], "Spatial gates to draw: of each size the one that varies most, or all.  [default: some]"]
+    out: Annotated[Path, "Where the picture goes.  [default: explain.png]"]
+
+
+class ThroughputOptions(TypedDict, total=False):
+    rounds: Annotated[int, "Rounds in which all variants take a turn, in random order.  [default: 5]"]
+    variants: Annotated[Sequence[str], "Measure this one.  [default: all but torch.compile]"]
+
+
+class CompareOptions(TypedDict, total=False):
+    fail_if_slower: Annotated[Percent, "Fail where a latency surely grew by more than this, e.g. 5%."]
+    fail_if_less_accurate: Annotated[float, "Fail where surely more points of balanced accuracy were lost."]

@@ -1,0 +1,69 @@
+"""The terminal that a stage talks to: remarks and progress on stderr; results go to stdout.
+
+Where somebody watches, long work is a bar with the time it took and the time that is left; elsewhere (CI, a notebook, a file) a plain line
+every few seconds. Of the processes that torchrun started one speaks. Colour is left out where ``NO_COLOR`` says so, and off a terminal.
+"""
+
+import os
+import sys
+import time
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
+QUIET_SECONDS = 10.0  # between two plain lines
+
+
+class Terminal:
+    """See :class:`compress.artifacts.project.Console`; a bar is one ``label`` up to ``done == total``, and its words may change."""
+
+    def __init__(self) -> None:
+        self._silent = os.environ.get("RANK", "0") != "0"
+        self._watched = sys.stderr.isatty() and not self._silent
+        self._spoke = self._began = time.monotonic()
+        self._open = False
+
+    @cached_property
+    def _bar(self) -> "Progress":
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+        columns = (BarColumn(24), TaskProgressColumn(), TimeElapsedColumn(), TimeRemainingColumn(), TextColumn("{task.description}"))
+        return Progress(*columns, console=Console(stderr=True), transient=True)
+
+    def say(self, text: str) -> None:
+        self._close()
+        if not self._silent:
+            click.echo(text, err=True)
+
+    def progress(self, label: str, done: int, total: int) -> None:
+        if self._watched:
+            if not self._open:
+                self._open = True
+                self._bar.add_task(label, total=total)
+                self._bar.start()
+            self._bar.update(self._bar.task_ids[-1], description=label, completed=done, total=total)
+            if done >= total:
+                self._close()
+        elif not self._silent:
+            self._plainly(label, done, total)
+
+    def _plainly(self, label: str, done: int, total: int) -> None:
+        now = time.monotonic()
+        if not self._open:
+            self._open, self._began, self._spoke = True, now, now
+        if now - self._spoke >= QUIET_SECONDS and done < total:
+            self._spoke, took = now, now - self._began
+            left = f", {took * (total - done) / done:.0f} s left" if done else ""
+            click.echo(f"  {100 * done / max(1, total):3.0f}%  {label}  ({took:.0f} s{left})", err=True)
+        self._open = done < total
+
+    def _close(self) -> None:
+        if self._open and self._watched:
+            self._bar.stop()
+            self._bar.remove_task(self._bar.task_ids[-1])
+        self._open = False
