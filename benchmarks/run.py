@@ -76,16 +76,11 @@ def run_benchmark(
         order = order[::-1] if launch % 2 else generator.permutation(len(candidates))
         with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
             pairs: Pairs = []
-            for number in order.tolist():
-                record = records[number]
+            for number, record in ((number, records[number]) for number in order.tolist()):
                 if record.reason is None:
-                    log = Path(folder, str(number))
-                    worker = Worker(record.candidate, inputs=inputs, classes=classes, threads=config.threads, log=log)
-                    pairs.append((stack.enter_context(worker), record))
-            for worker, _ in pairs:
-                worker.receive()  # imports, all at once
-            for worker, record in pairs:
-                record.facts += [facts] if (facts := worker.ask("open")) else []
+                    how: dict[str, Any] = {"inputs": inputs, "classes": classes, "threads": config.threads}
+                    pairs.append((stack.enter_context(Worker(record.candidate, **how, log=Path(folder, str(number)))), record))
+            _open(pairs)
             if launch == 0:
                 _predict(pairs, images, progress)
             _time(pairs, launch, config, generator, progress)
@@ -96,16 +91,9 @@ def run_benchmark(
     data = {**data, "images": len(images), "classes": classes, "shape": list(images.shape[1:])}
     answers = Answers(images=images, labels=labels, classes=classes, score=score, seed=config.seed)
     measurements = tuple(measurement(record, records[index], answers, config, peak) for record in records)
-    return Result(
-        created=created,
-        machine=machine,
-        data=data,
-        settings={**asdict(config), "warm_up": WARM_RULE},
-        peak=peak,
-        energy=energy_source(),
-        baseline=index,
-        measurements=measurements,
-    )
+    settings, energy = {**asdict(config), "warm_up": WARM_RULE}, energy_source()
+    about: dict[str, Any] = {"created": created, "machine": machine, "data": data, "settings": settings, "peak": peak, "energy": energy}
+    return Result(**about, baseline=index, measurements=measurements)
 
 
 def _check(candidates: Sequence[Candidate], images: np.ndarray, labels: np.ndarray) -> None:
@@ -131,6 +119,13 @@ def baseline_index(candidates: Sequence[Candidate], name: str) -> int:
         raise BenchmarkError(f"baseline (={name}) is none of the candidates; choose one of: {known}")
     onnx = [index for index in named if (candidates[index].runtime, candidates[index].device) == ("onnxruntime", "cpu")]
     return (onnx or named)[0]
+
+
+def _open(pairs: Pairs) -> None:
+    for worker, _ in pairs:
+        worker.receive()  # imports, all at once
+    for worker, record in pairs:
+        record.facts += [facts] if (facts := worker.ask("open")) else []
 
 
 def _predict(pairs: Pairs, images: np.ndarray, progress: Progress | None) -> None:

@@ -1,7 +1,11 @@
-"""Who may import whom, read from every file; and the reason for it, a user's project whose folders have the names of ours.
+"""Who may import whom, read from every file, folder by folder; and the reason for it, a project whose folders have the names of ours.
 
-``models``, ``train`` and ``benchmarks`` stand alone; the algorithms of ``compress`` know none of the three; only the command line and what
-lies behind it import across, inside the commands.
+::
+
+    cli > api > stages > plots, artifacts > quantization, channels > graphs, pruning > errors
+
+A room imports from floors below it, and from itself. ``models``, ``train`` and ``benchmarks`` stand alone; ``artifacts`` and what lies
+above may use them, the algorithms below may not. Only ``cli`` knows click, and prints.
 """
 
 import ast
@@ -18,84 +22,23 @@ ROOT = Path(__file__).parents[1]
 FOLDERS = ("models", "train", "benchmarks", "compress")
 STANDALONE = FOLDERS[:3]
 FILES = sorted(str(path.relative_to(ROOT)) for folder in FOLDERS for path in (ROOT / folder).rglob("*.py"))
-
-# Of the toolkit: those that put everything together, and those that know nothing but each other. The rest lies in between.
-ACROSS = {
-    f"compress.{name}"
-    for name in (
-        "__main__",
-        "cli",
-        "cli_looking",
-        "cli_making",
-        "cli_pruning",
-        "cli_quantize",
-        "config",
-        "crossval",
-        "explain",
-        "latency",
-        "measure",
-        "noise_plot",
-        "noise_stage",
-        "onnx_stage",
-        "opening",
-        "pipeline",
-        "project",
-        "quantizing",
-        "reading",
-        "removal",
-        "sensitivity_plot",
-        "sensitivity_stage",
-        "ship",
-        "show",
-        "throughput",
-        "tune_plots",
-        "tune_results",
-        "tuning",
-        "verify",
-        "whole",
-    )
-}
-ALGORITHMS = {
-    f"compress.{name}"
-    for name in (
-        "adopt",
-        "artifact",
-        "bias",
-        "bypass",
-        "calibration",
-        "channels",
-        "choose",
-        "cost",
-        "equalise",
-        "errors",
-        "export",
-        "fake_quantize",
-        "gates",
-        "graph",
-        "graph_network",
-        "graph_operators",
-        "groups",
-        "importance",
-        "labels",
-        "layer_rules",
-        "node_groups",
-        "node_times",
-        "noise",
-        "onnxfile",
-        "probe",
-        "prune",
-        "regrow",
-        "quantize",
-        "rewrite",
-        "rules",
-        "sensitivity",
-        "static",
-        "storage",
-        "surgery",
-        "tracing",
-    )
-}
-WITHOUT_TORCH = ("artifact", "config", "measure", "opening", "predict", "project", "reading", "reference", "verify")
+FLOORS = (("cli",), ("api",), ("stages",), ("plots", "artifacts"), ("quantization", "channels"), ("graphs", "pruning"), ("errors",))
+FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
+ACROSS = {room for room, number in FLOOR.items() if number <= FLOOR["artifacts"]}  # may use models, train and benchmarks
+WITHOUT_TORCH = (
+    "api.network",
+    "artifacts.artifact",
+    "artifacts.context",
+    "artifacts.project",
+    "artifacts.recipe",
+    "artifacts.records",
+    "stages.benchmark",
+    "stages.predict",
+    "stages.report",
+    "stages.verify",
+    "cli.main",
+)
+MOST = {"compress": 4, "compress/stages": 20}  # Python files directly in a folder; 12 elsewhere
 
 
 @dataclass(frozen=True)
@@ -138,9 +81,15 @@ def part_of(module: str) -> str:
     return second if first == "compress" and second in STANDALONE else first
 
 
+def room_of(module: str) -> str:
+    """``cli`` for ``compress.cli.main``, ``errors`` for ``compress.errors``; ``compress`` itself and ``__main__`` are of cli's floor."""
+    second = module.removeprefix("compress").lstrip(".").partition(".")[0]
+    return "cli" if second in ("", "__main__", "__init__", "__version__") else second
+
+
 def broken_rules(path: str, source: str) -> list[str]:
     me = module_of(path)
-    part = part_of(me)
+    part, room = part_of(me), room_of(me)
     broken = []
     for found in imports_of(path, source):
         name, other = found.name, part_of(found.name)
@@ -151,12 +100,18 @@ def broken_rules(path: str, source: str) -> list[str]:
             broken.append(f"{name}: {part} stands alone")
         elif part == "models" and foreign and other != "torch":
             broken.append(f"{name}: models needs torch only")
-        elif part == "benchmarks" and found.on_load and foreign and other not in ("numpy", "onnxruntime"):
-            broken.append(f"{name}: benchmarks runs where only numpy and onnxruntime are; import it in the function")
-        elif part == "compress" and me not in ACROSS and (other in STANDALONE or name in ACROSS):
-            broken.append(f"{name}: only {', '.join(sorted(ACROSS))} import across")
-        elif me in ALGORITHMS and other == "compress" and name not in ALGORITHMS:
-            broken.append(f"{name}: an algorithm knows other algorithms only")
+        elif part == "benchmarks" and found.on_load and foreign and other not in ("numpy", "onnxruntime", "msgspec"):
+            broken.append(f"{name}: benchmarks runs where only numpy, onnxruntime and msgspec are; import it in the function")
+        elif part == "compress" and other == "click" and room != "cli":
+            broken.append(f"{name}: only cli talks to the terminal")
+        elif part == "compress" and other in STANDALONE and room not in ACROSS:
+            broken.append(f"{name}: an algorithm is handed what it needs of {other}")
+        elif part == "compress" and other == "compress" and name != "compress.__version__":
+            there = room_of(name)
+            if there not in FLOOR:
+                broken.append(f"{name}: {there} is no room; see FLOORS")
+            elif there != room and FLOOR[there] <= FLOOR[room] and room_of(me) != "cli":
+                broken.append(f"{name}: {room} lies below {there}, or beside it")
     return broken
 
 
@@ -170,21 +125,26 @@ def test_no_file_breaks_an_import_rule(path: str) -> None:
     [
         ("models/k49.py", "import numpy as np", "models needs torch only"),
         ("models/k49.py", "from ..train.fit import fit", "models stands alone"),
-        ("models/k49.py", "def f():\n    from .. import prune", "models stands alone"),
-        ("train/fit.py", "from compress.artifact import Artifact", "train stands alone"),
+        ("models/k49.py", "def f():\n    from ..pruning import masks", "models stands alone"),
+        ("train/fit.py", "from compress.artifacts.artifact import Artifact", "train stands alone"),
         ("train/fit.py", "from .. import models", "train stands alone"),
         ("train/fit.py", "from models.k49 import make", "the user's"),
         ("train/fit.py", "try:\n    import benchmarks\nexcept ImportError:\n    pass", "the user's"),
-        ("benchmarks/run.py", "import torch", "only numpy and onnxruntime"),
-        ("benchmarks/report.py", "class A:\n    import jinja2", "only numpy and onnxruntime"),
+        ("benchmarks/run.py", "import torch", "only numpy, onnxruntime and msgspec"),
+        ("benchmarks/report.py", "class A:\n    import jinja2", "only numpy, onnxruntime and msgspec"),
         ("benchmarks/run.py", "def f():\n    from ..train import metrics", "benchmarks stands alone"),
-        ("compress/prune.py", "from .train.fit import fit", "import across"),
-        ("compress/prune.py", "def f():\n    from .models import k49", "import across"),
-        ("compress/export.py", "from .pipeline import train", "import across"),
-        ("compress/export.py", "from . import cli", "import across"),
-        ("compress/cost.py", "from .networks import build_network", "other algorithms only"),
-        ("compress/networks.py", "if TYPE_CHECKING:\n    from .benchmarks.run import Result", "import across"),
-        ("compress/new.py", "async def f():\n    import compress.train.sources", "import across"),
+        ("compress/pruning/masks.py", "from ..train.fit import fit", "is handed what it needs of train"),
+        ("compress/graphs/file.py", "def f():\n    from ..models import k49", "is handed what it needs of models"),
+        ("compress/graphs/export.py", "from ..stages.train import train", "graphs lies below stages"),
+        ("compress/graphs/export.py", "from ..quantization import int8", "graphs lies below quantization"),
+        ("compress/graphs/export.py", "from ..pruning.masks import rank", "or beside it"),
+        ("compress/channels/find.py", "from ..quantization.int8 import prepare", "or beside it"),
+        ("compress/artifacts/load.py", "if TYPE_CHECKING:\n    from ..stages.train import train", "artifacts lies below stages"),
+        ("compress/stages/train.py", "from ..cli.terminal import Terminal", "stages lies below cli"),
+        ("compress/stages/train.py", "from ..api.network import Network", "stages lies below api"),
+        ("compress/stages/train.py", "def f():\n    import click", "only cli talks"),
+        ("compress/stages/train.py", "from ..misc import helper", "is no room"),
+        ("compress/errors.py", "from .artifacts.artifact import Artifact", "errors lies below artifacts"),
     ],
 )
 def test_a_broken_rule_is_found(path: str, source: str, told: str) -> None:
@@ -196,12 +156,36 @@ def test_a_broken_rule_is_found(path: str, source: str, told: str) -> None:
     [
         ("models/k49.py", "import math\nfrom torch import nn\nfrom .errors import ModelError"),
         ("benchmarks/runtimes.py", "import numpy\ndef f():\n    import torch\nif TYPE_CHECKING:\n    import jinja2"),
-        ("compress/cli.py", "def f():\n    from .train.fit import fit\n    from . import pipeline"),
-        ("compress/prune.py", "import torch\nfrom .errors import CompressError"),
+        ("compress/cli/train.py", "import click\nfrom ..api.network import Network\nfrom .tables import table"),
+        (
+            "compress/stages/train.py",
+            "from ..train.fit import fit\nfrom ..artifacts.load import load_network\nfrom .finetune import validate",
+        ),
+        ("compress/quantization/qat/network.py", "from ...errors import CompressError\nfrom ...graphs.file import read_onnx"),
+        ("compress/pruning/masks.py", "import torch\nfrom ..errors import CompressError"),
     ],
 )
 def test_what_is_allowed_passes(path: str, source: str) -> None:
     assert broken_rules(path, source) == []
+
+
+def test_no_room_is_crowded_and_no_file_or_function_is_long() -> None:
+    folders: dict[str, int] = {}
+    for path in FILES:
+        source = (ROOT / path).read_text(encoding="utf-8")
+        assert source.count("\n") <= 350, path
+        functions = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
+        assert not [f"{path}: {one.name}" for one in functions if (one.end_lineno or 0) - one.lineno + 1 > 60]
+        folder = str(Path(path).parent)
+        folders[folder] = folders.get(folder, 0) + 1
+    rooms = {folder: count for folder, count in folders.items() if folder.startswith("compress")}
+    assert not {folder: count for folder, count in rooms.items() if count > MOST.get(folder, 12)}
+
+
+def test_only_the_command_line_prints() -> None:
+    printing = [path for path in FILES if "/cli/" not in path for node in ast.walk(ast.parse((ROOT / path).read_text(encoding="utf-8")))
+                if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "print"]  # fmt: skip
+    assert set(printing) <= {"benchmarks/trials.py"}  # a program of its own
 
 
 def run(code: str, cwd: Path, *arguments: str) -> str:
@@ -212,7 +196,7 @@ def run(code: str, cwd: Path, *arguments: str) -> str:
 
 
 @pytest.mark.parametrize(
-    "use", ["import compress.cli", "from compress.cli import main; sys.argv = ['compress', '--help']; assert main() == 0"]
+    "use", ["import compress.cli.main", "from compress.cli.main import main; sys.argv = ['compress', '--help']; assert main() == 0"]
 )
 def test_help_loads_no_large_library(use: str, tmp_path: Path) -> None:
     heavy = (
@@ -249,11 +233,11 @@ NOTEBOOK = """
 import sys
 from pathlib import Path
 
-import compress.pipeline
+import compress.stages.train
 import compress.models.k49
 import compress.train.fit
-from compress.artifact import find_artifacts
-from compress.networks import load_network
+from compress.artifacts.artifact import find_artifacts
+from compress.artifacts.load import load_network
 
 [artifact] = find_artifacts(Path("runs/net-make_net/train"))
 network = load_network(artifact)

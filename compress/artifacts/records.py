@@ -86,15 +86,19 @@ def rule_of(hint: Any) -> str:
     kind, metas = _unwrapped(hint)
     limits: dict[str, Any] = {}
     for meta in metas:
-        limits |= {name: value for name in ("gt", "ge", "lt", "le", "description") if (value := getattr(meta, name)) is not None}
+        limits |= {
+            name: value for name in ("gt", "ge", "lt", "le", "min_length", "description") if (value := getattr(meta, name)) is not None
+        }
     low, high = limits.get("ge", limits.get("gt")), limits.get("le", limits.get("lt"))
     if typing.get_origin(kind) is typing.Literal:
         *most, last = (str(one) for one in typing.get_args(kind))
         rule = f"must be {', '.join(most)} or {last}"
     elif low is not None and high is not None:
-        rule = f"must lie in {'[' if 'ge' in limits else '('}{low:g}, {high:g}{']' if 'le' in limits else ')'}"
+        rule = f"must lie in {'[' if 'ge' in limits else '('}{low}, {high}{']' if 'le' in limits else ')'}"
     elif low is not None:
         rule = f"must be at least {low:g}" if "ge" in limits else "must be a positive number" if low == 0 else f"must be above {low:g}"
+    elif "min_length" in limits:
+        rule = f"must have at least {limits['min_length']} of them"
     else:
         origin = typing.get_origin(kind) or kind
         rule = f"must be {WORDS.get(dict if origin is Mapping else origin, 'something else')}"
@@ -118,16 +122,31 @@ def _setting(value: Any, hint: Any, name: str, where: str) -> Any:
     kind, _ = _unwrapped(hint)
     if isinstance(kind, type) and hasattr(kind, "__dataclass_fields__"):
         return value  # settings within settings, made before
+    told, rule = f"{name} (={shown(value)})", rule_of(hint)
     try:
         made = msgspec.convert(value, hint)
-        finite = all(map(math.isfinite, (one for one in (made if isinstance(made, tuple) else [made]) if isinstance(one, float))))
-    except msgspec.ValidationError:
-        finite = False
-    if not finite:
-        of_tuple = isinstance(value, list | tuple) and len(value) > 0 and typing.get_origin(kind) is tuple
-        told = f"each of {name}" if of_tuple else name
-        raise CompressError(f"{told} (={shown(value)}) {rule_of(typing.get_args(kind)[0] if of_tuple else hint)}")
+    except msgspec.ValidationError as error:
+        inner = typing.get_args(kind)[0] if typing.get_origin(kind) is tuple and " - at `$[" in str(error) else None
+        if inner is not None:
+            told, kind, rule = f"each of {told}", _unwrapped(inner)[0], rule_of(inner)
+            value = next(one for one in value if not _fits(one, inner))
+        if ", got `" in str(error) and kind is not Any:
+            wanted = getattr(typing.get_origin(kind) or kind, "__name__", "str")
+            raise CompressError(
+                f"{told} in {where} must be of type {wanted.replace('Literal', 'str')}, not {type(value).__name__}"
+            ) from None
+        raise CompressError(f"{told} {rule}") from None
+    if any(isinstance(one, float) and not math.isfinite(one) for one in (made if isinstance(made, tuple) else (made,))):
+        raise CompressError(f"{told} {rule}")
     return made
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    try:
+        msgspec.convert(value, hint)
+    except msgspec.ValidationError:
+        return False
+    return True
 
 
 def _bounded(path: Path, most: int, what: str) -> bytes:

@@ -17,12 +17,12 @@ from numpy.typing import NDArray
 from ..artifacts.artifact import Artifact, InputSpec
 from ..artifacts.context import Context
 from ..artifacts.model_reference import ModelReference
-from ..artifacts.project import find_parent
+from ..artifacts.project import Project, find_parent
+from ..artifacts.recipe import Recipe
 from ..benchmarks.runtimes import Candidate, open_model
 from ..errors import CompressError, onnxruntime_errors
 from ..plots.predictions import Prediction, draw_grid
 from ..train.formats import read_image
-from .import_network import start_of
 
 Runner = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
 
@@ -90,9 +90,17 @@ def _chosen(context: Context) -> Artifact:
     if (named := context.named_parent()) is not None:
         return named
     if context.weights is not None:
-        return start_of(context, READABLE)[2]
+        return _started(context)[2]
     recipe = context.load_recipe()
     return find_parent(context.runs / ModelReference(reference=recipe.model).slug, READABLE)
+
+
+def _started(context: Context) -> tuple[Project, Recipe, Artifact]:
+    if context.weights is None:
+        return context.child(READABLE)
+    from .import_network import start_of  # here, as it loads torch
+
+    return start_of(context, READABLE)
 
 
 def _read_test_images(context: Context, onnx: Path | None, count: int) -> tuple[list[Prediction], NDArray[np.uint8]]:
@@ -101,7 +109,7 @@ def _read_test_images(context: Context, onnx: Path | None, count: int) -> tuple[
         run, classes, spec = _open_file(onnx)
         data = context.load(recipe.data, recipe.seed, spec)[0]
     else:
-        project, _, artifact = start_of(context, READABLE)
+        project, _, artifact = _started(context)
         (run, classes, spec), data = _open_artifact(artifact), project.data
     if len(data.classes) != len(classes):
         raise CompressError(f"data (={data.name}) has {len(data.classes)} classes, the model {len(classes)}; name the data it was made for")

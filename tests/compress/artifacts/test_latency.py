@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from compress.artifacts.artifact import InputSpec
-from compress.errors import CompressError
 from compress.artifacts import latency
+from compress.artifacts.artifact import InputSpec
 from compress.artifacts.latency import Clock, fastest_rounding
+from compress.errors import CompressError
 
 SPEC = InputSpec(shape=(1, 8, 8))
 
