@@ -30,7 +30,7 @@ import numpy as np
 from .download import fetch
 from .errors import TrainError
 from .formats import read_array, read_class_map, read_pictures
-from .split import held_out
+from .split import divide
 
 NAMES = ("digits", "k49", "emnist", "kmnist")
 K49_URL = "http://codh.rois.ac.jp/kmnist/dataset/k49/"
@@ -140,9 +140,9 @@ def load_data(
     train, test, order = raw.train, raw.test, np.arange(len(raw.train.labels))
     cut = order[:0]
     if test is None:
-        order, cut = _divide(train.labels, _TEST_FRACTION, _TEST_SEED, raw.name)
+        order, cut = divide(train.labels, _TEST_FRACTION, _TEST_SEED, raw.name)
         train, test = _take(raw.train, order), _take(raw.train, cut)
-    kept, held = _divide(train.labels, validation, seed, raw.name)
+    kept, held = divide(train.labels, validation, seed, raw.name)
     return DataSet(
         name=raw.name,
         classes=raw.classes,
@@ -333,14 +333,6 @@ def _subfolders(folder: Path) -> tuple[str, ...]:
     if not names:
         raise TrainError(f"{folder} has no class folders (nor *-imgs.npz or *-idx3-ubyte files); put the images into one folder per class")
     return names
-
-
-def _divide(labels: np.ndarray, fraction: float, seed: int, name: str) -> tuple[np.ndarray, np.ndarray]:
-    """Which of the images stay, and which are held out: their positions, int64, ascending."""
-    held = held_out(labels, fraction, seed)
-    if not held.any():
-        raise TrainError(f"data (={name}) has no class with two images, so none can be held out; at least one class needs two")
-    return np.flatnonzero(~held), np.flatnonzero(held)
 
 
 def _take(part: Part, positions: np.ndarray) -> Part:

@@ -2,6 +2,8 @@
 
 import numpy as np
 
+from .errors import TrainError
+
 
 def held_out(labels: np.ndarray, fraction: float, seed: int) -> np.ndarray:
     """Mark ``fraction`` of each class: bool (N,) for int labels (N,).
@@ -33,3 +35,11 @@ def stratified_sample(labels: np.ndarray, count: int, seed: int) -> np.ndarray:
         rank[mine] = np.arange(len(mine))
     # By rank within the class, ties in random order: every class gives its first image before any gives its second.
     return np.sort(order[np.argsort(rank[order], kind="stable")][:count])
+
+
+def divide(labels: np.ndarray, fraction: float, seed: int, name: str) -> tuple[np.ndarray, np.ndarray]:
+    """Which of the images stay, and which are held out: their positions, int64, ascending."""
+    held = held_out(labels, fraction, seed)
+    if not held.any():
+        raise TrainError(f"data (={name}) has no class with two images, so none can be held out; at least one class needs two")
+    return np.flatnonzero(~held), np.flatnonzero(held)

@@ -131,10 +131,10 @@ def _setting(value: Any, hint: Any, name: str, where: str) -> Any:
             told, kind, rule = f"each of {told}", _unwrapped(inner)[0], rule_of(inner)
             value = next(one for one in value if not _fits(one, inner))
         if ", got `" in str(error) and kind is not Any:
+            told = told.replace(f"(={value})", f"(={value!r})")  # 'fast' is a text, and looks like one
             wanted = getattr(typing.get_origin(kind) or kind, "__name__", "str")
-            raise CompressError(
-                f"{told} in {where} must be of type {wanted.replace('Literal', 'str')}, not {type(value).__name__}"
-            ) from None
+            wanted = {"Literal": "str", "tuple": "list"}.get(wanted, wanted)
+            raise CompressError(f"{told} in {where} must be of type {wanted}, not {type(value).__name__}") from None
         raise CompressError(f"{told} {rule}") from None
     if any(isinstance(one, float) and not math.isfinite(one) for one in (made if isinstance(made, tuple) else (made,))):
         raise CompressError(f"{told} {rule}")
