@@ -19,15 +19,16 @@ import pytest
 from compress.artifacts.artifact import InputSpec
 from compress.artifacts.model_reference import ModelReference
 from compress.artifacts.project import Project
-from compress.cli.options import Terminal
+from compress.cli.terminal import Terminal
 from compress.stages.export import ExportConfig, export
+from compress.stages.finetune import Tutoring
 from compress.stages.quantize import QuantizeConfig, quantize
 from compress.stages.train import train
 from compress.train.settings import DistilConfig, FitConfig
 from compress.train.sources import load_data
 
 ROOT = Path(__file__).parents[1]
-ALONE = ("numpy", "onnxruntime", "click")
+ALONE = ("numpy", "onnxruntime", "click", "msgspec", "rich")
 QUICK = ("--data", "data", "--quick", "--rounds", "2", "--samples", "10", "--recipe", "quick.toml")
 
 
@@ -81,7 +82,9 @@ def _fill(folder: Path) -> None:
     project = Project(folder=folder / "runs", model=model, spec=InputSpec(), data=data, source=source, console=Terminal())
     root = train(project, FitConfig(epochs=2, batch=64, lr=0.005))
     graph = export(project, root, ExportConfig(), folder / "fp32")
-    quantize(project, graph, QuantizeConfig(mode="static", images=64), FitConfig(), DistilConfig(), folder / "int8")
+    quantize(
+        project, graph, QuantizeConfig(mode="static", images=64), Tutoring(training=FitConfig(), distil=DistilConfig()), folder / "int8"
+    )
     (folder / "quick.toml").write_text("[benchmark]\nlaunches = 2\n")
 
 

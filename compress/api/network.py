@@ -90,12 +90,14 @@ class Network:
         After a kill the same call goes on. Run at the same time in other processes, or on other hosts with the same storage, it shares
         the work. ``force`` forgets the study first.
         """
+        from ..artifacts.model_reference import ModelReference
         from ..artifacts.records import checked
-        from ..stages.tune import Tuning, tune_project
+        from ..stages.tune import Tuning, read_space, tune_project
 
         context, recipe = opened(self._context, None, options)
         tuning = checked(Tuning, {name: value for name, value in options.items() if name != "force"}, "tune")
-        return tune_project(context, recipe, tuning)
+        read_space(ModelReference(reference=recipe.model), recipe, tuning)  # a wrong space should not cost the loading of data first
+        return tune_project(context.project(recipe), recipe, tuning)
 
     @takes(of.SensitivityOptions)
     def sensitivity(self, start: Start = None, **options: Unpack[of.SensitivityOptions]) -> "Artifact":

@@ -164,7 +164,7 @@ def _bounded(path: Path, most: int, what: str) -> bytes:
 def _not_plain(value: Any, name: str, depth: int = 0) -> str:
     """What of a parsed TOML is no plain value, in words; TOML has dates, and numbers without end."""
     if depth > MOST_DEPTH:
-        return f"{shown(name)} is nested more than {MOST_DEPTH} deep"
+        return f"{name.partition('.')[0]} is nested more than {MOST_DEPTH} deep"
     if isinstance(value, dict | list):
         inner = value.items() if isinstance(value, dict) else enumerate(value)
         found = (_not_plain(one, f"{name}.{key}" if name else str(key), depth + 1) for key, one in inner)

@@ -33,7 +33,7 @@ from ..train.distil import Teacher
 from ..train.fit import choose_device
 from .finetune import Tutoring, ease_dropout, fit_and_save, save_network, validate, zeros_kept
 from .removal_plan import Cutter, Job, example_of, taken_up, written_down
-from .sensitivity import cheap_modules
+from .sensitivity import spare_modules
 
 Share = Annotated[float, Meta(gt=0, lt=1, description="times what the teacher costs, 0.35x leaves about a third")]
 
@@ -109,7 +109,7 @@ def remove_in_steps(
     is measured, for scope "sensitivity" and bypass "auto". Raises CompressError for what the module refuses.
     """
     if AUTO in config.bypass:
-        cheap = cheap_modules(project, recipe, parent)
+        cheap = spare_modules(project, recipe, parent)
         project.console.say(f"{STAGE}: leaves out {', '.join(cheap) or 'no module, as each costs more than it saves'}")
         config = dataclasses.replace(config, bypass=(*cheap, *(name for name in config.bypass if name != AUTO)))
     config = dataclasses.replace(config, bypass=_names(project, parent, config.bypass))

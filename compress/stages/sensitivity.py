@@ -98,8 +98,18 @@ def measure_sensitivity(project: Project, parent: Artifact, config: SensitivityC
 
 
 def loss_curves(project: Project, recipe: Recipe, parent: Artifact) -> Curves:
-    """The rise of the loss with the sparsity of each channel group, as ``channels.curves.choose_by_curves`` takes it; measured once."""
-    rises = _read(_measured(project, recipe, parent, "channel"))["rises"]
+    """How the loss rises with the sparsity of each channel group, measured once as the recipe's table [sensitivity] says."""
+    return curves_of(_measured(project, recipe, parent, "channel"))
+
+
+def spare_modules(project: Project, recipe: Recipe, parent: Artifact) -> list[str]:
+    """The modules that are cheap to leave out, measured likewise; see :func:`cheap_modules`."""
+    return cheap_modules(_read(_measured(project, recipe, parent, "module")))
+
+
+def curves_of(artifact: Artifact) -> Curves:
+    """What ``channels.curves.choose_by_curves`` takes: for each layer or group the rise of the loss by sparsity."""
+    rises = _read(artifact)["rises"]
     return {name: {float(sparsity): rise for sparsity, rise in of.items()} for name, of in rises.items()}
 
 
@@ -107,12 +117,11 @@ def _measured(project: Project, recipe: Recipe, parent: Artifact, granularity: s
     return measure_sensitivity(project, parent, recipe.stage(SensitivityConfig, "sensitivity", granularity=granularity))
 
 
-def cheap_modules(project: Project, recipe: Recipe, parent: Artifact) -> list[str]:
+def cheap_modules(result: Mapping[str, Any]) -> list[str]:
     """The modules that cost at most a point of balanced accuracy alone, and surely save latency: more than 1%, by the whole interval.
 
-    Of one inside another the outer one.
+    Of one inside another the outer one. ``result``: what ``sensitivity.json`` holds, of granularity "module".
     """
-    result = _read(_measured(project, recipe, parent, "module"))
     cheap = [
         curve["name"]
         for curve in result["curves"]

@@ -16,7 +16,6 @@ from typing import Annotated, Any
 import torch
 from msgspec import Meta
 
-from ..artifacts.context import Context
 from ..artifacts.cost import count_cost
 from ..artifacts.load import Prepare
 from ..artifacts.model_reference import ModelReference
@@ -158,10 +157,10 @@ class Tuning:
             raise CompressError(f"study (={self.study}) must be letters, digits, -, _ and dots, as it names a folder; k49-small fits")
 
 
-def tune_project(context: Context, recipe: Recipe, tuning: Tuning) -> Tuned:
+def tune_project(project: Project, recipe: Recipe, tuning: Tuning) -> Tuned:
     """Run the trials that are missing, and write what all of them say. Raises CompressError when none was completed."""
-    space = read_space(ModelReference(reference=recipe.model), recipe, tuning)  # a wrong one should not cost the loading of data first
-    project = context.project(recipe)
+    assert project.model is not None, "only files are measured without a model"
+    space = read_space(project.model, recipe, tuning)
     choose_device(project.device)
     study = tuning.study or re.sub(r"[^\w.-]+", "-", project.data.name).lstrip("-.") or "study"
     storage = tuning.storage or str(project.folder / "tune" / f"{study}.journal")

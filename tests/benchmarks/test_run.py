@@ -213,20 +213,6 @@ def test_images_that_do_not_fit_are_refused(images: np.ndarray, labels: np.ndarr
         run_benchmark([Candidate(name="a", path=Path("a"))], images, labels, 3, score, QUICK, baseline="a", data={})
 
 
-@pytest.mark.parametrize(
-    ("setting", "value", "message"),
-    [
-        ("samples", 0, r"samples \(=0\) must be at least 1; leave it out for the default"),
-        ("threads", -1, r"threads \(=-1\) must be at least 1"),
-        ("launches", 1, r"launches \(=1\) must lie in 2 to 30; an interval needs two, 5 is the default"),
-        ("seed", -1, r"seed \(=-1\) must not be negative"),
-    ],
-)
-def test_settings_out_of_range_are_refused(setting: str, value: int, message: str) -> None:
-    with pytest.raises(BenchmarkError, match=message):
-        BenchmarkConfig(**{setting: value})
-
-
 KILLED = """
     import sys
     from pathlib import Path

@@ -76,20 +76,6 @@ def test_a_layer_that_one_of_them_lacks_is_refused() -> None:
         Lessons(teacher, linear([[1.0]]), CPU)
 
 
-@pytest.mark.parametrize(
-    ("settings", "told"),
-    [
-        ({"weight": 1.5}, r"weight \(=1.5\) of the teacher must lie in \[0, 1\]; 0.7 is the default"),
-        ({"weight": math.nan}, r"weight \(=nan\)"),
-        ({"temperature": 0.0}, r"temperature \(=0.0\) must be a positive number"),
-        ({"features": -1.0}, r"features \(=-1.0\) must be zero"),
-    ],
-)
-def test_wrong_settings(settings: dict[str, float], told: str) -> None:
-    with pytest.raises(TrainError, match=told):
-        DistilConfig(**settings)
-
-
 def test_the_last_epochs_see_images_as_they_are() -> None:
     """What the network gets to see, by its largest pixel: cut out of another image by mixing, or plain."""
     images = np.zeros((64, 1, 4, 4), dtype=np.uint8)

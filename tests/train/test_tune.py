@@ -223,15 +223,6 @@ def test_a_worker_whose_trial_was_taken_over_drops_its_result(tmp_path: Path) ->
     assert [trial.number for trial in search(where, 2, overtaken).trials] == [1, 2]
 
 
-@pytest.mark.parametrize(
-    ("settings", "told"),
-    [({"trials": 0}, r"trials \(=0\) must be at least 1"), ({"timeout": 0}, r"timeout \(=0\) must be a positive number of minutes")],
-)
-def test_wrong_settings_are_one_line(settings: dict[str, Any], told: str) -> None:
-    with pytest.raises(TrainError, match=told):
-        TuneConfig(**settings)
-
-
 def test_no_trial_starts_after_the_timeout(tmp_path: Path) -> None:
     with opened(str(tmp_path / "study.journal")) as storage:
         summary = tune(objective, SPACE, TuneConfig(trials=9, timeout=1e-9), storage, "study", {})

@@ -26,7 +26,7 @@ from compress.errors import ArtifactError, CompressError
 from compress.pruning.masks import nonzero_masks, squared_gradients, weight_masks
 from compress.stages.benchmark import candidates_of
 from compress.stages.export import ExportConfig, export
-from compress.stages.finetune import batch_losses
+from compress.stages.finetune import Tutoring, batch_losses
 from compress.stages.import_network import import_weights
 from compress.stages.prune import PruneConfig, prune
 from compress.stages.quantize import QuantizeConfig, quantize
@@ -37,6 +37,7 @@ from compress.train.sources import load_data
 from compress.train.split import stratified_sample
 
 FIT = FitConfig(epochs=1, batch=64, lr=0.002)
+TUTORING = Tutoring(training=FIT, distil=DistilConfig())
 STATIC = QuantizeConfig(mode="static", images=64)
 PRUNE = PruneConfig(sparsity=0.8, epochs=1, lr=0.001)
 
@@ -54,11 +55,11 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Project, dict[str, A
     """Every stage once on a tiny network."""
     project = project_in(tmp_path_factory.mktemp("runs"))
     root = train(project, FIT)
-    pruned = prune(project, root, PRUNE, FIT, DistilConfig())
+    pruned = prune(project, root, PRUNE, TUTORING)
     dense, sparse = (export(project, network, ExportConfig()) for network in (root, pruned))
-    static = quantize(project, dense, STATIC, FIT, DistilConfig())
-    both = quantize(project, sparse, STATIC, FIT, DistilConfig())
-    dynamic = quantize(project, dense, QuantizeConfig(mode="dynamic"), FIT, DistilConfig())
+    static = quantize(project, dense, STATIC, TUTORING)
+    both = quantize(project, sparse, STATIC, TUTORING)
+    dynamic = quantize(project, dense, QuantizeConfig(mode="dynamic"), TUTORING)
     return project, {"root": root, "pruned": pruned, "dense": dense, "sparse": sparse, "static": static, "both": both, "dynamic": dynamic}
 
 
@@ -105,11 +106,11 @@ def test_pruned_weights_stay_zero_through_fine_tuning(made: tuple[Project, dict[
 def test_weights_come_back_within_what_an_earlier_pruning_left(made: tuple[Project, dict[str, Artifact]], scope: str) -> None:
     project, artifacts = made
     config = PruneConfig(sparsity=0.9, scope=scope, regrow=True, epochs=2, lr=0.003)
-    regrown = load_file(prune(project, artifacts["pruned"], config, FIT, DistilConfig()).payload)
+    regrown = load_file(prune(project, artifacts["pruned"], config, TUTORING).payload)
     first = load_file(artifacts["pruned"].payload)
     assert regrown.keys() == first.keys()
     at_once = dataclasses.replace(config, regrow=False, epochs=0)
-    masks = nonzero_masks(load_network(prune(project, artifacts["pruned"], at_once, FIT, DistilConfig())))
+    masks = nonzero_masks(load_network(prune(project, artifacts["pruned"], at_once, TUTORING)))
     assert sum(int((regrown[name] == 0).sum()) for name in masks) == round(0.9 * sum(mask.numel() for mask in masks.values()))
     assert all(not regrown[name][first[name] == 0].any() for name in masks), "what was zeroed before must stay so"
     assert any((regrown[name][~mask] != 0).any() for name, mask in masks.items()), "nothing came back"
@@ -119,7 +120,7 @@ def test_gradients_on_training_images_say_what_fisher_zeroes(made: tuple[Project
     project, artifacts = made
     parent = artifacts["root"]
     for sparsity in (0.5, 0.9):  # the second one of the network that the first one made
-        child = prune(project, parent, PruneConfig(sparsity=sparsity, scope="fisher", epochs=0), FIT, DistilConfig())
+        child = prune(project, parent, PruneConfig(sparsity=sparsity, scope="fisher", epochs=0), TUTORING)
         network = load_network(parent)
         part = project.data.train  # digits has fewer than are looked at
         squares = squared_gradients(network, batch_losses(project, network, part, batch=8))
@@ -164,7 +165,7 @@ def test_unchanged_stage_is_not_run_again_and_a_changed_one_is(made: tuple[Proje
     assert again.manifest.hash == artifacts["root"].manifest.hash
     assert again.payload.stat().st_mtime_ns == before
     assert project.console.said[-1].startswith("train: unchanged")  # type: ignore[attr-defined]
-    other = prune(project, artifacts["root"], PruneConfig(sparsity=0.5, epochs=0), FIT, DistilConfig())
+    other = prune(project, artifacts["root"], PruneConfig(sparsity=0.5, epochs=0), TUTORING)
     assert other.path != artifacts["pruned"].path
     assert other.manifest.facts["nonzeros"] > artifacts["pruned"].manifest.facts["nonzeros"]
 
@@ -174,7 +175,7 @@ def test_same_inputs_elsewhere_give_bit_identical_weights_and_graphs(made: tuple
     assert root.payload.read_bytes() == made[1]["root"].payload.read_bytes()
     graph = export(project_in(tmp_path), root, ExportConfig())
     assert graph.payload.read_bytes() == made[1]["dense"].payload.read_bytes()
-    static = quantize(project_in(tmp_path), graph, STATIC, FIT, DistilConfig())
+    static = quantize(project_in(tmp_path), graph, STATIC, TUTORING)
     assert static.payload.read_bytes() == made[1]["static"].payload.read_bytes()
     for found, name in ((graph, "dense"), (static, "static")):
         assert (found.path / VECTORS).read_bytes() == (made[1][name].path / VECTORS).read_bytes()
@@ -253,7 +254,7 @@ def test_parents_are_found_by_stage_and_data(made: tuple[Project, dict[str, Arti
 def test_another_artifact_is_not_overwritten_without_force(made: tuple[Project, dict[str, Artifact]]) -> None:
     project, artifacts = made
     with pytest.raises(ArtifactError, match=r"out \(=.*\) holds another artifact \(stage train\); --force replaces it"):
-        prune(project, artifacts["root"], PruneConfig(sparsity=0.3, epochs=0), FIT, DistilConfig(), out=artifacts["root"].path)
+        prune(project, artifacts["root"], PruneConfig(sparsity=0.3, epochs=0), TUTORING, out=artifacts["root"].path)
 
 
 RECIPE = """

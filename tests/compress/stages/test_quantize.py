@@ -18,6 +18,7 @@ from compress.errors import CompressError
 from compress.stages import quantize as quantizing
 from compress.stages.benchmark import candidates_of
 from compress.stages.export import ExportConfig, export
+from compress.stages.finetune import Tutoring
 from compress.stages.prune import PruneConfig, prune
 from compress.stages.quantize import QuantizeConfig, choose_quantization, quantize, read_choice
 from compress.stages.train import train
@@ -26,7 +27,7 @@ from compress.train.settings import DistilConfig, FitConfig
 from compress.train.sources import load_data
 
 FIT = FitConfig(epochs=2, batch=64, lr=0.003)
-DISTIL = DistilConfig()
+TUTORING = Tutoring(training=FIT, distil=DistilConfig())
 
 
 def project_in(folder: Path) -> Project:
@@ -44,12 +45,12 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Project, Artifact]:
     project = project_in(tmp_path_factory.mktemp("runs"))
     root = train(project, FIT)
     assert root is not None
-    pruned = prune(project, root, PruneConfig(sparsity=0.5, epochs=0), FIT, DISTIL)
+    pruned = prune(project, root, PruneConfig(sparsity=0.5, epochs=0), TUTORING)
     return project, export(project, pruned, ExportConfig())
 
 
 def run(project: Project, graph: Artifact, config: QuantizeConfig, out: Path | None = None) -> Artifact:
-    return quantize(project, graph, config, FIT, DISTIL, out)
+    return quantize(project, graph, config, TUTORING, out)
 
 
 def logits(path: Path, images: np.ndarray) -> np.ndarray:

@@ -13,16 +13,19 @@ from torch import nn
 
 from compress.artifacts.artifact import Artifact, InputSpec, find_artifacts, read_artifact
 from compress.artifacts.cost import count_cost
+from compress.artifacts.latency import Rounding
 from compress.artifacts.load import load_network
 from compress.artifacts.model_reference import ModelReference
 from compress.artifacts.project import Project, variant_name
+from compress.artifacts.recipe import load_recipe
+from compress.artifacts.records import checked
 from compress.benchmarks.statistics import Interval
-from compress.channels.curves import Curves
 from compress.errors import CompressError, NetworkError
-from compress.stages import finetune as pipeline
+from compress.stages import prune as prune_stage
+from compress.stages import removal_plan
 from compress.stages import remove_channels as removal
 from compress.stages.export import ExportConfig, export
-from compress.stages.finetune import ease_dropout
+from compress.stages.finetune import Tutoring, ease_dropout
 from compress.stages.prune import PruneConfig, prune
 from compress.stages.remove_channels import RemoveConfig, remove_in_steps
 from compress.stages.train import train
@@ -31,7 +34,8 @@ from compress.train.sources import DataSet, Part, load_data
 
 FIT = FitConfig(epochs=1, batch=64, lr=0.002)
 GOAL = RemoveConfig(max_macs=0.5, importance="l2", round_to=1, steps=1, epochs=0, floor=0)
-DISTIL = DistilConfig()
+TUTORING = Tutoring(training=FIT, distil=DistilConfig())
+RECIPE = load_recipe(None, model="emnist")
 Trained = dict[str, tuple[Project, Artifact]]
 EMNIST = ModelReference(reference="emnist", options={"channels": [8, 12], "hidden": 16})
 K49 = ModelReference(reference="k49", options={"widths": [8, 16], "depths": [1, 2], "reduction": 4})
@@ -51,22 +55,9 @@ class CountingClock:
         return Interval(value=value, low=value, high=value)
 
 
-class Known:
-    """Sensitivities that need not be measured."""
-
-    def __init__(self, curves: Curves, modules: list[str] | None = None) -> None:
-        self.known, self.modules = curves, modules or []
-
-    def curves(self, parent: Artifact) -> Curves:
-        return self.known
-
-    def cheap_modules(self, parent: Artifact) -> list[str]:
-        return self.modules
-
-
 @pytest.fixture(autouse=True)
 def quick_clock(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(removal, "Clock", CountingClock)
+    monkeypatch.setattr(removal_plan, "Clock", CountingClock)
 
 
 def few() -> DataSet:
@@ -102,7 +93,7 @@ def macs(artifact: Artifact) -> int:
 @pytest.mark.parametrize("model", ["emnist", "k49"])
 def test_a_goal_is_met_and_what_was_made_reloads_and_exports(model: str, trained: Trained) -> None:
     project, root = trained[model]
-    made = remove_in_steps(project, root, dataclasses.replace(GOAL, epochs=1), FIT, DISTIL)
+    made = remove_in_steps(project, root, dataclasses.replace(GOAL, epochs=1), TUTORING, RECIPE)
     assert 0.35 * macs(root) < macs(made) <= 0.5 * macs(root)
     about = made.manifest.metrics
     assert about["gains"]["macs"] == macs(made) / macs(root)
@@ -118,20 +109,20 @@ def test_a_goal_is_met_and_what_was_made_reloads_and_exports(model: str, trained
 def test_steps_are_artifacts_that_shrink_evenly_and_are_made_once(trained: Trained) -> None:
     project, root = trained["emnist"]
     config = dataclasses.replace(GOAL, max_macs=0.3, steps=3, between=0)
-    made = remove_in_steps(project, root, config, FIT, DISTIL)
+    made = remove_in_steps(project, root, config, TUTORING, RECIPE)
     steps = [step for step in made.steps if step["stage"] == "remove-channels"]
     assert [step["config"]["max_macs"] for step in steps] == pytest.approx([0.3 ** (1 / 3), 0.3 ** (2 / 3), 0.3])
     assert macs(made) <= 0.3 * macs(root)
     assert variant_name(made) == "0.3x MACs"
     before = made.payload.stat().st_mtime_ns
-    again = remove_in_steps(project, root, config, FIT, DISTIL)
+    again = remove_in_steps(project, root, config, TUTORING, RECIPE)
     assert (again.path, again.payload.stat().st_mtime_ns) == (made.path, before)
 
 
 def test_all_goals_are_met_together(trained: Trained) -> None:
     project, root = trained["emnist"]
     goals = {"max_macs": 0.6, "max_size": 0.3, "max_latency": 0.25}  # the clock says what the size is
-    made = remove_in_steps(project, root, dataclasses.replace(GOAL, **goals), FIT, DISTIL)
+    made = remove_in_steps(project, root, dataclasses.replace(GOAL, **goals), TUTORING, RECIPE)
     gains = made.manifest.metrics["gains"]
     assert gains["macs"] <= 0.6 and gains["size"] <= 0.25 and gains["latency"]["value"] <= 0.25
     assert gains["size"] > 0.2
@@ -140,7 +131,7 @@ def test_all_goals_are_met_together(trained: Trained) -> None:
 def test_sparsity_counts_channels_of_the_teacher_through_steps(trained: Trained) -> None:
     project, root = trained["emnist"]
     config = dataclasses.replace(GOAL, max_macs=None, sparsity=0.5, steps=2, between=0)
-    made = remove_in_steps(project, root, config, FIT, DISTIL)
+    made = remove_in_steps(project, root, config, TUTORING, RECIPE)
     widths = made.manifest.metrics["widths"]
     assert {name: before for name, (before, _) in widths.items()} == {"conv1": 8, "conv2": 12, "fc1": 16}
     assert sum(now for _, now in widths.values()) == 18
@@ -149,7 +140,7 @@ def test_sparsity_counts_channels_of_the_teacher_through_steps(trained: Trained)
 def test_floors_are_those_of_the_teachers_widths(trained: Trained) -> None:
     project, root = trained["emnist"]
     config = dataclasses.replace(GOAL, max_macs=None, sparsity=0.5, steps=3, between=0, floor=0.5)
-    widths = remove_in_steps(project, root, config, FIT, DISTIL).manifest.metrics["widths"]
+    widths = remove_in_steps(project, root, config, TUTORING, RECIPE).manifest.metrics["widths"]
     assert widths == {"conv1": [8, 4], "conv2": [12, 6], "fc1": [16, 8]}
 
 
@@ -157,7 +148,7 @@ def test_features_name_the_teachers_channels(trained: Trained) -> None:
     """Without fine-tuning the classifier's columns are the teacher's."""
     project, root = trained["emnist"]
     config = dataclasses.replace(GOAL, max_macs=None, sparsity=0.6, scope="group", steps=2, between=0)
-    made = remove_in_steps(project, root, config, FIT, DISTIL)
+    made = remove_in_steps(project, root, config, TUTORING, RECIPE)
     kept = made.manifest.metrics["features"]["fc2"]
     assert 0 < len(kept) < 16
     assert torch.equal(load_network(made).get_parameter("fc2.weight"), load_network(root).get_parameter("fc2.weight")[:, kept])
@@ -166,32 +157,35 @@ def test_features_name_the_teachers_channels(trained: Trained) -> None:
 def test_bypassed_modules_stay_out(trained: Trained) -> None:
     project, root = trained["k49"]
     config = RemoveConfig(bypass=("blocks.*.cbam.spatial",), steps=1, epochs=0)
-    made = remove_in_steps(project, root, config, FIT, DISTIL)
+    made = remove_in_steps(project, root, config, TUTORING, RECIPE)
     network = load_network(made)
     assert all(isinstance(block.cbam.spatial, nn.Identity) for block in network.blocks)  # type: ignore[union-attr]
     assert made.bypassed == [f"blocks.{i}.cbam.spatial" for i in range(3)]
     assert variant_name(made) == "modules left out"
-    further = remove_in_steps(project, made, GOAL, FIT, DISTIL, teacher=root)
+    further = remove_in_steps(project, made, GOAL, dataclasses.replace(TUTORING, teacher=root), RECIPE)
     assert further.bypassed == made.bypassed
     assert further.manifest.metrics["gains"]["macs"] == macs(further) / macs(root) <= 0.5
     load_network(further)
 
 
-def test_bypass_auto_leaves_out_what_is_measured_to_be_cheap_and_what_is_named_besides(trained: Trained) -> None:
+def test_bypass_auto_leaves_out_what_is_measured_to_be_cheap_and_what_is_named_besides(
+    trained: Trained, monkeypatch: pytest.MonkeyPatch
+) -> None:
     project, root = trained["k49"]
-    cheap = Known({}, ["blocks.0.cbam.spatial"])
+    monkeypatch.setattr(removal, "spare_modules", lambda project, recipe, parent: ["blocks.0.cbam.spatial"])
     config = RemoveConfig(bypass=("auto", "blocks.2"), steps=1, epochs=0)
-    made = remove_in_steps(project, root, config, FIT, DISTIL, sensitivities=cheap)
+    made = remove_in_steps(project, root, config, TUTORING, RECIPE)
     assert made.bypassed == ["blocks.0.cbam.spatial", "blocks.2"]
     assert any("leaves out blocks.0.cbam.spatial" in line for line in project.console.said)  # type: ignore[attr-defined]
 
 
-def test_scope_sensitivity_takes_what_each_group_bears(trained: Trained) -> None:
+def test_scope_sensitivity_takes_what_each_group_bears(trained: Trained, monkeypatch: pytest.MonkeyPatch) -> None:
     """Curves that say that fc1 bears nothing and the convolutions everything."""
     project, root = trained["emnist"]
     curves = {"conv1": {0.5: 0.0, 0.9: 0.1}, "conv2": {0.5: 0.0, 0.9: 0.1}, "fc1": {0.5: 9.0, 0.9: 10.0}}
+    monkeypatch.setattr(removal_plan, "loss_curves", lambda project, recipe, parent: curves)
     config = dataclasses.replace(GOAL, max_macs=0.4, scope="sensitivity")
-    made = remove_in_steps(project, root, config, FIT, DISTIL, sensitivities=Known(curves))
+    made = remove_in_steps(project, root, config, TUTORING, RECIPE)
     widths = made.manifest.metrics["widths"]
     assert widths["fc1"] == [16, 16]
     assert macs(made) <= 0.4 * macs(root)
@@ -201,14 +195,14 @@ def test_rounding_is_measured_and_kept_for_later_steps(trained: Trained, monkeyp
     project, root = trained["emnist"]
     tried: list[list[int]] = []
 
-    def fastest(cut_for: Callable[[int], nn.Module | None], clock: Any) -> removal.Rounding:
+    def fastest(cut_for: Callable[[int], nn.Module | None], clock: Any) -> Rounding:
         candidates = [round_to for round_to in (1, 4, 64) if cut_for(round_to) is not None]
         tried.append(candidates)
-        return removal.Rounding(best=4, table=())
+        return Rounding(best=4, table=())
 
-    monkeypatch.setattr(removal, "fastest_rounding", fastest)
+    monkeypatch.setattr(removal_plan, "fastest_rounding", fastest)
     config = dataclasses.replace(GOAL, max_macs=0.4, round_to=0, steps=2, between=0)
-    made = remove_in_steps(project, root, config, FIT, DISTIL)
+    made = remove_in_steps(project, root, config, TUTORING, RECIPE)
     assert tried == [[1, 4]], "with multiples of 64 no width can shrink, so the goal is out of reach"
     assert all(now % 4 == 0 for _, now in made.manifest.metrics["widths"].values())
     assert made.manifest.metrics["rounding"]["round_to"] == 4
@@ -218,22 +212,23 @@ def test_with_a_latency_goal_the_rounding_is_measured_at_the_same_share_of_macs(
     project, root = trained["emnist"]
     tried: list[int] = []
 
-    def fastest(cut_for: Callable[[int], nn.Module | None], clock: Any) -> removal.Rounding:
+    def fastest(cut_for: Callable[[int], nn.Module | None], clock: Any) -> Rounding:
         network = cut_for(1)
         assert network is not None
         tried.append(count_cost(network, torch.zeros(2, 1, 28, 28)).macs)
-        return removal.Rounding(best=1, table=())
+        return Rounding(best=1, table=())
 
-    monkeypatch.setattr(removal, "fastest_rounding", fastest)
-    made = remove_in_steps(project, root, dataclasses.replace(GOAL, max_macs=None, max_latency=0.4, round_to=0), FIT, DISTIL)
+    monkeypatch.setattr(removal_plan, "fastest_rounding", fastest)
+    made = remove_in_steps(project, root, dataclasses.replace(GOAL, max_macs=None, max_latency=0.4, round_to=0), TUTORING, RECIPE)
     assert 0.3 * macs(root) < tried[0] <= 0.4 * macs(root)
     assert made.manifest.metrics["gains"]["latency"]["value"] <= 0.4
 
 
 def test_cut_further_without_naming_the_teacher_everything_counts_from_what_was_given(trained: Trained) -> None:
     project, root = trained["emnist"]
-    first = remove_in_steps(project, root, GOAL, FIT, DISTIL)
-    alone, taught = (remove_in_steps(project, first, GOAL, FIT, DISTIL, teacher=teacher) for teacher in (None, root))
+    first = remove_in_steps(project, root, GOAL, TUTORING, RECIPE)
+    tutorings = [dataclasses.replace(TUTORING, teacher=teacher) for teacher in (None, root)]
+    alone, taught = (remove_in_steps(project, first, GOAL, tutoring, RECIPE) for tutoring in tutorings)
     assert macs(alone) <= 0.5 * macs(first) < macs(taught) <= 0.5 * macs(root)
     now = {name: width for name, (_, width) in first.manifest.metrics["widths"].items()}
     assert {name: before for name, (before, _) in alone.manifest.metrics["widths"].items()} == now
@@ -260,11 +255,11 @@ def test_killed_and_resumed_is_bit_identical_and_asks_the_clock_no_more_for_its_
         stopped = dataclasses.replace(project, console=console)
         if name == "killed":
             with pytest.raises(KeyboardInterrupt):
-                remove_in_steps(stopped, root, config, FIT, DISTIL)
+                remove_in_steps(stopped, root, config, TUTORING, RECIPE)
             assert not list(project.folder.glob("remove-channels/*/artifact.json"))
             assert len(list(project.folder.glob("remove-channels/.*.plan.json"))) == 1
             CountingClock.asked = 0
-        made = remove_in_steps(dataclasses.replace(project, resume=name == "killed"), root, config, FIT, DISTIL)
+        made = remove_in_steps(dataclasses.replace(project, resume=name == "killed"), root, config, TUTORING, RECIPE)
         payloads.append(made.payload.read_bytes())
         assert sorted(path.name for path in made.path.parent.iterdir()) == [made.path.name]
     assert CountingClock.asked == 1, "once, for what was gained"
@@ -274,16 +269,16 @@ def test_killed_and_resumed_is_bit_identical_and_asks_the_clock_no_more_for_its_
 def test_the_nearest_goal_that_can_be_reached_is_named(trained: Trained) -> None:
     project, root = trained["emnist"]
     with pytest.raises(CompressError, match=r"max_macs \(=0.01x\) cannot be reached: .* floor \(=0.5\) [0-9.]+x is left; ask for") as told:
-        remove_in_steps(project, root, dataclasses.replace(GOAL, max_macs=0.01, floor=0.5), FIT, DISTIL)
+        remove_in_steps(project, root, dataclasses.replace(GOAL, max_macs=0.01, floor=0.5), TUTORING, RECIPE)
     nearest = float(str(told.value).partition(") ")[2].partition("(=0.5) ")[2].partition("x is left")[0])
-    made = remove_in_steps(project, root, dataclasses.replace(GOAL, max_macs=nearest, floor=0.5), FIT, DISTIL)
+    made = remove_in_steps(project, root, dataclasses.replace(GOAL, max_macs=nearest, floor=0.5), TUTORING, RECIPE)
     assert macs(made) <= nearest * macs(root)
     assert not list(project.folder.glob("remove-channels/.*"))
 
 
 def test_stored_shapes_that_do_not_fit_are_refused(trained: Trained, tmp_path: Path) -> None:
     project, root = trained["emnist"]
-    made = remove_in_steps(project, root, GOAL, FIT, DISTIL, out=tmp_path / "cut")
+    made = remove_in_steps(project, root, GOAL, TUTORING, RECIPE, out=tmp_path / "cut")
     weights = load_file(made.payload) | {"conv1.weight": torch.zeros(99, 1, 3, 3)}
     save_file(weights, made.payload)
     forged = dataclasses.replace(read_artifact(root.path), manifest=made.manifest, path=made.path)
@@ -293,7 +288,7 @@ def test_stored_shapes_that_do_not_fit_are_refused(trained: Trained, tmp_path: P
 
 def test_pruning_in_steps_is_cubic_and_masks_are_kept(trained: Trained) -> None:
     project, root = trained["emnist"]
-    made = prune(project, root, PruneConfig(sparsity=0.8, steps=2, between=1, epochs=1), FIT, DISTIL)
+    made = prune(project, root, PruneConfig(sparsity=0.8, steps=2, between=1, epochs=1), TUTORING)
     steps = [step["config"]["sparsity"] for step in made.steps if step["stage"] == "prune"]
     assert steps == pytest.approx([0.7, 0.8])
     assert variant_name(made) == "pruned 80%"
@@ -306,7 +301,7 @@ def test_pruning_in_steps_is_cubic_and_masks_are_kept(trained: Trained) -> None:
 
 def test_the_2_4_pattern_leaves_two_of_four(trained: Trained) -> None:
     project, root = trained["emnist"]
-    made = prune(project, root, PruneConfig(pattern="2:4", epochs=1), FIT, DISTIL)
+    made = prune(project, root, PruneConfig(pattern="2:4", epochs=1), TUTORING)
     weight = load_file(made.payload)["fc1.weight"]
     assert (weight.view(len(weight), -1, 4).count_nonzero(dim=2) == 2).all()
     assert variant_name(made) == "pruned 2:4"
@@ -316,12 +311,12 @@ def test_the_2_4_pattern_leaves_two_of_four(trained: Trained) -> None:
 def test_zeros_of_a_network_that_was_pruned_before_stay_zero(trained: Trained) -> None:
     """Through channel removal, and through pruning that by itself would ask for fewer zeros, or for others."""
     project, root = trained["emnist"]
-    sparse = prune(project, root, PruneConfig(sparsity=0.8, epochs=0), FIT, DISTIL)
+    sparse = prune(project, root, PruneConfig(sparsity=0.8, epochs=0), TUTORING)
     keep = dataclasses.replace(GOAL, max_macs=None, sparsity=0.01, epochs=1)  # too little for a single channel to go
     weights = {
-        "less": load_file(prune(project, sparse, PruneConfig(sparsity=0.3, epochs=1), FIT, DISTIL).payload),
-        "pattern": load_file(prune(project, sparse, PruneConfig(pattern="2:4", epochs=1), FIT, DISTIL).payload),
-        "removal": load_file(remove_in_steps(project, sparse, keep, FIT, DISTIL).payload),
+        "less": load_file(prune(project, sparse, PruneConfig(sparsity=0.3, epochs=1), TUTORING).payload),
+        "pattern": load_file(prune(project, sparse, PruneConfig(pattern="2:4", epochs=1), TUTORING).payload),
+        "removal": load_file(remove_in_steps(project, sparse, keep, TUTORING, RECIPE).payload),
     }
     before = load_file(sparse.payload)
     for made in weights.values():
@@ -333,8 +328,8 @@ def test_zeros_of_a_network_that_was_pruned_before_stay_zero(trained: Trained) -
 
 def test_a_cut_network_can_be_pruned_and_trained_on(trained: Trained) -> None:
     project, root = trained["emnist"]
-    cut = remove_in_steps(project, root, GOAL, FIT, DISTIL)
-    pruned = prune(project, cut, PruneConfig(sparsity=0.5, epochs=1), FIT, DISTIL, teacher=root)
+    cut = remove_in_steps(project, root, GOAL, TUTORING, RECIPE)
+    pruned = prune(project, cut, PruneConfig(sparsity=0.5, epochs=1), dataclasses.replace(TUTORING, teacher=root))
     assert variant_name(pruned) == "0.5x MACs, pruned 50%"
     assert pruned.manifest.facts["nonzeros"] < cut.manifest.facts["nonzeros"]
     further = train(project, dataclasses.replace(FIT, lr=1e-5), start=cut)
@@ -349,18 +344,18 @@ def test_a_cut_network_can_be_pruned_and_trained_on(trained: Trained) -> None:
         ({"sparsity": 1.2}, r"sparsity \(=1.2\)"),
         ({"sparsity": -0.1}, r"sparsity \(=-0.1\)"),
         ({"sparsity": float("nan")}, r"sparsity \(=nan\)"),
-        ({"max_macs": 1.0}, r"max_macs \(=1.0x\) must lie in \(0, 1\) times that of the teacher; 0.35x leaves about a third"),
-        ({"max_latency": float("nan")}, r"max_latency \(=nanx\)"),
+        ({"max_macs": 1.0}, r"max_macs \(=1.0\) must lie in \(0, 1\); times what the teacher costs, 0.35x leaves about a third"),
+        ({"max_latency": float("nan")}, r"max_latency \(=nan\)"),
         ({"sparsity": 0.5, "max_size": 0.5}, r"sparsity \(=0.5\) and max_size exclude each other"),
         ({"importance": "l1"}, r"importance \(=l1\) must be l2, bn or taylor"),
-        ({"scope": "all"}, r"scope \(=all\) must be global"),
+        ({"scope": "all"}, r"scope \(=all\) must be global, group or sensitivity"),
         ({"floor": 1.0}, r"floor \(=1.0\) must lie in \[0, 1\)"),
-        ({"steps": 0}, r"steps \(=0\) must lie in 1 to 100"),
+        ({"steps": 0}, r"steps \(=0\) must lie in \[1, 100\]"),
     ],
 )
 def test_wrong_settings(settings: dict[str, Any], told: str) -> None:
     with pytest.raises(CompressError, match=told):
-        RemoveConfig(**settings)
+        checked(RemoveConfig, settings, "[remove-channels]")
 
 
 def test_dropout_is_eased_by_the_root_of_what_is_left() -> None:
@@ -380,13 +375,13 @@ def test_fine_tuning_runs_with_the_eased_dropout(stage: str, trained: Trained, m
         seen.append(network.get_submodule("dropout").p)  # type: ignore[arg-type]
         return fit_and_save(project, network, *arguments, **options)
 
-    fit_and_save = pipeline.fit_and_save
+    fit_and_save = removal.fit_and_save
     monkeypatch.setattr(removal, "fit_and_save", watch)
-    monkeypatch.setattr(pipeline, "fit_and_save", watch)
+    monkeypatch.setattr(prune_stage, "fit_and_save", watch)
     if stage == "prune":
-        made = prune(project, root, PruneConfig(sparsity=0.6, epochs=1), FIT, DISTIL)
+        made = prune(project, root, PruneConfig(sparsity=0.6, epochs=1), TUTORING)
     else:
-        made = remove_in_steps(project, root, dataclasses.replace(GOAL, max_macs=0.35, epochs=1), FIT, DISTIL)
+        made = remove_in_steps(project, root, dataclasses.replace(GOAL, max_macs=0.35, epochs=1), TUTORING, RECIPE)
     left, whole = made.manifest.facts["nonzeros"], root.manifest.facts["nonzeros"]
     assert seen == [pytest.approx(0.34 * (left / whole) ** 0.5, rel=1e-2)]
 

@@ -10,7 +10,7 @@ import pytest
 from compress.artifacts.artifact import InputSpec
 from compress.artifacts.model_reference import ModelReference
 from compress.artifacts.project import Project
-from compress.cli.options import Terminal
+from compress.cli.terminal import Terminal
 from compress.errors import CompressError
 from compress.stages.throughput import PLAIN, VARIANTS, Job, measure_throughput, table_rows
 from compress.train.settings import AugmentConfig, FitConfig
