@@ -68,6 +68,7 @@ class Network:
 
             if context.starts_from_parent:
                 raise CompressError(f"folds (={options['folds']}) start from new networks; leave --from, --weights and --pretrained out")
+            refuse_torchrun(f"folds (={options['folds']}) are trained by one process; start `compress train` without torchrun")
             check_folds(options["folds"])
             return cross_validate(context.project(recipe), config, options["folds"], context.out)
         parent = None

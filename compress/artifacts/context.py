@@ -55,6 +55,10 @@ class Context:
     resume: bool = False
     loaded: dict[Any, Any] = field(default_factory=dict, compare=False, repr=False)  # data sets that were read for an earlier call
 
+    def __post_init__(self) -> None:
+        if self.device not in ("auto", "cpu", "cuda"):
+            raise CompressError(f"device (={self.device}) must be auto, cpu or cuda")
+
     @property
     def files(self) -> Files | None:
         """The four files given by hand, all or none."""
@@ -82,9 +86,9 @@ class Context:
         model = ModelReference(reference=recipe.model, options={**recipe.table("model-options"), **self.options})
         model.identity()  # refuses a wrong reference before minutes of loading data
         data, source = self.load(recipe.data, recipe.seed, self.spec)
-        count, other = sum(source["images"].values()), "" if self.data or self.files else "; --data names another"
-        self.console.say(f"data: {data.name}, {count:,} images in {len(data.classes)} classes{other}")
-        return self._project(model, self.spec, data, source)
+        other = "" if self.data or self.files else "; --data names other data"
+        told = f"{data.name}, {sum(source['images'].values()):,} images in {len(data.classes)} classes{other}"
+        return dataclasses.replace(self._project(model, self.spec, data, source), told=told)
 
     def folder(self, recipe: Recipe) -> Path:
         """``runs/<model>``."""
@@ -166,7 +170,8 @@ class Context:
         shape = image_shape(path)
         spec = dataclasses.replace(self, image_shape=self.image_shape or shape).spec
         if shape is not None and shape != spec.shape:
-            raise CompressError(f"image-shape (={self.image_shape}) is not what onnx (={path}) takes, {shape}; leave --image-shape out")
+            given_shape = "x".join(map(str, spec.shape))
+            raise CompressError(f"image-shape (={given_shape}) is not what onnx (={path}) takes, {shape}; leave --image-shape out")
         if shape is None and self.image_shape is None:
             raise CompressError(f"onnx (={path}) leaves the size of its images open; name it with --image-shape CxHxW")
         if self.data is None and self.files is None:

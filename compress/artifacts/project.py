@@ -57,6 +57,7 @@ class Project:
     device: str = "auto"
     force: bool = False
     resume: bool = False
+    told: str = ""  # what to say of the data where nothing was made from them before
 
     @property
     def classes(self) -> int:

@@ -44,7 +44,7 @@ def choose(groups: Groups, scores: Mapping[str, Tensor], sparsity: float, how: C
         sparsity: fraction of channels to remove, in (0, 1).
 
     Returns:
-        Group name to the sorted units that stay, as :func:`compress.surgery.remove_channels` takes it.
+        Group name to the sorted units that stay, as ``channels.cut.remove_channels`` takes it.
 
     Raises:
         CompressError: sparsity, scores, or a sparsity beyond what the floors leave; the message names the largest that can be reached.

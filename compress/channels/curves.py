@@ -67,7 +67,7 @@ def weight_curves(network: nn.Module, sparsities: Sequence[float], measure: Meas
         progress: gets a name, how many measurements are done, and how many there are.
 
     Raises:
-        CompressError: the network has nothing to prune, see :mod:`compress.prune`.
+        CompressError: the network has nothing to prune, see ``pruning.masks``.
     """
     layers = sparsity_by_layer(network)
     masks = [weight_masks(network, sparsity, scope="layer") for sparsity in sparsities]
@@ -87,7 +87,7 @@ def channel_curves(
     """Remove the least important units of one channel group after the other, at each sparsity; one unit always stays.
 
     Args:
-        groups, scores: of :func:`compress.channels.channel_groups` and :func:`compress.importance.importance` for this network. The rest
+        groups, scores: of ``channels.find.channel_groups`` and ``channels.scores.importance`` for this network. The rest
             is as for :func:`weight_curves`.
 
     Raises:
@@ -107,7 +107,7 @@ def channel_curves(
 
 
 def module_curves(network: nn.Module, names: Sequence[str], measure: Measure, progress: Progress) -> Iterator[Curve]:
-    """Bypass one module after the other: curves of one point, at sparsity 1. ``names``: see :func:`compress.bypass.bypassable`."""
+    """Bypass one module after the other: curves of one point, at sparsity 1. ``names``: see ``channels.bypass.bypassable``."""
     for index, name in enumerate(names):
         progress(name, index, len(names))
         pruned = copy.deepcopy(network)
@@ -152,14 +152,14 @@ def choose_by_curves(
     asked for, every group gives the same share of that.
 
     Args:
-        scores: of :func:`compress.importance.importance`, which say what goes first in each group.
+        scores: of ``channels.scores.importance``, which say what goes first in each group.
         curves: of :func:`loss_rises`, with each of the groups.
         cost: of the network that keeps these units, e.g. ``lambda keep: macs_after(groups, keep)``; some 14 calls are made.
         goal: in the unit of ``cost``, positive.
         how: its ``floor`` and ``round_to`` hold; its ``scope`` is without effect.
 
     Returns:
-        Group name to the sorted units that stay, as :func:`compress.surgery.remove_channels` takes it.
+        Group name to the sorted units that stay, as ``channels.cut.remove_channels`` takes it.
 
     Raises:
         CompressError: curves that are missing, a goal that is not positive, or one beyond what was measured or the floors

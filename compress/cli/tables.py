@@ -20,11 +20,12 @@ SCORES = ("accuracy", "balanced_accuracy", "macro_f1", "macro_precision")
 
 def table(rows: Sequence[Mapping[str, str]]) -> str:
     """Rows of the same keys as a table that fits the terminal, or 80 columns where there is none; long cells are wrapped."""
+    from rich.box import SIMPLE_HEAD
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    made = Table(box=None, pad_edge=False, header_style="bold underline")
+    made = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False, header_style="bold")
     for name in rows[0]:
         made.add_column(Text(name), overflow="fold")
     for row in rows:

@@ -31,7 +31,6 @@ from torch import nn
 from ..artifacts.artifact import PAYLOAD, Artifact
 from ..artifacts.load import Prepare
 from ..artifacts.project import Made, Project, network_identity, run_stage, stage_key
-from ..errors import refuse_torchrun
 from ..train.fit import choose_device, fit, predict_logits
 from ..train.folds import mean_and_spread, stratified_folds, worst_pairs
 from ..train.metrics import score
@@ -53,7 +52,6 @@ class _Fold:
 
 def cross_validate(project: Project, config: FitConfig, folds: int, out: Path | None = None) -> Artifact:
     """Train and score ``folds`` networks, in one process; raises TrainError where the images cannot be divided so."""
-    refuse_torchrun(f"folds (={folds}) are trained by one process; start `compress train` without torchrun")
     config = dataclasses.replace(config, patience=0)
     pool = project.data.pool()
     masks = stratified_folds(pool.labels, folds, config.seed, project.data.classes)

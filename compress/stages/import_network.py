@@ -88,8 +88,6 @@ def _parity(project: Project, path: Path, target: Path, images: NDArray[np.uint8
 
 def import_weights(project: Project, weights: Path, out: Path | None = None) -> Artifact:
     """Take in a network that was trained elsewhere; it is scored on the validation images."""
-    if not weights.is_file():
-        raise CompressError(f"weights (={weights}): there is no such file")
     config = {"weights": sha256_of(weights)}
     key = stage_key("import", config, data=data_identity(project), **network_identity(project))
     network = new_network(project, 0)
@@ -106,6 +104,8 @@ def start_of(context: Context, stages: tuple[str, ...], allowed: tuple[str, ...]
     if context.weights is None:
         return context.child(stages, allowed)
     context.named_parent()  # refuses two at once
+    if not context.weights.is_file():
+        raise CompressError(f"weights (={context.weights}): there is no such file")
     recipe = context.load_recipe()
     project = context.project(recipe)
     return project, recipe, import_weights(project, context.weights)

@@ -67,10 +67,10 @@ def read(
 
     Raises :class:`CompressError` where there is nothing to read, or two kinds of images.
     """
-    if bool(files) == bool(random):
-        raise CompressError("name image files, or take --random 16 for test images; one of the two is needed")
     if random is not None and not 1 <= random <= MOST_RANDOM:
         raise CompressError(f"random (={random}) must lie in 1 to {MOST_RANDOM}; 16 fill a picture")
+    if bool(files) == bool(random):
+        raise CompressError("name image files, or take --random 16 for test images; one of the two is needed")
     predictions, images = _read_test_images(context, onnx, random) if random else _read_files(context, files, onnx, invert)
     drawn = grid is not None and importlib.util.find_spec("matplotlib") is not None
     if grid is not None and drawn:

@@ -125,7 +125,7 @@ def quantize(
 
 
 def choose_quantization(project: Project, parent: Artifact, config: QuantizeConfig) -> Artifact:
-    """Search for the fastest file as ``compress.choose`` does, on this machine: one image, one thread, ONNX Runtime."""
+    """Search for the fastest file as ``quantization.search`` does, on this machine: one image, one thread, ONNX Runtime."""
     machine = {name: machine_facts().get(name) for name in DECIDING if name not in ("governor", "gpu")}
     settings = {"images": config.images, "seed": config.seed, "max_drop": config.max_drop}
     key = stage_key("choose", settings, parent=parent.content, data=data_identity(project), machine=machine)

@@ -26,6 +26,8 @@ def train(project: Project, config: FitConfig, out: Path | None = None, start: A
                 f"process {team.rank} does not train what the first one does; start all with the same command, code and data"
             )
         network = new_network(project, config.seed) if start is None else load_network(start)
+        if start is None and project.told:
+            project.console.say(f"train: a new network on {project.told}")
         if team.rank:
             if team.from_first(False):
                 with tempfile.TemporaryDirectory() as folder:

@@ -146,7 +146,7 @@ from pathlib import Path
 
 sys.path.insert(0, {tests!r})
 from test_artifact import writer
-from compress.artifact import write_artifact
+from compress.artifacts.artifact import write_artifact
 
 def died_at(step, base):
     if os.fork() == 0:

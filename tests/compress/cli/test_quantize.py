@@ -111,7 +111,7 @@ def refused(here: Path, run: Commands, *arguments: str) -> str:
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        (("--images", "8", "--mode", "static"), "calibration (=8 images) must be at least 32"),
+        (("--images", "8", "--mode", "static"), "images (=8) must be at least 32; 256 to 1024 of the training images do well"),
         (("--image-shape", "1x20x20"), "image-shape (=1x20x20) is not what onnx (="),
         (("--mode", "int4"), "mode (=int4) must be auto, static"),
         (("--mode", "dynamic", "--method", "mse"), "method (=mse) is a setting of --mode static; dynamic has none"),

@@ -13,7 +13,7 @@ from stand_ins import Silent
 
 from compress.artifacts import context as opening
 from compress.artifacts.artifact import Artifact, InputSpec, read_artifact
-from compress.artifacts.context import Options
+from compress.artifacts.context import Context
 from compress.artifacts.load import load_network, load_runner
 from compress.artifacts.model_reference import ModelReference
 from compress.artifacts.project import Project, variants_of
@@ -47,7 +47,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def trained(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
-    loaded, source = Options(data=str(data)).load(str(data), 0, InputSpec())
+    loaded, source = Context(data=str(data)).load(str(data), 0, InputSpec())
     project = Project(
         folder=tmp_path_factory.mktemp("runs") / "emnist",
         model=ModelReference(reference="emnist", options={"channels": [4, 8], "hidden": 16}),
@@ -147,7 +147,7 @@ def test_pretrained_works_at_once_and_from_stage_to_stage(
     dense = done("export-onnx", "--model", "emnist", "--pretrained", "--data", str(data))
     assert dense["artifact"] != graph["artifact"]
     # What `compress benchmark --pretrained` measures.
-    project, _, root = Options(model="emnist", pretrained=True, data=str(data)).child(("train", "import"))
+    project, _, root = Context(model="emnist", pretrained=True, data=str(data)).child(("train", "import"))
     assert {str(graph.path) for graph in variants_of(project, root)} == {graph["artifact"], dense["artifact"]}
 
 

@@ -17,16 +17,17 @@ import torch
 from stand_ins import Silent
 
 from compress.artifacts.artifact import Artifact, InputSpec, read_artifact
-from compress.artifacts.context import Options
+from compress.artifacts.context import Context
 from compress.artifacts.load import Prepare, build_network
 from compress.artifacts.model_reference import ModelReference
 from compress.artifacts.project import Project
+from compress.artifacts.recipe import load_recipe
 from compress.benchmarks.run import BenchmarkConfig
 from compress.cli import main as cli
 from compress.cli.tables import artifact_text, summary
 from compress.errors import CompressError
 from compress.stages import cross_validate as crossval
-from compress.stages.benchmark import measure
+from compress.stages.benchmark import USUAL, measure
 from compress.stages.cross_validate import cross_validate
 from compress.train.errors import TrainError
 from compress.train.fit import choose_device, fit
@@ -198,7 +199,7 @@ def test_the_table_says_what_the_figures_are(made: tuple[Project, Artifact]) -> 
 
 def test_no_other_command_takes_it_for_a_network(made: tuple[Project, Artifact]) -> None:
     with pytest.raises(CompressError, match="is a cross-validation's result, which keeps no network; name networks or graphs"):
-        measure(Options(), [made[1].path], BenchmarkConfig())
+        measure(Context(), load_recipe(None), [made[1].path], BenchmarkConfig(), USUAL)
     with pytest.raises(CompressError, match=r"holds a folds \(stage folds\), but a network is needed here"):
         read_artifact(made[1].path, "network")
 

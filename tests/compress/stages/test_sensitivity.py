@@ -14,9 +14,10 @@ from PIL import Image
 from stand_ins import Silent
 
 from compress.artifacts.artifact import Artifact
-from compress.artifacts.context import Options
+from compress.artifacts.context import Context
 from compress.artifacts.load import Prepare, load_network
 from compress.artifacts.project import Project
+from compress.artifacts.records import checked
 from compress.channels.cut import remove_channels
 from compress.channels.find import channel_groups
 from compress.channels.scores import importance
@@ -39,7 +40,7 @@ CONFIG = {"sparsities": (0.5, 0.8), "images": 60, "seed": 3}
 def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
     """A small network of random weights, large enough that what is cut counts, and its project."""
     runs = tmp_path_factory.mktemp("runs")
-    options = Options(model="emnist", option=("channels=[4,8]", "hidden=12"), data="digits", runs=runs, device="cpu")
+    options = Context(model="emnist", options={"channels": [4, 8], "hidden": 12}, data="digits", runs=runs, device="cpu")
     project = options.project(options.load_recipe())
     torch.manual_seed(0)
     network = make_emnist(10, channels=(4, 8), hidden=12)
@@ -108,7 +109,8 @@ def test_second_run_measures_nothing_and_other_settings_do(made: Made, monkeypat
     again = Project(**{**vars(project), "console": console})
     # The importance of channels is without effect on weights.
     second = measure_sensitivity(again, parent, SensitivityConfig(granularity="weight", importance="bn", **CONFIG))
-    assert second.path == first.path and console.said == [f"sensitivity: unchanged, {first.path}"]
+    assert second.path == first.path and console.said[-1] == f"sensitivity: unchanged, {first.path}"
+    assert console.said[0].startswith(f"sensitivity: from {parent.path} (fp32, ")
     with pytest.raises(TypeError, match="not callable"):
         measure_sensitivity(again, parent, SensitivityConfig(granularity="weight", **CONFIG | {"images": 61}))
 
@@ -141,26 +143,26 @@ def test_command_prints_one_object_and_finds_the_newest_network(made: Made) -> N
 @pytest.mark.parametrize(
     ("given", "told"),
     [
-        (["--sparsity", "1.2"], r"^sparsities \(=1\.2\) must lie in \(0, 1\); 0\.5 removes half of one layer or group$"),
-        (["--sparsity", "0.5", "--sparsity", "0"], r"^sparsities \(=0\.0\) must lie in"),
-        (["--sparsity", "nan"], r"^sparsities \(=nan\) must lie in"),
-        (["--sparsity", "-0.5"], r"^sparsities \(=-0\.5\) must lie in"),
+        (["--sparsity", "1.2"], r"^each of sparsities \(=\(1\.2,\)\) must lie in \(0, 1\); 0\.5 removes half of one layer or group$"),
+        (["--sparsity", "0.5", "--sparsity", "0"], r"^each of sparsities \(=\(0\.5, 0\.0\)\) must lie in"),
+        (["--sparsity", "nan"], r"^each of sparsities \(=\(nan,\)\) must lie in"),
+        (["--sparsity", "-0.5"], r"^each of sparsities \(=\(-0\.5,\)\) must lie in"),
         (["--granularity", "layer"], r"^granularity \(=layer\) must be weight, channel or module$"),
         (["--importance", "l1"], r"^importance \(=l1\) must be l2, bn or taylor$"),
         (["--images", "0"], r"^images \(=0\) must be at least 1; 2048 is the default$"),
-        (["--seed", "-1"], r"^seed \(=-1\) must be zero or a positive integer$"),
+        (["--seed", "-1"], r"^seed \(=-1\) must lie in \[0, 2147483648\)$"),
     ],
 )
 def test_wrong_settings_are_told_before_data_is_loaded(given: list[str], told: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Options, "child", None)
+    monkeypatch.setattr(Context, "child", None)
     with pytest.raises(CompressError, match=told):
         CliRunner().invoke(sensitivity, given, catch_exceptions=False)
 
 
 def test_sparsities_are_sorted_and_each_is_measured_once() -> None:
     assert SensitivityConfig(sparsities=(0.9, 0.5, 0.9)).sparsities == (0.5, 0.9)
-    with pytest.raises(CompressError, match=r"^sparsities \(=\(\)\) must name one at least"):
-        SensitivityConfig(sparsities=())
+    with pytest.raises(CompressError, match=r"^sparsities \(=\(\)\) must have at least 1 of them"):
+        checked(SensitivityConfig, {"sparsities": ()}, "[sensitivity]")
 
 
 def size_of(rows: int, columns: int) -> tuple[int, int]:
