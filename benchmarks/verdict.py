@@ -60,6 +60,9 @@ class Verdict:
     headline: str
     reasons: tuple[str, ...]
 
+    def __str__(self) -> str:
+        return self.headline
+
 
 def decide(result: Result, limits: Limits) -> Verdict:
     """Choose the variant to ship.
