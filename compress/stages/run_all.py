@@ -7,6 +7,7 @@ kill finishes from what is there.
 """
 
 from collections.abc import Mapping
+from inspect import cleandoc
 from typing import Any
 
 import msgspec
@@ -85,6 +86,6 @@ def recipe_schema() -> dict[str, Any]:
     shape = msgspec.defstruct("Recipe", [*top, *tables], rename=lambda name: name.replace("_", "-"), forbid_unknown_fields=True)
     schema = msgspec.json.schema(shape)
     for one in schema["$defs"].values():
-        one["additionalProperties"] = False
+        one |= {"additionalProperties": False} | ({"description": cleandoc(one["description"])} if "description" in one else {})
     del schema["$defs"]["FitConfig"]["properties"]["augment"]  # a table of its own
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}

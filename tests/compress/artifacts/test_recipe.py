@@ -1,9 +1,12 @@
 """Recipes and settings. The truth is what the recipe files and the command line say, in that order of weight."""
 
+import json
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import pytest
 
 from compress.artifacts.recipe import RECIPES, TABLES, Recipe, load_recipe, training_config
@@ -13,6 +16,7 @@ from compress.errors import CompressError
 from compress.stages.export import ExportConfig
 from compress.stages.prune import PruneConfig
 from compress.stages.quantize import QuantizeConfig
+from compress.stages.run_all import SETTINGS, recipe_schema
 from compress.train.settings import AugmentConfig, FitConfig
 
 STAGES = {"train": FitConfig, "prune": PruneConfig, "export": ExportConfig, "quantize": QuantizeConfig, "benchmark": BenchmarkConfig}
@@ -193,3 +197,35 @@ def test_optional_settings_take_none_or_their_type() -> None:
     assert checked(Recipe, {"tables": {}}, "here").tables == {}
     with pytest.raises(CompressError, match=r"seed \(=None\) in here must be of type int, not NoneType"):
         checked(Recipe, {"seed": None}, "here")
+
+
+def test_the_schema_beside_the_recipes_is_that_of_the_settings_and_takes_every_recipe() -> None:
+    """Written by `compress recipe --schema > compress/recipes/recipe.schema.json`; an editor finds it by each recipe's first line."""
+    schema = recipe_schema()
+    assert json.loads((RECIPES / "recipe.schema.json").read_text(encoding="utf-8")) == json.loads(json.dumps(schema))
+    checker = jsonschema.Draft202012Validator(schema)
+    for path in RECIPES.glob("*.toml"):
+        text = path.read_text(encoding="utf-8")
+        assert text.startswith("#:schema recipe.schema.json\n")
+        checker.validate(tomllib.loads(text))
+
+
+@pytest.mark.parametrize(
+    ("text", "where"),
+    [
+        ("modell = 'k49'", ""),
+        ("[train]\nepochs = 0", "train.epochs"),
+        ("[train]\nepohcs = 1", "train"),
+        ("[prune]\nscope = 'all'", "prune.scope"),
+        ("[augment]\nrotate = 500", "augment.rotate"),
+        ("[remove-channels]\nmax_macs = 2.0", "remove-channels.max_macs"),
+        ("[report]\nmax_drop = 'x'", "report.max_drop"),
+    ],
+)
+def test_the_schema_finds_what_the_toolkit_refuses(text: str, where: str, write: Callable[[str], Path]) -> None:
+    errors = list(jsonschema.Draft202012Validator(recipe_schema()).iter_errors(tomllib.loads(text)))
+    assert [".".join(map(str, error.absolute_path)) for error in errors] == [where]
+    with pytest.raises(CompressError):
+        recipe = load_recipe(write(text))
+        for name, settings in SETTINGS.items():
+            recipe.stage(settings, name)
