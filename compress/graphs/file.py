@@ -48,6 +48,11 @@ def read_onnx(path: Path) -> onnx.ModelProto:
     return model
 
 
+def opset_of(model: onnx.ModelProto) -> int:
+    """The version of the ONNX operators that the model uses, 0 where it names none."""
+    return max((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), default=0)
+
+
 def image_inputs(model: onnx.ModelProto) -> list[onnx.ValueInfoProto]:
     """What the caller must hand in: the inputs but for the weights, which old files list among them."""
     weights = {weight.name for weight in model.graph.initializer}

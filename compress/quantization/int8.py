@@ -19,10 +19,12 @@ import tempfile
 from collections import Counter
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import onnxruntime
 from onnxruntime import quantization
 
@@ -30,8 +32,10 @@ from ..errors import CompressError
 from ..graphs.edits import WEIGHTED, nodes_after_weights, nodes_before_weights, split_gemms
 from ..graphs.file import write_onnx
 from ..graphs.floats import check_images, fold, read_float
+from ..graphs.index import index, is_a, maker, readers
 from .calibration import METHODS, Histograms, observe
 from .ort_quantizer import FLOAT_OUTPUT, OPERATORS, Types, held_back, insert_qdq, this_cpu
+from .qdq import rename_clashes
 from .weights_only import store_in
 
 Change = Callable[[onnx.ModelProto], object]
@@ -105,6 +109,7 @@ def quantize_dynamic(source: Path, target: Path) -> Quantized:
     model, name = read_float(source), f'"{source}"'
     reduce_range = this_cpu().reduce_range
     folded = fold(model, name)
+    rename_clashes(folded)
     split_gemms(folded)
     with tempfile.TemporaryDirectory(prefix="compress-") as folder, held_back(name):
         prepared = onnx.shape_inference.infer_shapes(folded)
@@ -146,6 +151,11 @@ class Prepared:
     images: int
     sha256: str
 
+    @cached_property
+    def graph(self) -> ir.Graph:
+        """The model's, to look at."""
+        return index(self.model)
+
 
 def prepare(source: Path, calibration: np.ndarray, *, change: Change | None = None) -> Prepared:
     """Read, fold and calibrate a float32 file, for any number of ``quantize_prepared``.
@@ -162,6 +172,7 @@ def prepare(source: Path, calibration: np.ndarray, *, change: Change | None = No
     model, name = read_float(source), f'"{source}"'
     check_images(model, calibration)
     prepared = fold(model, name)
+    rename_clashes(prepared)
     if change is not None:
         change(prepared)
     with held_back(name):
@@ -170,15 +181,15 @@ def prepare(source: Path, calibration: np.ndarray, *, change: Change | None = No
         model=prepared,
         source=model,
         name=name,
-        histograms=observe(prepared, _float_tensors(prepared, _quantizable(prepared)), calibration),
+        histograms=observe(prepared, _float_tensors(_quantizable(index(prepared))), calibration),
         images=len(calibration),
         sha256=hashlib.sha256(calibration.tobytes()).hexdigest(),
     )
 
 
-def quantizable(prepared: Prepared) -> list[onnx.NodeProto]:
+def quantizable(prepared: Prepared) -> list[ir.Node]:
     """The nodes that static quantization can take, in the order of computation: none before the first weights, nor after the logits."""
-    return _quantizable(prepared.model)
+    return _quantizable(prepared.graph)
 
 
 def quantize_prepared(
@@ -195,7 +206,7 @@ def quantize_prepared(
     Raises:
         CompressError: an unknown node, or none to quantize.
     """
-    known = {node.name: node for node in quantizable(prepared)}
+    known = {str(node.name): node for node in quantizable(prepared)}
     unknown = sorted(set(nodes or ()) - set(known))
     if unknown:
         raise CompressError(
@@ -261,31 +272,27 @@ def quantize_static(source: Path, target: Path, calibration: np.ndarray, config:
     return write_quantized(quantize_prepared(prepared, config), prepared, config, target)
 
 
-def _quantizable(model: onnx.ModelProto) -> list[onnx.NodeProto]:
-    before = {node.name for node in nodes_before_weights(model)}
-    after = {node.name for node in nodes_after_weights(model) if node.op_type not in ("Relu", "Clip")}
-    return [node for node in model.graph.node if node.op_type in OPERATORS and node.name not in before | after]
+def _quantizable(graph: ir.Graph) -> list[ir.Node]:
+    left = {*nodes_before_weights(graph), *(node for node in nodes_after_weights(graph) if not is_a(node, "Relu", "Clip"))}
+    return [node for node in graph if is_a(node, *OPERATORS) and node not in left]
 
 
-def _float_tensors(model: onnx.ModelProto, nodes: Collection[onnx.NodeProto]) -> set[str]:
+def _float_tensors(nodes: Collection[ir.Node]) -> set[str]:
     """What the nodes read and make, without constants."""
-    values = [*model.graph.value_info, *model.graph.input, *model.graph.output]
-    floats = {value.name for value in values if value.type.tensor_type.elem_type == onnx.TensorProto.FLOAT}
-    constants = {weight.name for weight in model.graph.initializer}
-    return {name for node in nodes for name in (*node.input, *node.output)} & floats - constants
+    values = {value for node in nodes for value in (*node.inputs, *node.outputs) if value is not None and value.const_value is None}
+    return {str(value.name) for value in values if value.dtype == ir.DataType.FLOAT}
 
 
 def _report(model: onnx.ModelProto, config: StaticConfig) -> Quantized:
-    dequantized = {output for node in model.graph.node if node.op_type == "DequantizeLinear" for output in node.output}
-    wanted = {name for node in model.graph.node if node.op_type != "QuantizeLinear" for name in node.input}
-    wanted |= {value.name for value in model.graph.output}  # as float32
     chosen = config.operators or OPERATORS
     operators: Counter[str] = Counter()
     left: Counter[str] = Counter()
-    for node in model.graph.node:
-        if node.op_type not in ("QuantizeLinear", "DequantizeLinear"):
-            read = node.input[: 2 if node.op_type in WEIGHTED else 1]  # of a layer its weight too
-            between = dequantized.issuperset(read) and (node.op_type in FLOAT_OUTPUT or wanted.isdisjoint(node.output))
+    for node in index(model):
+        if not is_a(node, "QuantizeLinear", "DequantizeLinear"):
+            read = node.inputs[: 2 if is_a(node, *WEIGHTED) else 1]  # of a layer its weight too
+            users = [user for value in node.outputs for user in readers(value)]
+            wanted = any(value.is_graph_output() for value in node.outputs) or not all(is_a(user, "QuantizeLinear") for user in users)
+            between = all(maker(value, "DequantizeLinear") for value in read) and (node.op_type in FLOAT_OUTPUT or not wanted)
             int8 = between and node.op_type in chosen
             (operators if int8 else left)[node.op_type] += 1
     reasons = {kind: "it was not among the operators to quantize" for kind in left if kind in OPERATORS and kind not in chosen}
