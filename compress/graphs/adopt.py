@@ -20,9 +20,9 @@ import onnx_ir as ir
 from onnx import TensorProto, helper
 
 from ..errors import CompressError
-from .file import RUNTIME_ERRORS, image_inputs, open_session, read_onnx
+from .file import RUNTIME_ERRORS, image_inputs, note, open_session, read_onnx
 from .floats import read_float
-from .index import add_constant, edited, fresh, make, named, readers
+from .index import add_constant, edited, fresh, make, named, readers, rename
 
 IMAGE, LOGITS, PROBABILITIES = "image", "logits", "probabilities"
 
@@ -63,11 +63,10 @@ def adopt(
         graph.inputs.remove(image)
         if image.dtype != ir.DataType.UINT8:
             image = _prepare(graph, image, mean, std)
-        _rename(graph, image, IMAGE)
+        rename(graph, image, IMAGE)
         _name_outputs(graph, path)
     del model.graph.value_info[:]
-    props = {entry.key: entry.value for entry in model.metadata_props} | dict(metadata)
-    helper.set_model_props(model, dict(sorted(props.items())))
+    note(model, model, metadata)
     for size in ("batch", batch or 1):
         model.graph.input.insert(0, helper.make_tensor_value_info(IMAGE, TensorProto.UINT8, (size, *shape)))
         if _takes(model, path, shape, 2 if size == "batch" else int(size)):
@@ -119,22 +118,14 @@ def _name_outputs(graph: ir.Graph, path: Path) -> None:
     logits = node.inputs[0] if node.op_type == "Softmax" else given
     assert logits is not None, "a Softmax has an input"
     softmax = node if logits is not given else next((one for one in readers(given) if one.op_type == "Softmax"), None)
-    _rename(graph, logits, LOGITS)
+    rename(graph, logits, LOGITS)
     if softmax is None:
         softmax = make(graph, "Softmax", [logits], PROBABILITIES, PROBABILITIES, axis=1)
         graph.append(softmax)
-    _rename(graph, softmax.outputs[0], PROBABILITIES)
+    rename(graph, softmax.outputs[0], PROBABILITIES)
     graph.outputs[:] = [logits, softmax.outputs[0]]
     for value in graph.outputs:
         value.type, value.shape = ir.TensorType(ir.DataType.FLOAT), ir.Shape(["batch", None])
-
-
-def _rename(graph: ir.Graph, value: ir.Value, name: str) -> None:
-    """Call the tensor ``name``; another of that name gets out of the way."""
-    other = named(graph).get(name, value)
-    if other is not value:
-        other.name = fresh(graph, f"{name}_")
-    value.name = name
 
 
 def _takes(model: onnx.ModelProto, path: Path, shape: tuple[int, int, int], batch: int) -> bool:

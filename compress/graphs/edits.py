@@ -34,9 +34,10 @@ def fold_constants(model: onnx.ModelProto, name: str) -> onnx.ModelProto:
     imports = [entry for entry in folded.opset_import if entry.domain in used]  # ONNX Runtime adds every domain that it knows
     del folded.opset_import[:]
     folded.opset_import.extend(imports)
-    with edited(folded) as graph:
-        for index, node in enumerate(graph):
-            node.name = node.name or fresh(graph, f"{node.op_type}_{index}", of_node=True)
+    if not all(node.name for node in folded.graph.node):
+        with edited(folded) as graph:
+            for index, node in enumerate(graph):
+                node.name = node.name or fresh(graph, f"{node.op_type}_{index}", of_node=True)
     return folded
 
 

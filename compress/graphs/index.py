@@ -37,6 +37,8 @@ def edited(model: onnx.ModelProto) -> Iterator[ir.Graph]:
     graph = index(model)
     before = named(graph)
     yield graph
+    for weight in [weight for part in graph.subgraphs() for weight in part.initializers.values()]:
+        weight.type = weight.shape = None  # else onnx_ir notes them, which the file did not
     after = ir.to_proto(graph)
     del after.value_info[:]
     for note in model.graph.value_info:
@@ -102,6 +104,14 @@ def fresh(graph: ir.Graph, name: str, *, of_node: bool = False) -> str:
         name += "_"
     taken.add(name)
     return name
+
+
+def rename(graph: ir.Graph, value: ir.Value, name: str) -> None:
+    """Call the tensor ``name``; another of that name gets out of the way."""
+    other = named(graph).get(name, value)
+    if other is not value:
+        other.name = fresh(graph, f"{name}_")
+    value.name = name
 
 
 def add_constant(graph: ir.Graph, name: str, values: NDArray[Any]) -> ir.Value:

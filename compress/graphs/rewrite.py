@@ -10,7 +10,7 @@ Each rewrite is made only where it is exact but for rounding in float32: no tens
 Graphs with branches (If, Loop, Scan) are left as they are, and so is whatever does not have one of the three forms.
 """
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import onnx
@@ -66,8 +66,7 @@ def _move_relus(graph: ir.Graph) -> str:
     return f"{count} Relu moved before Concat" if count else ""
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Branch:
+class _Branch(NamedTuple):
     """One pass of the MLP: ``squeeze`` -> ``relu`` -> ``excite``."""
 
     squeeze: ir.Node
@@ -94,8 +93,8 @@ def _stack_shared_mlps(graph: ir.Graph, shapes: dict[str, tuple[int | str, ...]]
         mean = make(graph, "GlobalAveragePool", active.outputs, f"{result.name}_mean")
         weights = [doubled[one] for one in first.excite.inputs[1:] if one is not None]
         excited = make(graph, "Conv", [*mean.outputs, *weights], result, **first.excite.attributes)
-        old = [add, *(node for branch in (first, second) for node in (branch.excite, branch.relu, branch.squeeze))]
-        ir.convenience.replace_nodes_and_values(graph, add, old, [stacked, squeezed, active, mean, excited], [result], excited.outputs)
+        new = [stacked, squeezed, active, mean, excited]
+        ir.convenience.replace_nodes_and_values(graph, add, [add, *first, *second], new, [result], excited.outputs)
         count += 1
     return f"{count} shared MLP run once on average and maximum" if count else ""
 
@@ -104,9 +103,7 @@ def _branch(value: ir.Value | None) -> _Branch | None:
     excite = _maker_for_one(value, "Conv")
     relu = _maker_for_one(excite.inputs[0], "Relu") if excite is not None else None
     squeeze = _maker_for_one(relu.inputs[0], "Conv") if relu is not None else None
-    if excite is None or relu is None or squeeze is None:
-        return None
-    return _Branch(squeeze=squeeze, relu=relu, excite=excite)
+    return _Branch(squeeze, relu, excite) if excite is not None and relu is not None and squeeze is not None else None
 
 
 def _stackable(shapes: dict[str, tuple[int | str, ...]], first: _Branch, second: _Branch) -> bool:

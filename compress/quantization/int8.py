@@ -19,7 +19,6 @@ import tempfile
 from collections import Counter
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -30,7 +29,7 @@ from onnxruntime import quantization
 
 from ..errors import CompressError
 from ..graphs.edits import WEIGHTED, nodes_after_weights, nodes_before_weights, split_gemms
-from ..graphs.file import write_onnx
+from ..graphs.file import note, write_onnx
 from ..graphs.floats import check_images, fold, read_float
 from ..graphs.index import index, is_a, maker, readers
 from .calibration import METHODS, Histograms, observe
@@ -109,8 +108,8 @@ def quantize_dynamic(source: Path, target: Path) -> Quantized:
     model, name = read_float(source), f'"{source}"'
     reduce_range = this_cpu().reduce_range
     folded = fold(model, name)
-    rename_clashes(folded)
     split_gemms(folded)
+    rename_clashes(folded)
     with tempfile.TemporaryDirectory(prefix="compress-") as folder, held_back(name):
         prepared = onnx.shape_inference.infer_shapes(folded)
         quantization.quant_utils.add_pre_process_metadata(prepared)
@@ -140,21 +139,17 @@ def quantize_dynamic(source: Path, target: Path) -> Quantized:
 class Prepared:
     """A float32 graph ready to be quantized many times, and what its activations were seen to be.
 
-    ``model``: constants and batch norm folded, every node named, shapes inferred. ``source``: as read; its metadata goes into what is
-    written. ``name``: what messages call it. ``images``, ``sha256``: number and hash of the calibration images.
+    ``model``: constants and batch norm folded, every node named, shapes inferred; ``graph``: its, to look at. ``source``: as read; its
+    metadata goes into what is written. ``name``: what messages call it. ``images``, ``sha256``: number and hash of the calibration images.
     """
 
     model: onnx.ModelProto
+    graph: ir.Graph
     source: onnx.ModelProto
     name: str
     histograms: Histograms
     images: int
     sha256: str
-
-    @cached_property
-    def graph(self) -> ir.Graph:
-        """The model's, to look at."""
-        return index(self.model)
 
 
 def prepare(source: Path, calibration: np.ndarray, *, change: Change | None = None) -> Prepared:
@@ -177,11 +172,13 @@ def prepare(source: Path, calibration: np.ndarray, *, change: Change | None = No
         change(prepared)
     with held_back(name):
         prepared = onnx.shape_inference.infer_shapes(prepared)
+    graph = index(prepared)
     return Prepared(
         model=prepared,
+        graph=graph,
         source=model,
         name=name,
-        histograms=observe(prepared, _float_tensors(_quantizable(index(prepared))), calibration),
+        histograms=observe(prepared, _float_tensors(_quantizable(graph)), calibration),
         images=len(calibration),
         sha256=hashlib.sha256(calibration.tobytes()).hexdigest(),
     )
@@ -216,10 +213,9 @@ def quantize_prepared(
     if not chosen:
         among = f"{len(known if nodes is None else nodes)} nodes chosen{f' and operators {config.operators}' if config.operators else ''}"
         raise CompressError(f"{prepared.name} has nothing to quantize among the {among}; None takes all that ONNX Runtime can quantize")
+    ranges = prepared.histograms.ranges(config.method)
     with held_back(prepared.name):
-        quantized = insert_qdq(
-            prepared.model, prepared.histograms.ranges(config.method), chosen, config.types, per_channel=config.per_channel
-        )
+        quantized = insert_qdq(prepared.model, prepared.graph, ranges, chosen, config.types, per_channel=config.per_channel)
     if change is not None:
         change(quantized)
     return quantized
@@ -302,7 +298,6 @@ def _report(model: onnx.ModelProto, config: StaticConfig) -> Quantized:
 
 
 def _finish(quantized: onnx.ModelProto, source: onnx.ModelProto, facts: dict[str, str], target: Path) -> None:
-    kept = {entry.key: entry.value for entry in source.metadata_props}
     facts = {"tool": f"onnxruntime {onnxruntime.__version__}", **facts}
-    onnx.helper.set_model_props(quantized, dict(sorted((kept | {f"quantization.{key}": value for key, value in facts.items()}).items())))
+    note(quantized, source, {f"quantization.{key}": value for key, value in facts.items()})
     write_onnx(quantized, target)

@@ -230,7 +230,7 @@ def _add_squares(graph: ir.Graph, tensor: ir.Value, twin: ir.Value) -> dict[str,
     return {name: _add(graph, "ReduceSumSquare", value, keepdims=0) for name, value in (("signal", tensor), ("noise", error))}
 
 
-def _add(graph: ir.Graph, kind: str, *inputs: ir.Value | None, **attributes: Any) -> ir.Value:
-    node = make(graph, kind, inputs, kind, **attributes)
+def _add(graph: ir.Graph, kind: str, tensor: ir.Value, *others: ir.Value | None, **attributes: Any) -> ir.Value:
+    node = make(graph, kind, [tensor, *others], f"{tensor.name}/{kind}", **attributes)
     graph.append(node)
     return node.outputs[0]

@@ -28,7 +28,7 @@ from onnxruntime.quantization.registry import QDQRegistry, QLinearOpsRegistry
 from ..errors import CompressError, first_line
 from ..graphs.edits import nodes_after_weights, nodes_before_weights
 from ..graphs.file import RUNTIME_ERRORS
-from ..graphs.index import edited, index
+from ..graphs.index import edited
 from .qdq import image_scale, keep_outputs_float, pool_before_clipping, read_image_directly
 
 # The quantizer takes these too, but ONNX Runtime computes them as float32 between DequantizeLinear and QuantizeLinear: rounded for nothing.
@@ -83,18 +83,23 @@ def this_cpu() -> Types:
 
 
 def insert_qdq(
-    model: onnx.ModelProto, ranges: Mapping[str, tuple[float, float]], nodes: Collection[str], types: Types, *, per_channel: bool
+    model: onnx.ModelProto,
+    graph: ir.Graph,
+    ranges: Mapping[str, tuple[float, float]],
+    nodes: Collection[str],
+    types: Types,
+    *,
+    per_channel: bool,
 ) -> onnx.ModelProto:
     """A quantized copy of a float graph, its nodes in the order of computation.
 
     Args:
-        model: as ``quantize.prepare`` leaves it.
+        model: as ``quantize.prepare`` leaves it. graph: its, to look at.
         ranges: lowest and highest value of each float tensor that the nodes read or make.
         nodes: names of the nodes to quantize, at least one.
         types: of activations and weights.
         per_channel: one scale per output channel of a weight, else one per weight.
     """
-    graph = index(model)
     images = _image_tensors(graph) if types.activations == "uint8" else {}
     limits = dict(ranges) | {name: (-zero * scale, (255 - zero) * scale) for name, (_, scale, zero) in images.items()}
     data = {name: (np.float32(low), np.float32(high)) for name, (low, high) in limits.items()}

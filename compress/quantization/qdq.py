@@ -9,22 +9,33 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
-from ..graphs.index import constant, edited, fresh, is_a, maker, only_reader, readers, sweep
+from ..graphs.index import constant, edited, fresh, index, is_a, maker, only_reader, readers, sweep
 
-_ADDED = ("_scale", "_zero_point", "_quantized", "_QuantizeLinear_Output", "_DequantizeLinear_Output")
+# What the quantizer appends to the name of a tensor or node, to have one for what it adds: a tensor, or a node.
+_TENSORS: tuple[str, ...] = ("_scale", "_zero_point", "_quantized", "_quantized_scale", "_quantized_zero_point", "_QuantizeLinear_Output")
+_TENSORS += ("_DequantizeLinear_Output", "_output_quantized", "_output_quantized_cast_output", "_quant_scales_mul:0")
+_NODES = ("_QuantizeLinear", "_DequantizeLinear", "_quant", "_quant_scales_mul", "_quant_output_scale_mul", "_output_quantized_cast")
 _PASSED_BY_QUANTIZE = ("Reshape", "Squeeze", "Unsqueeze", "Transpose", "Slice")  # seen in ONNX Runtime's optimised graphs, besides MaxPool
 
 
 def rename_clashes(model: onnx.ModelProto) -> None:
     """Rename, in place, what is called as ONNX Runtime's quantizer calls what it adds: beside a tensor "x" a weight "x_scale".
 
-    The quantizer takes such a weight for the scale of "x", without a word.
+    The quantizer takes such a weight for the scale of "x", without a word, and makes a second node of a name that there is.
     """
-    with edited(model) as graph:
-        values = ir.convenience.create_value_mapping(graph)
-        for name in sorted({f"{name}{suffix}" for name in values for suffix in _ADDED} & values.keys()):
-            if not values[name].is_graph_input() and not values[name].is_graph_output():
-                values[name].name = fresh(graph, f"{name}.")
+    if _clashes(index(model)):
+        with edited(model) as graph:
+            for one in _clashes(graph):
+                one.name = fresh(graph, f"{one.name}.", of_node=isinstance(one, ir.Node))
+
+
+def _clashes(graph: ir.Graph) -> list[ir.Value | ir.Node]:
+    tensors = ir.convenience.create_value_mapping(graph)
+    nodes = {str(node.name): node for node in graph.all_nodes()}
+    stems = (*tensors, *nodes)
+    found = [tensors[name] for name in sorted({f"{stem}{ending}" for stem in stems for ending in _TENSORS} & tensors.keys())]
+    inner = [one for one in found if not one.is_graph_input() and not one.is_graph_output()]
+    return [*inner, *(nodes[name] for name in sorted({f"{stem}{ending}" for stem in stems for ending in _NODES} & nodes.keys()))]
 
 
 def image_scale(tensor: ir.Value | None) -> tuple[str, float, int] | None:

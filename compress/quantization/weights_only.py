@@ -18,7 +18,7 @@ import onnx
 import onnx_ir as ir
 
 from ..errors import CompressError
-from ..graphs.file import write_onnx
+from ..graphs.file import note, write_onnx
 from ..graphs.floats import read_float
 from ..graphs.index import add_constant, constant, edited, is_a, make, settings
 
@@ -59,7 +59,7 @@ def store_weights(source: Path, target: Path, *, bits: str) -> Stored:
     noise = store_in(model, name, bits=bits)
     if not noise:
         raise CompressError(f"{name} has no float32 weights of {_LEAST_VALUES} values or more; there is nothing to store smaller")
-    onnx.helper.set_model_props(model, _metadata(model, bits))
+    note(model, model, {"quantization.mode": "weights", "quantization.weights": bits})
     write_onnx(model, target)
     return Stored(bits=bits, weights=noise, bytes_before=before, bytes_after=target.stat().st_size)
 
@@ -119,8 +119,3 @@ def _noise(values: np.ndarray, back: np.ndarray) -> float | None:
     error = float(np.square(values.astype(np.float64) - back).sum())
     signal = float(np.square(values.astype(np.float64)).sum())
     return 10 * float(np.log10(signal / error)) if error and signal else None
-
-
-def _metadata(model: onnx.ModelProto, bits: str) -> dict[str, str]:
-    facts = {entry.key: entry.value for entry in model.metadata_props}
-    return dict(sorted((facts | {"quantization.mode": "weights", "quantization.weights": bits}).items()))

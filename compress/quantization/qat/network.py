@@ -33,7 +33,7 @@ from torch import Tensor, nn
 
 from ...errors import CompressError
 from ...graphs.file import opset_of
-from ...graphs.index import edited, index, is_a, maker, set_constants, sweep
+from ...graphs.index import edited, fresh, index, is_a, maker, set_constants, sweep
 from .fake_quantize import FakeQuantize, Grid, grid_of
 from .operators import CHOOSING, INSTEAD, VIEWS, Function, label_of, make_function
 
@@ -54,6 +54,7 @@ class _Step:
 class _Plan:
     """What is found on the way through the graph, in terms of the names of its values."""
 
+    graph: ir.Graph
     steps: list[_Step] = field(default_factory=list)
     alias: dict[str, str] = field(default_factory=dict)  # a value to the one that it equals
     grids: dict[str, Grid] = field(default_factory=dict)  # of the values that lie on one
@@ -62,6 +63,12 @@ class _Plan:
 
     def resolve(self, name: str) -> str:
         return self.alias.get(name, name)
+
+    def hold(self, name: str, value: Tensor) -> str:
+        """Note a constant that the file has not; the name that it gets."""
+        name = fresh(self.graph, name)
+        self.held[name] = value
+        return name
 
 
 class GraphNetwork(nn.Module):
@@ -133,7 +140,7 @@ def _make_plan(model: onnx.ModelProto, constants: dict[str, np.ndarray]) -> _Pla
     del graph.outputs[1:]
     sweep(graph)
     trained = _trained(graph)
-    plan = _Plan(stored={name: None for name in trained if constants[name].dtype == np.float32})
+    plan = _Plan(graph=graph, stored={name: None for name in trained if constants[name].dtype == np.float32})
     for node in graph:
         if is_a(node, "DequantizeLinear"):
             _add_dequantize(plan, node, constants, model.graph.input[0].name, trained)
@@ -183,10 +190,8 @@ def _add_dequantize(plan: _Plan, node: ir.Node, constants: dict[str, np.ndarray]
         plan.held[output] = grid.read(constants[name])
     elif name == image:
         # The image is its own quantized form; what a distortion made of it is not rounded.
-        plan.held[f"{output} scale"] = grid.scale
-        plan.steps.append(
-            _Step(function=lambda x, scale: (x - grid.zero_point) * scale, inputs=(name, f"{output} scale"), outputs=(output,))
-        )
+        scale = plan.hold(f"{output} scale", grid.scale)
+        plan.steps.append(_Step(function=lambda x, scale: (x - grid.zero_point) * scale, inputs=(name, scale), outputs=(output,)))
     elif grid.same(plan.grids.get(name)):
         plan.alias[output] = name
     else:
@@ -198,12 +203,12 @@ def _add_quantize(plan: _Plan, name: str, node: ir.Node, grid: Grid) -> None:
     if grid.same(plan.grids.get(name)):  # rounding again changes nothing
         plan.alias[output] = name
         return
-    plan.held[f"{output} scale"] = grid.scale
+    scale = plan.hold(f"{output} scale", grid.scale)
 
     def function(x: Tensor, scale: Tensor) -> Any:
         return FakeQuantize.apply(x, scale, grid.low, grid.high, grid.wide)
 
-    plan.steps.append(_Step(function=function, inputs=(name, f"{output} scale"), outputs=(output,)))
+    plan.steps.append(_Step(function=function, inputs=(name, scale), outputs=(output,)))
     plan.grids[output] = grid
 
 
