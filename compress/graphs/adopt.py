@@ -16,11 +16,13 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-from onnx import TensorProto, helper, numpy_helper
+import onnx_ir as ir
+from onnx import TensorProto, helper
 
 from ..errors import CompressError
-from .file import RUNTIME_ERRORS, image_inputs, open_session, read_onnx
+from .file import RUNTIME_ERRORS, image_inputs, note, open_session, read_onnx
 from .floats import read_float
+from .index import add_constant, edited, fresh, make, named, readers, rename
 
 IMAGE, LOGITS, PROBABILITIES = "image", "logits", "probabilities"
 
@@ -51,28 +53,25 @@ def adopt(
         CompressError: for what the module refuses.
     """
     model = read_float(path)
-    entry, graph = _entry(model, path), model.graph
+    entry = _entry(model, path)
     sizes = [dim.dim_value for dim in entry.type.tensor_type.shape.dim]
     if any(have not in (0, want) for have, want in zip(sizes[1:], shape, strict=True)):
         raise CompressError(f'"{path}" takes images {tuple(sizes[1:])}, and image-shape (={shape}) is another; leave --image-shape out')
-    kind, batch = entry.type.tensor_type.elem_type, sizes[0]
-    first = entry.name
-    graph.input.remove(entry)
-    if kind == TensorProto.UINT8:
-        _rename(model, first, IMAGE)
-    else:
-        _rename(model, IMAGE, f"{IMAGE}_prepared")  # its input, or a weight of that name
-        first = f"{IMAGE}_prepared" if first == IMAGE else first
-        _insert_first(model, _preparation(model, first, mean, std))
-    _name_outputs(model, path)
-    del graph.value_info[:]
-    props = {entry.key: entry.value for entry in model.metadata_props} | dict(metadata)
-    helper.set_model_props(model, dict(sorted(props.items())))
+    batch = sizes[0]
+    with edited(model) as graph:
+        image = named(graph)[entry.name]
+        graph.inputs.remove(image)
+        if image.dtype != ir.DataType.UINT8:
+            image = _prepare(graph, image, mean, std)
+        rename(graph, image, IMAGE)
+        _name_outputs(graph, path)
+    del model.graph.value_info[:]
+    note(model, model, metadata)
     for size in ("batch", batch or 1):
-        graph.input.insert(0, helper.make_tensor_value_info(IMAGE, TensorProto.UINT8, (size, *shape)))
+        model.graph.input.insert(0, helper.make_tensor_value_info(IMAGE, TensorProto.UINT8, (size, *shape)))
         if _takes(model, path, shape, 2 if size == "batch" else int(size)):
             return model
-        del graph.input[0]
+        del model.graph.input[0]
     raise CompressError(f'"{path}" does not give (B, K) for images {shape}; a classifier of one label per image is needed here')
 
 
@@ -91,60 +90,42 @@ def _entry(model: onnx.ModelProto, path: Path) -> onnx.ValueInfoProto:
     return entries[0]
 
 
-def _preparation(model: onnx.ModelProto, name: str, mean: Sequence[float], std: Sequence[float]) -> list[onnx.NodeProto]:
-    """(pixel / 255 - mean) / std as one product and one sum, from the new input to the tensor that was the input."""
+def _prepare(graph: ir.Graph, taken: ir.Value, mean: Sequence[float], std: Sequence[float]) -> ir.Value:
+    """(pixel / 255 - mean) / std as one product and one sum, in the place of the tensor that was the input; the pixels."""
     scale = (1 / (255 * np.asarray(std, np.float64))).astype(np.float32).reshape(1, -1, 1, 1)
     shift = (-np.asarray(mean, np.float64) / np.asarray(std, np.float64)).astype(np.float32).reshape(1, -1, 1, 1)
-    nodes = [helper.make_node("Cast", [IMAGE], ["prepare.cast"], to=TensorProto.FLOAT, name="prepare.cast")]
-    model.graph.initializer.append(numpy_helper.from_array(scale, "prepare.factor"))
-    scaled = "prepare.mul" if shift.any() else name
-    nodes.append(helper.make_node("Mul", ["prepare.cast", "prepare.factor"], [scaled], name="prepare.mul"))
+    pixels = ir.Value(name=fresh(graph, IMAGE))
+    cast = make(graph, "Cast", [pixels], "prepare.cast", "prepare.cast", to=TensorProto.FLOAT)
+    factor = add_constant(graph, "prepare.factor", scale)
+    nodes = [cast, make(graph, "Mul", [*cast.outputs, factor], "prepare.mul" if shift.any() else taken, "prepare.mul")]
     if shift.any():
-        model.graph.initializer.append(numpy_helper.from_array(shift, "prepare.offset"))
-        nodes.append(helper.make_node("Add", [scaled, "prepare.offset"], [name], name="prepare.add"))
-    return nodes
+        offset = add_constant(graph, "prepare.offset", shift)
+        nodes.append(make(graph, "Add", [*nodes[-1].outputs, offset], taken, "prepare.add"))
+    [last] = nodes[-1].outputs
+    taken.replace_all_uses_with(last, replace_graph_outputs=True)
+    graph.insert_before(graph[0], nodes)
+    if last.name == IMAGE:
+        last.name = fresh(graph, f"{IMAGE}_prepared")
+    return pixels
 
 
-def _insert_first(model: onnx.ModelProto, nodes: Sequence[onnx.NodeProto]) -> None:
-    for node in reversed(nodes):
-        model.graph.node.insert(0, node)
-
-
-def _name_outputs(model: onnx.ModelProto, path: Path) -> None:
+def _name_outputs(graph: ir.Graph, path: Path) -> None:
     """The first output becomes ``logits``, or ``probabilities`` if a Softmax makes it; the other one is added, all others go."""
-    given = model.graph.output[0].name
-    maker = next((node for node in model.graph.node if given in node.output), None)
-    if maker is None:
-        raise CompressError(f'"{path}": output "{given}" is made by no node; export it again')
-    if maker.op_type == "Softmax":
-        _rename(model, maker.input[0], LOGITS)
-        _rename(model, given, PROBABILITIES)
-    else:
-        _rename(model, given, LOGITS)
-        there = next((node for node in model.graph.node if node.op_type == "Softmax" and node.input[0] == LOGITS), None)
-        if there is None:
-            there = model.graph.node.add()
-            there.CopyFrom(helper.make_node("Softmax", [LOGITS], [PROBABILITIES], axis=1, name=PROBABILITIES))
-        _rename(model, there.output[0], PROBABILITIES)
-    del model.graph.output[:]
-    model.graph.output.extend(helper.make_tensor_value_info(name, TensorProto.FLOAT, ("batch", None)) for name in (LOGITS, PROBABILITIES))
-
-
-def _rename(model: onnx.ModelProto, old: str, new: str) -> None:
-    """Call the tensor ``old`` ``new``; another of that name gets out of the way."""
-    if old == new:
-        return
-    taken = {name for node in model.graph.node for name in (*node.input, *node.output)} | {w.name for w in model.graph.initializer}
-    if new in taken:
-        _rename(model, new, f"{new}_")
-    for node in model.graph.node:
-        for names in (node.input, node.output):
-            for index, name in enumerate(names):
-                if name == old:
-                    names[index] = new
-    for weight in model.graph.initializer:
-        if weight.name == old:
-            weight.name = new
+    given = graph.outputs[0]
+    node = given.producer()
+    if node is None:
+        raise CompressError(f'"{path}": output "{given.name}" is made by no node; export it again')
+    logits = node.inputs[0] if node.op_type == "Softmax" else given
+    assert logits is not None, "a Softmax has an input"
+    softmax = node if logits is not given else next((one for one in readers(given) if one.op_type == "Softmax"), None)
+    rename(graph, logits, LOGITS)
+    if softmax is None:
+        softmax = make(graph, "Softmax", [logits], PROBABILITIES, PROBABILITIES, axis=1)
+        graph.append(softmax)
+    rename(graph, softmax.outputs[0], PROBABILITIES)
+    graph.outputs[:] = [logits, softmax.outputs[0]]
+    for value in graph.outputs:
+        value.type, value.shape = ir.TensorType(ir.DataType.FLOAT), ir.Shape(["batch", None])
 
 
 def _takes(model: onnx.ModelProto, path: Path, shape: tuple[int, int, int], batch: int) -> bool:

@@ -30,7 +30,8 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import CompressError, first_line
-from .file import RUNTIME_ERRORS, as_taken, open_session, read_onnx, write_onnx
+from .file import RUNTIME_ERRORS, as_taken, note, open_session, read_onnx, write_onnx
+from .index import edited, make, rename
 from .rewrite import simplify
 
 OPSET = 18  # what the exporter writes without a conversion step, and what older runtimes on boards read
@@ -116,7 +117,7 @@ def export_onnx(
     _add_probabilities(model)
     rewrites = simplify(model)
     notes = {"compress.rewrites": json.dumps(rewrites)} if rewrites else {}
-    onnx.helper.set_model_props(model, dict(sorted((dict(metadata) | notes).items())))
+    note(model, model, dict(metadata) | notes)
     _check_batch_is_free(model, example)
     write_onnx(model, target)
     return rewrites
@@ -213,11 +214,14 @@ def _trace(deployed: nn.Module, example: Tensor, opset: int) -> onnx.ModelProto:
 
 def _add_probabilities(model: onnx.ModelProto) -> None:
     """The softmax of the logits as a second output; added here, so that a network need not know of it."""
-    logits = model.graph.output[0]
-    model.graph.node.append(onnx.helper.make_node("Softmax", [logits.name], ["probabilities"], name="probabilities_Softmax", axis=1))
-    value = model.graph.output.add()
-    value.CopyFrom(logits)
-    value.name = "probabilities"
+    with edited(model) as graph:
+        [logits] = graph.outputs
+        softmax = make(graph, "Softmax", [logits], "probabilities", axis=1)
+        graph.append(softmax)
+        [value] = softmax.outputs
+        value.type, value.shape = logits.type, logits.shape
+        rename(graph, value, "probabilities")
+        graph.outputs.append(value)
 
 
 def _strip_notes(message: Any) -> None:

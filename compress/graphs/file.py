@@ -8,6 +8,7 @@ Source: the ONNX checker (onnx.ai/onnx/api/checker.html); the write is temporary
 
 import os
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,11 @@ def read_onnx(path: Path) -> onnx.ModelProto:
     return model
 
 
+def opset_of(model: onnx.ModelProto) -> int:
+    """The version of the ONNX operators that the model uses, 0 where it names none."""
+    return max((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), default=0)
+
+
 def image_inputs(model: onnx.ModelProto) -> list[onnx.ValueInfoProto]:
     """What the caller must hand in: the inputs but for the weights, which old files list among them."""
     weights = {weight.name for weight in model.graph.initializer}
@@ -60,6 +66,12 @@ def as_taken(entry: onnx.ValueInfoProto | onnxruntime.NodeArg, images: NDArray[A
     if images.dtype == np.uint8 and takes in (onnx.TensorProto.FLOAT, "tensor(float)"):
         images = images.astype(np.float32) / np.float32(255)
     return np.ascontiguousarray(images)
+
+
+def note(model: onnx.ModelProto, source: onnx.ModelProto, facts: Mapping[str, str]) -> None:
+    """Make the metadata of ``source`` and ``facts``, which win, those of ``model``, sorted by name."""
+    kept = {entry.key: entry.value for entry in source.metadata_props}
+    onnx.helper.set_model_props(model, dict(sorted((kept | dict(facts)).items())))
 
 
 def write_onnx(model: onnx.ModelProto, target: Path) -> None:

@@ -7,8 +7,9 @@ import numpy as np
 import onnx
 
 from ..errors import CompressError
-from .edits import WEIGHTED, fold_constants, rename_clashes, weighted_nodes
-from .file import image_inputs, read_onnx
+from .edits import WEIGHTED, fold_constants, weighted_nodes
+from .file import image_inputs, opset_of, read_onnx
+from .index import constant, index
 
 MINIMUM_IMAGES = 32  # below this the seen range depends more on the choice of images than on the network (pytorch/pytorch#45185)
 _QUANTIZED = re.compile("QuantizeLinear|Integer$|^QLinear|^QGemm|^DequantizeLinear")
@@ -24,7 +25,7 @@ def read_float(source: Path) -> onnx.ModelProto:
     quantized = sorted({node.op_type for node in model.graph.node if _QUANTIZED.search(node.op_type)})
     if quantized:
         raise CompressError(f'"{source}" is quantized already (it has {", ".join(quantized)}); quantize the float32 file it came from')
-    opset = max((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), default=0)
+    opset = opset_of(model)
     stored = next((entry.value for entry in model.metadata_props if entry.key == "quantization.mode"), None)
     if stored:
         raise CompressError(f'"{source}" is quantized already (its metadata says {stored}); quantize the float32 file it came from')
@@ -60,12 +61,11 @@ def fold(model: onnx.ModelProto, name: str) -> onnx.ModelProto:
     raising.
     """
     folded = fold_constants(model, name)
-    weighted = weighted_nodes(folded)
+    weighted = weighted_nodes(index(folded))
     if not weighted:
         raise CompressError(f"{name} has no {', '.join(WEIGHTED)} with constant float32 weights; there is nothing to quantize")
-    used = {name for node in weighted for name in node.input}
-    for weight in folded.graph.initializer:
-        if weight.name in used and not np.isfinite(onnx.numpy_helper.to_array(weight)).all():
+    for weight in dict.fromkeys(value for node in weighted for value in node.inputs):
+        values = constant(weight)
+        if weight is not None and values is not None and not np.isfinite(values).all():
             raise CompressError(f'{name}: weight "{weight.name}" holds values that are not finite; train the network again')
-    rename_clashes(folded)
     return folded

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import onnxruntime
 import torch
 from numpy.typing import NDArray
@@ -24,6 +25,8 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from .file import as_taken, open_session
+from .index import index, is_a, maker
+from .probe import with_outputs
 
 Run = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
 _ATEN = torch.ops.aten
@@ -58,18 +61,14 @@ def graph_gates(model: onnx.ModelProto, images: NDArray[np.uint8]) -> list[Gate]
     Raises:
         CompressError: ONNX Runtime cannot load the graph.
     """
-    pairs = _gated_products(model.graph)
+    pairs = _gated_products(index(model))
     if not pairs:
         return []
-    watched = onnx.ModelProto()
-    watched.CopyFrom(model)
     names = list(dict.fromkeys(name for pair in pairs for name in pair))
-    own = {value.name for value in model.graph.output}
-    watched.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names if name not in own)
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.intra_op_num_threads = 1
-    session = open_session(watched, "the graph, with its gates as outputs,", options)
+    session = open_session(with_outputs(model, names), "the graph, with its gates as outputs,", options)
     taken = session.get_inputs()[0]
     fed = as_taken(taken, images)
     step = 1 if isinstance(taken.shape[0], int) else max(1, len(images))  # a fixed batch is a batch of one
@@ -162,21 +161,19 @@ class _Watch(TorchDispatchMode):
         return result
 
 
-def _gated_products(graph: onnx.GraphProto) -> list[tuple[str, str]]:
-    """Pairs of tensor names: what a sigmoid has become when it multiplies, and the product. Nodes come in the order of computation."""
-    carried: dict[str, str] = {}
-    pairs = []
-    for node in graph.node:
-        if node.op_type in ("Sigmoid", "HardSigmoid"):
-            carried[node.output[0]] = node.output[0]
-        elif node.op_type in _CARRIERS and node.input[0] in carried:
-            source = carried[node.input[0]]
-            # What Expand repeats is read before it, where the repetition still shows in the shape.
-            repeated = node.op_type == "Expand" or source != node.input[0]
-            carried[node.output[0]] = source if repeated else node.output[0]
-        elif node.op_type == "Mul":
-            pairs += [(carried[name], node.output[0]) for name in node.input if name in carried]
-    return pairs
+def _gated_products(graph: ir.Graph) -> list[tuple[str, str]]:
+    """Pairs of tensor names: what a sigmoid has become when it multiplies, and the product, in the order of computation."""
+    factors = [(_gate_at(value), node) for node in graph if is_a(node, "Mul") for value in node.inputs]
+    return [(str(factor.name), str(node.outputs[0].name)) for factor, node in factors if factor is not None]
+
+
+def _gate_at(value: ir.Value | None) -> ir.Value | None:
+    """What a sigmoid has become in this tensor; what Expand repeats is read before it, where the repetition still shows in the shape."""
+    gate = value
+    while (node := maker(value, *_CARRIERS)) is not None:
+        value = node.inputs[0]
+        gate = value if node.op_type == "Expand" else gate
+    return gate if maker(value, "Sigmoid", "HardSigmoid") is not None else None
 
 
 def _as_gate(factor: NDArray[Any], product: tuple[int, ...]) -> Gate | None:

@@ -15,7 +15,6 @@ Source: the profile of onnxruntime (onnxruntime.ai/docs/performance/tune-perform
 import json
 import re
 import tempfile
-from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +22,7 @@ import onnx
 import onnxruntime
 
 from .file import open_session, read_onnx
+from .index import index, maker, named
 
 _ADDED = re.compile(r"^fused |_kernel_time$|_token_\d+|_nchwc")
 _WARM_UP = 10  # calls
@@ -70,18 +70,19 @@ class _Owners:
     """Which node of a file a kernel computes."""
 
     def __init__(self, model: onnx.ModelProto) -> None:
-        self.nodes: Mapping[str, onnx.NodeProto] = {node.name: node for node in model.graph.node if node.name}
-        self.makers: Mapping[str, onnx.NodeProto] = {output: node for node in model.graph.node for output in node.output}
+        graph = index(model)
+        self.nodes, self.tensors = {node.name for node in graph if node.name}, named(graph)
 
     def of(self, name: str, kind: str) -> str:
         """The node's name, or its operator in brackets. By hand: "relu_nchwc", "Conv" is the Conv in front of what makes "relu"."""
         name = _ADDED.sub("", name)
         if name in self.nodes:
             return name
-        near = [self.makers[name]] if name in self.makers else []
+        node = maker(self.tensors.get(name))
+        near = [] if node is None else [node]
         for node in near:
             if node.op_type == kind:
-                return node.name
+                return str(node.name)
             if len(near) < 4:  # Conv, Add, Relu is the longest that is fused
-                near.extend(self.makers[given] for given in node.input if given in self.makers)
-        return near[0].name if near else f"({kind})"
+                near.extend(node.predecessors())
+        return str(near[0].name) if near else f"({kind})"

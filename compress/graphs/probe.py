@@ -3,31 +3,43 @@
 Used by what compares a float32 graph with its quantized form, node by node.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from typing import Any
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import onnxruntime
+from numpy.typing import NDArray
 
 from .file import as_taken, image_inputs, open_session
+from .index import constant, maker, settings
 
 
-def constants_of(model: onnx.ModelProto) -> dict[str, np.ndarray]:
-    """Each constant of the graph by name, and each constant behind a DequantizeLinear by the name of what that gives, as float32.
+def stored_constant(value: ir.Value | None) -> NDArray[Any] | None:
+    """What a tensor holds if it is a constant, or a constant behind a DequantizeLinear, as float32 then.
 
     By hand: int8 [[4], [8]] with scales [0.5, 0.25] along axis 0 is [[2.0], [2.0]].
     """
-    constants = {weight.name: onnx.numpy_helper.to_array(weight) for weight in model.graph.initializer}
-    for node in model.graph.node:
-        if node.op_type == "DequantizeLinear" and node.input[0] in constants:
-            stored, scale = (constants[name].astype(np.float32) for name in node.input[:2])
-            zero = constants[node.input[2]].astype(np.float32) if len(node.input) > 2 else np.zeros_like(scale)
-            if scale.ndim == 1 and stored.ndim:
-                axis = next((entry.i for entry in node.attribute if entry.name == "axis"), 1) % stored.ndim
-                along = [-1 if index == axis else 1 for index in range(stored.ndim)]
-                scale, zero = scale.reshape(along), zero.reshape(along)
-            constants[node.output[0]] = (stored - zero) * scale
-    return constants
+    node = maker(value, "DequantizeLinear")
+    if node is None or any(constant(one) is None for one in node.inputs):
+        return constant(value)
+    stored, scale, *zeros = (np.asarray(constant(one), np.float32) for one in node.inputs)
+    zero = zeros[0] if zeros else np.zeros_like(scale)
+    if scale.ndim == 1 and stored.ndim:
+        axis = settings(node).get("axis", 1) % stored.ndim
+        along = [-1 if index == axis else 1 for index in range(stored.ndim)]
+        scale, zero = scale.reshape(along), zero.reshape(along)
+    return (stored - zero) * scale
+
+
+def with_outputs(model: onnx.ModelProto, names: Iterable[str]) -> onnx.ModelProto:
+    """A copy of the model that gives the tensors of these names, whatever they are."""
+    copied = onnx.ModelProto()
+    copied.CopyFrom(model)
+    del copied.graph.output[:]
+    copied.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
+    return copied
 
 
 def run_in_batches(

@@ -9,14 +9,24 @@ the weight's, so at most half such a step remains. Takes Conv and Gemm with a co
 Source: Nagel et al. 2019, arXiv:1906.04721, section 4.2.
 """
 
+from typing import Any, NamedTuple
+
 import numpy as np
 import onnx
-from onnx import helper, numpy_helper
+import onnx_ir as ir
 
-from ..graphs.probe import constants_of, run_in_batches
+from ..graphs.file import opset_of
+from ..graphs.index import add_constant, constant, edited, index, is_a, make, maker, set_constants, settings
+from ..graphs.probe import run_in_batches, stored_constant
 
-_BATCH_AXIS = "bias/batch axis"
 _INT32 = np.iinfo(np.int32)
+
+
+class _Layer(NamedTuple):
+    node: ir.Node
+    weight: np.ndarray
+    bias: np.ndarray
+    weight_name: str | None
 
 
 def correct_bias(quantized: onnx.ModelProto, prepared_model: onnx.ModelProto, images: np.ndarray, *, batch: int = 32) -> int:
@@ -30,56 +40,47 @@ def correct_bias(quantized: onnx.ModelProto, prepared_model: onnx.ModelProto, im
     Returns:
         The number of nodes whose bias was corrected.
     """
-    errors = _mean_errors(quantized, prepared_model, images, batch)
-    floats = {weight.name: weight for weight in prepared_model.graph.initializer}
-    stored = {weight.name: weight for weight in quantized.graph.initializer}
-    makers = {output: node for node in quantized.graph.node for output in node.output}
-    before = {node.name: node for node in prepared_model.graph.node}
-    shares: dict[str, list[np.ndarray]] = {}  # by bias: two nodes may have the same one
-    for node in quantized.graph.node:
-        if node.name in errors:
-            shares.setdefault(node.input[2], []).append(numpy_helper.to_array(floats[before[node.name].input[2]]) - errors[node.name])
-    for name, wanted in shares.items():
+    exact, rounded = _layers(prepared_model), _layers(quantized)
+    errors = _mean_errors(prepared_model, exact, rounded, images, batch)
+    shares: dict[ir.Value | None, list[np.ndarray]] = {}  # by bias: two nodes may have the same one
+    for name, error in errors.items():
+        shares.setdefault(rounded[name].node.inputs[2], []).append(exact[name].bias - error)
+    biases = {}
+    for value, wanted in shares.items():
         bias = np.mean(wanted, axis=0)
-        target = stored.get(name)
-        if target is None:
-            dequantize = makers[name]
-            target = stored[dequantize.input[0]]
-            bias = np.clip(np.round(bias / numpy_helper.to_array(stored[dequantize.input[1]])), _INT32.min, _INT32.max)
-        dtype = helper.tensor_dtype_to_np_dtype(target.data_type)
-        target.CopyFrom(numpy_helper.from_array(bias.astype(dtype), target.name))
+        if (dequantize := maker(value, "DequantizeLinear")) is not None:
+            value, scale = dequantize.inputs[:2]
+            bias = np.clip(np.round(bias / constant(scale)), _INT32.min, _INT32.max)
+        if value is not None:
+            biases[str(value.name)] = bias
+    set_constants(quantized, biases)
     return len(errors)
 
 
-def _mean_errors(quantized: onnx.ModelProto, prepared_model: onnx.ModelProto, images: np.ndarray, batch: int) -> dict[str, np.ndarray]:
+def _mean_errors(
+    model: onnx.ModelProto, exact: dict[str, _Layer], rounded: dict[str, _Layer], images: np.ndarray, batch: int
+) -> dict[str, np.ndarray]:
     """By node, the mean over images and pixels of what it makes of its input with the error of its weights as weights, (C,).
 
     A layer is linear: the mean of what it makes is what it makes of the mean image.
     """
-    weights, rounded = constants_of(prepared_model), constants_of(quantized)
-    after = {node.name: node for node in quantized.graph.node}
-    probe = onnx.ModelProto()
-    probe.CopyFrom(prepared_model)
-    del probe.graph.output[:]
-    names = []
-    for node in prepared_model.graph.node:
-        twin = after.get(node.name)
-        if twin is None or not _correctable(node, weights) or not _correctable(twin, rounded) or node.input[1] == twin.input[1]:
-            continue
-        error = numpy_helper.from_array(rounded[twin.input[1]] - weights[node.input[1]], f"{node.name}/weight error")
-        second = onnx.NodeProto()
-        second.CopyFrom(node)
-        second.name = f"{node.name}/error"
-        del second.input[:], second.output[:]
-        second.input.extend([f"{node.name}/mean", error.name])
-        second.output.append(second.name)
-        probe.graph.initializer.append(error)
-        probe.graph.node.extend([_mean_over_batch(node.input[0], f"{node.name}/mean", prepared_model), second])
-        probe.graph.output.append(onnx.ValueInfoProto(name=second.name))
-        names.append(node.name)
+    names = [name for name, layer in exact.items() if name in rounded and layer.weight_name != rounded[name].weight_name]
     if not names:
         return {}
-    probe.graph.initializer.append(numpy_helper.from_array(np.array([0]), _BATCH_AXIS))
+    probe = onnx.ModelProto()
+    probe.CopyFrom(model)
+    with edited(probe) as graph:
+        nodes = {node.name: node for node in graph}
+        axis: dict[str, Any] = {"axes": [0]} if opset_of(model) < 18 else {}
+        axes = [] if axis else [add_constant(graph, "batch axis", np.array([0]))]
+        graph.outputs.clear()
+        for name in names:
+            node = nodes[name]
+            error = add_constant(graph, f"{name}/weight error", rounded[name].weight - exact[name].weight)
+            mean = make(graph, "ReduceMean", [node.inputs[0], *axes], f"{name}/mean", **axis)
+            second = make(graph, node.op_type, [*mean.outputs, error], f"{name}/error", **node.attributes)
+            graph.extend([mean, second])
+            graph.outputs.extend(second.outputs)
     sums, seen = [np.zeros(1)] * len(names), 0
     for count, found in run_in_batches(probe, images, batch, as_written=False):
         means = [values.mean(axis=(0, *range(2, values.ndim)), dtype=np.float64) for values in found]
@@ -88,14 +89,12 @@ def _mean_errors(quantized: onnx.ModelProto, prepared_model: onnx.ModelProto, im
     return {name: total / seen for name, total in zip(names, sums, strict=True)}
 
 
-def _mean_over_batch(tensor: str, name: str, model: onnx.ModelProto) -> onnx.NodeProto:
-    opset = next(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
-    if opset < 18:
-        return helper.make_node("ReduceMean", [tensor], [name], name=name, axes=[0])
-    return helper.make_node("ReduceMean", [tensor, _BATCH_AXIS], [name], name=name)
-
-
-def _correctable(node: onnx.NodeProto, constants: dict[str, np.ndarray]) -> bool:
-    """Whether it is a layer with a constant weight and one constant bias per output, which it adds as it stands."""
-    plain = node.op_type == "Conv" or (node.op_type == "Gemm" and all(entry.name != "beta" or entry.f == 1 for entry in node.attribute))
-    return plain and len(node.input) > 2 and all(name in constants for name in node.input[1:]) and constants[node.input[2]].ndim == 1
+def _layers(model: onnx.ModelProto) -> dict[str, _Layer]:
+    """By name, the nodes that can be corrected: their weight and their bias, one per output and added as it stands, are constant."""
+    found = {}
+    for node in index(model):
+        plain = is_a(node, "Conv") or (is_a(node, "Gemm") and settings(node).get("beta", 1) == 1)
+        fixed = [stored_constant(value) for value in node.inputs[1:]] if plain else []
+        if len(fixed) == 2 and fixed[0] is not None and fixed[1] is not None and fixed[1].ndim == 1 and node.inputs[1] is not None:
+            found[str(node.name)] = _Layer(node, fixed[0], fixed[1], node.inputs[1].name)
+    return found

@@ -25,6 +25,7 @@ import onnxruntime
 
 from ..errors import CompressError
 from ..graphs.file import as_taken, image_inputs, open_session
+from ..graphs.probe import with_outputs
 
 METHODS = ("minmax", "percentile", "entropy", "mse")
 BINS = 2048
@@ -47,10 +48,7 @@ class Histograms:
         self._made = [name for name in self._tensors if name != self._input]
         self._images, self._batch = images, batch
         self._prescribed = self._entry.type.tensor_type.shape.dim[0].dim_value
-        self._model = onnx.ModelProto()
-        self._model.CopyFrom(model)
-        del self._model.graph.output[:]
-        self._model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in self._made)
+        self._model = with_outputs(model, self._made)
         self._ranges: dict[str, dict[str, tuple[float, float]]] = {}
         self.limits = self._seen()
 

@@ -14,11 +14,13 @@ Source: Nagel et al. 2019, arXiv:1906.04721, section 4.1.
 """
 
 import math
-from collections import Counter
 from dataclasses import dataclass
 
 import numpy as np
 import onnx
+import onnx_ir as ir
+
+from ..graphs.index import constant, index, is_a, only_reader, set_constants, settings, sizes
 
 _LAYERS = ("Conv", "Gemm")
 _COMMUTE = ("Relu", "LeakyRelu", "MaxPool", "AveragePool", "GlobalAveragePool", "GlobalMaxPool")
@@ -63,17 +65,6 @@ class _Layer:
         self.channels *= np.repeat(by, self.inputs // len(by)).reshape(groups, 1, each, 1)
 
 
-@dataclass(kw_only=True, eq=False)
-class _Graph:
-    """What is asked of a graph again and again: who reads a tensor, its shape, the constants."""
-
-    constants: dict[str, onnx.TensorProto]
-    readers: Counter[str]  # how often a tensor is read, inside branches and as an output of the graph too
-    nodes: dict[str, onnx.NodeProto]
-    next: dict[str, onnx.NodeProto]  # that reads a tensor as its first input
-    shapes: dict[str, list[int]]  # 0 where unknown
-
-
 def equalise(model: onnx.ModelProto) -> int:
     """Equalise every pair of layers, in place; the answers stay the same up to float32 rounding.
 
@@ -83,21 +74,20 @@ def equalise(model: onnx.ModelProto) -> int:
     Returns:
         The number of pairs.
     """
-    graph = _graph(model)
-    layers = {node.name: layer for node in model.graph.node if (layer := _layer(node, graph)) is not None}
+    graph = index(onnx.shape_inference.infer_shapes(model))
+    layers = {node: layer for node in graph if (layer := _layer(node)) is not None}
     pairs = []
-    for name, first in layers.items():
-        second, each = _next_layer(name, graph)
+    for node, first in layers.items():
+        second, each = _next_layer(node)
         if second in layers and layers[second].inputs == each * first.outputs:
             pairs.append((first, layers[second]))
     for _ in range(_ROUNDS):
         changes = [_equalise_pair(*pair) for pair in pairs]
         if max(changes, default=0.0) < _CHANGE:
             break
-    for layer in {id(layer): layer for pair in pairs for layer in pair}.values():
-        for name, values in zip(layer.names, (layer.weight, layer.bias), strict=False):
-            assert values is not None
-            graph.constants[name].CopyFrom(onnx.numpy_helper.from_array(values.astype(np.float32), name))
+    changed = {id(layer): layer for pair in pairs for layer in pair}.values()
+    held = [pair for layer in changed for pair in zip(layer.names, (layer.weight, layer.bias), strict=False)]
+    set_constants(model, {name: values for name, values in held if values is not None})
     return len(pairs)
 
 
@@ -112,66 +102,46 @@ def _equalise_pair(first: _Layer, second: _Layer) -> float:
     return float(np.abs(np.log(scale)).max())
 
 
-def _graph(model: onnx.ModelProto) -> _Graph:
-    readers: Counter[str] = Counter(value.name for value in model.graph.output)
-    graphs = [model.graph]
-    while graphs:
-        for node in graphs.pop().node:
-            readers.update(node.input)
-            graphs.extend(entry.g for entry in node.attribute if entry.HasField("g"))
-    inferred = onnx.shape_inference.infer_shapes(model).graph
-    return _Graph(
-        constants={weight.name: weight for weight in model.graph.initializer},
-        readers=readers,
-        nodes={node.name: node for node in model.graph.node},
-        next={node.input[0]: node for node in model.graph.node if node.input},
-        shapes={value.name: [dim.dim_value for dim in value.type.tensor_type.shape.dim] for value in inferred.value_info},
-    )
-
-
-def _next_layer(name: str, graph: _Graph) -> tuple[str | None, int]:
+def _next_layer(node: ir.Node) -> tuple[ir.Node | None, int]:
     """The layer behind nothing but nodes that commute with a scale per channel, and how many of its inputs are one channel."""
-    node, each = graph.nodes[name], 1
-    while len(node.output) == 1 and graph.readers[node.output[0]] == 1 and node.output[0] in graph.next:
-        tensor, node = node.output[0], graph.next[node.output[0]]
-        shape = graph.shapes.get(tensor, [])
-        if node.op_type in _LAYERS:
-            return node.name, each
-        if node.op_type in _OVER_SPACE:
-            axes = {axis % len(shape) for axis in _axes(node, graph)} if shape else set()
+    graph, each = node.graph, 1
+    while len(node.outputs) == 1 and (reader := only_reader(node.outputs[0])) is not None:
+        [tensor], node = node.outputs, reader
+        if node.inputs[0] is not tensor or node.graph is not graph:
+            break
+        shape = sizes(tensor)
+        if is_a(node, *_LAYERS):
+            return node, each
+        if is_a(node, *_OVER_SPACE):
+            axes = {axis % len(shape) for axis in _axes(node)} if shape else set()
             if not axes or axes & {0, 1}:
                 break
-        elif node.op_type in _FLATTEN:
+        elif is_a(node, *_FLATTEN):
             each *= math.prod(shape[2:])
-            if 0 in shape[1:] or graph.shapes.get(node.output[0], [])[1:] != [math.prod(shape[1:])]:
+            if 0 in shape[1:] or sizes(node.outputs[0])[1:] != (math.prod(shape[1:]),):
                 break  # something other than (B, C, H, W) to (B, C * H * W)
-        elif node.op_type not in _COMMUTE:
+        elif not is_a(node, *_COMMUTE):
             break
     return None, 0
 
 
-def _axes(node: onnx.NodeProto, graph: _Graph) -> list[int]:
-    if len(node.input) > 1:
-        return onnx.numpy_helper.to_array(graph.constants[node.input[1]]).tolist() if node.input[1] in graph.constants else []
-    return [axis for entry in node.attribute if entry.name == "axes" for axis in entry.ints]
+def _axes(node: ir.Node) -> list[int]:
+    axes = constant(node.inputs[1]) if len(node.inputs) > 1 else settings(node).get("axes")
+    return [] if axes is None else [int(axis) for axis in axes]
 
 
-def _layer(node: onnx.NodeProto, graph: _Graph) -> _Layer | None:
+def _layer(node: ir.Node) -> _Layer | None:
     """The weights of a Conv or Gemm; None for other nodes, and where they are not constants of its own."""
-    if node.op_type not in _LAYERS:
+    values = [value for value in node.inputs[1:] if value is not None]
+    own = all(value.const_value is not None and value.dtype == ir.DataType.FLOAT and only_reader(value) is node for value in values)
+    if not is_a(node, *_LAYERS) or not own or settings(node).get("transA", 0):
         return None
-    settings = {entry.name: onnx.helper.get_attribute_value(entry) for entry in node.attribute}
-    names = tuple(name for name in node.input[1:] if name)
-    constants = [graph.constants.get(name) for name in names]
-    own = all(found is not None and found.data_type == onnx.TensorProto.FLOAT and graph.readers[found.name] == 1 for found in constants)
-    if not own or settings.get("transA", 0):
-        return None
-    weight, *biases = [onnx.numpy_helper.to_array(found).astype(np.float64) for found in constants if found is not None]
-    weight = np.ascontiguousarray(weight)
+    weight, *biases = [np.array(constant(value), np.float64) for value in values]
     if node.op_type == "Conv":
-        groups = settings.get("group", 1)
+        groups = settings(node).get("group", 1)
         channels = weight.reshape(groups, weight.shape[0] // groups, weight.shape[1], -1)
     else:
-        channels = (weight if settings.get("transB", 0) else weight.T)[None, :, :, None]
+        channels = (weight if settings(node).get("transB", 0) else weight.T)[None, :, :, None]
+    names = tuple(str(value.name) for value in values)
     layer = _Layer(weight=weight, channels=channels, bias=biases[0] if biases else None, names=names)
     return layer if layer.bias is None or layer.bias.shape == (layer.outputs,) else None

@@ -23,15 +23,18 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import onnxruntime
 from onnxruntime import quantization
 
 from ..errors import CompressError
 from ..graphs.edits import WEIGHTED, nodes_after_weights, nodes_before_weights, split_gemms
-from ..graphs.file import write_onnx
+from ..graphs.file import note, write_onnx
 from ..graphs.floats import check_images, fold, read_float
+from ..graphs.index import index, is_a, maker, readers
 from .calibration import METHODS, Histograms, observe
 from .ort_quantizer import FLOAT_OUTPUT, OPERATORS, Types, held_back, insert_qdq, this_cpu
+from .qdq import rename_clashes
 from .weights_only import store_in
 
 Change = Callable[[onnx.ModelProto], object]
@@ -106,6 +109,7 @@ def quantize_dynamic(source: Path, target: Path) -> Quantized:
     reduce_range = this_cpu().reduce_range
     folded = fold(model, name)
     split_gemms(folded)
+    rename_clashes(folded)
     with tempfile.TemporaryDirectory(prefix="compress-") as folder, held_back(name):
         prepared = onnx.shape_inference.infer_shapes(folded)
         quantization.quant_utils.add_pre_process_metadata(prepared)
@@ -135,11 +139,12 @@ def quantize_dynamic(source: Path, target: Path) -> Quantized:
 class Prepared:
     """A float32 graph ready to be quantized many times, and what its activations were seen to be.
 
-    ``model``: constants and batch norm folded, every node named, shapes inferred. ``source``: as read; its metadata goes into what is
-    written. ``name``: what messages call it. ``images``, ``sha256``: number and hash of the calibration images.
+    ``model``: constants and batch norm folded, every node named, shapes inferred; ``graph``: its, to look at. ``source``: as read; its
+    metadata goes into what is written. ``name``: what messages call it. ``images``, ``sha256``: number and hash of the calibration images.
     """
 
     model: onnx.ModelProto
+    graph: ir.Graph
     source: onnx.ModelProto
     name: str
     histograms: Histograms
@@ -162,23 +167,26 @@ def prepare(source: Path, calibration: np.ndarray, *, change: Change | None = No
     model, name = read_float(source), f'"{source}"'
     check_images(model, calibration)
     prepared = fold(model, name)
+    rename_clashes(prepared)
     if change is not None:
         change(prepared)
     with held_back(name):
         prepared = onnx.shape_inference.infer_shapes(prepared)
+    graph = index(prepared)
     return Prepared(
         model=prepared,
+        graph=graph,
         source=model,
         name=name,
-        histograms=observe(prepared, _float_tensors(prepared, _quantizable(prepared)), calibration),
+        histograms=observe(prepared, _float_tensors(_quantizable(graph)), calibration),
         images=len(calibration),
         sha256=hashlib.sha256(calibration.tobytes()).hexdigest(),
     )
 
 
-def quantizable(prepared: Prepared) -> list[onnx.NodeProto]:
+def quantizable(prepared: Prepared) -> list[ir.Node]:
     """The nodes that static quantization can take, in the order of computation: none before the first weights, nor after the logits."""
-    return _quantizable(prepared.model)
+    return _quantizable(prepared.graph)
 
 
 def quantize_prepared(
@@ -195,7 +203,7 @@ def quantize_prepared(
     Raises:
         CompressError: an unknown node, or none to quantize.
     """
-    known = {node.name: node for node in quantizable(prepared)}
+    known = {str(node.name): node for node in quantizable(prepared)}
     unknown = sorted(set(nodes or ()) - set(known))
     if unknown:
         raise CompressError(
@@ -205,10 +213,9 @@ def quantize_prepared(
     if not chosen:
         among = f"{len(known if nodes is None else nodes)} nodes chosen{f' and operators {config.operators}' if config.operators else ''}"
         raise CompressError(f"{prepared.name} has nothing to quantize among the {among}; None takes all that ONNX Runtime can quantize")
+    ranges = prepared.histograms.ranges(config.method)
     with held_back(prepared.name):
-        quantized = insert_qdq(
-            prepared.model, prepared.histograms.ranges(config.method), chosen, config.types, per_channel=config.per_channel
-        )
+        quantized = insert_qdq(prepared.model, prepared.graph, ranges, chosen, config.types, per_channel=config.per_channel)
     if change is not None:
         change(quantized)
     return quantized
@@ -261,31 +268,27 @@ def quantize_static(source: Path, target: Path, calibration: np.ndarray, config:
     return write_quantized(quantize_prepared(prepared, config), prepared, config, target)
 
 
-def _quantizable(model: onnx.ModelProto) -> list[onnx.NodeProto]:
-    before = {node.name for node in nodes_before_weights(model)}
-    after = {node.name for node in nodes_after_weights(model) if node.op_type not in ("Relu", "Clip")}
-    return [node for node in model.graph.node if node.op_type in OPERATORS and node.name not in before | after]
+def _quantizable(graph: ir.Graph) -> list[ir.Node]:
+    left = {*nodes_before_weights(graph), *(node for node in nodes_after_weights(graph) if not is_a(node, "Relu", "Clip"))}
+    return [node for node in graph if is_a(node, *OPERATORS) and node not in left]
 
 
-def _float_tensors(model: onnx.ModelProto, nodes: Collection[onnx.NodeProto]) -> set[str]:
+def _float_tensors(nodes: Collection[ir.Node]) -> set[str]:
     """What the nodes read and make, without constants."""
-    values = [*model.graph.value_info, *model.graph.input, *model.graph.output]
-    floats = {value.name for value in values if value.type.tensor_type.elem_type == onnx.TensorProto.FLOAT}
-    constants = {weight.name for weight in model.graph.initializer}
-    return {name for node in nodes for name in (*node.input, *node.output)} & floats - constants
+    values = {value for node in nodes for value in (*node.inputs, *node.outputs) if value is not None and value.const_value is None}
+    return {str(value.name) for value in values if value.dtype == ir.DataType.FLOAT}
 
 
 def _report(model: onnx.ModelProto, config: StaticConfig) -> Quantized:
-    dequantized = {output for node in model.graph.node if node.op_type == "DequantizeLinear" for output in node.output}
-    wanted = {name for node in model.graph.node if node.op_type != "QuantizeLinear" for name in node.input}
-    wanted |= {value.name for value in model.graph.output}  # as float32
     chosen = config.operators or OPERATORS
     operators: Counter[str] = Counter()
     left: Counter[str] = Counter()
-    for node in model.graph.node:
-        if node.op_type not in ("QuantizeLinear", "DequantizeLinear"):
-            read = node.input[: 2 if node.op_type in WEIGHTED else 1]  # of a layer its weight too
-            between = dequantized.issuperset(read) and (node.op_type in FLOAT_OUTPUT or wanted.isdisjoint(node.output))
+    for node in index(model):
+        if not is_a(node, "QuantizeLinear", "DequantizeLinear"):
+            read = node.inputs[: 2 if is_a(node, *WEIGHTED) else 1]  # of a layer its weight too
+            users = [user for value in node.outputs for user in readers(value)]
+            wanted = any(value.is_graph_output() for value in node.outputs) or not all(is_a(user, "QuantizeLinear") for user in users)
+            between = all(maker(value, "DequantizeLinear") for value in read) and (node.op_type in FLOAT_OUTPUT or not wanted)
             int8 = between and node.op_type in chosen
             (operators if int8 else left)[node.op_type] += 1
     reasons = {kind: "it was not among the operators to quantize" for kind in left if kind in OPERATORS and kind not in chosen}
@@ -295,7 +298,6 @@ def _report(model: onnx.ModelProto, config: StaticConfig) -> Quantized:
 
 
 def _finish(quantized: onnx.ModelProto, source: onnx.ModelProto, facts: dict[str, str], target: Path) -> None:
-    kept = {entry.key: entry.value for entry in source.metadata_props}
     facts = {"tool": f"onnxruntime {onnxruntime.__version__}", **facts}
-    onnx.helper.set_model_props(quantized, dict(sorted((kept | {f"quantization.{key}": value for key, value in facts.items()}).items())))
+    note(quantized, source, {f"quantization.{key}": value for key, value in facts.items()})
     write_onnx(quantized, target)

@@ -12,15 +12,17 @@ Source: Bennett 1948, "Spectra of quantized signals" (s^2 / 12); Wu et al. 2020,
 import math
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import onnx
-from onnx import helper, numpy_helper
+import onnx_ir as ir
 
-from ..graphs.probe import constants_of, run_in_batches
+from ..graphs.index import add_constant, edited, fresh, index, is_a, make, maker, named, readers
+from ..graphs.probe import run_in_batches, stored_constant
 from .int8 import Prepared, StaticConfig, quantize_prepared
 
-_TWIN = "int8/"  # before each name of the quantized graph
+_TWIN = "int8/"  # before each name of the quantized graph, where both are one
 _CLIPPED = 0.501  # steps: what is further off than rounding can bring it was outside of the range
 
 
@@ -56,13 +58,13 @@ class GroupCost:
 class _Place:
     """Where the graphs are compared: ``tensor`` of the float one, ``twin`` of the other; ``quantize`` and ``dequantize`` what rounds it."""
 
-    node: onnx.NodeProto
+    node: ir.Node
     weights: str | None
     weight_db: float | None
-    tensor: str
-    twin: str
-    quantize: onnx.NodeProto | None
-    dequantize: onnx.NodeProto | None
+    tensor: ir.Value
+    twin: ir.Value
+    quantize: ir.Node | None
+    dequantize: ir.Node | None
 
 
 def decibels(signal: float, noise: float) -> float:
@@ -83,33 +85,37 @@ def layer_noise(
         images: uint8 (N, C, H, W).
         batch: images at a time; the memory needed does not grow with ``images``.
     """
-    places = list(_places(prepared_model, quantized))
-    logits = logits_name(quantized)
-    graph = _both(prepared_model, quantized)
-    for index, place in enumerate(places):
-        _add_sums(graph, f"{index}/", place)
-    _add_squares(graph, "logits/", logits_name(prepared_model), _TWIN + logits)
-    sums = dict.fromkeys((value.name for value in graph.graph.output), 0.0)
-    for _, found in run_in_batches(graph, images, batch):
-        sums = {name: total + float(value) for (name, total), value in zip(sums.items(), found, strict=True)}
+    logits, both = logits_name(quantized), onnx.ModelProto()
+    both.CopyFrom(quantized)
+    with edited(both) as graph:
+        exact = index(prepared_model)
+        places = list(_places(exact, graph))
+        ends = named(exact)[logits_name(prepared_model)], named(graph)[logits]
+        _move_in(exact, graph)
+        sums = [_add_sums(graph, place) for place in places] + [_add_squares(graph, *ends)]
+        graph.outputs[:] = [value for found in sums for value in found.values()]
+    totals = np.zeros(sum(map(len, sums)))
+    for _, batch_sums in run_in_batches(both, images, batch):
+        totals += [float(value) for value in batch_sums]
+    seen = iter(totals.tolist())
+    *rows, last = [{what: next(seen) for what in found} for found in sums]
+    return (
+        *(_row(place, row) for place, row in zip(places, rows, strict=True)),
+        LayerNoise(name=logits, kind="logits", weights=None, output_db=decibels(**last), own_db=None, weight_db=None, clipped=None),
+    )
 
-    rows = []
-    for index, place in enumerate(places):
-        signal, noise, own, clipped, count = (sums.get(f"{index}/{what}") for what in ("signal", "noise", "own", "clipped", "count"))
-        assert signal is not None and noise is not None, "each place has both"
-        rows.append(
-            LayerNoise(
-                name=place.node.name,
-                kind=place.node.op_type,
-                weights=place.weights,
-                output_db=decibels(signal, noise),
-                own_db=None if own is None else decibels(signal, own),
-                weight_db=place.weight_db,
-                clipped=clipped / count if clipped is not None and count else None,
-            )
-        )
-    last = decibels(sums["logits/signal"], sums["logits/noise"])
-    return (*rows, LayerNoise(name=logits, kind="logits", weights=None, output_db=last, own_db=None, weight_db=None, clipped=None))
+
+def _row(place: _Place, sums: Mapping[str, float]) -> LayerNoise:
+    rounded = "own" in sums
+    return LayerNoise(
+        name=str(place.node.name),
+        kind=place.node.op_type,
+        weights=place.weights,
+        output_db=decibels(sums["signal"], sums["noise"]),
+        own_db=decibels(sums["signal"], sums["own"]) if rounded else None,
+        weight_db=place.weight_db,
+        clipped=sums["clipped"] / sums["count"] if rounded and sums["count"] else None,
+    )
 
 
 def group_costs(
@@ -143,38 +149,36 @@ def _logits(model: onnx.ModelProto, images: np.ndarray, batch: int) -> np.ndarra
     return np.concatenate([found[where] for _, found in run_in_batches(model, images, batch, as_written=False)]).astype(np.float64)
 
 
-def _places(prepared_model: onnx.ModelProto, quantized: onnx.ModelProto) -> Iterator[_Place]:
-    exact, rounded = constants_of(prepared_model), constants_of(quantized)
-    stored = {output for node in quantized.graph.node if node.op_type == "DequantizeLinear" for output in node.output}
-    before = {node.name: node for node in prepared_model.graph.node}
-    tensors = {output for node in prepared_model.graph.node for output in node.output}
-    after = {node.name: node for node in quantized.graph.node}
-    readers: dict[str, list[onnx.NodeProto]] = {}
-    for node in quantized.graph.node:
-        for name in node.input:
-            readers.setdefault(name, []).append(node)
+def _places(exact: ir.Graph, rounded: ir.Graph) -> Iterator[_Place]:
+    before, after, tensors = {node.name: node for node in exact}, {node.name: node for node in rounded}, named(exact)
     done = set()
-    for node in prepared_model.graph.node:
+    for node in exact:
         if node.name not in after:
             continue
         last = after[node.name]
         pairs = [
-            pair for pair in zip(node.input, last.input, strict=False) if pair[1] in stored and pair[0] in exact and pair[1] in rounded
+            (one, stored_constant(one), stored_constant(two))
+            for one, two in zip(node.inputs, last.inputs, strict=False)
+            if maker(two, "DequantizeLinear") is not None
         ]
-        weights, twins = next(((one, two) for one, two in pairs if exact[one].ndim > 1), (None, ""))
-        while len(users := readers.get(last.output[0], [])) == 1 and users[0].op_type in ("Relu", "Clip"):
+        weights, weight_db = next(
+            ((str(one.name), _ratio(x, y)) for one, x, y in pairs if one and x is not None and y is not None and x.ndim > 1), (None, None)
+        )
+        while len(users := readers(last.outputs[0])) == 1 and is_a(users[0], "Relu", "Clip"):
             last = users[0]
-        quantize = next((user for user in users if user.op_type == "QuantizeLinear"), None)
-        if (quantize is None and weights is None) or last.output[0] in done:
+        [result, *_] = last.outputs
+        quantize = next((user for user in users if is_a(user, "QuantizeLinear")), None)
+        if (quantize is None and weights is None) or result in done:
             continue
-        done.add(last.output[0])
-        dequantize = readers[quantize.output[0]][0] if quantize is not None else None
+        done.add(result)
+        dequantize = readers(quantize.outputs[0])[0] if quantize is not None else None
+        same = tensors.get(str(result.name))
         yield _Place(
             node=node,
             weights=weights,
-            weight_db=None if weights is None else _ratio(exact[weights], rounded[twins]),
-            tensor=last.output[0] if last.output[0] in tensors else before[last.name].output[0],
-            twin=_TWIN + (last if dequantize is None else dequantize).output[0],
+            weight_db=weight_db,
+            tensor=same if same is not None and same.producer() is not None else before[last.name].outputs[0],
+            twin=result if dequantize is None else dequantize.outputs[0],
             quantize=quantize,
             dequantize=dequantize,
         )
@@ -185,59 +189,48 @@ def _ratio(exact: np.ndarray, rounded: np.ndarray) -> float:
     return decibels(float(np.square(exact).mean()), float(np.square(exact - rounded).mean()))
 
 
-def _both(prepared_model: onnx.ModelProto, quantized: onnx.ModelProto) -> onnx.ModelProto:
-    """Both graphs in one, behind the same input, without an output."""
-    twin = onnx.compose.add_prefix(quantized, _TWIN, rename_inputs=False)
-    both = onnx.ModelProto()
-    both.CopyFrom(twin)
-    for field in ("node", "initializer", "sparse_initializer", "output", "value_info"):
-        both.graph.ClearField(field)
-    for part in (prepared_model, twin):
-        both.graph.node.extend(part.graph.node)
-        both.graph.initializer.extend(part.graph.initializer)
-    return both
+def _move_in(exact: ir.Graph, rounded: ir.Graph) -> None:
+    """Move the float graph into the quantized one, behind the same input; its names stay, and the other graph's change."""
+    inputs = {value.name: value for value in rounded.inputs}
+    for name, value in ir.convenience.create_value_mapping(rounded).items():
+        if name not in inputs:
+            value.name = fresh(exact, f"{_TWIN}{name}")
+    for node in rounded.all_nodes():
+        node.name = fresh(exact, f"{_TWIN}{node.name}", of_node=True)
+    for value in exact.inputs:
+        value.replace_all_uses_with(inputs[value.name], replace_graph_outputs=True)
+    nodes, weights = list(exact), list(exact.initializers.values())
+    exact.outputs.clear()
+    exact.initializers.clear()
+    exact.remove(nodes)
+    rounded.extend(nodes)
+    for weight in weights:
+        rounded.register_initializer(weight)
 
 
-def _add_sums(model: onnx.ModelProto, name: str, place: _Place) -> None:
-    """Outputs for one place, each called ``name`` and what it is; all are sums over the batch."""
-    _add_squares(model, name, place.tensor, place.twin)
+def _add_sums(graph: ir.Graph, place: _Place) -> dict[str, ir.Value]:
+    """What is to be known of one place; all are sums over the batch."""
+    found = _add_squares(graph, place.tensor, place.twin)
     if place.quantize is None or place.dequantize is None:
-        return
-    scales = [_TWIN + one for one in place.quantize.input[1:]]
-    for node, given, made in ((place.quantize, place.tensor, f"{name}q"), (place.dequantize, f"{name}q", f"{name}rounded")):
-        copy = onnx.NodeProto()
-        copy.CopyFrom(node)
-        copy.name = made
-        del copy.input[:], copy.output[:]
-        copy.input.extend([given, *scales])
-        copy.output.append(made)
-        model.graph.node.append(copy)
-    _add_nodes(
-        model,
-        helper.make_node("Sub", [place.tensor, f"{name}rounded"], [f"{name}own error"]),
-        helper.make_node("ReduceSumSquare", [f"{name}own error"], [f"{name}own"], keepdims=0),
-        helper.make_node("Abs", [f"{name}own error"], [f"{name}distance"]),
-        helper.make_node("Div", [f"{name}distance", scales[0]], [f"{name}steps"]),
-        helper.make_node("Greater", [f"{name}steps", f"{name}limit"], [f"{name}outside"]),
-        helper.make_node("Cast", [f"{name}outside"], [f"{name}outside int"], to=onnx.TensorProto.INT64),
-        helper.make_node("ReduceSum", [f"{name}outside int"], [f"{name}clipped"], keepdims=0),
-        helper.make_node("Size", [place.tensor], [f"{name}count"]),
-    )
-    model.graph.initializer.append(numpy_helper.from_array(np.array(_CLIPPED, np.float32), f"{name}limit"))
-    model.graph.output.extend(onnx.ValueInfoProto(name=name + what) for what in ("own", "clipped", "count"))
+        return found
+    scales = place.quantize.inputs[1:]
+    stored = _add(graph, "QuantizeLinear", place.tensor, *scales, **place.quantize.attributes)
+    error = _add(graph, "Sub", place.tensor, _add(graph, "DequantizeLinear", stored, *scales, **place.dequantize.attributes))
+    steps = _add(graph, "Div", _add(graph, "Abs", error), scales[0])
+    outside = _add(graph, "Greater", steps, add_constant(graph, "limit", np.array(_CLIPPED, np.float32)))
+    return found | {
+        "own": _add(graph, "ReduceSumSquare", error, keepdims=0),
+        "clipped": _add(graph, "ReduceSum", _add(graph, "Cast", outside, to=ir.DataType.INT64), keepdims=0),
+        "count": _add(graph, "Size", place.tensor),
+    }
 
 
-def _add_squares(model: onnx.ModelProto, name: str, tensor: str, twin: str) -> None:
-    _add_nodes(
-        model,
-        helper.make_node("ReduceSumSquare", [tensor], [f"{name}signal"], keepdims=0),
-        helper.make_node("Sub", [tensor, twin], [f"{name}error"]),
-        helper.make_node("ReduceSumSquare", [f"{name}error"], [f"{name}noise"], keepdims=0),
-    )
-    model.graph.output.extend(onnx.ValueInfoProto(name=name + what) for what in ("signal", "noise"))
+def _add_squares(graph: ir.Graph, tensor: ir.Value, twin: ir.Value) -> dict[str, ir.Value]:
+    error = _add(graph, "Sub", tensor, twin)
+    return {name: _add(graph, "ReduceSumSquare", value, keepdims=0) for name, value in (("signal", tensor), ("noise", error))}
 
 
-def _add_nodes(model: onnx.ModelProto, *nodes: onnx.NodeProto) -> None:
-    for node in nodes:
-        node.name = node.output[0]
-    model.graph.node.extend(nodes)
+def _add(graph: ir.Graph, kind: str, tensor: ir.Value, *others: ir.Value | None, **attributes: Any) -> ir.Value:
+    node = make(graph, kind, [tensor, *others], f"{tensor.name}/{kind}", **attributes)
+    graph.append(node)
+    return node.outputs[0]

@@ -19,21 +19,17 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 from onnxruntime import quantization
 from onnxruntime.quantization.calibrate import TensorsData
 from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
 from onnxruntime.quantization.registry import QDQRegistry, QLinearOpsRegistry
 
 from ..errors import CompressError, first_line
-from ..graphs.edits import (
-    image_scale,
-    keep_outputs_float,
-    nodes_after_weights,
-    nodes_before_weights,
-    pool_before_clipping,
-    read_image_directly,
-)
+from ..graphs.edits import nodes_after_weights, nodes_before_weights
 from ..graphs.file import RUNTIME_ERRORS
+from ..graphs.index import edited
+from .qdq import image_scale, keep_outputs_float, pool_before_clipping, read_image_directly
 
 # The quantizer takes these too, but ONNX Runtime computes them as float32 between DequantizeLinear and QuantizeLinear: rounded for nothing.
 _FLOAT_ONLY = {
@@ -87,18 +83,24 @@ def this_cpu() -> Types:
 
 
 def insert_qdq(
-    model: onnx.ModelProto, ranges: Mapping[str, tuple[float, float]], nodes: Collection[str], types: Types, *, per_channel: bool
+    model: onnx.ModelProto,
+    graph: ir.Graph,
+    ranges: Mapping[str, tuple[float, float]],
+    nodes: Collection[str],
+    types: Types,
+    *,
+    per_channel: bool,
 ) -> onnx.ModelProto:
     """A quantized copy of a float graph, its nodes in the order of computation.
 
     Args:
-        model: as ``quantize.prepare`` leaves it.
+        model: as ``quantize.prepare`` leaves it. graph: its, to look at.
         ranges: lowest and highest value of each float tensor that the nodes read or make.
         nodes: names of the nodes to quantize, at least one.
         types: of activations and weights.
         per_channel: one scale per output channel of a weight, else one per weight.
     """
-    images = _image_tensors(model) if types.activations == "uint8" else {}
+    images = _image_tensors(graph) if types.activations == "uint8" else {}
     limits = dict(ranges) | {name: (-zero * scale, (255 - zero) * scale) for name, (_, scale, zero) in images.items()}
     data = {name: (np.float32(low), np.float32(high)) for name, (low, high) in limits.items()}
     copied = onnx.ModelProto()
@@ -122,15 +124,16 @@ def insert_qdq(
     del quantized.graph.value_info[:]
     del quantized.metadata_props[:]
     quantized.metadata_props.extend(model.metadata_props)
-    read_image_directly(quantized, {name: image for name, (image, _, _) in images.items()})
-    pool_before_clipping(quantized)
-    keep_outputs_float(quantized, FLOAT_OUTPUT, {node.name for node in nodes_after_weights(model)})
+    with edited(quantized) as found:
+        read_image_directly(found, {name: image for name, (image, _, _) in images.items()})
+        pool_before_clipping(found)
+        keep_outputs_float(found, FLOAT_OUTPUT, {node.name for node in nodes_after_weights(graph)})
     return quantized
 
 
-def _image_tensors(model: onnx.ModelProto) -> dict[str, tuple[str, float, int]]:
+def _image_tensors(graph: ir.Graph) -> dict[str, tuple[str, float, int]]:
     """What lies before the first weights and is a scaled uint8 image."""
-    found = {output: image_scale(model, output) for node in nodes_before_weights(model) for output in node.output}
+    found = {str(value.name): image_scale(value) for node in nodes_before_weights(graph) for value in node.outputs}
     return {name: scale for name, scale in found.items() if scale is not None}
 
 

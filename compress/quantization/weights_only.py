@@ -15,10 +15,12 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 
 from ..errors import CompressError
-from ..graphs.file import write_onnx
+from ..graphs.file import note, write_onnx
 from ..graphs.floats import read_float
+from ..graphs.index import add_constant, constant, edited, is_a, make, settings
 
 BITS = ("int8", "fp16")
 _LEAST_VALUES = 64
@@ -57,7 +59,7 @@ def store_weights(source: Path, target: Path, *, bits: str) -> Stored:
     noise = store_in(model, name, bits=bits)
     if not noise:
         raise CompressError(f"{name} has no float32 weights of {_LEAST_VALUES} values or more; there is nothing to store smaller")
-    onnx.helper.set_model_props(model, _metadata(model, bits))
+    note(model, model, {"quantization.mode": "weights", "quantization.weights": bits})
     write_onnx(model, target)
     return Stored(bits=bits, weights=noise, bytes_before=before, bytes_after=target.stat().st_size)
 
@@ -68,51 +70,42 @@ def store_in(model: onnx.ModelProto, name: str, *, bits: str) -> dict[str, float
     Raises:
         CompressError: weights that cannot be stored so, which the error calls those of ``name``.
     """
-    axes = _channel_axes(model)
-    nodes: list[onnx.NodeProto] = []
-    kept: list[onnx.TensorProto] = []
     noise: dict[str, float | None] = {}
-    for weight in model.graph.initializer:
-        values = onnx.numpy_helper.to_array(weight)
-        if weight.data_type != onnx.TensorProto.FLOAT or values.ndim < 2 or values.size < _LEAST_VALUES:
-            kept.append(weight)
-            continue
-        if not np.isfinite(values).all():
-            raise CompressError(f'{name}: weight "{weight.name}" holds values that are not finite; train the network again')
-        if bits == "fp16" and np.abs(values).max() > _FP16_MAX:
-            raise CompressError(
-                f'{name}: weight "{weight.name}" (up to {np.abs(values).max():.4g}) must lie within {_FP16_MAX:.0f} to be fp16; use int8'
-            )
-        scale = _scale(values, axes.get(weight.name, 0)) if bits == "int8" else None
-        small = values.astype(np.float16) if scale is None else np.rint(values / scale).astype(np.int8)
-        back = small.astype(np.float32) * (1 if scale is None else scale)
-        noise[weight.name] = _noise(values, back)
-        kept.append(onnx.numpy_helper.from_array(small, f"{weight.name}_{bits}"))
-        cast = weight.name if scale is None else f"{weight.name}_float"
-        nodes.append(onnx.helper.make_node("Cast", [f"{weight.name}_{bits}"], [cast], f"{cast}_Cast", to=onnx.TensorProto.FLOAT))
-        if scale is not None:
-            kept.append(onnx.numpy_helper.from_array(scale, f"{weight.name}_scale"))
-            nodes.append(onnx.helper.make_node("Mul", [cast, f"{weight.name}_scale"], [weight.name], f"{weight.name}_Mul"))
-    _replace(model, nodes, kept, dropped=set(noise))
+    nodes: list[ir.Node] = []
+    with edited(model) as graph:
+        for weight in list(graph.initializers.values()):
+            own, values = str(weight.name), np.asarray(constant(weight))
+            graph.initializers.add(graph.initializers.pop(own))  # all take their turn, so that the new ones stand in the place of the old
+            if weight.dtype != ir.DataType.FLOAT or values.ndim < 2 or values.size < _LEAST_VALUES:
+                continue
+            if not np.isfinite(values).all():
+                raise CompressError(f'{name}: weight "{own}" holds values that are not finite; train the network again')
+            if bits == "fp16" and np.abs(values).max() > _FP16_MAX:
+                raise CompressError(
+                    f'{name}: weight "{own}" (up to {np.abs(values).max():.4g}) must lie within {_FP16_MAX:.0f} to be fp16; use int8'
+                )
+            del graph.initializers[own]
+            scale = _scale(values, _channel_axis(weight, values.ndim)) if bits == "int8" else None
+            small = values.astype(np.float16) if scale is None else np.rint(values / scale).astype(np.int8)
+            noise[own] = _noise(values, small.astype(np.float32) * (1 if scale is None else scale))
+            stored = add_constant(graph, f"{own}_{bits}", small)
+            steps = [make(graph, "Cast", [stored], weight if scale is None else f"{own}_float", to=ir.DataType.FLOAT)]
+            if scale is not None:
+                steps.append(make(graph, "Mul", [*steps[0].outputs, add_constant(graph, f"{own}_scale", scale)], weight))
+            if weight.is_graph_input():  # as old files have it; what is computed now is none any more
+                graph.inputs.remove(weight)
+            weight.replace_all_uses_with(steps[-1].outputs[0], replace_graph_outputs=True)
+            nodes += steps
+        graph.insert_before(graph[0], nodes)
     return noise
 
 
-def _channel_axes(model: onnx.ModelProto) -> dict[str, int]:
-    """The axis of the output channels, by the name of a weight; the first node that uses it decides."""
-    axes: dict[str, int] = {}
-    ranks = {weight.name: len(weight.dims) for weight in model.graph.initializer}
-    for node in model.graph.node:
-        for name in node.input[1:2]:
-            if node.op_type == "ConvTranspose":
-                axes.setdefault(name, 1)
-            elif node.op_type == "Gemm":
-                transposed = any(entry.name == "transB" and entry.i for entry in node.attribute)
-                axes.setdefault(name, 0 if transposed else 1)
-            elif node.op_type == "MatMul" and name in ranks:
-                axes.setdefault(name, ranks[name] - 1)
-            else:
-                axes.setdefault(name, 0)
-    return axes
+def _channel_axis(weight: ir.Value, rank: int) -> int:
+    """The axis of the output channels, for the first node that has it as its weight."""
+    node = next((use.node for use in weight.uses() if use.idx == 1), None)
+    if node is not None and is_a(node, "MatMul"):
+        return rank - 1
+    return int(node is not None and (is_a(node, "ConvTranspose") or (is_a(node, "Gemm") and not settings(node).get("transB", 0))))
 
 
 def _scale(values: np.ndarray, axis: int) -> np.ndarray:
@@ -126,20 +119,3 @@ def _noise(values: np.ndarray, back: np.ndarray) -> float | None:
     error = float(np.square(values.astype(np.float64) - back).sum())
     signal = float(np.square(values.astype(np.float64)).sum())
     return 10 * float(np.log10(signal / error)) if error and signal else None
-
-
-def _replace(model: onnx.ModelProto, nodes: list[onnx.NodeProto], kept: list[onnx.TensorProto], dropped: set[str]) -> None:
-    """Put the nodes first, and the weights in place of all; what is computed now is no input any more, as old files have it."""
-    rest, inputs = list(model.graph.node), [value for value in model.graph.input if value.name not in dropped]
-    shapes = [value for value in model.graph.value_info if value.name not in dropped]
-    for field, content in ((model.graph.node, [*nodes, *rest]), (model.graph.initializer, kept)):
-        del field[:]
-        field.extend(content)
-    for field, values in ((model.graph.input, inputs), (model.graph.value_info, shapes)):
-        del field[:]
-        field.extend(values)
-
-
-def _metadata(model: onnx.ModelProto, bits: str) -> dict[str, str]:
-    facts = {entry.key: entry.value for entry in model.metadata_props}
-    return dict(sorted((facts | {"quantization.mode": "weights", "quantization.weights": bits}).items()))

@@ -15,11 +15,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import onnx
+import onnx_ir as ir
 import torch
 from torch import Tensor
 
 from ...errors import CompressError
+from ...graphs.index import constant, settings
 from .operators import label_of
 
 _LARGEST = 2**31 - 128  # of the float32 numbers that an int32 can hold
@@ -75,17 +76,17 @@ class FakeQuantize(torch.autograd.Function):
         return torch.ops.aten.hardtanh_backward(gradients[0], steps, *ctx.bounds), None, None, None, None
 
 
-def grid_of(node: onnx.NodeProto, constants: dict[str, np.ndarray]) -> Grid:
+def grid_of(node: ir.Node) -> Grid:
     """The grid of a QuantizeLinear or DequantizeLinear; where that reads a constant, with the shape and range of this.
 
     Raises:
         CompressError: for what the module refuses.
     """
-    names = [name for name in node.input[1:] if name]
-    if computed := [name for name in names if name not in constants]:
+    given = [value for value in node.inputs[1:] if value is not None]
+    if computed := [one.name for one in given if constant(one) is None]:
         raise CompressError(f'{label_of(node)} takes "{computed[0]}" from the graph, but it must be constant; quantize statically')
-    value, scale = constants.get(node.input[0]), constants[names[0]]
-    zero_points = constants[names[1]] if names[1:] else np.zeros((), np.uint8 if value is None else value.dtype)
+    value, (scale, *others) = constant(node.inputs[0]), (np.asarray(constant(one)) for one in given)
+    zero_points = others[0] if others else np.zeros((), np.uint8 if value is None else value.dtype)
     dtype = zero_points.dtype
     known = dtype in (np.int8, np.uint8, np.int16, np.uint16, np.int32)
     if not known or np.ptp(zero_points) or scale.ndim > 1 or (value is None and scale.size > 1):
@@ -98,7 +99,7 @@ def grid_of(node: onnx.NodeProto, constants: dict[str, np.ndarray]) -> Grid:
     shape: list[int] = []
     if value is not None and scale.size > 1:
         shape = [1] * value.ndim
-        shape[next((entry.i for entry in node.attribute if entry.name == "axis"), 1)] = -1
+        shape[settings(node).get("axis", 1)] = -1
     if dtype == np.int8 and zero_point == 0 and value is not None and value.size and value.min() > limits.min:
         # Of a symmetric weight the quantizer leaves out -128; without VNNI all beyond 64, so that sums in 16 bits do not saturate.
         high = 64 if max(value.max(), -value.min()) <= 64 else high

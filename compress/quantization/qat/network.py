@@ -26,10 +26,14 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import torch
+from onnx_ir.passes.common import LiftConstantsToInitializersPass
 from torch import Tensor, nn
 
 from ...errors import CompressError
+from ...graphs.file import opset_of
+from ...graphs.index import edited, fresh, index, is_a, maker, set_constants, sweep
 from .fake_quantize import FakeQuantize, Grid, grid_of
 from .operators import CHOOSING, INSTEAD, VIEWS, Function, label_of, make_function
 
@@ -50,6 +54,7 @@ class _Step:
 class _Plan:
     """What is found on the way through the graph, in terms of the names of its values."""
 
+    graph: ir.Graph
     steps: list[_Step] = field(default_factory=list)
     alias: dict[str, str] = field(default_factory=dict)  # a value to the one that it equals
     grids: dict[str, Grid] = field(default_factory=dict)  # of the values that lie on one
@@ -58,6 +63,12 @@ class _Plan:
 
     def resolve(self, name: str) -> str:
         return self.alias.get(name, name)
+
+    def hold(self, name: str, value: Tensor) -> str:
+        """Note a constant that the file has not; the name that it gets."""
+        name = fresh(self.graph, name)
+        self.held[name] = value
+        return name
 
 
 class GraphNetwork(nn.Module):
@@ -75,7 +86,9 @@ class GraphNetwork(nn.Module):
     def __init__(self, model: onnx.ModelProto, *, weights: Mapping[str, np.ndarray] | None = None) -> None:
         super().__init__()
         self._model = copy.deepcopy(model)
-        constants = _constants(self._model.graph)
+        with edited(self._model) as graph:
+            LiftConstantsToInitializersPass(size_limit=0)(ir.Model(graph, ir_version=model.ir_version))
+        constants = {weight.name: onnx.numpy_helper.to_array(weight) for weight in self._model.graph.initializer}
         plan = _make_plan(self._model, constants)
         self._entry, self._exit = self._model.graph.input[0].name, plan.resolve(self._model.graph.output[0].name)
         self._stored = plan.stored
@@ -86,9 +99,9 @@ class GraphNetwork(nn.Module):
                 f"weights ({', '.join(list(weights)[:3])}, ...) are none of this graph's; take those of the graph it was made from"
             )
         self._held: dict[str, str] = {}
-        for index, (name, value) in enumerate(plan.held.items()):
-            self._held[name] = f"constant_{index}"
-            self.register_buffer(f"constant_{index}", value, persistent=False)
+        for count, (name, value) in enumerate(plan.held.items()):
+            self._held[name] = f"constant_{count}"
+            self.register_buffer(f"constant_{count}", value, persistent=False)
         self._steps = _forget_early(plan.steps, self._exit)
 
     def forward(self, image: Tensor) -> Tensor:
@@ -112,40 +125,27 @@ class GraphNetwork(nn.Module):
 
     def to_onnx(self) -> onnx.ModelProto:
         """The graph with the weights as they are now, in the numbers that the forward pass computes with; all else is unchanged."""
-        model = copy.deepcopy(self._model)
-        kept = {weight.name: weight for weight in model.graph.initializer}
+        model, values = copy.deepcopy(self._model), {}
         for (name, grid), parameter in zip(self._stored.items(), self.weights, strict=True):
             value = parameter.detach().cpu()
-            numbers = value.numpy()
-            if grid is not None:
-                numbers = grid.write(value).astype(onnx.helper.tensor_dtype_to_np_dtype(kept[name].data_type))
-            kept[name].CopyFrom(onnx.numpy_helper.from_array(np.ascontiguousarray(numbers), name))
+            values[name] = value.numpy() if grid is None else grid.write(value)
+        set_constants(model, values)
         return model
 
 
-def _constants(graph: onnx.GraphProto) -> dict[str, np.ndarray]:
-    """The constants of a graph; its Constant nodes become initializers on the way, in place."""
-    nodes = [node for node in graph.node if node.op_type == "Constant" and node.attribute[0].name == "value"]
-    graph.initializer.extend(
-        onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(node.attribute[0].t), node.output[0]) for node in nodes
-    )
-    for node in nodes:
-        graph.node.remove(node)
-    return {weight.name: onnx.numpy_helper.to_array(weight) for weight in graph.initializer}
-
-
 def _make_plan(model: onnx.ModelProto, constants: dict[str, np.ndarray]) -> _Plan:
-    opset = max((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), default=0)
-    if opset < 13:
+    if (opset := opset_of(model)) < 13:
         raise CompressError(f"model has opset {opset}, but training a graph needs at least 13; export it again with a newer opset")
-    nodes = _needed(model.graph)
-    trained = _trained(nodes, constants)
-    plan = _Plan(stored={name: None for name in trained if constants[name].dtype == np.float32})
-    for node in nodes:
-        if node.op_type == "DequantizeLinear":
+    graph = index(model)
+    del graph.outputs[1:]
+    sweep(graph)
+    trained = _trained(graph)
+    plan = _Plan(graph=graph, stored={name: None for name in trained if constants[name].dtype == np.float32})
+    for node in graph:
+        if is_a(node, "DequantizeLinear"):
             _add_dequantize(plan, node, constants, model.graph.input[0].name, trained)
-        elif node.op_type == "QuantizeLinear":
-            _add_quantize(plan, plan.resolve(node.input[0]), node, grid_of(node, constants))
+        elif is_a(node, "QuantizeLinear"):
+            _add_quantize(plan, plan.resolve(_source(node)), node, grid_of(node))
         else:
             _add_function(plan, node, constants)
     if not plan.stored:
@@ -153,45 +153,33 @@ def _make_plan(model: onnx.ModelProto, constants: dict[str, np.ndarray]) -> _Pla
     return plan
 
 
-def _needed(graph: onnx.GraphProto) -> list[onnx.NodeProto]:
-    """The nodes that the first output needs, in the graph's order, which is that of computation."""
-    wanted = {graph.output[0].name}
-    needed = []
-    for node in reversed(graph.node):
-        if not wanted.isdisjoint(node.output):
-            wanted.update(node.input)
-            needed.append(node)
-    return needed[::-1]
-
-
-def _trained(nodes: list[onnx.NodeProto], constants: dict[str, np.ndarray]) -> dict[str, None]:
+def _trained(graph: ir.Graph) -> dict[str, None]:
     """The names of the constants that are weights or biases, in the order of the nodes that use them."""
-    makers = {output: node for node in nodes for output in node.output}
 
-    def origin(name: str) -> str:
-        while name in makers and makers[name].op_type in ("DequantizeLinear", "Identity", *VIEWS):
-            name = makers[name].input[0]
-        return name
-
-    def multiplies(name: str) -> bool:
-        while name in makers and makers[name].op_type in ("DequantizeLinear", "QuantizeLinear"):
-            name = makers[name].input[0]
-        return name in makers and makers[name].op_type == "MatMul"
+    def behind(value: ir.Value | None, *kinds: str) -> ir.Value | None:
+        while (node := maker(value, *kinds)) is not None:
+            value = node.inputs[0]
+        return value
 
     found: dict[str, None] = {}
-    for node in nodes:
-        if node.op_type in ("Conv", "Gemm"):
-            candidates = node.input[1:]
-        elif node.op_type == "MatMul" or (node.op_type == "Add" and any(multiplies(name) for name in node.input)):
-            candidates = node.input[:]
-        else:
+    for node in graph:
+        sums = is_a(node, "Add") and any(maker(behind(value, "DequantizeLinear", "QuantizeLinear"), "MatMul") for value in node.inputs)
+        if not is_a(node, "Conv", "Gemm", "MatMul") and not sums:
             continue
-        found.update((name, None) for name in map(origin, candidates) if name in constants)
+        for value in node.inputs[1:] if is_a(node, "Conv", "Gemm") else node.inputs:
+            origin = behind(value, "DequantizeLinear", "Identity", *VIEWS)
+            if origin is not None and origin.const_value is not None:
+                found[str(origin.name)] = None
     return found
 
 
-def _add_dequantize(plan: _Plan, node: onnx.NodeProto, constants: dict[str, np.ndarray], image: str, trained: dict[str, None]) -> None:
-    name, output, grid = plan.resolve(node.input[0]), node.output[0], grid_of(node, constants)
+def _source(node: ir.Node) -> str:
+    assert node.inputs[0] is not None, "the first input of these operators is none that may be left out"
+    return str(node.inputs[0].name)
+
+
+def _add_dequantize(plan: _Plan, node: ir.Node, constants: dict[str, np.ndarray], image: str, trained: dict[str, None]) -> None:
+    name, output, grid = plan.resolve(_source(node)), str(node.outputs[0].name), grid_of(node)
     if name in trained:
         if name not in plan.stored:
             plan.stored[name] = grid
@@ -202,38 +190,36 @@ def _add_dequantize(plan: _Plan, node: onnx.NodeProto, constants: dict[str, np.n
         plan.held[output] = grid.read(constants[name])
     elif name == image:
         # The image is its own quantized form; what a distortion made of it is not rounded.
-        plan.held[f"{output} scale"] = grid.scale
-        plan.steps.append(
-            _Step(function=lambda x, scale: (x - grid.zero_point) * scale, inputs=(name, f"{output} scale"), outputs=(output,))
-        )
+        scale = plan.hold(f"{output} scale", grid.scale)
+        plan.steps.append(_Step(function=lambda x, scale: (x - grid.zero_point) * scale, inputs=(name, scale), outputs=(output,)))
     elif grid.same(plan.grids.get(name)):
         plan.alias[output] = name
     else:
         raise CompressError(f'{label_of(node)} reads "{name}" otherwise than a QuantizeLinear wrote it; quantize with this toolkit')
 
 
-def _add_quantize(plan: _Plan, name: str, node: onnx.NodeProto, grid: Grid) -> None:
-    output = node.output[0]
+def _add_quantize(plan: _Plan, name: str, node: ir.Node, grid: Grid) -> None:
+    output = str(node.outputs[0].name)
     if grid.same(plan.grids.get(name)):  # rounding again changes nothing
         plan.alias[output] = name
         return
-    plan.held[f"{output} scale"] = grid.scale
+    scale = plan.hold(f"{output} scale", grid.scale)
 
     def function(x: Tensor, scale: Tensor) -> Any:
         return FakeQuantize.apply(x, scale, grid.low, grid.high, grid.wide)
 
-    plan.steps.append(_Step(function=function, inputs=(name, f"{output} scale"), outputs=(output,)))
+    plan.steps.append(_Step(function=function, inputs=(name, scale), outputs=(output,)))
     plan.grids[output] = grid
 
 
-def _add_function(plan: _Plan, node: onnx.NodeProto, constants: dict[str, np.ndarray]) -> None:
-    function, names = make_function(node, constants)
+def _add_function(plan: _Plan, node: ir.Node, constants: dict[str, np.ndarray]) -> None:
+    (function, names), outputs = make_function(node), tuple(str(value.name) for value in node.outputs)
     inputs = tuple(plan.resolve(name) for name in names)
     plan.held.update((name, torch.tensor(constants[name])) for name in inputs if name in constants and name not in plan.stored)
-    plan.steps.append(_Step(function=function, inputs=inputs, outputs=tuple(node.output)))
+    plan.steps.append(_Step(function=function, inputs=inputs, outputs=outputs))
     grid = plan.grids.get(inputs[0])
-    if node.op_type in CHOOSING and grid is not None and all(grid.same(plan.grids.get(name)) for name in inputs):
-        plan.grids.update((name, grid) for name in node.output)
+    if is_a(node, *CHOOSING) and grid is not None and all(grid.same(plan.grids.get(name)) for name in inputs):
+        plan.grids.update((name, grid) for name in outputs)
 
 
 def _start(name: str, value: np.ndarray, grid: Grid | None, weights: Mapping[str, np.ndarray]) -> nn.Parameter:

@@ -16,11 +16,13 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from ...errors import CompressError
+from ...graphs.index import constant, settings
 
 Function = Callable[..., Any]  # of Tensors, to a Tensor, or to a tuple of them where the node has several outputs
 INSTEAD = "fine-tune the float32 network, and quantize without fine-tuning after it"
@@ -46,29 +48,27 @@ class Operation:
         return CompressError(f"{self.label} {what}; {INSTEAD}")
 
 
-def make_function(node: onnx.NodeProto, constants: dict[str, np.ndarray]) -> tuple[Function, list[str]]:
+def make_function(node: ir.Node) -> tuple[Function, list[str]]:
     """The torch function of a node, and the names of the tensors that it takes.
 
     Raises:
         CompressError: for what the module refuses.
     """
     label = label_of(node)
-    if node.op_type not in OPERATORS or node.domain not in ("", "ai.onnx"):
+    if node.op_type not in OPERATORS or node.domain:
         raise CompressError(f"{label} is an operator that has no torch function here (known are {', '.join(sorted(OPERATORS))}); {INSTEAD}")
     make, tensors = OPERATORS[node.op_type]
-    if computed := [name for name in node.input[tensors:] if name and name not in constants]:
-        raise CompressError(f'{label} takes "{computed[0]}" from the graph, but it must be constant; fold the constants of the graph first')
-    operation = Operation(
-        label=label,
-        attributes={entry.name: onnx.helper.get_attribute_value(entry) for entry in node.attribute},
-        fixed=[constants[name] if name else None for name in node.input[tensors:]],
-        outputs=len(node.output),
-    )
-    return make(operation), [name for name in node.input[:tensors] if name]
+    fixed = [constant(value) for value in node.inputs[tensors:]]
+    if computed := [one for one, found in zip(node.inputs[tensors:], fixed, strict=True) if one is not None and found is None]:
+        raise CompressError(
+            f'{label} takes "{computed[0].name}" from the graph, but it must be constant; fold the constants of the graph first'
+        )
+    operation = Operation(label=label, attributes=settings(node), fixed=fixed, outputs=len(node.outputs))
+    return make(operation), [str(value.name) for value in node.inputs[:tensors] if value is not None]
 
 
-def label_of(node: onnx.NodeProto) -> str:
-    return f'{node.op_type} "{node.name or node.output[0]}"'
+def label_of(node: ir.Node) -> str:
+    return f'{node.op_type} "{node.name or node.outputs[0].name}"'
 
 
 def _conv(operation: Operation) -> Function:
@@ -87,7 +87,7 @@ def _conv(operation: Operation) -> Function:
 def _padding(operation: Operation) -> tuple[list[int], Any]:
     """What must be put around the tensor beforehand (as ``functional.pad`` takes it), and what torch's operator pads by itself."""
     pads = list(operation.attributes.get("pads", ()))
-    automatic = operation.attributes.get("auto_pad", b"NOTSET").decode()
+    automatic = operation.attributes.get("auto_pad", "NOTSET")
     if automatic not in ("NOTSET", "VALID"):
         raise operation.refuse(f'has auto_pad (="{automatic}"), but must have its pads as numbers')
     begin, end = pads[: len(pads) // 2], pads[len(pads) // 2 :]

@@ -3,7 +3,8 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from compress.graphs.probe import constants_of, run_in_batches
+from compress.graphs.index import index, named
+from compress.graphs.probe import run_in_batches, stored_constant
 
 
 def model_of(batch: str | int) -> onnx.ModelProto:
@@ -23,7 +24,7 @@ def model_of(batch: str | int) -> onnx.ModelProto:
 
 
 def test_a_constant_behind_a_dequantization_by_hand() -> None:
-    np.testing.assert_array_equal(constants_of(model_of("N"))["weight"], [[2.0], [1.5]])
+    np.testing.assert_array_equal(stored_constant(named(index(model_of("N")))["weight"]), [[2.0], [1.5]])
 
 
 @pytest.mark.parametrize(("fixed", "sizes"), [("N", [3, 3, 1]), (2, [2, 2, 2])])

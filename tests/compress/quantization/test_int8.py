@@ -340,7 +340,8 @@ def test_fused_steps_move_a_result_by_one_step_at_most(tmp_path: Path) -> None:
 def test_another_process_gives_the_same_bytes(source: Path, tmp_path: Path) -> None:
     """Sets of names come in another order there."""
     code = (
-        "import sys, numpy as np; from pathlib import Path; from compress.quantize import *; from compress.storage import store_weights\n"
+        "import sys, numpy as np; from pathlib import Path; from compress.quantization.int8 import *\n"
+        "from compress.quantization.weights_only import store_weights\n"
         "images = np.random.default_rng(0).integers(0, 256, (80, 1, 12, 12), dtype=np.uint8)\n"
         "source, folder = Path(sys.argv[1]), Path(sys.argv[2])\n"
         "quantize_static(source, folder / 'mse.onnx', images, StaticConfig(method='mse'))\n"

@@ -9,6 +9,7 @@ import pytest
 
 from compress.errors import CompressError
 from compress.graphs.floats import fold
+from compress.graphs.index import index
 from compress.quantization.ort_quantizer import Types, held_back, insert_qdq, this_cpu, types_for
 
 VNNI = Types(activations="uint8", weights="int8", reduce_range=False)
@@ -60,7 +61,8 @@ def saturating(types: Types) -> onnx.ModelProto:
         [onnx.numpy_helper.from_array(np.ones((64, 8), np.float32), "w")],
     )
     model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 18)], ir_version=8)
-    return insert_qdq(onnx.shape_inference.infer_shapes(model), {"x": (0, 1), "y": (0, 64)}, ["gemm"], types, per_channel=False)
+    inferred = onnx.shape_inference.infer_shapes(model)
+    return insert_qdq(inferred, index(inferred), {"x": (0, 1), "y": (0, 64)}, ["gemm"], types, per_channel=False)
 
 
 @pytest.mark.parametrize("types", [VNNI, OLD, ARM])

@@ -1,11 +1,13 @@
 import numpy as np
 import onnx
+import onnx_ir as ir
 import onnxruntime
 import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
 from compress.errors import CompressError
+from compress.graphs.index import index
 from compress.quantization.qat.fake_quantize import FakeQuantize, Grid, grid_of
 
 
@@ -56,15 +58,22 @@ def test_every_number_is_rounded_as_onnx_runtime_does(scale: float) -> None:
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8)
     (expected,) = onnxruntime.InferenceSession(model.SerializeToString()).run(None, {"x": x})
-    grid = grid_of(nodes[0], {name: np.asarray(value) for name, value in constants.items()})
+    grid = grid_of(index(model)[0])
     assert (grid.low, grid.high) == (-77, 178)
     found = FakeQuantize.apply(torch.from_numpy(x), grid.scale, grid.low, grid.high, grid.wide)
     np.testing.assert_array_equal(found.numpy(), expected)
 
 
+def opened(node: onnx.NodeProto, constants: dict[str, np.ndarray]) -> ir.Node:
+    graph = helper.make_graph(
+        [node], "one", [], [], [numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()]
+    )
+    return index(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)]))[0]
+
+
 def weight_grid(weight: np.ndarray, scale: np.ndarray, zero_point: np.ndarray | None = None, **attributes: int) -> Grid:
     constants = {"w": weight, "s": scale} | ({} if zero_point is None else {"z": zero_point})
-    return grid_of(helper.make_node("DequantizeLinear", list(constants), ["a"], **attributes), constants)
+    return grid_of(opened(helper.make_node("DequantizeLinear", list(constants), ["a"], **attributes), constants))
 
 
 def test_grid_of_a_weight_by_hand() -> None:
@@ -110,4 +119,4 @@ def test_bias_is_stored_as_the_quantizer_stores_it() -> None:
 def test_grids_that_cannot_be_trained_on_are_refused(inputs: list[str], constants: dict[str, np.ndarray], told: str) -> None:
     node: onnx.NodeProto = helper.make_node("QuantizeLinear", inputs, ["q"], name="Q")
     with pytest.raises(CompressError, match=told):
-        grid_of(node, constants)
+        grid_of(opened(node, constants))

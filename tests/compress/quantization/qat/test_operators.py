@@ -6,6 +6,7 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 
 from compress.errors import CompressError
+from compress.graphs.index import index
 from compress.quantization.qat.operators import OPERATORS, make_function
 
 NUMBERS = np.random.default_rng(0)
@@ -96,7 +97,7 @@ def test_operator_computes_what_onnx_runtime_does(kind: str, inputs: list[np.nda
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8)
     expected = onnxruntime.InferenceSession(model.SerializeToString()).run(None, tensors)
-    function, taken = make_function(node, constants)
+    function, taken = make_function(index(model)[0])
     found = function(*[torch.tensor(tensors[name] if name in tensors else constants[name]) for name in taken])
     for one, other in zip(found if isinstance(found, tuple) else (found,), expected, strict=True):
         np.testing.assert_allclose(one.numpy(), other, rtol=1e-5, atol=1e-5)
@@ -123,5 +124,7 @@ def test_every_operator_is_compared_with_onnx_runtime() -> None:
 )
 def test_what_torch_cannot_do_is_refused(node: onnx.NodeProto, told: str) -> None:
     constants = {"from": whole(3), "to": whole(0), "axis": whole(1), "step": whole(-1)}
+    graph = helper.make_graph([node], "one", [], [], [numpy_helper.from_array(value, name) for name, value in constants.items()])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)])
     with pytest.raises(CompressError, match=told):
-        make_function(node, constants)
+        make_function(index(model)[0])
