@@ -32,6 +32,7 @@ from ..graphs.file import write_onnx
 from ..graphs.floats import check_images, fold, read_float
 from .calibration import METHODS, Histograms, observe
 from .ort_quantizer import FLOAT_OUTPUT, OPERATORS, Types, held_back, insert_qdq, this_cpu
+from .records import Quantized
 from .weights_only import store_in
 
 Change = Callable[[onnx.ModelProto], object]
@@ -81,15 +82,6 @@ class StaticConfig:
                     f"operators (={self.operators}) must be operator types that ONNX Runtime quantizes, such as Conv, Gemm, MatMul, Add; "
                     f"{', '.join(unknown) or 'none'} is not"
                 )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Quantized:
-    """What became int8 and what stayed float: operator type to number of nodes; ``reasons`` says for a type why it stayed, where known."""
-
-    operators: dict[str, int]
-    left: dict[str, int]
-    reasons: dict[str, str]
 
 
 def quantize_dynamic(source: Path, target: Path) -> Quantized:
