@@ -11,12 +11,11 @@ settings out of range.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -25,7 +24,7 @@ from .gauges import energy_source
 from .machine import machine_facts
 from .peak import gemm_peak
 from .records import Answers, BenchmarkConfig, Record, Score, measurement
-from .results import Result
+from .results import Data, Result
 from .runtimes import Candidate
 from .sweep import points_of
 from .worker import WARM_RULE, Worker
@@ -46,7 +45,7 @@ def run_benchmark(
     config: BenchmarkConfig,
     *,
     baseline: str,
-    data: Mapping[str, Any],
+    data: Data,
     progress: Progress | None = None,
 ) -> Result:
     """Measure all candidates.
@@ -93,13 +92,12 @@ def run_benchmark(
                 record.reason = worker.reason
             # Nothing from here on can disturb the comparison, or undo it where it fails.
             _look_around(pairs, launch, config, generator, progress)
-    data = {**data, "images": len(images), "classes": classes, "shape": list(images.shape[1:])}
     answers = Answers(images=images, labels=labels, classes=classes, score=score, seed=config.seed)
     measurements = tuple(measurement(record, records[index], answers, config, peak) for record in records)
     return Result(
         created=created,
         machine=machine,
-        data=data,
+        data={**data, "images": len(images), "classes": classes, "shape": list(images.shape[1:])},
         settings={**asdict(config), "warm_up": WARM_RULE},
         peak=peak,
         energy=energy_source(),

@@ -106,8 +106,8 @@ def compare(old: Path, new: Path, fail_if_slower: str | None, fail_if_less_accur
 
     Example:  compress compare old.json new.json --fail-if-slower 5%
     """
+    from ..artifacts.payloads import read_results
     from ..benchmarks import compare as comparing
-    from ..benchmarks.results import read_results
     from .tables import table
 
     slower = None if fail_if_slower is None else comparing.parse_percentage(fail_if_slower)

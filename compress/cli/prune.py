@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from ..artifacts.artifact import Artifact
+from ..artifacts.payloads import Sensitivity, read_payload
 from ..artifacts.project import NETWORK_STAGES, TRAINED_STAGES
 from ..artifacts.recipe import training_config
+from ..artifacts.records import plain
 from ..errors import CompressError
 from ..plots.sensitivity import cell
 from ..stages.prune import PruneConfig
 from ..stages.remove_channels import RemoveConfig
-from ..stages.sensitivity import FILE, Sensitivities, SensitivityConfig, _column, _read, _title, measure_sensitivity
+from ..stages.sensitivity import FILE, Sensitivities, SensitivityConfig, _column, _title, measure_sensitivity
 from ..train.settings import DistilConfig
 from .options import data_options, network_options, out_option, parent_options, run_options, tuning_options
 from .tables import table
@@ -199,25 +200,29 @@ ROWS = {"weight": ("layer", "weights"), "channel": ("group", "width"), "module":
 
 def show_sensitivity(artifact: Artifact, as_json: bool) -> None:
     """Print the table and where the heat map lies, or everything as one JSON object."""
-    text = json.dumps({"artifact": str(artifact.path), **_read(artifact)}, indent=1) if as_json else sensitivity_text(artifact)
+    text = (
+        json.dumps({"artifact": str(artifact.path), **plain(read_payload(artifact, Sensitivity))}, indent=1)
+        if as_json
+        else sensitivity_text(artifact)
+    )
     click.echo(text)
 
 
 def sensitivity_text(artifact: Artifact) -> str:
     """A row for each layer, group or module, in the order of the network, with the points of balanced accuracy that it costs."""
-    result = _read(artifact)
-    first, second = ROWS[result["granularity"]]
+    result = read_payload(artifact, Sensitivity)
+    first, second = ROWS[result.granularity]
     rows = [
-        {first: curve["name"], second: f"{curve['size']:,}"}
-        | {_column(result, point): cell(point["points_lost"]) for point in curve["points"]}
-        | (_module_cells(result, curve["name"]) if result["granularity"] == "module" else {})
-        for curve in result["curves"]
+        {first: curve.name, second: f"{curve.size:,}"}
+        | {_column(result, point): cell(point.points_lost) for point in curve.points}
+        | (_module_cells(result, curve.name) if result.granularity == "module" else {})
+        for curve in result.curves
     ]
-    told = f"{_title(result)}, by {result['images']:,} training images and without fine-tuning:"
+    told = f"{_title(result)}, by {result.images:,} training images and without fine-tuning:"
     return f"{told}\n\n{table(rows)}\n\nheat map  {artifact.path / f'{FILE}.png'}\nartifact  {artifact.path}"
 
 
-def _module_cells(result: Mapping[str, Any], name: str) -> dict[str, str]:
-    latency = result["latency"][name]
-    measured = f"{latency['value']:.3f}x ({latency['low']:.3f} to {latency['high']:.3f})"
-    return {"rise of cross-entropy": f"{result['rises'][name][str(1.0)]:.3f}", "latency without it": measured}
+def _module_cells(result: Sensitivity, name: str) -> dict[str, str]:
+    latency = result.latency[name]
+    measured = f"{latency.value:.3f}x ({latency.low:.3f} to {latency.high:.3f})"
+    return {"rise of cross-entropy": f"{max(result.rises[name].values()):.3f}", "latency without it": measured}

@@ -12,9 +12,8 @@
 import csv
 import dataclasses
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -24,10 +23,9 @@ from torch.nn import functional
 from ..artifacts.artifact import PAYLOAD, Artifact
 from ..artifacts.cost import count_cost
 from ..artifacts.load import Prepare
+from ..artifacts.parts import Facts, Metrics, Scores
 from ..artifacts.project import Made, Project
-from ..pruning.masks import (
-    nonzero_masks,
-)
+from ..pruning.masks import nonzero_masks
 from ..train.distil import Teacher
 from ..train.distributed import this_team
 from ..train.fit import Fitted, choose_device, fit, predict_logits
@@ -38,7 +36,7 @@ from ..train.sources import Part
 
 def zeros_kept(parent: Artifact, network: nn.Module) -> dict[str, Tensor]:
     """Masks of the zeros in ``network``, made of ``parent``, if it was pruned before; fine-tuning must not fill them."""
-    return nonzero_masks(network) if any(step["stage"] == "prune" for step in parent.steps) else {}
+    return nonzero_masks(network) if any(step.stage == "prune" for step in parent.steps) else {}
 
 
 def tuning_config(training: FitConfig, epochs: int, lr: float) -> FitConfig:
@@ -87,9 +85,8 @@ def fit_and_save(
     if finish is not None:
         finish()
     names = ("accuracy", "balanced_accuracy", "macro_f1", "macro_precision")
-    made = save_network(
-        project, network, folder, {"validation": {name: fitted.best[name] for name in names}, "best_epoch": fitted.best_epoch}
-    )
+    scores = Scores(**{name: fitted.best[name] for name in names})
+    made = save_network(project, network, folder, Metrics(validation=scores, best_epoch=fitted.best_epoch))
     if this_team().rank == 0:
         state_file(project, stage, key).unlink(missing_ok=True)
     return made
@@ -148,16 +145,16 @@ def fit_network(
     return fitted
 
 
-def save_network(project: Project, network: nn.Module, folder: Path, metrics: Mapping[str, Any]) -> Made:
+def save_network(project: Project, network: nn.Module, folder: Path, metrics: Metrics) -> Made:
     # Cloned, as safetensors refuses tensors that share memory (tied weights).
     weights = {name: value.detach().cpu().contiguous().clone() for name, value in network.state_dict().items()}
     save_file(weights, folder / PAYLOAD["network"])
     example = Prepare(project.spec)(torch.from_numpy(project.data.validation.images[:2].copy()))
-    return metrics, dataclasses.asdict(count_cost(network, example))
+    return metrics, Facts(**dataclasses.asdict(count_cost(network, example)))
 
 
-def validate(project: Project, network: nn.Module) -> dict[str, float]:
+def validate(project: Project, network: nn.Module) -> Scores:
     validation, device = project.data.validation, choose_device(project.device)
     logits = predict_logits(network, validation.images, prepare=Prepare(project.spec).to(device), device=device)
     network.cpu()
-    return score(validation.labels, logits.argmax(axis=1), project.classes)
+    return Scores(**score(validation.labels, logits.argmax(axis=1), project.classes))

@@ -18,7 +18,6 @@ Source of the statistics: benchmarks/statistics.py.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +29,7 @@ from torch import nn
 from ..artifacts.artifact import InputSpec
 from ..artifacts.cost import count_cost
 from ..artifacts.load import Prepare
+from ..artifacts.parts import Rounded, Rounding
 from ..benchmarks.runtimes import Candidate, onnx_session
 from ..benchmarks.statistics import MOST_LAUNCHES, Interval, over_launches
 from ..benchmarks.worker import WAKE_CALLS, time_calls
@@ -114,25 +114,6 @@ def in_turns(files: Sequence[Path], images: list[NDArray[np.uint8]], rounds: int
     return seconds
 
 
-@dataclass(frozen=True, kw_only=True)
-class Rounded:
-    """A network whose widths are multiples of ``round_to``: its latency as a fraction of the baseline's, and its MACs per image."""
-
-    round_to: int
-    ratio: float
-    low: float
-    high: float
-    macs: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class Rounding:
-    """``best``: the multiple to take. ``table``: one row per multiple that meets the goal, as they were asked for."""
-
-    best: int
-    table: tuple[Rounded, ...]
-
-
 def fastest_rounding(cut_for: Callable[[int], nn.Module | None], clock: Clock, candidates: Sequence[int] = (1, 4, 8, 16)) -> Rounding:
     """The multiple to which widths are best rounded here, measured on networks that meet the same goal in MACs, size or sparsity.
 
@@ -161,7 +142,7 @@ def fastest_rounding(cut_for: Callable[[int], nn.Module | None], clock: Clock, c
         rows.append(Rounded(round_to=multiple, ratio=found.value, low=found.low, high=found.high, macs=macs))
     fastest = min(rows, key=lambda row: row.ratio).round_to
     best = min(multiple for multiple, own in seconds.items() if _interval(own / seconds[fastest]).value <= 1 + WORTH)
-    return Rounding(best=best, table=tuple(rows))
+    return Rounding(round_to=best, measured=tuple(rows))
 
 
 def _turn(session: Any, images: list[NDArray[np.uint8]]) -> float:

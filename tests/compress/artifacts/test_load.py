@@ -9,11 +9,13 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
+from stand_ins import recorded
 from torch import Tensor, nn
 
 from compress.artifacts.artifact import Artifact, InputSpec, Manifest, write_artifact
 from compress.artifacts.load import Prepare, build_network, load_network, load_runner, load_weights
 from compress.artifacts.model_reference import ModelReference
+from compress.artifacts.parts import Model
 from compress.errors import NetworkError
 
 SMALL = InputSpec(shape=(1, 4, 4))
@@ -276,8 +278,8 @@ def test_another_kind_of_file_or_none_is_refused(name: str, told: str, tmp_path:
 def save(model: ModelReference, network: nn.Module, folder: Path) -> Artifact:
     def make(target: Path) -> Manifest:
         save_file(network.state_dict(), target / "weights.safetensors")
-        about = {"kind": "network", "stage": "train", "key": "k", "config": {}, "data": {}}
-        return Manifest(**about, model=model.identity(), input=SMALL, classes=("a", "b", "c"))
+        about = {"kind": "network", "stage": "train", "key": "k", "config": {}, "data": recorded("digits")}
+        return Manifest(**about, model=Model(**model.identity()), input=SMALL, classes=("a", "b", "c"))
 
     return write_artifact(folder / "artifact", make)
 
