@@ -51,6 +51,7 @@ PAYLOAD: dict[Kind, str] = {
     "noise": "noise.json",
 }
 MOST_VALUES = 2**24  # of one image; 3x2048x2048 are fewer
+Classes = Annotated[tuple[str, ...], Meta(min_length=1)]
 LIBRARIES = ("torch", "torchvision", "onnx", "onnxruntime", "onnxscript", "numpy", "scikit-learn", "safetensors")
 
 
@@ -91,7 +92,7 @@ class Manifest:
     key: Name
     model: Model
     input: InputSpec
-    classes: Annotated[tuple[str, ...], Meta(min_length=1)]
+    classes: Classes
     config: Mapping[str, Any]
     data: Data
     lineage: tuple[Step, ...] = ()

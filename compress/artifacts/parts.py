@@ -37,7 +37,7 @@ class Model:
     def __post_init__(self) -> None:
         given = [value is not UNSET for value in (self.reference, self.options, self.source, self.file)]
         if given not in ([True, True, True, False], [False, False, False, True]):
-            raise ArtifactError("model must have reference, options and source, or file alone")
+            raise ArtifactError("must have reference, options and source, or file alone")
         if self.file is not UNSET:
             component(self.file, "file")
 
@@ -229,4 +229,4 @@ class Facts:
 
     def __post_init__(self) -> None:
         if len({value is UNSET for value in (self.params, self.nonzeros, self.macs)}) > 1:
-            raise ArtifactError("facts must have params, nonzeros and macs, or none of them")
+            raise ArtifactError("must have params, nonzeros and macs, or none of them")

@@ -102,4 +102,4 @@ def _array(archive: zipfile.ZipFile, name: str) -> NDArray[Any]:
         shape, fortran, dtype = np.lib.format.read_array_header_1_0(stream)
         if dtype.hasobject or math.prod(shape) * dtype.itemsize != entry.file_size - stream.tell():
             raise ValueError(f"{name} holds Python objects, or is not of the {shape} values that it declares")
-        return np.frombuffer(stream.read(), dtype).reshape(shape, order="F" if fortran else "C")
+        return np.frombuffer(bytearray(stream.read()), dtype).reshape(shape, order="F" if fortran else "C")

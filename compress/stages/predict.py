@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from ..artifacts.artifact import Artifact, InputSpec
+from ..artifacts.artifact import Artifact, Classes, InputSpec
 from ..artifacts.context import Options
 from ..artifacts.model_reference import ModelReference
 from ..artifacts.project import find_parent
@@ -110,7 +110,7 @@ def _open_file(path: Path) -> tuple[Runner, Sequence[str], InputSpec]:
             f"onnx (={path}) does not say its classes; take a file that `compress export-onnx` or `compress quantize` wrote"
         )
     again = "export the model again"
-    names = parse_record(about["compress.classes"], tuple[str, ...], where=f"compress.classes in {path}", again=again)
+    names = parse_record(about["compress.classes"], Classes, where=f"compress.classes in {path}", again=again)
     spec = parse_record(about["compress.input"], InputSpec, where=f"compress.input in {path}", again=again)
     return open_model(Candidate(name=path.stem, path=path), spec.shape, len(names), threads=1).predict, names, spec
 
