@@ -14,10 +14,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
+from msgspec import Meta
 
 from .errors import BenchmarkError
+from .statistics import Count, Share
 
 Score = Callable[[np.ndarray, np.ndarray, int], Mapping[str, float]]
 
@@ -35,10 +38,10 @@ class ScoreInterval:
 class RecallChange:
     """Of one true class: how many images it has, and how many of them the baseline (`before`) and the candidate (`after`) read right."""
 
-    label: int
-    images: int
-    before: int
-    after: int
+    label: Count
+    images: Annotated[int, Meta(ge=1)]
+    before: Count
+    after: Count
 
     @property
     def change(self) -> float:
@@ -58,12 +61,12 @@ class Comparison:
         worse_confusions: ``(true, predicted, before, after)``, the wrong answers that the candidate gives more often, most added first.
     """
 
-    images: int
-    lost: tuple[int, ...]
-    gained: tuple[int, ...]
-    p_value: float
+    images: Count
+    lost: tuple[Count, ...]
+    gained: tuple[Count, ...]
+    p_value: Share
     recalls: tuple[RecallChange, ...]
-    worse_confusions: tuple[tuple[int, int, int, int], ...]
+    worse_confusions: tuple[tuple[Count, Count, Count, Count], ...]
 
 
 def score_intervals(

@@ -9,7 +9,7 @@ import subprocess
 from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 # What decides the speed of int8, bf16 and fp32 kernels on x86 and on ARM.
 RELEVANT_FLAGS = re.compile(r"avx.*|amx.*|f16c|fma|sse4_2|asimd.*|neon|i8mm|bf16|sve.*|sme(2|_\w+)?|fphp")
@@ -18,10 +18,26 @@ DECIDING = ("cpu", "architecture", "flags", "cores", "governor", "gpu")
 LIBRARIES = ("numpy", "onnxruntime", "onnxruntime-gpu", "openvino", "torch", "compress-edge")
 
 
-def machine_facts() -> dict[str, Any]:
+class Machine(TypedDict, total=False):
     """CPU model, relevant flags, usable cores, governor, memory (bytes), load, system, library versions, GPU name and driver."""
+
+    cpu: str
+    architecture: str
+    flags: list[str]
+    cores: int
+    governor: str
+    memory_bytes: int
+    load_average: float
+    system: str
+    python: str
+    libraries: dict[str, str]
+    gpu: str | None
+
+
+def machine_facts() -> Machine:
+    """What can be read of this machine."""
     cpuinfo = read_text(Path("/proc/cpuinfo"))
-    facts = {
+    facts: dict[str, Any] = {
         "cpu": _field(cpuinfo, "model name|Model|Hardware") or platform.processor() or platform.machine(),
         "architecture": platform.machine(),
         "flags": sorted(flag for flag in (_field(cpuinfo, "flags|Features") or "").split() if RELEVANT_FLAGS.fullmatch(flag)),
@@ -34,7 +50,7 @@ def machine_facts() -> dict[str, Any]:
         "libraries": _versions(),
         "gpu": _gpu(),
     }
-    return {name: fact for name, fact in facts.items() if fact not in (None, "", [])}
+    return Machine(**{name: fact for name, fact in facts.items() if fact not in (None, "", [])})  # type: ignore[typeddict-item]
 
 
 def differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from .accuracy import Comparison
+from .statistics import Count
 
 MOST_LOST, MOST_GAINED = 12, 4
 
@@ -21,10 +22,10 @@ MOST_LOST, MOST_GAINED = 12, 4
 class Flip:
     """One image that only the baseline or only the candidate reads right: its index, class indices, and itself (PNG in base64)."""
 
-    index: int
-    truth: int
-    before: int
-    after: int
+    index: Count
+    truth: Count
+    before: Count
+    after: Count
     png: str
 
 

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import numpy as np
 from msgspec import Meta
 
-from . import cost
+from . import cost, results
 from .accuracy import compare_predictions, score_intervals
 from .doubts import doubts
 from .gauges import Turn
@@ -100,7 +100,7 @@ def measurement(record: Record, baseline: Record, answers: Answers, config: Benc
         stage=candidate.stage,
         artifact=candidate.artifact,
         file=candidate.path.name,
-        facts=dict(candidate.facts),
+        facts=results.Facts(**candidate.facts),  # type: ignore[typeddict-item]
         size_bytes=size,
         gzip_bytes=zipped,
         reason=record.reason,

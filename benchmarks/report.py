@@ -3,7 +3,7 @@
 ``report.html`` is one file that asks nothing of the network and runs no script; ``report.md`` has the same numbers, with the plots as PNG
 beside it; ``report.csv`` and ``report.json`` have them for programs. Several results (of several machines, say) become sections; nothing is
 compared across them, and the report says so. Whatever the user named is escaped.
-Refused: no results, a result file that `read_results` refuses, limits out of range.
+Refused: no results, limits out of range.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ from .errors import BenchmarkError
 from .formats import CHOOSING, MISSING, ZEROS, count, percent, size
 from .machine import differences
 from .plot import AXES, SIZES, THEMES, draw
-from .results import LayerZeros, Measurement, Result, read_results
+from .results import LayerZeros, Measurement, Result
 from .tables import as_csv, as_json, p_value, tables
 from .verdict import Limits, Verdict, decide
 
 MOST_NAMED = 5  # classes and confusions in a sentence
 
 
-def write_report(results: Sequence[Path | Result], folder: Path, limits: Limits) -> tuple[Verdict, ...]:
+def write_report(results: Sequence[Result], folder: Path, limits: Limits) -> tuple[Verdict, ...]:
     """Write ``report.html``, ``.md``, ``.csv``, ``.json`` and ``report*.png`` into a folder, which is made if need be.
 
     Args:
-        results: results, or paths of their files. limits: what a variant must keep to be recommended.
+        results: one per machine. limits: what a variant must keep to be recommended.
 
     Returns:
         One verdict per result.
@@ -44,14 +44,13 @@ def write_report(results: Sequence[Path | Result], folder: Path, limits: Limits)
 
     if not results:
         raise BenchmarkError("results (=none) must be at least one; run `compress benchmark` first")
-    read = [one if isinstance(one, Result) else read_results(one) for one in results]
-    verdicts = tuple(decide(result, limits) for result in read)
+    verdicts = tuple(decide(result, limits) for result in results)
     folder.mkdir(parents=True, exist_ok=True)
     sections = []
-    for number, (result, verdict) in enumerate(zip(read, verdicts, strict=True), start=1):
+    for number, (result, verdict) in enumerate(zip(results, verdicts, strict=True), start=1):
         section = _section(result, verdict, limits)
         for axis in AXES if any(one.latency for one in result.measurements) else ():
-            name = "report" + (f"-{number}" if len(read) > 1 else "") + ("" if axis == "latency" else f"-{axis}") + ".png"
+            name = "report" + (f"-{number}" if len(results) > 1 else "") + ("" if axis == "latency" else f"-{axis}") + ".png"
             _replace(folder / name, draw(result, "png", "wide", "light", axis))
             pictures = {
                 f"{shape}_{theme}": base64.b64encode(draw(result, "svg", shape, theme, axis)).decode()
@@ -60,8 +59,8 @@ def write_report(results: Sequence[Path | Result], folder: Path, limits: Limits)
             }
             section["plots"].append({"axis": axis, "png": name} | pictures)
         sections.append(section)
-    _replace(folder / "report.csv", as_csv(read).encode())
-    plain = [as_json(result, verdict) for result, verdict in zip(read, verdicts, strict=True)]
+    _replace(folder / "report.csv", as_csv(results).encode())
+    plain = [as_json(result, verdict) for result, verdict in zip(results, verdicts, strict=True)]
     _replace(folder / "report.json", (json.dumps({"schema": "compress-report", "version": 1, "sections": plain}, indent=1) + "\n").encode())
     # One environment per format: in HTML everything is escaped for HTML, in Markdown by `markdown`, without exception.
     loader = jinja2.FileSystemLoader(Path(__file__).parent / "templates")
@@ -69,7 +68,7 @@ def write_report(results: Sequence[Path | Result], folder: Path, limits: Limits)
         environment = jinja2.Environment(
             loader=loader, autoescape=autoescape, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, finalize=finalize
         )
-        text = environment.get_template(f"{name}.j2").render(sections=sections, across=_across(read), zeros=ZEROS, choosing=CHOOSING)
+        text = environment.get_template(f"{name}.j2").render(sections=sections, across=_across(results), zeros=ZEROS, choosing=CHOOSING)
         _replace(folder / name, text.encode())
     return verdicts
 
@@ -185,7 +184,7 @@ def _differences(result: Result) -> list[dict[str, Any]]:
     names, seen, found = result.data.get("class_names", []), set(), []
 
     def called(label: int) -> str:
-        return str(names[label]) if label < len(names) else str(label)
+        return names[label] if label < len(names) else str(label)
 
     for one in result.measurements:
         compared = one.comparison

@@ -1,28 +1,27 @@
-"""What a benchmark found, and its file ``benchmark.json``: raw samples and machine facts included, written at once, read strictly.
+"""What a benchmark found, and its file ``benchmark.json``: raw samples and machine facts included, written at once, never changed.
 
-Refused: a missing, truncated or foreign file, another schema version, a field that is missing, unknown or of another type. A result is
-never changed after it was written.
+Its types are what whoever reads it holds it to (the toolkit does so in ``artifacts/payloads.py``), and :func:`damage` says what types
+do not: a variant that was measured has a latency, scores, and samples of as many launches, rounds and calls throughout.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
-import math
 import os
 import re
-import types
-import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, TypedDict
+
+from msgspec import Meta
 
 from .accuracy import Comparison, ScoreInterval
-from .errors import BenchmarkError
 from .gauges import Turn
+from .machine import Machine
 from .pictures import Flip
-from .statistics import Interval, Latency, Speedup
+from .statistics import MOST_LAUNCHES, Count, Interval, Latency, Share, Speedup
 from .sweep import Sweep
 
 SCHEMA = "compress-benchmark"
@@ -34,13 +33,13 @@ class LayerZeros:
     """How many of one layer's weights a pruned network kept."""
 
     name: str
-    weights: int
-    nonzeros: int
+    weights: Annotated[int, Meta(ge=1)]
+    nonzeros: Count
 
     @property
     def sparsity(self) -> float:
         """The fraction of zeros, 0 to 1."""
-        return 1 - self.nonzeros / self.weights if self.weights else 0.0
+        return 1 - self.nonzeros / self.weights
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +61,29 @@ class Choice:
     verdict: str
     tried: int
     finalists: tuple[Finalist, ...]
+
+
+class Facts(TypedDict, total=False):
+    """What its maker knows of a candidate: its cost, of a pruned network its layers, and how it was chosen, where it was."""
+
+    params: Count
+    nonzeros: Count
+    macs: Count
+    layers: tuple[LayerZeros, ...]
+    choice: Choice
+
+
+class Data(TypedDict, total=False):
+    """The images that were read: where from, how many, their shape, and what the classes are called."""
+
+    name: str
+    network: str
+    fingerprint: str
+    part: str
+    class_names: list[str]
+    images: int
+    classes: int
+    shape: list[int]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,12 +114,12 @@ class Measurement:
     stage: str
     artifact: str
     file: str
-    facts: Mapping[str, Any]
-    size_bytes: int
-    gzip_bytes: int
+    facts: Facts
+    size_bytes: Count
+    gzip_bytes: Count
     reason: str | None
     providers: tuple[str, ...] = ()
-    placement: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    placement: Mapping[str, Mapping[str, Count]] = field(default_factory=dict)
     latency: Latency | None = None
     speedup: Speedup | None = None
     load: Interval | None = None
@@ -105,18 +127,18 @@ class Measurement:
     on_device: Interval | None = None
     sweeps: tuple[Sweep, ...] = ()
     sweep_reason: str | None = None
-    memory_bytes: int | None = None
-    activation_bytes: int | None = None
+    memory_bytes: Count | None = None
+    activation_bytes: Count | None = None
     energy: float | None = None
     peak_share: float | None = None
-    scores: Mapping[str, float] = field(default_factory=dict)
+    scores: Mapping[str, Share] = field(default_factory=dict)
     intervals: Mapping[str, ScoreInterval] = field(default_factory=dict)
     agreement: float | None = None
     comparison: Comparison | None = None
     flips: tuple[Flip, ...] = ()
     doubts: tuple[str, ...] = ()
     warmup_ns: tuple[int, ...] = ()
-    samples_ns: tuple[tuple[tuple[int, ...], ...], ...] = ()
+    samples_ns: tuple[tuple[tuple[Annotated[int, Meta(ge=1)], ...], ...], ...] = ()
     turns: tuple[Turn, ...] = ()
     load_ns: tuple[int, ...] = ()
     first_ns: tuple[int, ...] = ()
@@ -129,13 +151,13 @@ class Measurement:
 
     @property
     def layers(self) -> tuple[LayerZeros, ...]:
-        """The layers of a pruned network, in its order; of any other none. A TypeError says what is wrong with ``facts["layers"]``."""
-        return _build(tuple[LayerZeros, ...], self.facts.get("layers", []), f"layers of '{self.name}'")
+        """The layers of a pruned network, in its order; of any other none."""
+        return self.facts.get("layers", ())
 
     @property
     def choice(self) -> Choice | None:
-        """How it was chosen, if it was. A TypeError says what is wrong with ``facts["choice"]``."""
-        return _build(Choice | None, self.facts.get("choice"), f"choice of '{self.name}'")
+        """How it was chosen, if it was."""
+        return self.facts.get("choice")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,7 +165,7 @@ class Result:
     """One benchmark on one machine.
 
     Args:
-        created: UTC, ISO 8601. machine: see `machine_facts`. data: name, fingerprint, number of images, and names of the classes.
+        created: UTC, ISO 8601.
         settings: those of `BenchmarkConfig`, and the rule for the warm-up.
         peak: multiply-accumulates per second of a float32 matrix product on as many threads; None where it could not be measured.
         energy: where the energy comes from, or why there is none.
@@ -151,9 +173,9 @@ class Result:
     """
 
     created: str
-    machine: Mapping[str, Any]
-    data: Mapping[str, Any]
-    settings: Mapping[str, Any]
+    machine: Machine
+    data: Data
+    settings: Mapping[str, bool | int | str]
     peak: float | None
     energy: str
     baseline: int
@@ -173,61 +195,18 @@ def write_results(result: Result, path: Path) -> None:
     temporary.replace(path)
 
 
-def read_results(path: Path) -> Result:
-    """Read a result back.
-
-    Raises:
-        BenchmarkError: as the module says, in one line that names the file.
-    """
-    again = "write it anew with `compress benchmark`"
-    try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise BenchmarkError(f"results (={path}) cannot be read ({error.strerror}); {again}") from None
-    except (ValueError, RecursionError):
-        raise BenchmarkError(f"results (={path}) is not JSON, or cut short; {again}") from None
-    if not isinstance(raw, dict) or raw.pop("schema", None) != SCHEMA:
-        raise BenchmarkError(f"results (={path}) is not a benchmark's result; {again}")
-    version = raw.pop("version", None)
-    if version != VERSION:
-        raise BenchmarkError(f"results (={path}) has schema version {version}, this program reads version {VERSION}; {again}")
-    try:
-        result = _build(Result, raw, "result")
-        for one in result.measurements:
-            _ = one.layers, one.choice  # of any type so far
-    except TypeError as error:
-        raise BenchmarkError(f"results (={path}) is damaged: {error}; {again}") from None
+def damage(result: Result) -> str | None:
+    """What is wrong with a result whose every value is of its type, in words; None where nothing is."""
     if not 0 <= result.baseline < len(result.measurements):
-        raise BenchmarkError(f"results (={path}) is damaged: result.baseline names no measurement; {again}")
+        return "baseline names no measurement"
     for one in result.measurements:
+        launches = one.samples_ns
         if one.reason is None and one.latency is None:
-            raise BenchmarkError(f"results (={path}) is damaged: '{one.name}' has neither a latency nor a reason; {again}")
+            return f"'{one.name}' has neither a latency nor a reason"
         if one.reason is None and "balanced_accuracy" not in one.scores:
-            raise BenchmarkError(f"results (={path}) is damaged: '{one.name}' has no balanced_accuracy; {again}")
-    return result
-
-
-def _build(hint: Any, raw: Any, where: str) -> Any:
-    """Turn JSON into the type that `hint` asks for; a TypeError says where the two part.
-
-    ``_build(tuple[int, ...], [1, 2], "x")`` gives ``(1, 2)``; ``_build(tuple[int, ...], [1, "2"], "x")`` says ``x[1] must be int``.
-    """
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if hint is Any:
-        return raw
-    if dataclasses.is_dataclass(hint) and isinstance(raw, dict):
-        hints = typing.get_type_hints(hint)
-        if raw.keys() != hints.keys():
-            raise TypeError(f"{where} lacks or does not know {', '.join(sorted(raw.keys() ^ hints.keys()))}")
-        return typing.cast(Any, hint)(**{name: _build(hints[name], value, f"{where}.{name}") for name, value in raw.items()})
-    if origin is tuple and isinstance(raw, list):
-        kinds = arguments[:1] * len(raw) if arguments[-1] is Ellipsis else arguments
-        if len(kinds) == len(raw):
-            return tuple(_build(kind, value, f"{where}[{index}]") for index, (kind, value) in enumerate(zip(kinds, raw, strict=True)))
-    if origin is Mapping and isinstance(raw, dict):
-        return {name: _build(arguments[1], value, f"{where}.{name}") for name, value in raw.items()}
-    if origin is types.UnionType:  # only `X | None` occurs
-        return None if raw is None else _build(arguments[0], raw, where)
-    if (hint is float and type(raw) in (int, float) and math.isfinite(raw)) or (hint in (int, str) and type(raw) is hint):
-        return raw
-    raise TypeError(f"{where} must be {getattr(hint, '__name__', hint)}")
+            return f"'{one.name}' has no balanced_accuracy"
+        if len({len(rounds) for rounds in launches}) > 1 or len({len(calls) for rounds in launches for calls in rounds}) > 1:
+            return f"samples_ns of '{one.name}' are not of the same number in every launch and round"
+        if one.reason is None and not (2 <= len(launches) <= MOST_LAUNCHES and launches[0] and launches[0][0]):
+            return f"samples_ns of '{one.name}' must be those of 2 to {MOST_LAUNCHES} launches"
+    return None

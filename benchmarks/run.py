@@ -11,7 +11,7 @@ settings out of range.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -25,7 +25,7 @@ from .gauges import energy_source
 from .machine import machine_facts
 from .peak import gemm_peak
 from .records import Answers, BenchmarkConfig, Record, Score, measurement
-from .results import Result
+from .results import Data, Result
 from .runtimes import Candidate
 from .sweep import points_of
 from .worker import WARM_RULE, Worker
@@ -46,7 +46,7 @@ def run_benchmark(
     config: BenchmarkConfig,
     *,
     baseline: str,
-    data: Mapping[str, Any],
+    data: Data,
     progress: Progress | None = None,
 ) -> Result:
     """Measure all candidates.
@@ -88,11 +88,11 @@ def run_benchmark(
                 record.reason = worker.reason
             # Nothing from here on can disturb the comparison, or undo it where it fails.
             _look_around(pairs, launch, config, generator, progress)
-    data = {**data, "images": len(images), "classes": classes, "shape": list(images.shape[1:])}
     answers = Answers(images=images, labels=labels, classes=classes, score=score, seed=config.seed)
     measurements = tuple(measurement(record, records[index], answers, config, peak) for record in records)
     settings, energy = {**asdict(config), "warm_up": WARM_RULE}, energy_source()
-    about: dict[str, Any] = {"created": created, "machine": machine, "data": data, "settings": settings, "peak": peak, "energy": energy}
+    seen = {**data, "images": len(images), "classes": classes, "shape": list(images.shape[1:])}
+    about: dict[str, Any] = {"created": created, "machine": machine, "data": seen, "settings": settings, "peak": peak, "energy": energy}
     return Result(**about, baseline=index, measurements=measurements)
 
 

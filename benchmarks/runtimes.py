@@ -56,8 +56,7 @@ class Candidate:
         runtime, device: as the module's table has them.
         stage: the stage that wrote the file, e.g. ``"quantize"``.
         artifact: the artifact's hash.
-        facts: what its maker knows of it, e.g. ``params``, ``nonzeros``, ``macs``; passed through to the report. Of a pruned network also
-            ``layers``: for each its name, weights and nonzeros, see `results.LayerZeros`.
+        facts: what its maker knows of it, see `results.Facts`; passed through to the report.
         load: for torch, a module-level function ``load(path)`` that returns two modules on the CPU: one from uint8 images to the network's
             float32 input, and the network, to logits.
 

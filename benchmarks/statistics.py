@@ -14,8 +14,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
+from msgspec import Meta
 
 # The 97.5% quantile of Student's t for 1, 2, ... 29 degrees of freedom; here so that a board needs no scipy.
 T_QUANTILES = (
@@ -24,36 +26,41 @@ T_QUANTILES = (
 )  # fmt: skip
 MOST_LAUNCHES = len(T_QUANTILES) + 1
 LEAST_SAMPLES = {90: 64, 99: 662}
+# Rules for what is read from files: a figure that is divided by or put on a logarithmic scale, a bound of one, a fraction, a number of.
+Positive = Annotated[float, Meta(gt=0, le=1e15)]
+Bound = Annotated[float, Meta(ge=0)]
+Share = Annotated[float, Meta(ge=0, le=1)]
+Count = Annotated[int, Meta(ge=0)]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Latency:
     """Seconds per call. `low` and `high` bound the median with 95% confidence; a percentile is None where the samples are too few."""
 
-    p50: float
-    low: float
-    high: float
-    p90: float | None
-    p99: float | None
-    samples: int
+    p50: Positive
+    low: Bound
+    high: Bound
+    p90: Positive | None
+    p99: Positive | None
+    samples: Count
 
 
 @dataclass(frozen=True, kw_only=True)
 class Speedup:
     """Baseline latency / candidate latency; above 1 is faster. `low` and `high` bound it with 95% confidence."""
 
-    value: float
-    low: float
-    high: float
+    value: Positive
+    low: Bound
+    high: Bound
 
 
 @dataclass(frozen=True, kw_only=True)
 class Interval:
     """A figure taken once per launch: the median, and bounds that hold the true one with 95% confidence."""
 
-    value: float
-    low: float
-    high: float
+    value: Positive
+    low: Bound
+    high: Bound
 
 
 def over_launches(values: Sequence[float]) -> Interval | None:

@@ -9,7 +9,7 @@ import numpy as np
 
 from .machine import usable_cores
 from .runtimes import Candidate
-from .statistics import Interval, over_launches
+from .statistics import Count, Interval, over_launches
 
 BATCHES = (1, 8, 64)
 POINT_SECONDS, LONG_CALL_SECONDS, MOST_CALLS, LEAST_CALLS = 0.05, 0.3, 50, 3
@@ -21,8 +21,8 @@ Point = tuple[int, int]  # batch, threads
 class Sweep:
     """One point: seconds per call with so many images on so many CPU threads; raw nanoseconds by launch and call."""
 
-    batch: int
-    threads: int
+    batch: Count
+    threads: Count
     latency: Interval
     samples_ns: tuple[tuple[int, ...], ...]
 

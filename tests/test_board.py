@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from stand_ins import recorded
 
 from compress.artifacts.artifact import InputSpec
 from compress.artifacts.model_reference import ModelReference
@@ -77,7 +78,7 @@ def _fill(folder: Path) -> None:
         np.savez(folder / "data" / f"digits-{name}-imgs.npz", part.images[:, 0])
         np.savez(folder / "data" / f"digits-{name}-labels.npz", part.labels)
     data = load_data(str(folder / "data"))
-    source = {"source": "data", "name": "data", "fingerprint": data.fingerprint, "seed": 0, "validation": 0.1}
+    source = recorded("data", data.fingerprint)
     model = ModelReference(reference="emnist", options={"channels": [4, 8], "hidden": 16})
     project = Project(folder=folder / "runs", model=model, spec=InputSpec(), data=data, source=source, console=Terminal())
     root = train(project, FitConfig(epochs=2, batch=64, lr=0.005))

@@ -30,7 +30,7 @@ from .distributed import Team, this_team
 from .errors import TrainError
 from .metrics import score
 from .settings import AugmentConfig, FitConfig
-from .state import State, read_snapshot, save_snapshot, take_snapshot, take_up
+from .state import State, fits, read_snapshot, save_snapshot, take_snapshot, take_up
 
 Prepare = Callable[[Tensor], Tensor]
 Progress = Callable[[int, int, int, float], None]
@@ -113,7 +113,7 @@ def fit(
         state = State(network, OPTIMISERS[config.optimiser](network.parameters(), **options))  # type: ignore[arg-type]
         state.averaged = _copy(network) if config.ema else {}
         saved = team.from_first(read_snapshot(state_file, key) if state_file is not None and team.rank == 0 else None)
-        if saved is not None:
+        if saved is not None and fits(state, saved):
             take_up(state, saved)
         images, labels = _to_device(training, device)
         loop = _Loop(

@@ -7,12 +7,26 @@ import json
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
+import msgspec
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
+
+
+class Row(TypedDict):
+    """One epoch, from 1: the losses, the scores of the validation images in 0..1, and the speed."""
+
+    epoch: int
+    train_loss: float
+    validation_loss: float
+    accuracy: float
+    balanced_accuracy: float
+    macro_f1: float
+    macro_precision: float
+    images_per_second: float
 
 
 @dataclass
@@ -29,10 +43,11 @@ class State:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A state as tensors by name, ``part.name``, and what goes beside them as text."""
+    """A state as tensors by name, ``part.name``, and what goes beside them."""
 
     tensors: dict[str, Tensor]
-    about: dict[str, str]
+    history: list[dict[str, float]]
+    best_epoch: int
 
 
 def take_snapshot(state: State) -> Snapshot:
@@ -40,8 +55,20 @@ def take_snapshot(state: State) -> Snapshot:
     tensors = {f"{part}.{name}": value for part, values in parts.items() for name, value in values.items()}
     for index, values in state.optimiser.state_dict()["state"].items():
         tensors |= {f"optimiser.{index}.{name}": value for name, value in values.items()}
-    about = {"history": json.dumps(state.history), "best_epoch": str(state.best_epoch)}
-    return Snapshot({name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}, about)
+    kept = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
+    return Snapshot(kept, list(state.history), state.best_epoch)
+
+
+def fits(state: State, snapshot: Snapshot) -> bool:
+    """Whether the snapshot has exactly the tensors that ``state`` takes up, in their shapes, and its best epoch among those it had."""
+    shapes = {name: value.shape for name, value in state.network.state_dict().items()}
+    parts = ("network", "best", "averaged") if state.averaged else ("network", "best")
+    wanted = {f"{part}.{name}": shape for part in parts for name, shape in shapes.items()}
+    found = {name: value.shape for name, value in snapshot.tensors.items()}
+    for index, parameter in enumerate(state.network.parameters()):  # those that had no gradient have no moments
+        moments = {"step": torch.Size(), "exp_avg": parameter.shape, "exp_avg_sq": parameter.shape}
+        wanted |= {f"optimiser.{index}.{name}": shape for name, shape in moments.items()} if f"optimiser.{index}.step" in found else {}
+    return found == wanted and 1 <= snapshot.best_epoch <= len(snapshot.history)
 
 
 def take_up(state: State, snapshot: Snapshot) -> None:
@@ -65,15 +92,15 @@ def take_up(state: State, snapshot: Snapshot) -> None:
                 own[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
     device = next(state.network.parameters()).device
     state.averaged, state.best_weights = ({name: value.to(device) for name, value in parts[part].items()} for part in ("averaged", "best"))
-    state.history = json.loads(snapshot.about["history"])
-    state.best_epoch = int(snapshot.about["best_epoch"])
+    state.history, state.best_epoch = list(snapshot.history), snapshot.best_epoch
 
 
 def save_snapshot(snapshot: Snapshot, path: Path, key: str) -> None:
     """Write the snapshot of the training ``key`` to ``path``, atomically."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
-    save_file(snapshot.tensors, partial, metadata={**snapshot.about, "key": key})
+    about = {"history": json.dumps(snapshot.history), "best_epoch": str(snapshot.best_epoch), "key": key}
+    save_file(snapshot.tensors, partial, metadata=about)
     with partial.open("rb+") as file:
         os.fsync(file.fileno())
     partial.replace(path)
@@ -86,7 +113,10 @@ def read_snapshot(path: Path, key: str) -> Snapshot | None:
     try:
         with safe_open(path, framework="pt") as file:
             about = file.metadata() or {}
+            if about.get("key") != key:
+                return None
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
-    except SafetensorError:
+        history: Any = msgspec.json.decode(about["history"], type=list[Row])
+        return Snapshot(tensors, history, int(about["best_epoch"]))
+    except (SafetensorError, KeyError, ValueError, RecursionError):
         return None
-    return Snapshot(tensors, about) if about.get("key") == key else None

@@ -8,21 +8,45 @@
 Refused with one line: a file that is no journal, a database that cannot be opened. A last line that was cut short by a kill is cut off.
 """
 
-import json
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Annotated, Any, TypedDict
 
+import msgspec
 import optuna
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
+from optuna.study import Study
 from sqlalchemy.exc import SQLAlchemyError
 
 from .errors import TrainError
+from .space import Choices, Space
+from .workers import Worker
 
 # RuntimeError: tables of another version of Optuna. ImportError: the driver of the database is not installed.
 _FAILURES = (SQLAlchemyError, optuna.exceptions.StorageInternalError, RuntimeError, ImportError)
+
+
+# What Optuna raises while it goes through a journal whose entries are not what it writes.
+_UNREADABLE = (ValueError, LookupError, TypeError, AttributeError, AssertionError, ArithmeticError, optuna.exceptions.OptunaError)
+
+
+class _Line(msgspec.Struct):
+    """What every line of a journal says; 10 is Optuna's last code."""
+
+    op_code: Annotated[int, msgspec.Meta(ge=0, le=10)]
+    worker_id: str
+
+
+class _Attributes(TypedDict, total=False):
+    """What a trial says besides its values; see ``Attempt`` and ``_give_back`` in ``tune``."""
+
+    worker: Worker
+    beat: float
+    reason: str
+    queued: dict[str, Any]
 
 
 @contextmanager
@@ -47,6 +71,19 @@ def opened(where: str) -> Iterator[BaseStorage]:
         storage.engine.dispose()
 
 
+def check_study(study: Study, space: Space) -> None:
+    """Raise TrainError where trials say something of another type than this package writes, or try what is not in ``space``."""
+    try:
+        for trial in study.get_trials(deepcopy=False):
+            msgspec.convert(trial.user_attrs, _Attributes)
+            for name, value in trial.params.items():
+                told = space.get(name)
+                if told is None or (value not in told.keys if isinstance(told, Choices) else not isinstance(value, int | float)):
+                    raise ValueError(f"{name} is not of the space")
+    except ValueError as error:
+        raise TrainError(f"study (={study.study_name}) is damaged: {str(error)[:120]}; take another --study") from error
+
+
 def _journal(path: Path) -> JournalStorage:
     if path.is_dir():
         raise TrainError(f"storage (={path}) is a folder; name a file, such as {path / 'study.journal'}")
@@ -59,7 +96,12 @@ def _journal(path: Path) -> JournalStorage:
             _cut_torn_line(path)
         finally:
             lock.release()
-    return JournalStorage(JournalFileBackend(str(path), lock))
+    try:
+        return JournalStorage(JournalFileBackend(str(path), lock))
+    except _UNREADABLE as error:
+        raise TrainError(
+            f"storage (={path}) is damaged ({_first_line(error)}); name a new file, or a database as sqlite:///FILE"
+        ) from error
 
 
 def _check_journal(path: Path) -> None:
@@ -68,11 +110,10 @@ def _check_journal(path: Path) -> None:
         lines = [b""]
     for number, line in enumerate(lines, 1):
         try:
-            record = json.loads(line)
-        except ValueError:
-            record = None
-        if not isinstance(record, dict) or not isinstance(record.get("op_code"), int):
-            raise TrainError(f"storage (={path}) is no journal of Optuna (line {number}); name a new file, or a database as sqlite:///FILE")
+            msgspec.json.decode(line, type=_Line)
+        except (ValueError, RecursionError) as error:
+            told = f"storage (={path}) is no journal of Optuna (line {number})"
+            raise TrainError(f"{told}; name a new file, or a database as sqlite:///FILE") from error
 
 
 def _cut_torn_line(path: Path) -> None:
@@ -82,4 +123,4 @@ def _cut_torn_line(path: Path) -> None:
 
 
 def _first_line(error: BaseException) -> str:
-    return f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
+    return f"{type(error).__name__}: {(str(error).strip() or 'no message').splitlines()[0][:120]}"

@@ -32,6 +32,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from .errors import TrainError
 from .space import Choices, Space
+from .storage import check_study
 from .workers import BEAT, is_alive, this_worker
 
 FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
@@ -144,6 +145,7 @@ def tune(
     """
     with _quiet():
         study = _join(storage, name, identity, config.seed, fresh)
+        check_study(study, space)
         started = time.monotonic()
         while _open_places(study, config) > 0 and (config.timeout is None or time.monotonic() - started < 60 * config.timeout):
             trial = study.ask()
@@ -273,6 +275,8 @@ def _join(storage: BaseStorage, name: str, identity: Mapping[str, Any], seed: in
         if study.get_trials(deepcopy=False):
             raise TrainError(f"study (={name}) holds trials of another program; take another --study")
         study.set_user_attr("identity", identity)
+    if not isinstance(study.user_attrs["identity"], dict):
+        raise TrainError(f"study (={name}) is damaged: its identity is no table; take another --study")
     stored, mine = (dict(_leaves(json.loads(json.dumps(about)))) for about in (study.user_attrs["identity"], identity))
     if other := [key for key in sorted({*stored, *mine}) if stored.get(key) != mine.get(key)]:
         told = ", ".join(f"{key} was {_short(stored.get(key))} and is {_short(mine.get(key))}" for key in other[:3])

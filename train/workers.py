@@ -8,19 +8,24 @@ another container, which sees other processes) only its beats are known, which a
 import os
 import socket
 import time
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 BEAT, STALE = 60.0, 600.0  # seconds
 
 
-def this_worker() -> dict[str, Any]:
+class Worker(TypedDict):
+    host: str
+    pid: int
+    born: str | None
+
+
+def this_worker() -> Worker:
     """This process, as trials record it: JSON of host, pid, and when the process was born."""
     return {"host": _host(), "pid": os.getpid(), "born": _born(os.getpid())}
 
 
-def is_alive(worker: Mapping[str, Any], last_beat: float) -> bool:
+def is_alive(worker: Worker, last_beat: float) -> bool:
     """Whether ``worker`` still runs; ``last_beat`` in seconds since 1970."""
     born = _born(worker["pid"]) if worker["host"] == _host() else None
     return time.time() - last_beat < STALE if born is None else born == worker["born"]

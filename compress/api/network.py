@@ -250,8 +250,8 @@ def compare(old: Path | str, new: Path | str, **options: Unpack[of.CompareOption
 
     OLD and NEW are benchmark.json files; candidates are matched by name, runtime and device.
     """
+    from ..artifacts.payloads import read_results
     from ..benchmarks.compare import compare as compared
-    from ..benchmarks.results import read_results
 
     slower, less_accurate = options.get("fail_if_slower"), options.get("fail_if_less_accurate")
     return compared(read_results(Path(old)), read_results(Path(new)), slower=slower, less_accurate=less_accurate)

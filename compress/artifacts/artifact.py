@@ -14,7 +14,7 @@
 It is written to a temporary neighbour, synced and renamed: after a kill at any moment there is the whole artifact or none. The folder
 is named after its *key*, the hash of everything that went into it, so a stage whose inputs are unchanged finds its result there, and
 another configuration never overwrites it. Nothing is pickled and nothing is executed on reading; a damaged, truncated, newer or
-foreign directory is refused by name. Needs the standard library only.
+foreign directory is refused by name. Loads neither torch nor onnx nor onnxruntime.
 """
 
 import dataclasses
@@ -29,13 +29,19 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
-from ..errors import ArtifactError
+from msgspec import UNSET, Meta
 
-SCHEMA = 1
+from ..errors import ArtifactError, shown
+from .parts import Data, Facts, Metrics, Model, Name, Step
+from .records import as_record, parse_json, plain, read_bytes
+
+SCHEMA: Literal[1] = 1
+AGAIN = "make the artifact again"
 MANIFEST = "artifact.json"
-PAYLOAD = {
+Kind = Literal["network", "graph", "benchmark", "folds", "sensitivity", "choice", "noise"]
+PAYLOAD: dict[Kind, str] = {
     "network": "weights.safetensors",
     "graph": "model.onnx",
     "benchmark": "benchmark.json",
@@ -44,6 +50,8 @@ PAYLOAD = {
     "choice": "choice.json",
     "noise": "noise.json",
 }
+MOST_VALUES = 2**24  # of one image; 3x2048x2048 are fewer
+Classes = Annotated[tuple[str, ...], Meta(min_length=1)]
 LIBRARIES = ("torch", "torchvision", "onnx", "onnxruntime", "onnxscript", "numpy", "scikit-learn", "safetensors")
 
 
@@ -58,9 +66,10 @@ class InputSpec:
     def __post_init__(self) -> None:
         for name in ("shape", "mean", "std"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
-        if len(self.shape) != 3 or min(self.shape) < 1 or self.shape[0] not in (1, 3):
+        if len(self.shape) != 3 or min(self.shape) < 1 or self.shape[0] not in (1, 3) or math.prod(self.shape) > MOST_VALUES:
             raise ArtifactError(
-                f"image shape (={'x'.join(map(str, self.shape))}) must be CxHxW with 1 or 3 channels; 1x28x28 is the default"
+                f"image shape (={'x'.join(map(str, self.shape))}) must be CxHxW with 1 or 3 channels and at most {MOST_VALUES:,} "
+                "values; 1x28x28 is the default"
             )
         for name, values in (("mean", self.mean), ("std", self.std)):
             if len(values) not in (1, self.shape[0]):
@@ -78,28 +87,35 @@ class Manifest:
     A copy keeps the time, the versions and the machine of what it is a copy of.
     """
 
-    kind: str
-    stage: str
-    key: str
-    model: Mapping[str, Any]
+    kind: Kind
+    stage: Name
+    key: Name
+    model: Model
     input: InputSpec
-    classes: tuple[str, ...]
+    classes: Classes
     config: Mapping[str, Any]
-    data: Mapping[str, Any]
-    lineage: tuple[Mapping[str, Any], ...] = ()
+    data: Data
+    lineage: tuple[Step, ...] = ()
     parent: str | None = None
-    metrics: Mapping[str, Any] = field(default_factory=dict)
-    facts: Mapping[str, Any] = field(default_factory=dict)
+    metrics: Metrics = field(default_factory=Metrics)
+    facts: Facts = field(default_factory=Facts)
 
-    schema: int = SCHEMA
+    schema: Literal[1] = SCHEMA
     created: str = ""
     versions: Mapping[str, str] = field(default_factory=dict)
     machine: Mapping[str, str] = field(default_factory=dict)
     files: Mapping[str, str] = field(default_factory=dict)
     hash: str = ""
 
-    def to_json(self) -> dict[str, Any]:
-        return dataclasses.asdict(self)
+    def __post_init__(self) -> None:
+        _ = self.step  # refuses a configuration that later stages cannot read
+        if self.kind == "network" and self.model.reference is UNSET:
+            raise ArtifactError("model of a network must have a reference")
+
+    @property
+    def step(self) -> Step:
+        """What its descendants keep of it."""
+        return Step(stage=self.stage, hash=self.hash, key=self.key, config=self.config)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,19 +135,18 @@ class Artifact:
         """Hash of what a child stage can see: the same weights made twice count as the same parent."""
         about = self.manifest
         files = {name: digest for name, digest in about.files.items() if name == PAYLOAD[about.kind]}
-        seen = {"kind": about.kind, "model": about.model, "input": dataclasses.asdict(about.input), "classes": about.classes}
+        seen = {"kind": about.kind, "model": plain(about.model), "input": plain(about.input), "classes": about.classes}
         return digest_of(seen | {"files": files} | ({"bypassed": self.bypassed} if self.bypassed else {}))
 
     @property
     def bypassed(self) -> list[str]:
         """The modules that channel removal left out of the network, by name."""
-        return [name for step in self.steps if step["stage"] == "remove-channels" for name in step["config"]["bypass"]]
+        return [name for step in self.steps if step.stage == "remove-channels" for name in step.settings.bypass]
 
     @property
-    def steps(self) -> tuple[Mapping[str, Any], ...]:
-        """The lineage, this artifact included, oldest first; each step says stage, hash and config."""
-        about = self.manifest
-        return (*about.lineage, {"stage": about.stage, "hash": about.hash, "key": about.key, "config": about.config})
+    def steps(self) -> tuple[Step, ...]:
+        """The lineage, this artifact included, oldest first."""
+        return (*self.manifest.lineage, self.manifest.step)
 
 
 def digest_of(value: object) -> str:
@@ -155,7 +170,7 @@ def write_artifact(target: Path, make: Callable[[Path], Manifest]) -> Artifact:
     partial.mkdir()
     try:
         about = _complete(make(partial), partial)
-        (partial / MANIFEST).write_text(json.dumps(about.to_json(), indent=1) + "\n", encoding="utf-8")
+        (partial / MANIFEST).write_text(json.dumps(plain(about), indent=1) + "\n", encoding="utf-8")
         for path in (*partial.iterdir(), partial):
             _sync(path)
         old = target.with_name(f".{target.name}.{os.getpid()}.old.partial")
@@ -183,22 +198,16 @@ def read_artifact(path: Path, kind: str | None = None) -> Artifact:
     if not file.is_file():
         hint = "name the folder that holds it" if path.is_file() else "`compress train` and the other stages write them under runs/"
         raise ArtifactError(f"{path} is not an artifact: it has no {MANIFEST}; {hint}")
-    try:
-        raw = json.loads(file.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise ArtifactError(f"{file} is damaged: {error}; make the artifact again") from error
-    manifest = _parse(raw, file)
+    manifest = _parse(parse_json(read_bytes(file, ArtifactError), where=str(file), again=AGAIN, error=ArtifactError), file)
     if kind is not None and manifest.kind != kind:
         raise ArtifactError(f"{path} holds a {manifest.kind} (stage {manifest.stage}), but a {kind} is needed here")
     for name, digest in {PAYLOAD[manifest.kind]: None, **manifest.files}.items():
         payload = path / name
         if Path(name).name != name or not payload.is_file() or digest is None:
-            raise ArtifactError(f"{path} is damaged: {name} is missing; make the artifact again")
+            raise ArtifactError(f"{path} is damaged: {shown(name, 160)} is missing; {AGAIN}")
         found = sha256_of(payload)
         if found != digest:
-            raise ArtifactError(
-                f"{path} is damaged: {name} has SHA-256 {found[:12]}..., {digest[:12]}... was expected; make the artifact again"
-            )
+            raise ArtifactError(f"{path} is damaged: {name} has SHA-256 {found[:12]}..., {shown(digest[:12])}... was expected; {AGAIN}")
     return Artifact(path=path, manifest=manifest)
 
 
@@ -217,16 +226,15 @@ def _parse(raw: object, file: Path) -> Manifest:
     if not isinstance(raw, dict) or raw.get("kind") not in list(PAYLOAD) or "schema" not in raw:
         raise ArtifactError(f"{file} is not one of this toolkit's; it has no kind out of {', '.join(PAYLOAD)}")
     if raw["schema"] != SCHEMA:
-        raise ArtifactError(
-            f"{file} has schema {raw['schema']}, this version reads {SCHEMA}; take the version of compress that wrote it, or make it again"
-        )
+        has = f"has schema {shown(raw['schema'])}, this version reads {SCHEMA}"
+        raise ArtifactError(f"{file} {has}; take the version of compress that wrote it, or make it again")
     names = {entry.name for entry in dataclasses.fields(Manifest)}
     if raw.keys() != names:
-        wrong = ", ".join(sorted(names ^ raw.keys()))
-        raise ArtifactError(f"{file} is damaged: missing or unknown entries {wrong}; make the artifact again")
+        wrong = shown(", ".join(sorted(names ^ raw.keys())), 160)
+        raise ArtifactError(f"{file} is damaged: missing or unknown entries {wrong}; {AGAIN}")
     if raw["hash"] != digest_of({name: value for name, value in raw.items() if name != "hash"}):
-        raise ArtifactError(f"{file} was changed after it was written: its hash does not fit; make the artifact again")
-    return Manifest(**raw | {"input": InputSpec(**raw["input"]), "classes": tuple(raw["classes"]), "lineage": tuple(raw["lineage"])})
+        raise ArtifactError(f"{file} was changed after it was written: its hash does not fit; {AGAIN}")
+    return as_record(raw, Manifest, where=str(file), again=AGAIN, error=ArtifactError)
 
 
 def _complete(about: Manifest, folder: Path) -> Manifest:
@@ -238,9 +246,7 @@ def _complete(about: Manifest, folder: Path) -> Manifest:
         machine=about.machine or {"system": platform.platform(), "processor": platform.machine()},
         files={path.name: sha256_of(path) for path in sorted(folder.iterdir())},
     )
-    # Through JSON once, so that the hash is over what a reader will see (tuples become lists).
-    plain = json.loads(json.dumps(full.to_json()))
-    return dataclasses.replace(full, hash=digest_of({name: value for name, value in plain.items() if name != "hash"}))
+    return dataclasses.replace(full, hash=digest_of({name: value for name, value in plain(full).items() if name != "hash"}))
 
 
 def _version(library: str) -> str:

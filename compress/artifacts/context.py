@@ -15,6 +15,7 @@ from ..errors import ArtifactError, CompressError
 from ..train.sources import NAMES, DataSet, Files, load_data
 from .artifact import Artifact, InputSpec, read_artifact
 from .model_reference import ModelReference
+from .parts import Data, Images
 from .project import Console, Project, Silent, find_parent
 from .recipe import Recipe, load_recipe
 
@@ -87,7 +88,7 @@ class Context:
         model.identity()  # refuses a wrong reference before minutes of loading data
         data, source = self.load(recipe.data, recipe.seed, self.spec)
         other = "" if self.data or self.files else "; --data names other data"
-        told = f"{data.name}, {sum(source['images'].values()):,} images in {len(data.classes)} classes{other}"
+        told = f"{data.name}, {sum(vars(source.images).values()):,} images in {len(data.classes)} classes{other}"
         return dataclasses.replace(self._project(model, self.spec, data, source), told=told)
 
     def folder(self, recipe: Recipe) -> Path:
@@ -112,7 +113,7 @@ class Context:
             if self.data is not None or self.files is not None:
                 newest = find_parent(folder, stages)
                 about = newest.manifest
-                given = self.load(recipe.data, about.data["seed"], about.input, about.data["validation"])
+                given = self.load(recipe.data, about.data.seed, about.input, about.data.validation)
             parent = find_parent(folder, stages, given[0].fingerprint if given else None)
         return (*self._with_parent(parent, given), parent)
 
@@ -138,27 +139,26 @@ class Context:
             )
         return read_artifact(folder, "network")
 
-    def _with_parent(self, parent: Artifact, given: tuple[DataSet, Mapping[str, Any]] | None) -> tuple[Project, Recipe]:
+    def _with_parent(self, parent: Artifact, given: tuple[DataSet, Data] | None) -> tuple[Project, Recipe]:
         about = parent.manifest
-        foreign = "reference" not in about.model  # a graph that another tool wrote; it has no network here
-        recipe = self.load_recipe(None if foreign else about.model["reference"])
-        model = None if foreign else ModelReference(reference=about.model["reference"], options=about.model["options"])
+        model = ModelReference.of(about.model)  # None: a graph that another tool wrote; it has no network here
+        recipe = self.load_recipe(model.reference if model else None)
         known = _trained_on(parent)
         if given is None:
-            source = self.data or about.data["source"]
-            if known and self.data is None and self.files is None and source not in NAMES and not Path(source).is_dir():
+            source = self.data or about.data.source
+            if known and self.data is None and self.files is None and source not in NAMES and not Path(str(source)).is_dir():
                 raise CompressError(f"{known}; name its folder with --data")
-            given = self.load(source, about.data["seed"], about.input, about.data["validation"])
+            given = self.load(source, about.data.seed, about.input, about.data.validation)
         data, record = given
-        if known and data.fingerprint != about.data["fingerprint"]:
-            raise CompressError(f"{known}; data (={record['source']}) is other data: name that one, or run `compress train` on yours")
-        if data.fingerprint != about.data["fingerprint"]:
+        if known and data.fingerprint != about.data.fingerprint:
+            raise CompressError(f"{known}; data (={record.source}) is other data: name that one, or run `compress train` on yours")
+        if data.fingerprint != about.data.fingerprint:
             raise CompressError(
-                f"data (={record['source']}) is not what {parent.path} was made from ({about.data['name']}): its fingerprint is "
-                f"{data.fingerprint[:12]}..., {about.data['fingerprint'][:12]}... was expected; name the same data, or train again"
+                f"data (={record.source}) is not what {parent.path} was made from ({about.data.name}): its fingerprint is "
+                f"{data.fingerprint[:12]}..., {about.data.fingerprint[:12]}... was expected; name the same data, or train again"
             )
         project = self._project(model, about.input, data, record)
-        return (dataclasses.replace(project, folder=self.runs / about.model["file"]) if foreign else project), recipe
+        return (dataclasses.replace(project, folder=self.runs / about.model.file) if about.model.file else project), recipe
 
     def project_of_onnx(self, path: Path) -> Project:
         """A project for an ONNX file that another tool wrote; the shape of its images is the file's."""
@@ -188,10 +188,10 @@ class Context:
         data, record = self.load(self.data, self.seed or 0, self.spec)
         return dataclasses.replace(self._project(None, self.spec, data, record), folder=self.runs / path.stem)
 
-    def load(self, source: Any, seed: int, spec: InputSpec, validation: float = VALIDATION) -> tuple[DataSet, Mapping[str, Any]]:
+    def load(self, source: Any, seed: int, spec: InputSpec, validation: float = VALIDATION) -> tuple[DataSet, Data]:
         """Load a data set; returns it with what artifacts record of it. ``source``: a name, a folder, or four paths."""
         files = self.files
-        if files is None and isinstance(source, list):  # four files by hand, as an artifact recorded them
+        if files is None and isinstance(source, tuple):  # four files by hand, as an artifact recorded them
             files = Files(**dict(zip(PARTS, map(Path, source), strict=True)))
         name, key = str(source), (str(source), seed, validation, spec.shape, files)
         if key not in self.loaded:
@@ -200,17 +200,16 @@ class Context:
                 name, seed=seed, validation=validation, shape=spec.shape, cache=self.cache, files=files, progress=self.console.progress
             )
         data: DataSet = self.loaded[key]
-        record = {
-            "source": [str(getattr(files, part)) for part in PARTS] if files else name,
-            "name": data.name,
-            "fingerprint": data.fingerprint,
-            "seed": seed,
-            "validation": validation,
-            "images": {part: len(getattr(data, part).labels) for part in ("train", "validation", "test")},
-        }
-        return data, record
+        return data, Data(
+            source=(str(files.train_images), str(files.train_labels), str(files.test_images), str(files.test_labels)) if files else name,
+            name=data.name,
+            fingerprint=data.fingerprint,
+            seed=seed,
+            validation=validation,
+            images=Images(train=len(data.train.labels), validation=len(data.validation.labels), test=len(data.test.labels)),
+        )
 
-    def _project(self, model: ModelReference | None, spec: InputSpec, data: DataSet, source: Mapping[str, Any]) -> Project:
+    def _project(self, model: ModelReference | None, spec: InputSpec, data: DataSet, source: Data) -> Project:
         return Project(
             folder=self.runs / (model.slug if model else "files"),
             model=model,
@@ -229,8 +228,7 @@ def _trained_on(parent: Artifact) -> str:
     if parent.path.resolve().parent != WEIGHTS.resolve():
         return ""
     data = parent.manifest.data
-    count, title = data["images"], data.get("title", data["name"])
+    count, title = data.images, data.title or data.name
     return (
-        f"the weights of {parent.path.name} were trained on {title}, "
-        f"{count['train'] + count['validation']:,} images and {count['test']:,} for test"
+        f"the weights of {parent.path.name} were trained on {title}, {count.train + count.validation:,} images and {count.test:,} for test"
     )

@@ -8,6 +8,8 @@ float32 (B, C, H, W) to logits (B, K). Weights come as safetensors, or as a ``.p
 import inspect
 import pickle
 import struct
+import warnings
+import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -21,12 +23,16 @@ from torch import Tensor, nn
 
 from ..channels.bypass import bypass
 from ..channels.cut import cut_to
-from ..errors import NetworkError, first_line
+from ..errors import NetworkError, first_line, shown
+from ..models.errors import ModelError
 from .artifact import Artifact, InputSpec, read_artifact
 from .model_reference import FACTORY_FAILURES, ModelReference
 
 # What torch.load raises for truncated or altered files, of its two formats, besides UnpicklingError.
-DAMAGED_PICKLE = (RuntimeError, EOFError, ValueError, TypeError, AttributeError, LookupError, AssertionError, ArithmeticError, struct.error)
+DAMAGED_PICKLE = (
+    RuntimeError, EOFError, ValueError, TypeError, AttributeError, LookupError, AssertionError, ArithmeticError, MemoryError, OSError,
+    struct.error, zipfile.BadZipFile,
+)  # fmt: skip
 
 
 class Prepare(nn.Module):
@@ -61,7 +67,7 @@ def build_network(model: ModelReference, classes: int, spec: InputSpec) -> nn.Mo
     try:
         network = factory(**arguments)
     except FACTORY_FAILURES as error:
-        if model.is_built_in and not isinstance(error, TypeError):
+        if model.is_built_in and isinstance(error, ModelError):
             raise
         raise NetworkError(f"model (={model.reference}): the factory failed: {first_line(error)}") from error
     if not isinstance(network, nn.Module):
@@ -83,20 +89,35 @@ def load_weights(network: nn.Module, file: Path) -> None:
         ("mis-shaped", wrong_shape),
     ]
     if told := "; ".join(f"{what}: {_some(names)}" for what, names in problems if names):
-        raise NetworkError(f"{file} does not fit the network: {told}; the --model and its options must be those it was trained with")
+        raise NetworkError(
+            f"{file} does not fit the network: {shown(told, 140)}; the --model and its options must be those it was trained with"
+        )
+    if odd := [name for name, value in stored.items() if not _plain(value, own[name])]:
+        raise NetworkError(
+            f"weights (={file}) holds {_some(odd)}, that is no finite float weight; save the state_dict of a trained network"
+        )
     network.load_state_dict(stored)
+
+
+def _plain(value: Tensor, own: Tensor) -> bool:
+    """Whether ``value`` is dense, in memory, and made of finite floats; of whole numbers where the network's ``own`` is."""
+    if value.layout != torch.strided or value.device.type != "cpu" or value.is_quantized:
+        return False
+    if own.is_floating_point():
+        return value.is_floating_point() and bool(torch.isfinite(value.float()).all())
+    return not value.is_floating_point() and not value.is_complex()
 
 
 def load_network(artifact: Artifact) -> nn.Module:
     """The network of an artifact, in eval mode on the CPU, with its weights."""
     about = artifact.manifest
-    model = ModelReference(reference=about.model["reference"], options=about.model["options"])
-    source = model.identity()["source"]
-    if source != about.model["source"]:
+    model = ModelReference.of(about.model)
+    assert model is not None, "an artifact of a network has a reference"
+    if model.identity()["source"] != about.model.source:
         raise NetworkError(f"{model.reference} was changed since {artifact.path} was made from it; put it back, or train again")
     with torch.random.fork_rng(devices=[]):
         network = build_network(model, len(about.classes), about.input)
-    if any(step["stage"] == "remove-channels" for step in artifact.steps):
+    if any(step.stage == "remove-channels" for step in artifact.steps):
         bypass(network, artifact.bypassed)
         cut_to(network, {name: tuple(value.shape) for name, value in _read_state_dict(artifact.payload).items()})
     load_weights(network, artifact.payload)
@@ -152,15 +173,19 @@ def _read_state_dict(file: Path) -> dict[str, Any]:
         if file.suffix == ".safetensors":
             return load_file(file)
         if file.suffix in (".pt", ".pth"):
-            return torch.load(file, map_location="cpu", weights_only=True)
+            if zipfile.is_zipfile(file) and sum(one.file_size for one in zipfile.ZipFile(file).infolist()) > file.stat().st_size:
+                raise ValueError("it declares more than it holds; torch packs nothing")
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", UserWarning)  # about sparse tensors, which are refused
+                return torch.load(file, map_location="cpu", weights_only=True)
     except SafetensorError as error:
-        raise NetworkError(f"weights (={file}) is not a whole safetensors file: {first_line(error)}") from error
+        raise NetworkError(f"weights (={file}) is not a whole safetensors file: {shown(first_line(error), 120)}") from error
     except pickle.UnpicklingError as error:
         raise NetworkError(
             f"weights (={file}) holds more than tensors, or is no torch file; save network.state_dict(), not the network"
         ) from error
     except DAMAGED_PICKLE as error:
-        raise NetworkError(f"weights (={file}) is not a whole torch file: {first_line(error)}") from error
+        raise NetworkError(f"weights (={file}) is not a whole torch file: {shown(first_line(error), 120)}") from error
     raise NetworkError(f"weights (={file}) must end in .safetensors, .pt or .pth")
 
 

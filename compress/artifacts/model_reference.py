@@ -15,12 +15,17 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from msgspec import UNSET
+
 from ..errors import NetworkError, first_line
 from .artifact import digest_of, sha256_of
+from .parts import Model
 
 BUILT_IN = {"k49": "compress.models.k49", "emnist": "compress.models.emnist"}
 # What a user's file or factory may fail with for reasons of its own; anything else is shown with its traceback.
-FACTORY_FAILURES = (SyntaxError, ImportError, NameError, AttributeError, TypeError, ValueError, KeyError, RuntimeError, OSError)
+FACTORY_FAILURES = (
+    SyntaxError, ImportError, NameError, AttributeError, TypeError, ValueError, KeyError, RuntimeError, OSError, OverflowError, MemoryError
+)  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +34,13 @@ class ModelReference:
 
     reference: str
     options: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, model: Model) -> "ModelReference | None":
+        """That of an artifact's model; None where another tool wrote the file, which needs no network here."""
+        if model.reference is UNSET or model.options is UNSET:
+            return None
+        return cls(reference=model.reference, options=model.options)
 
     @property
     def is_built_in(self) -> bool:

@@ -13,8 +13,9 @@ from typing import Any, Protocol
 
 from ..errors import ArtifactError
 from ..train.sources import DataSet
-from .artifact import MANIFEST, Artifact, InputSpec, Manifest, digest_of, find_artifacts, read_artifact, write_artifact
+from .artifact import MANIFEST, Artifact, InputSpec, Kind, Manifest, digest_of, find_artifacts, read_artifact, write_artifact
 from .model_reference import ModelReference
+from .parts import Data, Facts, Metrics, Model, StepSettings
 
 # Stages that make networks; those of the first kind are what pruning starts from where no parent is named.
 TRAINED_STAGES = ("train", "import")
@@ -52,7 +53,7 @@ class Project:
     model: ModelReference | None
     spec: InputSpec
     data: DataSet
-    source: Mapping[str, Any]
+    source: Data
     console: Console
     device: str = "auto"
     force: bool = False
@@ -64,20 +65,20 @@ class Project:
         return len(self.data.classes)
 
 
-Made = tuple[Mapping[str, Any], Mapping[str, Any]]
+Made = tuple[Metrics, Facts]
 
 
 def find_parent(folder: Path, stages: tuple[str, ...], fingerprint: str | None = None) -> Artifact:
     """The newest artifact of ``stages`` in ``folder`` (``runs/<model>``), made from the data with ``fingerprint`` if one is given."""
     found = [artifact for stage in stages for artifact in find_artifacts(folder / stage)]
-    fitting = [artifact for artifact in found if fingerprint in (None, artifact.manifest.data["fingerprint"])]
+    fitting = [artifact for artifact in found if fingerprint in (None, artifact.manifest.data.fingerprint)]
     if not found:
         raise ArtifactError(
             f"{folder} has no network yet (looked in {', '.join(stages)}); run `compress train` first, name one with --from or --weights, "
             "or take --pretrained"
         )
     if not fitting:
-        names = ", ".join(sorted({artifact.manifest.data["name"] for artifact in found}))
+        names = ", ".join(sorted({artifact.manifest.data.name for artifact in found}))
         raise ArtifactError(f"{folder} has networks trained on {names} only, none on the data given; train one, or name one with --from")
     return max(fitting, key=lambda artifact: artifact.manifest.created)
 
@@ -95,45 +96,45 @@ def variants_of(project: Project, root: Artifact) -> list[Artifact]:
 
 def _root_key(artifact: Artifact) -> str:
     """The key of the last training in the lineage, or of what stands for it."""
-    keys: list[str] = [step["key"] for step in artifact.steps if step["stage"] in ("train", "import", "import-onnx")]
-    return keys[-1]
+    return next((step.key for step in reversed(artifact.steps) if step.stage in ("train", "import", "import-onnx")), "")
 
 
 def variant_name(artifact: Artifact) -> str:
     """What the lineage made of the network, for tables: ``fp32``, ``pruned 80%``, ``static int8``, ``pruned 80%, static int8``."""
     words: dict[str, str] = {}  # of steps of the same stage the last one counts
     for step in artifact.steps:
-        config = step["config"]
-        if step["stage"] == "prune":
-            words["prune"] = f"pruned {config.get('pattern') or '%.3g%%' % (100 * config['sparsity'])}"
-        elif step["stage"] == "remove-channels":
-            goals = [f"{config[goal]:.2g}x {goal[4:].replace('macs', 'MACs')}" for goal in GOALS if config[goal] is not None]
-            removed = f"{100 * config['sparsity']:.3g}% of channels" if config["sparsity"] is not None else ""
+        config = step.settings
+        if step.stage == "prune":
+            words["prune"] = f"pruned {config.pattern or f'{100 * (config.sparsity or 0):.3g}%'}"
+        elif step.stage == "remove-channels":
+            shares = {goal: getattr(config, goal) for goal in GOALS}
+            goals = [f"{share:.2g}x {goal[4:].replace('macs', 'MACs')}" for goal, share in shares.items() if share is not None]
+            removed = f"{100 * config.sparsity:.3g}% of channels" if config.sparsity is not None else ""
             words["remove-channels"] = ", ".join(goals) or removed or words.get("remove-channels", "modules left out")
-        elif step["stage"] == "quantize":
+        elif step.stage == "quantize":
             words["quantize"] = _quantized_name(config)
     return ", ".join(words.values()) or "fp32"
 
 
 def described(artifact: Artifact) -> str:
     """``runs/k49/train/3f9a0c51be27 (fp32, 90.52%)``: where it lies, what it is, and its balanced accuracy where that was measured."""
-    scores = artifact.manifest.metrics.get("validation")
-    told = f", {100 * scores['balanced_accuracy']:.2f}%" if scores else ""
+    scores = artifact.manifest.metrics.validation
+    told = f", {100 * scores.balanced_accuracy:.2f}%" if scores else ""
     return f"{artifact.path} ({variant_name(artifact)}{told})"
 
 
-def _quantized_name(config: Mapping[str, Any]) -> str:
+def _quantized_name(config: StepSettings) -> str:
     """``static int8``, ``static int8 of 3 groups, fine-tuned``, ``int8 weights``, ``fp32`` for a copy."""
-    mode = config["mode"]
+    mode = config.mode
     if mode in ("float32", "int8-weights", "fp16-weights"):
         return "fp32" if mode == "float32" else mode.replace("-", " ")
-    groups = len(config.get("groups", ()))
-    return f"{mode} int8{f' of {groups} groups' if groups else ''}{', fine-tuned' if config.get('epochs') else ''}"
+    groups = len(config.groups)
+    return f"{mode} int8{f' of {groups} groups' if groups else ''}{', fine-tuned' if config.epochs else ''}"
 
 
 def run_stage(
     project: Project,
-    kind: str,
+    kind: Kind,
     stage: str,
     key: str,
     config: Any,
@@ -154,11 +155,12 @@ def run_stage(
 
     def manifest(folder: Path) -> Manifest:
         metrics, facts = make(folder)
+        named = project.model.identity() if project.model else {"file": project.folder.name}
         return Manifest(
             kind=kind,
             stage=stage,
             key=key,
-            model=parent.manifest.model if parent else project.model.identity() if project.model else {"file": project.folder.name},
+            model=parent.manifest.model if parent else Model(**named),
             input=parent.manifest.input if parent else project.spec,
             classes=parent.manifest.classes if parent else project.data.classes,
             config=_plain(config),
@@ -186,7 +188,7 @@ def network_identity(project: Project) -> dict[str, Any]:
 
 def data_identity(project: Project) -> dict[str, Any]:
     """Which images are in which part."""
-    return {name: project.source[name] for name in ("fingerprint", "seed", "validation")}
+    return {name: getattr(project.source, name) for name in ("fingerprint", "seed", "validation")}
 
 
 def _plain(config: Any) -> Any:

@@ -15,6 +15,8 @@ Source: msgspec converts and checks. It loads in 21 ms and takes 0.7 MB on a boa
 10 MB. Its messages name the place; the words around them, and those of settings, are ours.
 """
 
+import dataclasses
+import json
 import math
 import tomllib
 import types
@@ -28,8 +30,8 @@ import msgspec
 from ..errors import CompressError, nearest, shown
 
 T = TypeVar("T")
-MOST_TOML, MOST_JSON = 2**20, 2**28  # bytes
-MOST_DEPTH = 32
+MOST_TOML, MOST_JSON = 2**20, 2**25  # bytes; what is read of these takes some 30 times as much memory at the worst
+MOST_DEPTH, MOST_NAME = 32, 200
 WORDS = {int: "a whole number", float: "a number", str: "a text in quotes", bool: "true or false", tuple: "a list", dict: "a table"}
 
 
@@ -47,23 +49,58 @@ def read_toml(path: Path, what: str) -> dict[str, Any]:
 
 def read_record(path: Path, cls: type[T], *, again: str, error: type[ValueError] = CompressError) -> T:
     """The JSON file ``path`` as ``cls``; ``again`` is the next step where it is damaged. Raises ``error``."""
-    try:
-        raw = _bounded(path, MOST_JSON, "file")
-    except CompressError as found:
-        raise error(str(found)) from found
-    return parse_record(raw, cls, where=str(path), again=again, error=error)
+    return parse_record(read_bytes(path, error=error), cls, where=str(path), again=again, error=error)
 
 
 def parse_record(raw: bytes | str, cls: type[T], *, where: str, again: str, error: type[ValueError] = CompressError) -> T:
     """JSON text as ``cls``; ``where`` is what messages call it."""
+    return as_record(parse_json(raw, where=where, again=again, error=error), cls, where=where, again=again, error=error)
+
+
+def read_bytes(path: Path, error: type[ValueError] = CompressError) -> bytes:
+    """The content of a file of JSON, which is one and not too large."""
     try:
-        plain = msgspec.json.decode(raw)
-        record = msgspec.convert(plain, cls)
-    except (ValueError, RecursionError) as found:  # msgspec's errors are ValueErrors, as are those of the classes themselves
-        raise error(f"{where} is damaged: {_place(found)}; {again}") from found
-    if extra := _unknown(plain, msgspec.to_builtins(record), ""):
-        raise error(f"{where} is damaged: {extra} is unknown; {again}")
+        return _bounded(path, MOST_JSON, "file")
+    except CompressError as found:
+        raise error(str(found)) from found
+
+
+def parse_json(raw: bytes | str, *, where: str, again: str, error: type[ValueError] = CompressError) -> Any:
+    """JSON text as plain values, for those who look at them before they are a record."""
+    try:
+        found = msgspec.json.decode(raw if isinstance(raw, str) else raw.decode())
+    except (ValueError, RecursionError) as damage:
+        raise error(f"{where} is damaged: {_place(damage)}; {again}") from damage
+    if wrong := _not_plain(found, ""):
+        raise error(f"{where} is damaged: {wrong}; {again}")
+    return found
+
+
+def as_record(found: Any, cls: type[T], *, where: str, again: str, error: type[ValueError] = CompressError) -> T:
+    """Plain values of JSON as ``cls``, with exactly the parts that ``cls`` has; only those that may be UNSET may be missing."""
+    try:
+        record = msgspec.convert(found, cls, str_keys=True)
+    except ValueError as wrong:  # msgspec's errors are ValueErrors, as are those of the classes themselves
+        raise error(f"{where} is damaged: {_place(wrong)}; {again}") from wrong
+    if odd := _odd(found, record, ""):
+        raise error(f"{where} is damaged: {odd}; {again}")
     return record
+
+
+def plain(record: Any) -> Any:
+    """A record as JSON has it, without what is UNSET."""
+    return msgspec.to_builtins(record, str_keys=True)
+
+
+def write_record(path: Path, record: Any) -> None:
+    """Write a record as a file of JSON, one value per line."""
+    path.write_text(json.dumps(plain(record), indent=1, allow_nan=False, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def component(name: str, what: str) -> None:
+    """Raise CompressError unless ``name``, which becomes a part of a path, is one plain component of it."""
+    if name in ("", ".", "..") or not name.isprintable() or {"/", "\\"} & set(name) or len(name.encode()) > MOST_NAME:
+        raise CompressError(f'{what} (="{shown(name)}") must be one plain name, without separators')
 
 
 def checked(cls: type[T], values: Mapping[str, Any], where: str) -> T:
@@ -162,35 +199,40 @@ def _bounded(path: Path, most: int, what: str) -> bytes:
 
 
 def _not_plain(value: Any, name: str, depth: int = 0) -> str:
-    """What of a parsed TOML is no plain value, in words; TOML has dates, and numbers without end."""
+    """What of parsed TOML or JSON is no plain value, in words; TOML has dates, both have numbers without end."""
     if depth > MOST_DEPTH:
         return f"{name.partition('.')[0]} is nested more than {MOST_DEPTH} deep"
     if isinstance(value, dict | list):
         inner = value.items() if isinstance(value, dict) else enumerate(value)
         found = (_not_plain(one, f"{name}.{key}" if name else str(key), depth + 1) for key, one in inner)
         return next((wrong for wrong in found if wrong), "")
-    if not isinstance(value, bool | int | float | str):
+    if not isinstance(value, bool | int | float | str | None):
         return f"{name} (={value}) is a {type(value).__name__}; write it as a text in quotes"
     if isinstance(value, int | float) and not (math.isfinite(value) if isinstance(value, float) else -(2**63) <= value < 2**63):
-        return f"{name} (={shown(value)}) must be a finite number of at most 64 bits"
+        return f"{shown(name)} (={shown(value, 40)}) must be a finite number of at most 64 bits"
     return ""
 
 
 def _place(error: BaseException) -> str:
     """``metrics.parity.images must be int, not str`` for msgspec's ``Expected `int`, got `str` - at `$.metrics.parity.images```."""
-    told, _, place = shown(error, 160).replace("`", "").partition(" - at ")
+    told, *places = shown(error, 400).replace("`", "").split(" - at ")  # the innermost first
+    place = "".join(part.removeprefix("$") for part in reversed(places)).lstrip(".")
     told = told.replace("Expected ", "must be ").replace(", got ", ", not ")
-    return f"{place.removeprefix('$').lstrip('.')} {told}".strip()
+    return shown(f"{place} {told}".strip(), 160)
 
 
-def _unknown(raw: Any, known: Any, name: str) -> str:
-    """The first entry of ``raw`` that did not go into the record, which is ``known`` as plain values."""
-    if isinstance(raw, dict) and isinstance(known, dict):
-        if extra := [key for key in raw if key not in known]:
-            return shown(f"{name}.{extra[0]}".lstrip("."))
-        found = (_unknown(value, known[key], f"{name}.{key}") for key, value in raw.items())
-    elif isinstance(raw, list) and isinstance(known, list):
-        found = (_unknown(one, other, f"{name}[{index}]") for index, (one, other) in enumerate(zip(raw, known, strict=True)))
+def _odd(raw: Any, known: Any, name: str) -> str:
+    """The first entry of ``raw`` that did not go into ``known``, which was made of it, or that it lacks."""
+    if isinstance(raw, dict):
+        if dataclasses.is_dataclass(known):  # not as plain values: msgspec leaves out of those what it took from a default
+            values = {field.name: getattr(known, field.name) for field in dataclasses.fields(known)}
+            known = {key: value for key, value in values.items() if value is not msgspec.UNSET}
+        if all(isinstance(key, str) for key in known) and (odd := raw.keys() ^ known.keys()):
+            first = min(odd)
+            return f"{shown(f'{name}.{first}'.lstrip('.'))} is {'unknown' if first in raw else 'missing'}"
+        inner = [(str(key), raw[str(key)], value) for key, value in known.items() if str(key) in raw]
+    elif isinstance(raw, list):
+        inner = [(str(index), one, other) for index, (one, other) in enumerate(zip(raw, known, strict=True))]
     else:
         return ""
-    return next((wrong for wrong in found if wrong), "")
+    return next((wrong for key, one, other in inner if (wrong := _odd(one, other, f"{name}.{key}"))), "")

@@ -1,15 +1,22 @@
-"""Test vectors beside a model: a few real images and the logits that were expected of them."""
+"""Test vectors beside a model: a few real images and the logits that were expected of them.
 
+Refused before memory is taken: an archive whose members, as they are declared, do not fit into ``MOST_BYTES``, that is encrypted or packed
+otherwise than by zlib; an array that is not as large as its header says; Python objects, as nothing is pickled.
+"""
+
+import math
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import CompressError, first_line
+from ..errors import CompressError, first_line, shown
 from .artifact import PAYLOAD, sha256_of
 
 VECTORS = "vectors.npz"
@@ -18,7 +25,9 @@ MOST_VECTORS, SEEN_IMAGES = 8, 256
 # (microsoft/onnxruntime#32132); with and without fused kernels, static int8 of the reference networks differed by up to 1.7% on 500
 # images, dynamic by 0.15%.
 TOLERANCE = {"export": 1e-4, "quantize": 0.05}
-_DAMAGE = (OSError, ValueError, KeyError, EOFError, NotImplementedError, zipfile.BadZipFile, zlib.error)
+MOST_BYTES = 2**27  # of one array: eight images of 2**24 values
+_HEADER = (SyntaxError, MemoryError, RecursionError, TypeError, tokenize.TokenError)  # what numpy raises of one that is not plain
+_DAMAGE = (OSError, ValueError, KeyError, EOFError, NotImplementedError, zipfile.BadZipFile, zlib.error, *_HEADER)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,14 +76,30 @@ def read_vectors(path: Path) -> Vectors:
             f"{path.parent} has no {path.name}; `compress export-onnx` and `compress quantize` write it beside {PAYLOAD['graph']}"
         )
     try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
-            images, logits, tolerance, model = (stored[name] for name in ("images", "logits", "tolerance", "model"))
-    except (*_DAMAGE, TypeError, AttributeError) as error:  # the last two: a bare array, which is no archive
-        raise CompressError(f"{path} is damaged, or holds no test vectors ({first_line(error)}); {again}") from error
+        with zipfile.ZipFile(path) as archive:
+            images, logits, tolerance, model = (_array(archive, name) for name in ("images", "logits", "tolerance", "model"))
+    except _DAMAGE as error:
+        told = shown(first_line(error), 120)
+        raise CompressError(f"{path} is damaged, or holds no test vectors ({told}); {again}") from error
     fits = images.dtype == np.uint8 and images.ndim == 4 and images.size > 0
-    fits &= logits.dtype == np.float32 and logits.ndim == 2 and logits.size > 0 and len(logits) == len(images)
+    fits = fits and logits.dtype == np.float32 and logits.ndim == 2 and logits.size > 0 and len(logits) == len(images)
     if not fits or tolerance.dtype != np.float64 or tolerance.shape != () or model.shape != () or model.dtype.kind != "U":
-        raise CompressError(
-            f"{path} holds no test vectors: images {images.dtype} {images.shape}, logits {logits.dtype} {logits.shape}; {again}"
-        )
+        found = f"images {images.dtype} {images.shape}, logits {logits.dtype} {logits.shape}"
+        raise CompressError(f"{path} holds no test vectors: {shown(found, 120)}; {again}")
     return Vectors(images=images, logits=logits, tolerance=float(tolerance), model=str(model))
+
+
+def _array(archive: zipfile.ZipFile, name: str) -> NDArray[Any]:
+    """The member ``name`` of the archive; its header is read first, and no more than that promises."""
+    entry = archive.getinfo(f"{name}.npy")
+    if entry.flag_bits & 1 or entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        raise ValueError(f"{name} is encrypted, or packed otherwise than numpy does")
+    if entry.file_size > MOST_BYTES:
+        raise ValueError(f"{name} has {entry.file_size:,} bytes, at most {MOST_BYTES:,} are read")
+    with archive.open(entry) as stream:
+        if np.lib.format.read_magic(stream) != (1, 0):
+            raise ValueError(f"{name} is not of version 1.0 of the format")
+        shape, fortran, dtype = np.lib.format.read_array_header_1_0(stream)
+        if dtype.hasobject or math.prod(shape) * dtype.itemsize != entry.file_size - stream.tell():
+            raise ValueError(f"{name} holds Python objects, or is not of the {shape} values that it declares")
+        return np.frombuffer(bytearray(stream.read()), dtype).reshape(shape, order="F" if fortran else "C")

@@ -1,8 +1,7 @@
 """The commands that make graphs: export-onnx, quantize."""
 
-import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ..api.network import Network
 from .options import Switch, command
@@ -10,12 +9,16 @@ from .tables import show, show_artifact, table
 
 if TYPE_CHECKING:
     from ..artifacts.artifact import Artifact
+    from ..artifacts.payloads import Noise
 
 
 def show_noise(artifact: "Artifact", as_json: bool) -> None:
     """The two tables and where the picture lies, or everything as JSON."""
-    result = json.loads(artifact.payload.read_text(encoding="utf-8"))
-    show(as_json, lambda: {"artifact": str(artifact.path), **result}, lambda: noise_text(artifact.path, result))
+    from ..artifacts.payloads import Noise, read_payload
+    from ..artifacts.records import plain
+
+    result = read_payload(artifact, Noise)
+    show(as_json, lambda: {"artifact": str(artifact.path), **plain(result)}, lambda: noise_text(artifact.path, result))
 
 
 export_onnx = command(Network.export_onnx, "compress export-onnx --model k49 --out board/k49")(show_artifact)
@@ -34,24 +37,21 @@ quantize = command(
 )(show_artifact)
 
 
-def noise_text(folder: Path, result: dict[str, Any]) -> str:
+def noise_text(folder: Path, result: "Noise") -> str:
     """Both tables: layers in the order of the graph, groups from the one that gains most time to the one that loses most."""
     layers = [
-        {"layer": one["label"], "kind": one["kind"], "with all before (dB)": _db(one["output_db"]), "its own (dB)": _db(one["own_db"])}
-        | {"its weights (dB)": _db(one["weight_db"]), "clipped": "" if one["clipped"] is None else f"{100 * one['clipped']:.3f}%"}
-        | {
-            f"{what} (us)": "" if time is None else f"{time:.1f}"
-            for what, time in zip(("float32", "int8"), one["microseconds"], strict=True)
-        }
-        for one in result["layers"]
+        {"layer": one.label, "kind": one.kind, "with all before (dB)": _db(one.output_db), "its own (dB)": _db(one.own_db)}
+        | {"its weights (dB)": _db(one.weight_db), "clipped": "" if one.clipped is None else f"{100 * one.clipped:.3f}%"}
+        | {f"{what} (us)": "" if time is None else f"{time:.1f}" for what, time in zip(("float32", "int8"), one.microseconds, strict=True)}
+        for one in result.layers
     ]
     groups = [
-        {"alone in int8": one["name"], "nodes": str(one["nodes"]), "logits (dB)": _db(one["logits_db"])}
-        | {"answers changed": f"{100 * one['changed']:.2f}%"}
-        | {"latency": "{value:.3f}x ({low:.3f} to {high:.3f})".format(**one["latency"])}
-        for one in sorted(result["groups"], key=lambda one: one["latency"]["value"])
+        {"alone in int8": one.name, "nodes": str(one.nodes), "logits (dB)": _db(one.logits_db)}
+        | {"answers changed": f"{100 * one.changed:.2f}%"}
+        | {"latency": f"{one.latency.value:.3f}x ({one.latency.low:.3f} to {one.latency.high:.3f})"}
+        for one in sorted(result.groups, key=lambda one: one.latency.value)
     ]
-    told = f"Signal to quantization noise of each layer on {result['images']:,} validation images, all in int8 ({result['setting']}):"
+    told = f"Signal to quantization noise of each layer on {result.images:,} validation images, all in int8 ({result.setting}):"
     second = "What each group costs alone, as a fraction of float32's latency; below 1x it gains time:"
     return f"{told}\n\n{table(layers)}\n\n{second}\n\n{table(groups)}\n\npicture   {folder / 'noise.png'}\nartifact  {folder}"
 

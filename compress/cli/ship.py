@@ -22,6 +22,7 @@ from ..artifacts.artifact import Artifact, Manifest, read_artifact, write_artifa
 from ..artifacts.context import Context
 from ..artifacts.load import Prepare, load_network, load_runner
 from ..artifacts.model_reference import ModelReference
+from ..artifacts.parts import Scores
 from ..errors import ArtifactError, CompressError
 from ..train.fit import choose_device, predict_logits
 from ..train.metrics import score
@@ -40,15 +41,16 @@ def ship(source: Path, target: Path, *, title: str | None = None, test: bool = F
     """
     artifact = read_artifact(source, "network")
     about = artifact.manifest
-    if about.stage != "train" or not ModelReference(reference=about.model["reference"]).is_built_in:
+    model = ModelReference.of(about.model)
+    if about.stage != "train" or model is None or not model.is_built_in:
         raise ArtifactError(
-            f"{source} is of stage {about.stage} and model {about.model['reference']}; only trained built-in networks are shipped"
+            f"{source} is of stage {about.stage} and model {about.model.reference}; only trained built-in networks are shipped"
         )
     size = artifact.payload.stat().st_size
     if size > MOST_BYTES:
         raise ArtifactError(f"{artifact.payload} has {size:,} bytes, at most {MOST_BYTES:,} are shipped; train a smaller network")
-    metrics = dict(about.metrics) | ({"test": _test(artifact, data)} if test else {})
-    record = dict(about.data) | {"source": about.data["name"], "title": title or about.data["name"]}
+    metrics = dataclasses.replace(about.metrics, test=_test(artifact, data)) if test else about.metrics
+    record = dataclasses.replace(about.data, source=about.data.name, title=title or about.data.name)
 
     def make(folder: Path) -> Manifest:
         for name in about.files:
@@ -67,16 +69,14 @@ def noise(shape: tuple[int, int, int]) -> NDArray[np.uint8]:
     return (words >> np.uint64(56)).astype(np.uint8).reshape(size)
 
 
-def _test(artifact: Artifact, data: str | None) -> dict[str, float]:
+def _test(artifact: Artifact, data: str | None) -> Scores:
     about = artifact.manifest
-    loaded, _ = Context(data=data).load(data or about.data["source"], about.data["seed"], about.input, about.data["validation"])
-    if loaded.fingerprint != about.data["fingerprint"]:
-        raise CompressError(
-            f"data (={loaded.name}) is not what {artifact.path} was trained on ({about.data['name']}); name that with --data"
-        )
+    loaded, _ = Context(data=data).load(data or about.data.source, about.data.seed, about.input, about.data.validation)
+    if loaded.fingerprint != about.data.fingerprint:
+        raise CompressError(f"data (={loaded.name}) is not what {artifact.path} was trained on ({about.data.name}); name that with --data")
     device = choose_device("auto")
     logits = predict_logits(load_network(artifact), loaded.test.images, prepare=Prepare(about.input).to(device), device=device)
-    return score(loaded.test.labels, logits.argmax(axis=1), len(about.classes))
+    return Scores(**score(loaded.test.labels, logits.argmax(axis=1), len(about.classes)))
 
 
 @click.command()

@@ -1,17 +1,21 @@
 """What commands print: tables for people, JSON for scripts."""
 
-import dataclasses
 import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import click
+from msgspec import UNSET
 
 from ..artifacts.artifact import Artifact
+from ..artifacts.parts import Chosen, Gains, Metrics, Scores
+from ..artifacts.payloads import Folds, read_payload, read_results
 from ..artifacts.project import described
+from ..artifacts.records import plain
 from ..benchmarks.formats import MISSING, ZEROS, milliseconds, percent, size, title
-from ..benchmarks.results import Measurement, Result, read_results
+from ..benchmarks.results import LayerZeros, Measurement, Result
 from ..benchmarks.tables import as_json
+from ..quantization.search import Tried
 from ..stages.report import Outcome
 
 ENDS = 5  # layers shown of the densest, and of the sparsest
@@ -82,14 +86,11 @@ def summary(artifact: Artifact) -> dict[str, Any]:
     about = artifact.manifest
     names = ("kind", "stage", "hash", "config", "metrics", "facts", "files")
     origin = {"path": str(artifact.parent.path), "told": described(artifact.parent)} if artifact.parent else None
-    plain = (
-        {"artifact": str(artifact.path), "from": origin, "next": next_commands(artifact)}
-        | {name: getattr(about, name) for name in names}
-        | {"input": dataclasses.asdict(about.input)}
-    )
+    said = {"artifact": str(artifact.path), "from": origin, "next": next_commands(artifact)}
+    said |= {name: plain(getattr(about, name)) for name in (*names, "input")}
     if about.kind == "folds":
-        return plain | {"result": json.loads(artifact.payload.read_text(encoding="utf-8"))}
-    return plain | (as_json(read_results(artifact.payload)) if about.kind == "benchmark" else {})
+        return said | {"result": plain(read_payload(artifact, Folds))}
+    return said | (as_json(read_results(artifact.payload)) if about.kind == "benchmark" else {})
 
 
 def artifact_text(artifact: Artifact) -> str:
@@ -98,119 +99,116 @@ def artifact_text(artifact: Artifact) -> str:
     if about.kind == "benchmark":
         return f"{result_text(read_results(artifact.payload))}\n\nResult: {artifact.payload}"
     if about.kind == "folds":
-        return f"{folds_text(json.loads(artifact.payload.read_text(encoding='utf-8')))}\nartifact  {artifact.path}"
+        return f"{folds_text(read_payload(artifact, Folds))}\nartifact  {artifact.path}"
     metrics = about.metrics
     rows: dict[str, str] = {"from": described(artifact.parent)} if artifact.parent else {}
     rows["artifact"] = str(artifact.path)
     for part in ("validation", "test"):
-        if scores := metrics.get(part):
-            rows |= {f"{part} {name.replace('_', ' ')}": f"{100 * scores[name]:.2f}%" for name in SCORES}
-    if "one_shot" in metrics:
-        rows["balanced accuracy before fine-tuning"] = f"{100 * metrics['one_shot']['balanced_accuracy']:.2f}%"
-    if parity := metrics.get("parity"):
-        probable = parity.get("probabilities")  # files of older versions give none
+        if (scores := getattr(metrics, part)) is not UNSET:
+            rows |= {f"{part} {name.replace('_', ' ')}": f"{100 * getattr(scores, name):.2f}%" for name in SCORES}
+    if metrics.one_shot is not UNSET:
+        rows["balanced accuracy before fine-tuning"] = f"{100 * metrics.one_shot.balanced_accuracy:.2f}%"
+    if (parity := metrics.parity) is not UNSET:
+        probable = parity.probabilities  # files of older versions give none
         rows["parity with torch"] = (
-            f"largest logit difference {parity['largest_difference']:.1e}, "
-            + (f"of probabilities {probable:.1e}, " if probable is not None else "")
-            + f"same label on {100 * parity['agreement']:.2f}% of {parity['images']} images"
+            f"largest logit difference {parity.largest_difference:.1e}, "
+            + (f"of probabilities {probable:.1e}, " if isinstance(probable, float) else "")
+            + f"same label on {100 * parity.agreement:.2f}% of {parity.images} images"
         )
-    if rewrites := metrics.get("rewrites"):
-        rows["rewritten"] = ", ".join(rewrites)
-    if "points_lost" in metrics:
-        rows["points lost by it"] = f"{metrics['points_lost']:.2f}"
-    if stored := metrics.get("stored"):
-        rows["stored in fewer bits"] = f"{len(stored['weights'])} weights; they are computed with as float32"
-    if quantized := metrics.get("quantized"):
-        rows["int8"] = _counts(quantized["operators"])
-        rows["still float"] = _counts(quantized["left"])
-        rows |= {f"  {kind}": why for kind, why in quantized["reasons"].items()}
+    if metrics.rewrites:
+        rows["rewritten"] = ", ".join(metrics.rewrites)
+    if metrics.points_lost is not UNSET:
+        rows["points lost by it"] = f"{metrics.points_lost:.2f}"
+    if (stored := metrics.stored) is not UNSET:
+        rows["stored in fewer bits"] = f"{len(stored.weights)} weights; they are computed with as float32"
+    if (quantized := metrics.quantized) is not UNSET:
+        rows["int8"] = _counts(quantized.operators)
+        rows["still float"] = _counts(quantized.left)
+        rows |= {f"  {kind}": why for kind, why in quantized.reasons.items()}
     facts = about.facts
-    if facts:
-        rows["parameters"] = f"{facts['params']:,}, {100 * (1 - facts['nonzeros'] / facts['params']):.0f}% of them zero"
-        rows["MACs per image"] = f"{facts['macs']:,}"
+    if facts.params and facts.nonzeros is not UNSET:
+        rows["parameters"] = f"{facts.params:,}, {100 * (1 - facts.nonzeros / facts.params):.0f}% of them zero"
+        rows["MACs per image"] = f"{facts.macs:,}"
     rows["size"] = f"{artifact.payload.stat().st_size:,} bytes"
     width = max(map(len, rows))
     text = "\n".join(f"{name.ljust(width)}  {value}" for name, value in rows.items())
     parts = [text]
-    if "choice" in metrics:
-        parts.append(_choice_text(metrics["choice"]))
-    if "gains" in metrics:
-        parts.append(_removal_text(metrics))
-    if "layers" in metrics:
-        parts.append(_layers_text(metrics["layers"]))
+    if metrics.choice is not UNSET:
+        parts.append(_choice_text(metrics.choice))
+    if metrics.gains is not UNSET:
+        parts.append(_removal_text(metrics, metrics.gains))
+    if metrics.layers:
+        parts.append(_layers_text(metrics.layers))
     return "\n\n".join(parts)
 
 
-def _choice_text(choice: Mapping[str, Any]) -> str:
+def _choice_text(choice: Chosen) -> str:
     """The last candidates of the search, side by side, and why one of them was taken."""
     rows = [
-        {"": "*" if one == choice["best"] else "", "computed in int8": tried_name(one)}
-        | {"latency of float32's (95%)": f"{one['ratio']:.2f}x ({one['low']:.2f} to {one['high']:.2f})"}
-        | {"points lost": f"{one['drop']:.2f}", "size": size(one["size"])}
-        for one in choice["finalists"]
+        {"": "*" if one == choice.best else "", "computed in int8": tried_name(one)}
+        | {"latency of float32's (95%)": f"{one.ratio:.2f}x ({one.low:.2f} to {one.high:.2f})"}
+        | {"points lost": MISSING if one.drop is None else f"{one.drop:.2f}", "size": size(one.size)}
+        for one in choice.finalists
     ]
-    more = f"{choice['tried']} candidates were tried before: {choice['artifact']}"
-    return f"{table(rows)}\n\n{choice['verdict']}\n{more}"
+    more = f"{choice.tried} candidates were tried before: {choice.artifact}"
+    return f"{table(rows)}\n\n{choice.verdict}\n{more}"
 
 
-def tried_name(one: Mapping[str, Any]) -> str:
+def tried_name(one: Tried) -> str:
     """``pointwise at 7x7 (minmax, per channel)`` for a row of a ``choice.json``."""
-    if one["setting"] is None:
-        return {"float32": "nothing", "dynamic": "linear layers, dynamically"}.get(one["mode"], f"nothing; {one['mode'].replace('-', ' ')}")
-    extras = [name for name, on in (("equalised", "equalise"), ("bias corrected", "correct_bias")) if one["setting"][on]]
-    how = ", ".join([one["setting"]["method"], "per channel" if one["setting"]["per_channel"] else "per tensor", *extras])
-    groups = one["groups"] if len(one["groups"]) <= 3 else [*one["groups"][:2], f"{len(one['groups']) - 2} more"]
-    return f"{', '.join(groups)} ({how})"
+    if one.setting is None:
+        return {"float32": "nothing", "dynamic": "linear layers, dynamically"}.get(one.mode, f"nothing; {one.mode.replace('-', ' ')}")
+    groups = one.groups if len(one.groups) <= 3 else [*one.groups[:2], f"{len(one.groups) - 2} more"]
+    return f"{', '.join(groups)} ({one.setting})"
 
 
-def _removal_text(metrics: Mapping[str, Any]) -> str:
+def _removal_text(metrics: Metrics, gains: Gains) -> str:
     """What channel removal gained beside the teacher, the width of each group, and what was left whole."""
-    gains, latency = metrics["gains"], metrics["gains"]["latency"]
-    measured = f"{latency['value']:.2f}x ({latency['low']:.2f} to {latency['high']:.2f})"
-    parts = [f"Of the teacher's: MACs {gains['macs']:.2f}x, parameters {gains['size']:.2f}x, latency on this machine {measured}"]
-    if metrics["widths"]:
-        parts.append(table([{"group": name, "width": str(was), "now": str(now)} for name, (was, now) in metrics["widths"].items()]))
-    if tried := (metrics["rounding"] or {}).get("measured"):
+    measured = f"{gains.latency.value:.2f}x ({gains.latency.low:.2f} to {gains.latency.high:.2f})"
+    parts = [f"Of the teacher's: MACs {gains.macs:.2f}x, parameters {gains.size:.2f}x, latency on this machine {measured}"]
+    if metrics.widths:
+        parts.append(table([{"group": name, "width": str(was), "now": str(now)} for name, (was, now) in metrics.widths.items()]))
+    if (rounding := metrics.rounding) and rounding.measured:
         rows = [
-            {"widths in multiples of": str(one["round_to"]), "latency": f"{one['ratio']:.2f}x ({one['low']:.2f} to {one['high']:.2f})"}
-            | {"MACs": f"{one['macs']:,}", "": "taken" if one["round_to"] == metrics["rounding"]["round_to"] else ""}
-            for one in tried
+            {"widths in multiples of": str(one.round_to), "latency": f"{one.ratio:.2f}x ({one.low:.2f} to {one.high:.2f})"}
+            | {"MACs": f"{one.macs:,}", "": "taken" if one.round_to == rounding.round_to else ""}
+            for one in rounding.measured
         ]
         parts.append(f"{table(rows)}\nBefore fine-tuning, each meeting the goal of the first step.")
-    return "\n\n".join([*parts, *(["\n".join(metrics["left_whole"])] if metrics["left_whole"] else [])])
+    return "\n\n".join([*parts, *(["\n".join(metrics.left_whole)] if metrics.left_whole else [])])
 
 
-def _layers_text(layers: Sequence[Mapping[str, Any]]) -> str:
+def _layers_text(layers: Sequence[LayerZeros]) -> str:
     """The layers of a pruned network from the densest to the sparsest; of many only the two ends."""
     rows = [
         {
-            "layer": one["name"].removesuffix(".weight"),
-            "weights": f"{one['weights']:,}",
-            "nonzeros": f"{one['nonzeros']:,}",
-            "sparsity": percent(1 - one["nonzeros"] / one["weights"]),
+            "layer": one.name.removesuffix(".weight"),
+            "weights": f"{one.weights:,}",
+            "nonzeros": f"{one.nonzeros:,}",
+            "sparsity": percent(one.sparsity),
         }
-        for one in sorted(layers, key=lambda one: -one["nonzeros"] / one["weights"])
+        for one in sorted(layers, key=lambda one: -one.nonzeros / one.weights)
     ]
     if (more := len(rows) - 2 * ENDS) > 1:
         rows[ENDS:-ENDS] = [dict.fromkeys(rows[0], "") | {"layer": f"... {more} more, --json has all"}]
     return f"{table(rows)}\n{ZEROS}"
 
 
-def folds_text(result: Mapping[str, Any]) -> str:
-    """A row per fold, mean and spread, and the pairs of classes that were confused most; ``result`` is what ``folds.json`` holds."""
+def folds_text(result: Folds) -> str:
+    """A row per fold, mean and spread, and the pairs of classes that were confused most."""
 
-    def row(fold: str, images: str, scores: Mapping[str, float], best: Mapping[str, float]) -> dict[str, str]:
-        cells = {name.replace("_", " "): f"{100 * scores[name]:.2f}%" for name in SCORES}
-        return {"fold": fold, "images": images, **cells, "best epoch's (*)": f"{100 * best['balanced_accuracy']:.2f}%"}
+    def row(fold: str, images: str, scores: Scores, best: Scores) -> dict[str, str]:
+        cells = {name.replace("_", " "): f"{100 * getattr(scores, name):.2f}%" for name in SCORES}
+        return {"fold": fold, "images": images, **cells, "best epoch's (*)": f"{100 * best.balanced_accuracy:.2f}%"}
 
-    rows = [row(str(one["fold"]), f"{one['images']:,}", one["scores"], one["best_epoch"]) for one in result["folds"]]
-    rows += [row(name, "", result[name], result["best_epoch"][name]) for name in ("mean", "spread")]
-    pairs = ", ".join(f"{pair['true']} as {pair['read']} {pair['images']} of {pair['of']}" for pair in result["confusions"])
+    rows = [row(str(one.fold), f"{one.images:,}", one.scores, one.best_epoch) for one in result.folds]
+    rows += [row("mean", "", result.mean, result.best_epoch.mean), row("spread", "", result.spread, result.best_epoch.spread)]
+    pairs = ", ".join(f"{pair.true} as {pair.read} {pair.images} of {pair.of}" for pair in result.confusions)
     return "\n".join(
         [
             table(rows),
             "",
-            f"Scores are those of the last epoch ({result['epochs']}): nothing was chosen on the images that a fold holds out.",
+            f"Scores are those of the last epoch ({result.epochs}): nothing was chosen on the images that a fold holds out.",
             "(*) Balanced accuracy of each fold's best epoch on these very images: it flatters.",
             "spread: standard deviation of the folds.",
             f"misread most: {pairs or 'nothing'}",
@@ -259,7 +257,7 @@ def _row(one: Measurement, baseline: Measurement, ship: str | None) -> dict[str,
         milliseconds(one.latency.p90) if one.latency.p90 is not None else MISSING,
         "baseline" if one is baseline else f"{speed.value:.2f} ({speed.low:.2f} to {speed.high:.2f})" if speed else MISSING,
         f"{100 * one.scores['balanced_accuracy']:.2f}%",
-        f"{100 * one.scores['accuracy']:.2f}%",
+        percent(one.scores.get("accuracy")),
         size(one.size_bytes),
         size(one.gzip_bytes),
     )

@@ -20,7 +20,6 @@ import json
 import math
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -32,25 +31,11 @@ from torch import Tensor, nn
 from ..errors import CompressError, first_line
 from .file import RUNTIME_ERRORS, as_taken, note, open_session, read_onnx, write_onnx
 from .index import edited, make, rename
+from .records import Parity
 from .rewrite import simplify
 
 OPSET = 18  # what the exporter writes without a conversion step, and what older runtimes on boards read
 IMAGES = ("uint8", "float32")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Parity:
-    """How well a file agrees with the torch network.
-
-    ``largest_difference`` is the largest absolute difference of two logits (infinity where one is not finite); ``agreement`` is the
-    fraction of images with the same argmax, 0 to 1; ``probabilities`` is the largest difference of two probabilities, None where the file
-    gives none. All over ``images`` images.
-    """
-
-    images: int
-    largest_difference: float
-    agreement: float
-    probabilities: float | None = None
 
 
 class _Deployed(nn.Module):

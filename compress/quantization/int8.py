@@ -35,6 +35,7 @@ from ..graphs.index import index, is_a, maker, readers
 from .calibration import METHODS, Histograms, observe
 from .ort_quantizer import FLOAT_OUTPUT, OPERATORS, Types, held_back, insert_qdq, this_cpu
 from .qdq import rename_clashes
+from .records import Quantized
 from .weights_only import store_in
 
 Change = Callable[[onnx.ModelProto], object]
@@ -84,15 +85,6 @@ class StaticConfig:
                     f"operators (={self.operators}) must be operator types that ONNX Runtime quantizes, such as Conv, Gemm, MatMul, Add; "
                     f"{', '.join(unknown) or 'none'} is not"
                 )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Quantized:
-    """What became int8 and what stayed float: operator type to number of nodes; ``reasons`` says for a type why it stayed, where known."""
-
-    operators: dict[str, int]
-    left: dict[str, int]
-    reasons: dict[str, str]
 
 
 def quantize_dynamic(source: Path, target: Path) -> Quantized:

@@ -18,7 +18,7 @@ Source: the search is coordinate descent; statistics as in ``latency``.
 """
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -73,9 +73,6 @@ class Tried:
     def close(self) -> bool:
         """It cannot be told whether it is worth it."""
         return self.mode == "static" and self.low <= FASTER <= self.high
-
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -322,19 +319,19 @@ def _why_not(finalists: Sequence[Tried], ends: Sequence[Tried], max_drop: float)
     )
 
 
-def described(finalists: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Each of the finalists (``Tried.to_json``) in words: ``fp32``, ``int8 weights``, ``static int8 of last layer; minmax, per channel``.
+def described(finalists: Sequence[Tried]) -> list[str]:
+    """Each of the finalists in words: ``fp32``, ``int8 weights``, ``static int8 of last layer; minmax, per channel``.
 
     One of them has int8 everywhere, as ``choose`` sees to.
     """
-    everywhere = max(len(one["groups"]) for one in finalists)
+    everywhere = max(len(one.groups) for one in finalists)
     told = []
     for one in finalists:
-        if one["mode"] == "static":
-            where = "everywhere" if len(one["groups"]) == everywhere else f"of {_names(one['groups'])}"
-            told.append(f"static int8 {where}; {Setting(**one['setting'])}")
+        if one.mode == "static":
+            where = "everywhere" if len(one.groups) == everywhere else f"of {_names(one.groups)}"
+            told.append(f"static int8 {where}; {_set(one)}")
         else:
-            told.append({"float32": "fp32", "dynamic": "dynamic int8"}.get(one["mode"], one["mode"].replace("-", " ")))
+            told.append({"float32": "fp32", "dynamic": "dynamic int8"}.get(one.mode, one.mode.replace("-", " ")))
     return told
 
 

@@ -10,7 +10,6 @@ Refuses: a file that is quantized already, one without such weights, weights tha
 Source: ONNX operators Cast and Mul; the symmetric scale is that of Krishnamoorthi 2018, arXiv:1806.08342.
 """
 
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -21,24 +20,11 @@ from ..errors import CompressError
 from ..graphs.file import note, write_onnx
 from ..graphs.floats import read_float
 from ..graphs.index import add_constant, constant, edited, is_a, make, settings
+from .records import Stored
 
 BITS = ("int8", "fp16")
 _LEAST_VALUES = 64
 _FP16_MAX = float(np.finfo(np.float16).max)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Stored:
-    """What was stored small.
-
-    ``weights``: by name, the signal to quantization noise ratio in dB, 10 log10 of the mean square of the weight over that of its error;
-    None where nothing was lost. ``bytes_before``, ``bytes_after``: size of the file, external data included.
-    """
-
-    bits: str
-    weights: dict[str, float | None]
-    bytes_before: int
-    bytes_after: int
 
 
 def store_weights(source: Path, target: Path, *, bits: str) -> Stored:

@@ -9,12 +9,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..artifacts.artifact import PAYLOAD, Artifact, read_artifact, sha256_of
+from msgspec import UNSET
+
+from ..artifacts.artifact import PAYLOAD, Artifact, Manifest, read_artifact, sha256_of
 from ..artifacts.context import Context
+from ..artifacts.parts import Facts, Metrics
+from ..artifacts.payloads import read_results
 from ..artifacts.project import Made, Project, data_identity, run_stage, stage_key, variant_name, variants_of
 from ..artifacts.recipe import Recipe
 from ..benchmarks.formats import title
-from ..benchmarks.results import Result, read_results, write_results
+from ..benchmarks.results import Choice, Finalist, Result, write_results
+from ..benchmarks.results import Facts as Known
 from ..benchmarks.run import BenchmarkConfig, run_benchmark
 from ..benchmarks.runtimes import Candidate
 from ..benchmarks.verdict import Limits, Verdict, decide
@@ -49,7 +54,7 @@ def candidates_of(artifacts: Sequence[Artifact], device: str, runtimes: Sequence
             "name": name if kinds.count(kind) == 1 else f"{name} ({about.key[:6]})",
             "stage": about.stage,
             "artifact": about.hash,
-            "facts": {**about.facts, **_choice(artifact)},
+            "facts": _facts(about),
         }
         if about.kind == "graph":
             common |= {"path": artifact.payload}
@@ -64,15 +69,16 @@ def candidates_of(artifacts: Sequence[Artifact], device: str, runtimes: Sequence
     return made
 
 
-def _choice(artifact: Artifact) -> dict[str, Any]:
-    """How the variant was chosen, if `compress quantize` did so by measurement, as `results.Choice` has it."""
-    found = artifact.manifest.metrics.get("choice")
-    if found is None:
-        return {}
-    numbers = ("ratio", "low", "high", "drop", "size")
-    words = described(found["finalists"])
-    rows = [{"what": what, **{name: one[name] for name in numbers}} for what, one in zip(words, found["finalists"], strict=True)]
-    return {"choice": {"verdict": found["verdict"], "tried": found["tried"], "finalists": rows}}
+def _facts(about: Manifest) -> Known:
+    """What the benchmark tells of an artifact: its cost, its zeros, and how it was chosen, where `compress quantize` did so."""
+    known = Known(**{name: value for name, value in vars(about.facts).items() if value is not UNSET})  # type: ignore[typeddict-item]
+    if (found := about.metrics.choice) is not UNSET:
+        rows = zip(described(found.finalists), found.finalists, strict=True)
+        finalists = tuple(
+            Finalist(what=what, ratio=one.ratio, low=one.low, high=one.high, drop=one.drop, size=one.size) for what, one in rows
+        )
+        known["choice"] = Choice(verdict=found.verdict, tried=found.tried, finalists=finalists)
+    return known
 
 
 def _chosen(runtimes: Sequence[str]) -> Sequence[str]:
@@ -146,7 +152,7 @@ def benchmark(
         if len(failed) == len(candidates):
             raise CompressError(f"nothing could be measured: {failed[0]}")
         write_results(result, folder / PAYLOAD["benchmark"])
-        return {}, {}
+        return Metrics(), Facts()
 
     return run_stage(project, "benchmark", "benchmark", key, config, root, out, make)
 

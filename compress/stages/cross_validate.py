@@ -18,35 +18,50 @@ import dataclasses
 import json
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
+from msgspec import Meta
 from numpy.typing import NDArray
 from torch import nn
 
 from ..artifacts.artifact import PAYLOAD, Artifact
 from ..artifacts.load import Prepare
+from ..artifacts.parts import Facts, Metrics, Scores
+from ..artifacts.payloads import Confusion, Fold, Folds, OverFolds
 from ..artifacts.project import Made, Project, network_identity, run_stage, stage_key
+from ..artifacts.records import read_record, write_record
+from ..benchmarks.statistics import Count
+from ..errors import CompressError
 from ..train.fit import choose_device, fit, predict_logits
 from ..train.folds import mean_and_spread, stratified_folds, worst_pairs
 from ..train.metrics import score
 from ..train.settings import FitConfig
 from ..train.sources import Part
-from ..train.state import read_snapshot
+from ..train.state import Row, read_snapshot
 from .finetune import new_network
 
 SCORES = ("accuracy", "balanced_accuracy", "macro_f1", "macro_precision")
 
 
 @dataclass(frozen=True, kw_only=True)
+class _Kept:
+    """What is kept of a fold: of which run it is, a row per epoch, and the predictions."""
+
+    key: str
+    history: Annotated[tuple[Row, ...], Meta(min_length=1)]
+    predictions: tuple[Count, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
 class _Fold:
     """One fold that was trained: a row per epoch, and the predictions of the last epoch's weights, int64 (n,)."""
 
-    history: Sequence[dict[str, float]]
+    history: Sequence[Mapping[str, Any]]
     predictions: NDArray[np.int64]
 
 
@@ -65,7 +80,7 @@ def cross_validate(project: Project, config: FitConfig, folds: int, out: Path | 
 
     def make(folder: Path) -> Made:
         done = [_trained(project, config, pool, masks, index, kept, key) for index in range(folds)]
-        return _write(project, folder, pool, masks, done), {}
+        return _write(project, folder, pool, masks, done), Facts()
 
     made = run_stage(project, "folds", "folds", key, settings, None, out, make)
     shutil.rmtree(kept, ignore_errors=True)
@@ -78,7 +93,7 @@ def _trained(
     """Fold ``index``, from the file in ``kept`` if it was finished before."""
     name, held = f"fold {index + 1} of {len(masks)}", masks[index]
     file, state_file = kept / f"{index + 1}.json", kept / f"{index + 1}.state.safetensors"
-    if found := _read_fold(file, key, int(held.sum())):
+    if found := _read_fold(file, key, int(held.sum()), project.classes):
         project.console.say(f"folds: {name} is done already")
         return found
     if not project.resume:
@@ -124,15 +139,17 @@ def _take_last(network: nn.Module, state_file: Path, key: str) -> None:
     network.to(memory_format=torch.channels_last)
 
 
-def _read_fold(file: Path, key: str, images: int) -> _Fold | None:
+def _read_fold(file: Path, key: str, images: int, classes: int) -> _Fold | None:
     """What was kept of a fold, unless it is missing, damaged or of another run."""
+    if not file.is_file():
+        return None
     try:
-        raw = json.loads(file.read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError):
+        kept = read_record(file, _Kept, again="train it again")
+    except CompressError:
         return None
-    if raw["key"] != key or len(raw["predictions"]) != images:
+    if kept.key != key or len(kept.predictions) != images or max(kept.predictions) >= classes:
         return None
-    return _Fold(history=raw["history"], predictions=np.array(raw["predictions"], np.int64))
+    return _Fold(history=kept.history, predictions=np.array(kept.predictions, np.int64))
 
 
 def _write_fold(file: Path, content: dict[str, Any]) -> None:
@@ -145,7 +162,7 @@ def _write_fold(file: Path, content: dict[str, Any]) -> None:
     partial.replace(file)
 
 
-def _write(project: Project, folder: Path, pool: Part, masks: Sequence[NDArray[np.bool_]], done: Sequence[_Fold]) -> dict[str, Any]:
+def _write(project: Project, folder: Path, pool: Part, masks: Sequence[NDArray[np.bool_]], done: Sequence[_Fold]) -> Metrics:
     """Write the files of the artifact; returns its metrics."""
     predictions = np.empty_like(pool.labels)
     last, best = [], []
@@ -153,31 +170,31 @@ def _write(project: Project, folder: Path, pool: Part, masks: Sequence[NDArray[n
         predictions[held] = fold.predictions
         last.append(score(pool.labels[held], fold.predictions, project.classes))
         row = max(fold.history, key=lambda row: row["balanced_accuracy"])
-        best.append({"epoch": row["epoch"]} | {name: row[name] for name in SCORES})
+        best.append({name: row[name] for name in ("epoch", *SCORES)})
     mean, spread = mean_and_spread(last)
     best_mean, best_spread = mean_and_spread(best)
     names = project.data.classes
-    result = {
-        "images": len(pool.labels),
-        "epochs": len(done[0].history),
-        "folds": [
-            {"fold": index + 1, "images": int(held.sum()), "scores": scores, "best_epoch": flattering}
+    result = Folds(
+        images=len(pool.labels),
+        epochs=len(done[0].history),
+        folds=tuple(
+            Fold(fold=index + 1, images=int(held.sum()), scores=Scores(**scores), best_epoch=Scores(**flattering))
             for index, (held, scores, flattering) in enumerate(zip(masks, last, best, strict=True))
-        ],
-        "mean": mean,
-        "spread": spread,
-        "best_epoch": {"mean": best_mean, "spread": best_spread},
-        "confusions": [
-            {"true": names[true], "read": names[read], "images": count, "of": int((pool.labels == true).sum())}
+        ),
+        mean=Scores(**mean),
+        spread=Scores(**spread),
+        best_epoch=OverFolds(mean=Scores(**best_mean), spread=Scores(**best_spread)),
+        confusions=tuple(
+            Confusion(true=names[true], read=names[read], images=count, of=int((pool.labels == true).sum()))
             for true, read, count in worst_pairs(pool.labels, predictions, project.classes)
-        ],
-    }
-    (folder / PAYLOAD["folds"]).write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        ),
+    )
+    write_record(folder / PAYLOAD["folds"], result)
     rows = [{"fold": index + 1, **scores} for index, scores in enumerate(last)]
     _write_csv(folder / "folds.csv", [*rows, {"fold": "mean", **mean}, {"fold": "standard deviation", **spread}])
     _write_csv(folder / "history.csv", [{"fold": index + 1, **row} for index, fold in enumerate(done) for row in fold.history])
     np.savez_compressed(folder / "predictions.npz", index=np.arange(len(pool.labels)), label=pool.labels, prediction=predictions)
-    return {"folds": len(done), "mean": mean, "spread": spread}
+    return Metrics(folds=len(done), mean=result.mean, spread=result.spread)
 
 
 def _write_csv(path: Path, rows: Sequence[dict[str, Any]]) -> None:

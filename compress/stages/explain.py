@@ -115,7 +115,7 @@ def _sources(context: Context, files: Sequence[Path]) -> tuple[Project, list[tup
 
 
 def _descends(artifact: Artifact, ancestor: Artifact) -> bool:
-    return any(step["key"] == ancestor.manifest.key for step in artifact.manifest.lineage)
+    return any(step.key == ancestor.manifest.key for step in artifact.manifest.lineage)
 
 
 def _tag(source: Artifact | Path) -> str:

@@ -5,8 +5,6 @@ taken to int8 alone: how far the logits move, how many answers change, and the l
 one table says where the noise arises, the other which groups to leave out. Seen are validation images; nothing is chosen by it.
 """
 
-import dataclasses
-import json
 import math
 import tempfile
 from pathlib import Path
@@ -15,13 +13,16 @@ from typing import Any
 import numpy as np
 
 from ..artifacts.artifact import PAYLOAD, Artifact
-from ..artifacts.latency import INPUTS, in_turns
+from ..artifacts.cost import INPUTS, in_turns
+from ..artifacts.parts import Facts, Metrics
+from ..artifacts.payloads import Noise, NoisyGroup, NoisyLayer
 from ..artifacts.project import Made, Project, data_identity, run_stage, stage_key
-from ..benchmarks.statistics import over_launches
+from ..artifacts.records import write_record
+from ..benchmarks.statistics import Interval, over_launches
 from ..graphs.node_times import node_times
 from ..plots.noise import draw_noise, layer_names
 from ..quantization.int8 import StaticConfig, quantize_prepared
-from ..quantization.noise import group_costs, layer_noise
+from ..quantization.noise import GroupCost, LayerNoise, group_costs, layer_noise
 from ..quantization.search import SURE, Setting
 from ..train.split import stratified_sample
 from .quantize import Maker, QuantizeConfig, calibration_images, nodes_of
@@ -49,27 +50,28 @@ def explain_quantization(project: Project, parent: Artifact, config: QuantizeCon
             latencies = _latencies(project, maker, setting, config.seed)
             int8 = maker.static(frozenset(config.groups or maker.groups), setting)
             times = node_times(maker.float32, project.spec.shape), node_times(int8, project.spec.shape)
-        result = {
-            "images": len(images),
-            "setting": str(setting),
-            "layers": [
-                {"label": label, **_plain(dataclasses.asdict(one)), "microseconds": [of.get(one.name) for of in times]}
-                for label, one in zip(layer_names(layers), layers, strict=True)
-            ],
-            "groups": [
-                {"name": name, "nodes": len(maker.groups_of[name]), **_plain(dataclasses.asdict(cost)), "latency": latencies[name]}
+        rows = zip(layer_names(layers), layers, strict=True)
+        noise = Noise(
+            images=len(images),
+            setting=str(setting),
+            layers=tuple(
+                NoisyLayer(label=label, **_finite(one), microseconds=(times[0].get(one.name), times[1].get(one.name)))
+                for label, one in rows
+            ),
+            groups=tuple(
+                NoisyGroup(name=name, nodes=len(maker.groups_of[name]), **_finite(cost), latency=latencies[name])
                 for name, cost in costs.items()
-            ],
-        }
-        (folder / PAYLOAD["noise"]).write_text(json.dumps(result, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+            ),
+        )
+        write_record(folder / PAYLOAD["noise"], noise)
         (folder / "noise.png").write_bytes(draw_noise(layers, f"{project.folder.name}, int8, {setting}", times))
         project.console.progress("explained", 2, 2)
-        return {"images": len(images)}, {}
+        return Metrics(images=len(images)), Facts()
 
     return run_stage(project, "noise", STAGE, key, settings, parent, None, make)
 
 
-def _latencies(project: Project, maker: Maker, setting: Setting, seed: int) -> dict[str, dict[str, float]]:
+def _latencies(project: Project, maker: Maker, setting: Setting, seed: int) -> dict[str, Interval]:
     """Latency with one group alone in int8 as a fraction of float32's, with its 95% interval."""
     generator = np.random.default_rng(seed)
     images = [generator.integers(0, 256, (1, *project.spec.shape), dtype=np.uint8) for _ in range(INPUTS)]
@@ -79,10 +81,10 @@ def _latencies(project: Project, maker: Maker, setting: Setting, seed: int) -> d
     for index, name in enumerate(maker.groups, 1):
         interval = over_launches((seconds[:, index] / seconds[:, 0]).tolist())
         assert interval is not None, "there are more rounds than one"
-        found[name] = dataclasses.asdict(interval)
+        found[name] = interval
     return found
 
 
-def _plain(values: dict[str, Any]) -> dict[str, Any]:
+def _finite(one: LayerNoise | GroupCost) -> dict[str, Any]:
     """JSON has no infinity: what is exact has no noise, and so no ratio."""
-    return {name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in values.items()}
+    return {name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in vars(one).items()}

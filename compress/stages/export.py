@@ -15,7 +15,9 @@ from numpy.typing import NDArray
 from .. import __version__
 from ..artifacts.artifact import PAYLOAD, Artifact
 from ..artifacts.load import Prepare, load_network
+from ..artifacts.parts import Metrics
 from ..artifacts.project import Made, Project, data_identity, run_stage, stage_key
+from ..artifacts.records import plain
 from ..artifacts.vectors import TOLERANCE, write_vectors
 from ..errors import CompressError
 from ..graphs.export import export_onnx, parity
@@ -45,7 +47,7 @@ def export(project: Project, parent: Artifact, config: ExportConfig, out: Path |
         example, metadata = torch.from_numpy(images[:2].copy()), graph_metadata(parent, config)
         rewrites = export_onnx(network, target, prepare=prepare, example=example, metadata=metadata, opset=config.opset, image=config.input)
         proof = parity(network, prepare, target, images)
-        if max(proof.largest_difference, proof.probabilities or 0.0) > PARITY_TOLERANCE:
+        if max(proof.largest_difference, proof.probabilities if isinstance(proof.probabilities, float) else 0.0) > PARITY_TOLERANCE:
             raise CompressError(
                 f"the exported graph does not compute what {parent.path} does: logits differ by {proof.largest_difference:.2g} "
                 f"on {proof.images} images, {PARITY_TOLERANCE:g} is allowed; please report this with the network"
@@ -56,7 +58,7 @@ def export(project: Project, parent: Artifact, config: ExportConfig, out: Path |
                 return network(prepare(torch.from_numpy(seen.copy()))).numpy()
 
         write_vectors(folder, expected, project.data.validation.images, TOLERANCE["export"])
-        return {"parity": dataclasses.asdict(proof), "rewrites": rewrites}, parent.manifest.facts
+        return Metrics(parity=proof, rewrites=rewrites), parent.manifest.facts
 
     return run_stage(project, "graph", "export", key, config, parent, out, make)
 
@@ -83,7 +85,7 @@ def graph_metadata(parent: Artifact, config: ExportConfig) -> dict[str, str]:
     about = parent.manifest
     image = {"dtype": config.input, "shape": ["batch", *about.input.shape], "range": [0, 255] if config.input == "uint8" else [0, 1]}
     output = {"dtype": "float32", "shape": ["batch", len(about.classes)]}
-    lineage = [{"stage": step["stage"], "config": step["config"]} for step in parent.steps]
+    lineage = [{"stage": step.stage, "config": step.config} for step in parent.steps]
     return {
         "compress.version": __version__,
         "compress.versions": json.dumps({"torch": torch.__version__, "onnx": version("onnx"), "opset": config.opset}),
@@ -91,7 +93,7 @@ def graph_metadata(parent: Artifact, config: ExportConfig) -> dict[str, str]:
         "compress.image": json.dumps(image),
         "compress.input": json.dumps(dataclasses.asdict(about.input)),
         "compress.outputs": json.dumps({"logits": output, "probabilities": output}),
-        "compress.model": json.dumps(about.model),
+        "compress.model": json.dumps(plain(about.model)),
         "compress.lineage": json.dumps(lineage),
-        "compress.data": json.dumps({"name": about.data["name"], "fingerprint": about.data["fingerprint"]}),
+        "compress.data": json.dumps({"name": about.data.name, "fingerprint": about.data.fingerprint}),
     }

@@ -3,10 +3,9 @@
 import csv
 import dataclasses
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -16,6 +15,7 @@ from torch.nn import functional
 from ..artifacts.artifact import PAYLOAD, Artifact, read_artifact
 from ..artifacts.cost import count_cost
 from ..artifacts.load import Prepare, build_network
+from ..artifacts.parts import Facts, Metrics, Scores
 from ..artifacts.project import Made, Project
 from ..errors import CompressError
 from ..pruning.masks import nonzero_masks
@@ -61,7 +61,7 @@ def new_network(project: Project, seed: int) -> nn.Module:
 
 def zeros_kept(parent: Artifact, network: nn.Module) -> dict[str, Tensor]:
     """Masks of the zeros in ``network``, made of ``parent``, if it was pruned before; fine-tuning must not fill them."""
-    return nonzero_masks(network) if any(step["stage"] == "prune" for step in parent.steps) else {}
+    return nonzero_masks(network) if any(step.stage == "prune" for step in parent.steps) else {}
 
 
 def ease_dropout(network: nn.Module, teacher: nn.Module) -> None:
@@ -104,9 +104,8 @@ def fit_and_save(
     if finish is not None:
         finish()
     names = ("accuracy", "balanced_accuracy", "macro_f1", "macro_precision")
-    made = save_network(
-        project, network, folder, {"validation": {name: fitted.best[name] for name in names}, "best_epoch": fitted.best_epoch}
-    )
+    scores = Scores(**{name: fitted.best[name] for name in names})
+    made = save_network(project, network, folder, Metrics(validation=scores, best_epoch=fitted.best_epoch))
     if this_team().rank == 0:
         state_file(project, stage, key).unlink(missing_ok=True)
     return made
@@ -165,16 +164,16 @@ def fit_network(
     return fitted
 
 
-def save_network(project: Project, network: nn.Module, folder: Path, metrics: Mapping[str, Any]) -> Made:
+def save_network(project: Project, network: nn.Module, folder: Path, metrics: Metrics) -> Made:
     # Cloned, as safetensors refuses tensors that share memory (tied weights).
     weights = {name: value.detach().cpu().contiguous().clone() for name, value in network.state_dict().items()}
     save_file(weights, folder / PAYLOAD["network"])
     example = Prepare(project.spec)(torch.from_numpy(project.data.validation.images[:2].copy()))
-    return metrics, dataclasses.asdict(count_cost(network, example))
+    return metrics, Facts(**dataclasses.asdict(count_cost(network, example)))
 
 
-def validate(project: Project, network: nn.Module) -> dict[str, float]:
+def validate(project: Project, network: nn.Module) -> Scores:
     validation, device = project.data.validation, choose_device(project.device)
     logits = predict_logits(network, validation.images, prepare=Prepare(project.spec).to(device), device=device)
     network.cpu()
-    return score(validation.labels, logits.argmax(axis=1), project.classes)
+    return Scores(**score(validation.labels, logits.argmax(axis=1), project.classes))

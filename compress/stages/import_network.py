@@ -16,14 +16,15 @@ from numpy.typing import NDArray
 from ..artifacts.artifact import PAYLOAD, Artifact, sha256_of
 from ..artifacts.context import Context
 from ..artifacts.load import load_weights
+from ..artifacts.parts import Facts, Metrics
 from ..artifacts.project import Made, Project, data_identity, network_identity, run_stage, stage_key
 from ..artifacts.recipe import Recipe
 from ..artifacts.vectors import TOLERANCE, write_vectors
 from ..benchmarks.runtimes import check_logits
 from ..errors import CompressError
 from ..graphs.adopt import LOGITS, PROBABILITIES, adopt
-from ..graphs.export import Parity
 from ..graphs.file import open_session, read_onnx, write_onnx
+from ..graphs.records import Parity
 from .finetune import new_network, save_network, validate
 
 STAGE = "import-onnx"
@@ -48,7 +49,7 @@ def import_onnx(project: Project, path: Path, out: Path | None = None) -> Artifa
         images = project.data.validation.images[:PARITY_IMAGES]
         proof = _parity(project, path, target, images)
         write_vectors(folder, _run(target, LOGITS), images, TOLERANCE["export"])
-        return {"parity": dataclasses.asdict(proof)}, {}
+        return Metrics(parity=proof), Facts()
 
     return run_stage(project, "graph", STAGE, key, config, None, out, make)
 
@@ -83,7 +84,7 @@ def _parity(project: Project, path: Path, target: Path, images: NDArray[np.uint8
         raise CompressError(
             f"{path}: with the image preparation inside {100 * (1 - same):.2f}% of the answers change; please report this file"
         )
-    return Parity(images=len(images), largest_difference=difference, agreement=same)
+    return Parity(images=len(images), largest_difference=difference, agreement=same, probabilities=None)
 
 
 def import_weights(project: Project, weights: Path, out: Path | None = None) -> Artifact:
@@ -94,7 +95,7 @@ def import_weights(project: Project, weights: Path, out: Path | None = None) -> 
     load_weights(network, weights)
 
     def make(folder: Path) -> Made:
-        return save_network(project, network, folder, {"validation": validate(project, network)})
+        return save_network(project, network, folder, Metrics(validation=validate(project, network)))
 
     return run_stage(project, "network", "import", key, config, None, out, make)
 

@@ -6,7 +6,6 @@ random ones of the test images, whose true labels are then known.
 """
 
 import importlib.util
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,11 +13,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from ..artifacts.artifact import Artifact, InputSpec
+from ..artifacts.artifact import Artifact, Classes, InputSpec
 from ..artifacts.context import Context
 from ..artifacts.model_reference import ModelReference
 from ..artifacts.project import Project, find_parent
 from ..artifacts.recipe import Recipe
+from ..artifacts.records import parse_record
 from ..benchmarks.runtimes import Candidate, open_model
 from ..errors import CompressError, onnxruntime_errors
 from ..plots.predictions import Prediction, draw_grid
@@ -136,8 +136,10 @@ def _open_file(path: Path) -> tuple[Runner, Sequence[str], InputSpec]:
         raise CompressError(
             f"onnx (={path}) does not say its classes; take a file that `compress export-onnx` or `compress quantize` wrote"
         )
-    classes, spec = json.loads(about["compress.classes"]), InputSpec(**json.loads(about["compress.input"]))
-    return open_model(Candidate(name=path.stem, path=path), spec.shape, len(classes), threads=1).predict, classes, spec
+    again = "export the model again"
+    names = parse_record(about["compress.classes"], Classes, where=f"compress.classes in {path}", again=again)
+    spec = parse_record(about["compress.input"], InputSpec, where=f"compress.input in {path}", again=again)
+    return open_model(Candidate(name=path.stem, path=path), spec.shape, len(names), threads=1).predict, names, spec
 
 
 def _metadata(path: Path) -> dict[str, str]:

@@ -12,7 +12,9 @@ from torch import Tensor, nn
 
 from ..artifacts.artifact import Artifact
 from ..artifacts.load import load_network
+from ..artifacts.parts import Metrics
 from ..artifacts.project import Made, Project, data_identity, run_stage, stage_key
+from ..benchmarks.results import LayerZeros
 from ..errors import CompressError
 from ..pruning.masks import (
     apply_masks,
@@ -119,9 +121,9 @@ def _prune_step(
         masks |= {name: masks.get(name, kept) & kept for name, kept in fixed.items()}
         dense = {name: network.get_parameter(name).detach().clone() for name in masks}
         apply_masks(network, masks)
-        before = {"one_shot": validate(project, network)}
+        before = validate(project, network)
         if config.epochs == 0:
-            metrics, facts = save_network(project, network, folder, {"validation": before["one_shot"]})
+            metrics, facts = save_network(project, network, folder, Metrics(validation=before))
         else:
             masks = {name: mask.to(choose_device(project.device)) for name, mask in masks.items()}
             lessons = Teacher(network=load_network(origin), config=tutoring.distil)
@@ -135,8 +137,9 @@ def _prune_step(
             metrics, facts = fit_and_save(
                 project, network, tuning, key, "prune", folder, teacher=lessons, after_step=after_step, finish=finish
             )
-        layers = [dataclasses.asdict(layer) for layer in sparsity_by_layer(network)]
-        return {**metrics, **before, "layers": layers}, {**facts, "layers": layers}  # facts go on to what is made of this network
+        layers = tuple(LayerZeros(**dataclasses.asdict(layer)) for layer in sparsity_by_layer(network))
+        # Facts go on to what is made of this network.
+        return dataclasses.replace(metrics, one_shot=before, layers=layers), dataclasses.replace(facts, layers=layers)
 
     return run_stage(project, "network", "prune", key, config, parent, out, make)
 

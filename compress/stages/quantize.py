@@ -27,13 +27,16 @@ from typing import Annotated, Any, Literal
 import numpy as np
 import onnx
 import torch
-from msgspec import Meta
+from msgspec import UNSET, Meta, UnsetType
 from numpy.typing import NDArray
 from torch import Tensor
 
 from ..artifacts.artifact import PAYLOAD, Artifact
-from ..artifacts.latency import INPUTS, in_turns
+from ..artifacts.cost import INPUTS, in_turns
+from ..artifacts.parts import Calibration, Chosen, Facts, Metrics, Scores
+from ..artifacts.payloads import Search, read_payload
 from ..artifacts.project import Made, Project, data_identity, run_stage, stage_key
+from ..artifacts.records import write_record
 from ..artifacts.vectors import TOLERANCE, write_vectors
 from ..benchmarks.machine import DECIDING, machine_facts
 from ..benchmarks.runtimes import Candidate, check_logits, open_model
@@ -97,14 +100,14 @@ def quantize(
     out: Path | None = None,
 ) -> Artifact:
     """Quantize the graph of ``parent`` as ``config`` says; ``tutoring`` is that of fine-tuning, if it says so."""
-    chosen: dict[str, Any] = {}
+    chosen: Chosen | UnsetType = UNSET
     if config.mode == "auto":
         choice = choose_quantization(project, parent, config)
-        result = read_choice(choice)
-        config = _as_chosen(result, config)
-        told = {name: result[name] for name in ("verdict", "best", "finalists")}
-        chosen = {"choice": {"artifact": str(choice.path), "hash": choice.manifest.hash, "tried": len(result["tried"]), **told}}
-        project.console.say(f"quantize: {result['verdict']}")
+        found = read_payload(choice, Search)
+        config = _as_chosen(found, config)
+        told: dict[str, Any] = {name: getattr(found, name) for name in ("verdict", "best", "finalists")}
+        chosen = Chosen(artifact=str(choice.path), hash=choice.manifest.hash, tried=len(found.tried), **told)
+        project.console.say(f"quantize: {found.verdict}")
     tuning, distil = tutoring.config(config.epochs, config.lr), tutoring.distil
     settings = _settings_of(config)
     inputs = {"training": dataclasses.asdict(tuning), "distil": dataclasses.asdict(distil)} if config.epochs else {}
@@ -116,8 +119,8 @@ def quantize(
         _prove(project, target)
         scores = _scores(project, target)
         before = _scores(project, parent.payload)
-        drop = 100 * (before["balanced_accuracy"] - scores["balanced_accuracy"])
-        return {**metrics, "validation": scores, "points_lost": drop, **chosen}, parent.manifest.facts
+        drop = 100 * (before.balanced_accuracy - scores.balanced_accuracy)
+        return dataclasses.replace(metrics, validation=scores, points_lost=drop, choice=chosen), parent.manifest.facts
 
     made = run_stage(project, "graph", "quantize", key, settings, parent, out, make)
     state_file(project, "quantize", key).unlink(missing_ok=True)
@@ -126,7 +129,7 @@ def quantize(
 
 def choose_quantization(project: Project, parent: Artifact, config: QuantizeConfig) -> Artifact:
     """Search for the fastest file as ``quantization.search`` does, on this machine: one image, one thread, ONNX Runtime."""
-    machine = {name: machine_facts().get(name) for name in DECIDING if name not in ("governor", "gpu")}
+    machine: dict[str, Any] = {name: machine_facts().get(name) for name in DECIDING if name not in ("governor", "gpu")}
     settings = {"images": config.images, "seed": config.seed, "max_drop": config.max_drop}
     key = stage_key("choose", settings, parent=parent.content, data=data_identity(project), machine=machine)
 
@@ -138,30 +141,16 @@ def choose_quantization(project: Project, parent: Artifact, config: QuantizeConf
             found = choose(
                 maker,
                 lambda files, rounds: in_turns(list(files), images, rounds, generator),
-                lambda file: _scores(project, file)["balanced_accuracy"],
+                lambda file: _scores(project, file).balanced_accuracy,
                 max_drop=config.max_drop,
                 progress=lambda told: project.console.progress(told, 0, 1),
             )
             project.console.progress("chosen", 1, 1)
-        result = {
-            "verdict": found.verdict,
-            "max_drop": config.max_drop,
-            "groups": {name: list(nodes) for name, nodes in maker.groups_of.items()},
-            "best": found.best.to_json(),
-            "finalists": [one.to_json() for one in found.finalists],
-            "tried": [one.to_json() for one in found.tried],
-            "machine": machine,
-        }
-        (folder / PAYLOAD["choice"]).write_text(json.dumps(result, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-        return {"verdict": found.verdict}, {}
+        search = Search(**vars(found), max_drop=config.max_drop, groups=maker.groups_of, machine=machine)
+        write_record(folder / PAYLOAD["choice"], search)
+        return Metrics(verdict=found.verdict), Facts()
 
     return run_stage(project, "choice", "choose", key, settings, parent, None, make)
-
-
-def read_choice(artifact: Artifact) -> dict[str, Any]:
-    """What ``choice.json`` holds: the verdict, the groups of nodes, and a row for everything that was tried."""
-    found: dict[str, Any] = json.loads(artifact.payload.read_text(encoding="utf-8"))
-    return found
 
 
 class Maker:
@@ -230,48 +219,44 @@ def _settings_of(config: QuantizeConfig) -> dict[str, Any]:
     return settings if config.epochs else {name: value for name, value in settings.items() if name not in ("epochs", "lr")}
 
 
-def _as_chosen(result: dict[str, Any], config: QuantizeConfig) -> QuantizeConfig:
+def _as_chosen(found: Search, config: QuantizeConfig) -> QuantizeConfig:
     """The settings of the winner; where fine-tuning follows, of the fastest static one, whatever it loses before."""
-    best = result["best"]
+    best = found.best
     if config.epochs:
-        fast = [one for one in result["finalists"] if one["mode"] == "static" and one["ratio"] < 1]
+        fast = [one for one in found.finalists if one.mode == "static" and one.ratio < 1]
         if not fast:
-            raise CompressError(f"epochs (={config.epochs}): there is nothing to fine-tune. {result['verdict']} Leave --epochs out")
-        best = min(fast, key=lambda one: one["ratio"])
-    common: dict[str, Any] = {"mode": best["mode"], "images": config.images, "seed": config.seed, "max_drop": config.max_drop}
-    if best["mode"] == "static":
-        everything = len(best["groups"]) == len(result["groups"])
-        common |= best["setting"] | {"groups": () if everything else tuple(best["groups"]), "epochs": config.epochs, "lr": config.lr}
+            raise CompressError(f"epochs (={config.epochs}): there is nothing to fine-tune. {found.verdict} Leave --epochs out")
+        best = min(fast, key=lambda one: one.ratio)
+    common: dict[str, Any] = {"mode": best.mode, "images": config.images, "seed": config.seed, "max_drop": config.max_drop}
+    if best.mode == "static":
+        groups = () if len(best.groups) == len(found.groups) else best.groups
+        common |= dataclasses.asdict(best.setting or Setting()) | {"groups": groups, "epochs": config.epochs, "lr": config.lr}
     return QuantizeConfig(**common)
 
 
 def _make(
     project: Project, parent: Artifact, config: QuantizeConfig, tuning: FitConfig, distil: DistilConfig, key: str, target: Path
-) -> dict[str, Any]:
+) -> Metrics:
     """Write the file and return what is to be said of it."""
     if config.mode == "float32":
         target.write_bytes(parent.payload.read_bytes())
-        return {}
+        return Metrics()
     if config.mode == "dynamic":
-        return {"quantized": dataclasses.asdict(quantize_dynamic(parent.payload, target))}
+        return Metrics(quantized=quantize_dynamic(parent.payload, target))
     if config.mode in BITS:
-        return {"stored": dataclasses.asdict(store_weights(parent.payload, target, bits=BITS[config.mode]))}
+        return Metrics(stored=store_weights(parent.payload, target, bits=BITS[config.mode]))
     indices, images = calibration_images(project, config)
     prepared = prepare(parent.payload, images, change=equalise if config.equalise else None)
     static = StaticConfig(method=config.method, per_channel=config.per_channel)
     change = _corrector(prepared, images) if config.correct_bias else None
     quantized = quantize_prepared(prepared, static, nodes_of(prepared, config.groups), change=change)
-    facts: dict[str, Any] = {}
+    metrics = Metrics()
     if config.epochs:
-        quantized, facts = _fine_tune(project, prepared, quantized, tuning, distil, key, target.parent)
+        quantized, metrics = _fine_tune(project, prepared, quantized, tuning, distil, key, target.parent)
     report = write_quantized(quantized, prepared, static, target, store="int8")
     calibration = {"indices": indices.tolist(), "sha256": prepared.sha256, "data": project.data.fingerprint}
     (target.parent / "calibration.json").write_text(json.dumps(calibration) + "\n", encoding="utf-8")
-    return {
-        "quantized": dataclasses.asdict(report),
-        "calibration": {"images": len(indices), "sha256": prepared.sha256},
-        **facts,
-    }
+    return dataclasses.replace(metrics, quantized=report, calibration=Calibration(images=len(indices), sha256=prepared.sha256))
 
 
 def nodes_of(prepared: Prepared, groups: Sequence[str]) -> list[str] | None:
@@ -290,7 +275,7 @@ def _corrector(prepared: Prepared, images: NDArray[np.uint8]) -> Change:
 
 def _fine_tune(
     project: Project, prepared: Prepared, quantized: Any, tuning: FitConfig, distil: DistilConfig, key: str, folder: Path
-) -> tuple[Any, dict[str, Any]]:
+) -> tuple[Any, Metrics]:
     """Train the quantized graph, with the float32 one as teacher; the graph with its new weights, and what happened."""
     weights = {weight.name: onnx.numpy_helper.to_array(weight) for weight in prepared.model.graph.initializer}
     network = GraphNetwork(quantized, weights=weights)
@@ -307,7 +292,7 @@ def _fine_tune(
         prepare=lambda images: _as_taken(images, prepared.model),
         teacher=Teacher(network=GraphNetwork(prepared.model), config=distil), after_step=keep_zeros,
     )  # fmt: skip
-    return network.to_onnx(), {"best_epoch": fitted.best_epoch, "fine_tuned": fitted.best}
+    return network.to_onnx(), Metrics(best_epoch=fitted.best_epoch, fine_tuned=Scores(**fitted.best))
 
 
 def _as_taken(images: Tensor, model: Any) -> Tensor:
@@ -315,14 +300,14 @@ def _as_taken(images: Tensor, model: Any) -> Tensor:
     return images.float() / 255 if model.graph.input[0].type.tensor_type.elem_type == onnx.TensorProto.FLOAT else images.float()
 
 
-def _scores(project: Project, file: Path) -> dict[str, float]:
+def _scores(project: Project, file: Path) -> Scores:
     """The scores of a file on the validation images."""
     part = project.data.validation
     chosen = stratified_sample(part.labels, min(SCORED, len(part.labels)), 0)
     images, labels = part.images[chosen], part.labels[chosen]
     predict = open_model(Candidate(name=file.stem, path=file), project.spec.shape, project.classes, threads=1).predict
     logits = [check_logits(predict(batch), len(batch), project.classes) for batch in np.array_split(images, max(1, len(images) // 64))]
-    return score(labels, np.concatenate(logits).argmax(axis=1), project.classes)
+    return Scores(**score(labels, np.concatenate(logits).argmax(axis=1), project.classes))
 
 
 def _prove(project: Project, target: Path) -> None:

@@ -1,9 +1,7 @@
 """What channel removal does in one step before its fine-tuning: what may go, what goes, and what that gains; kept across a kill."""
 
-import dataclasses
-import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -13,11 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from ..artifacts.artifact import Artifact
-from ..artifacts.cost import Cost, count_cost
-from ..artifacts.latency import Clock, Rounding, fastest_rounding
+from ..artifacts.cost import Clock, Cost, count_cost, fastest_rounding
 from ..artifacts.load import Prepare, load_network
+from ..artifacts.parts import Gains, Metrics, Plan, Rounding
 from ..artifacts.project import Project
 from ..artifacts.recipe import Recipe
+from ..artifacts.records import read_record, write_record
 from ..channels.bypass import bypass
 from ..channels.choose import Choice, Kept, at_floor, choose, choose_for, macs_after, size_after
 from ..channels.curves import choose_by_curves
@@ -113,20 +112,19 @@ class Cutter:
     @cached_property
     def before(self) -> dict[str, int]:
         """The width of each group before any step."""
-        known = self._known("widths")
-        return {group.name: known.get(group.name, [group.width])[0] for group in self.groups}
+        known = self.known.widths or {}
+        return {group.name: known.get(group.name, (group.width, 0))[0] for group in self.groups}
 
-    def plan(self) -> dict[str, Any]:
+    def plan(self) -> Plan:
         """Which units stay, and the rounding with what was measured for it."""
         if self.config.sparsity is None and not self.config.limits:
-            return {"keep": self._everything(), "rounding": None}
+            return Plan(keep=self._everything(), rounding=None)
         _ = self.groups  # first, as it says best why a network cannot be cut
         rounding = self._rounding()
-        self._refuse_unreachable(self._choice(rounding["round_to"]))
-        keep = self._choose(rounding["round_to"], self.config.limits)
-        return {"keep": keep, "rounding": rounding}
+        self._refuse_unreachable(self._choice(rounding.round_to))
+        return Plan(keep=self._choose(rounding.round_to, self.config.limits), rounding=rounding)
 
-    def features(self, keep: Mapping[str, Sequence[int]]) -> dict[str, list[int]]:
+    def features(self, keep: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
         """The last layer that reads removable channels, with those of the teacher's inputs that it still has; none if that is not known."""
         places = {name: place for place, (name, _) in enumerate(self.network.named_modules())}
         reads = [cut.layer for group in self.groups for cut in group.cuts if cut.role == "input" and cut.dim == 1 and cut.layer in places]
@@ -134,26 +132,23 @@ class Cutter:
             return {}
         weight = f"{max(reads, key=places.__getitem__)}.weight"
         layer, width = weight.removesuffix(".weight"), self.network.get_parameter(weight).shape[1]
-        before = self._known("features").get(layer, list(range(width)))
-        if layer not in self._known("features") and self.parent.content != self.job.origin.content:
+        known = self.known.features or {}
+        before = known.get(layer, range(width))
+        if layer not in known and self.parent.content != self.job.origin.content:
             return {}
         gone = self.groups.removed(keep).get((weight, 1), set())
-        return {layer: [index for at, index in enumerate(before) if at not in gone]}
+        return {layer: tuple(index for at, index in enumerate(before) if at not in gone)}
 
-    def gains(self, network: nn.Module, plan: Mapping[str, Any]) -> dict[str, Any]:
-        """What the artifact says about its size and speed beside the teacher's."""
+    def gains(self, network: nn.Module, plan: Plan) -> dict[str, Any]:
+        """The metrics about its size and speed beside the teacher's."""
         whole, now, ratio = self.whole, count_cost(network, self.example), self.clock.ratio(network)
         return {
             "teacher": self.job.origin.content,
-            "gains": {
-                "macs": now.macs / whole.macs,
-                "size": now.params / whole.params,
-                "latency": dataclasses.asdict(ratio),
-            },
-            "widths": {name: [self.before[name], len(units)] for name, units in plan["keep"].items()},
-            "left_whole": [str(one) for one in self.groups.left_whole],
-            "rounding": plan["rounding"],
-            "features": self.features(plan["keep"]),
+            "gains": Gains(macs=now.macs / whole.macs, size=now.params / whole.params, latency=ratio),
+            "widths": {name: (self.before[name], len(units)) for name, units in plan.keep.items()},
+            "left_whole": tuple(str(one) for one in self.groups.left_whole),
+            "rounding": plan.rounding,
+            "features": self.features(plan.keep),
         }
 
     def _choice(self, round_to: int) -> Choice:
@@ -188,11 +183,11 @@ class Cutter:
     def _everything(self) -> Kept:
         return {group.name: tuple(range(group.width)) for group in self.groups}
 
-    def _known(self, about: str) -> dict[str, Any]:
+    @property
+    def known(self) -> Metrics:
         """What an earlier step towards the same teacher's goals wrote down."""
         metrics = self.parent.manifest.metrics
-        known: dict[str, Any] = metrics[about] if metrics.get("teacher") == self.job.origin.content else {}
-        return known
+        return metrics if metrics.teacher == self.job.origin.content else Metrics()
 
     def _refuse_unreachable(self, how: Choice) -> None:
         """Before the first training, not after it: the limits of the last step count."""
@@ -209,15 +204,15 @@ class Cutter:
     def _cut(self, keep: Kept) -> nn.Module:
         return remove_channels(self.network, self.groups, keep)
 
-    def _rounding(self) -> dict[str, Any]:
+    def _rounding(self) -> Rounding:
         """The multiple of channels that widths are rounded to: as asked, as measured in an earlier step, or measured now.
 
         A limit of latency is taken as one of MACs for this: at the same latency no rounding would be the faster one.
         """
         self._refuse_unreachable(self._choice(max(1, self.config.round_to)))
         if self.config.round_to:
-            return {"round_to": self.config.round_to}
-        if known := self._known("rounding"):
+            return Rounding(round_to=self.config.round_to)
+        if isinstance(known := self.known.rounding, Rounding):
             return known
         self.job.project.console.say("remove-channels: measures which widths are fast here")
         limits = dict(self.config.limits)
@@ -233,26 +228,29 @@ class Cutter:
                     raise
                 return None
 
-        measured: Rounding = fastest_rounding(cut_for, self.clock)
-        return {"round_to": measured.best, "measured": [dataclasses.asdict(row) for row in measured.table]}
+        return fastest_rounding(cut_for, self.clock)
 
 
 def example_of(project: Project) -> Tensor:
     return Prepare(project.spec)(torch.from_numpy(project.data.train.images[:2].copy()))
 
 
-def written_down(plan: dict[str, Any], plan_file: Path) -> dict[str, Any]:
+def written_down(plan: Plan, plan_file: Path) -> Plan:
     """Write the plan down, all or nothing."""
     plan_file.parent.mkdir(parents=True, exist_ok=True)
     beside = plan_file.with_suffix(".partial")
-    beside.write_text(json.dumps(plan), encoding="utf-8")
+    write_record(beside, plan)
     beside.replace(plan_file)
     return plan
 
 
-def taken_up(project: Project, plan_file: Path) -> dict[str, Any] | None:
-    """What was chosen before the run was killed, if it is to go on."""
+def taken_up(project: Project, plan_file: Path, groups: Groups) -> Plan | None:
+    """What was chosen before the run was killed, if it is to go on; raises CompressError where that is damaged."""
     if not project.resume or not plan_file.is_file():
         return None
-    found: dict[str, Any] = json.loads(plan_file.read_text(encoding="utf-8"))
+    again = "delete it, and what stays is chosen anew"
+    found = read_record(plan_file, Plan, again=again)
+    widths = {group.name: group.width for group in groups}
+    if found.keep.keys() != widths.keys() or any(not set(kept) <= set(range(widths[name])) for name, kept in found.keep.items()):
+        raise CompressError(f"{plan_file} is damaged: keep must name units of every channel group; {again}")
     return found

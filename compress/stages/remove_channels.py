@@ -21,6 +21,7 @@ from msgspec import Meta
 
 from ..artifacts.artifact import Artifact
 from ..artifacts.load import load_network
+from ..artifacts.parts import Metrics
 from ..artifacts.project import Made, Project, data_identity, run_stage, stage_key
 from ..artifacts.recipe import Recipe
 from ..channels.bypass import bypassable, matching
@@ -135,20 +136,20 @@ def _step(job: Job, parent: Artifact, config: RemoveConfig, out: Path | None) ->
     def make(folder: Path) -> Made:
         with tempfile.TemporaryDirectory(dir=folder) as place:
             cutter = Cutter(job=job, parent=parent, config=config, place=Path(place))
-            plan = taken_up(project, plan_file) or written_down(cutter.plan(), plan_file)
-            network = remove_channels(cutter.network, cutter.groups, plan["keep"])
-            metrics: dict[str, Any] = {"one_shot": validate(project, network)}
+            plan = taken_up(project, plan_file, cutter.groups) or written_down(cutter.plan(), plan_file)
+            network = remove_channels(cutter.network, cutter.groups, plan.keep)
+            before = validate(project, network)
             if config.epochs == 0:
-                scored, facts = save_network(project, network, folder, {"validation": metrics["one_shot"]})
+                metrics, facts = save_network(project, network, folder, Metrics(validation=before))
             else:
-                features = {name: torch.tensor(index) for name, index in cutter.features(plan["keep"]).items()}
+                features = {name: torch.tensor(index) for name, index in cutter.features(plan.keep).items()}
                 lessons = Teacher(network=load_network(origin), config=job.tutoring.distil, features=features)
                 ease_dropout(network, lessons.network)
                 zeros = {name: mask.to(choose_device(project.device)) for name, mask in zeros_kept(parent, network).items()}
                 keep_zeros = (lambda: apply_masks(network, zeros)) if zeros else None
-                scored, facts = fit_and_save(project, network, tuning, key, STAGE, folder, teacher=lessons, after_step=keep_zeros)
-            metrics |= dict(scored) | cutter.gains(network, plan)
-        plan_file.unlink()
+                metrics, facts = fit_and_save(project, network, tuning, key, STAGE, folder, teacher=lessons, after_step=keep_zeros)
+            metrics = dataclasses.replace(metrics, one_shot=before, **cutter.gains(network, plan))
+        plan_file.unlink(missing_ok=True)
         return metrics, facts
 
     return run_stage(project, "network", STAGE, key, config, parent, out, make)

@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from ..artifacts.artifact import find_artifacts
+from ..artifacts.payloads import read_results
 from ..artifacts.records import checked
 from ..benchmarks.report import write_report
-from ..benchmarks.results import Result, read_results
+from ..benchmarks.results import Result
 from ..benchmarks.verdict import Limits, Verdict
 from ..errors import CompressError
 

@@ -10,25 +10,27 @@ Result: an artifact of kind "sensitivity" in ``runs/<model>/sensitivity/<key>`` 
 import copy
 import csv
 import dataclasses
-import json
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import torch
 from msgspec import Meta
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from ..artifacts.artifact import Artifact
-from ..artifacts.latency import Clock
+from ..artifacts import payloads
+from ..artifacts.artifact import PAYLOAD, Artifact
+from ..artifacts.cost import Clock
 from ..artifacts.load import Prepare, load_network
+from ..artifacts.parts import Baseline, Facts, Metrics
+from ..artifacts.payloads import Point, Sensitivity, read_payload
 from ..artifacts.project import Made, Project, data_identity, run_stage, stage_key
-from ..artifacts.recipe import (
-    Recipe,
-)
+from ..artifacts.recipe import Recipe
+from ..artifacts.records import write_record
+from ..benchmarks.statistics import Interval
 from ..channels.bypass import bypass, bypassable
 from ..channels.curves import Curve, Curves, Measure, Score, channel_curves, loss_rises, module_curves, weight_curves
 from ..channels.find import channel_groups
@@ -62,7 +64,8 @@ class SensitivityConfig:
         object.__setattr__(self, "sparsities", tuple(sorted(set(self.sparsities))))
 
 
-STAGE = FILE = "sensitivity"
+STAGE: Literal["sensitivity"] = "sensitivity"
+FILE = STAGE
 MOST_LOST, LEAST_SAVED = 1.0, 0.01
 
 
@@ -81,51 +84,46 @@ def measure_sensitivity(project: Project, parent: Artifact, config: SensitivityC
         curves = list(_curves(project, config, network, sample, measure))
         latencies = _latencies(project, network, [curve.name for curve in curves]) if config.granularity == "module" else {}
         project.console.progress(STAGE, 1, 1)
-        result = {
-            "granularity": config.granularity,
-            "images": len(sample.labels),
-            "baseline": dataclasses.asdict(baseline),
-            "curves": [_plain(curve, baseline) for curve in curves],
-            "rises": loss_rises(baseline, curves),
-            "latency": latencies,
-        }
-        (folder / f"{FILE}.json").write_text(json.dumps(result, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+        result = Sensitivity(
+            granularity=config.granularity,
+            images=len(sample.labels),
+            baseline=Baseline(**vars(baseline)),
+            curves=tuple(_plain(curve, baseline) for curve in curves),
+            rises=loss_rises(baseline, curves),
+            latency=latencies,
+        )
+        write_record(folder / PAYLOAD["sensitivity"], result)
         _write_csv(folder / f"{FILE}.csv", result)
         (folder / f"{FILE}.png").write_bytes(_picture(result))
-        return {"images": result["images"], "baseline": result["baseline"]}, {}
+        return Metrics(images=result.images, baseline=result.baseline), Facts()
 
     return run_stage(project, STAGE, STAGE, key, settings, parent, out, make)
 
 
 def loss_curves(project: Project, recipe: Recipe, parent: Artifact) -> Curves:
     """How the loss rises with the sparsity of each channel group, measured once as the recipe's table [sensitivity] says."""
-    return curves_of(_measured(project, recipe, parent, "channel"))
+    return _measured(project, recipe, parent, "channel").rises
 
 
 def spare_modules(project: Project, recipe: Recipe, parent: Artifact) -> list[str]:
     """The modules that are cheap to leave out, measured likewise; see :func:`cheap_modules`."""
-    return cheap_modules(_read(_measured(project, recipe, parent, "module")))
+    return cheap_modules(_measured(project, recipe, parent, "module"))
 
 
-def curves_of(artifact: Artifact) -> Curves:
-    """What ``channels.curves.choose_by_curves`` takes: for each layer or group the rise of the loss by sparsity."""
-    rises = _read(artifact)["rises"]
-    return {name: {float(sparsity): rise for sparsity, rise in of.items()} for name, of in rises.items()}
+def _measured(project: Project, recipe: Recipe, parent: Artifact, granularity: str) -> Sensitivity:
+    config = recipe.stage(SensitivityConfig, "sensitivity", granularity=granularity)
+    return read_payload(measure_sensitivity(project, parent, config), Sensitivity)
 
 
-def _measured(project: Project, recipe: Recipe, parent: Artifact, granularity: str) -> Artifact:
-    return measure_sensitivity(project, parent, recipe.stage(SensitivityConfig, "sensitivity", granularity=granularity))
-
-
-def cheap_modules(result: Mapping[str, Any]) -> list[str]:
+def cheap_modules(result: Sensitivity) -> list[str]:
     """The modules that cost at most a point of balanced accuracy alone, and surely save latency: more than 1%, by the whole interval.
 
-    Of one inside another the outer one. ``result``: what ``sensitivity.json`` holds, of granularity "module".
+    Of one inside another the outer one. ``result``: of granularity "module".
     """
     cheap = [
-        curve["name"]
-        for curve in result["curves"]
-        if curve["points"][0]["points_lost"] <= MOST_LOST and result["latency"][curve["name"]]["high"] < 1 - LEAST_SAVED
+        curve.name
+        for curve in result.curves
+        if curve.points[0].points_lost <= MOST_LOST and result.latency[curve.name].high < 1 - LEAST_SAVED
     ]
     return [name for name in cheap if not any(name.startswith(f"{outer}.") for outer in cheap)]
 
@@ -169,7 +167,7 @@ def _curves(project: Project, config: SensitivityConfig, network: nn.Module, sam
     return module_curves(network, names, measure, progress)
 
 
-def _latencies(project: Project, network: nn.Module, names: Sequence[str]) -> dict[str, dict[str, float]]:
+def _latencies(project: Project, network: nn.Module, names: Sequence[str]) -> dict[str, Interval]:
     """The latency without each module as a fraction of that with all, measured in turns, with its 95% interval."""
     with tempfile.TemporaryDirectory() as folder:
         clock = Clock(network, project.spec, Path(folder))
@@ -178,44 +176,37 @@ def _latencies(project: Project, network: nn.Module, names: Sequence[str]) -> di
             project.console.progress(f"{STAGE}: latency without {name}", done, len(names))
             without.append(copy.deepcopy(network))
             bypass(without[-1], [name])
-        return {name: dataclasses.asdict(ratio) for name, ratio in zip(names, clock.ratios(without), strict=True)}
+        return dict(zip(names, clock.ratios(without), strict=True))
 
 
-def _plain(curve: Curve, baseline: Score) -> dict[str, Any]:
-    points = [
-        {"sparsity": point.sparsity, "removed": point.removed}
-        | dataclasses.asdict(point.score)
-        | {"points_lost": 100 * (baseline.balanced_accuracy - point.score.balanced_accuracy)}
-        for point in curve.points
-    ]
-    return {"name": curve.name, "size": curve.size, "points": points}
+def _plain(curve: Curve, baseline: Score) -> payloads.Curve:
+    def lost(score: Score) -> float:
+        return 100 * (baseline.balanced_accuracy - score.balanced_accuracy)
+
+    points = (Point(sparsity=p.sparsity, removed=p.removed, **vars(p.score), points_lost=lost(p.score)) for p in curve.points)
+    return payloads.Curve(name=curve.name, size=curve.size, points=tuple(points))
 
 
-def _read(artifact: Artifact) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((artifact.path / f"{FILE}.json").read_text(encoding="utf-8"))
-    return found
-
-
-def _write_csv(path: Path, result: Mapping[str, Any]) -> None:
-    rows = [{"name": curve["name"], "size": curve["size"], **point} for curve in result["curves"] for point in curve["points"]]
+def _write_csv(path: Path, result: Sensitivity) -> None:
+    rows = [{"name": curve.name, "size": curve.size, **vars(point)} for curve in result.curves for point in curve.points]
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, fieldnames=list(rows[0]))
         writer.writeheader()
         writer.writerows(rows)
 
 
-def _picture(result: Mapping[str, Any]) -> bytes:
-    curves = result["curves"]
-    columns = [_column(result, point) for point in curves[0]["points"]]
-    lost = [[point["points_lost"] for point in curve["points"]] for curve in curves]
-    return draw_heat_map([curve["name"] for curve in curves], columns, lost, _title(result).replace("accuracy ", "accuracy\n", 1))
+def _picture(result: Sensitivity) -> bytes:
+    curves = result.curves
+    columns = [_column(result, point) for point in curves[0].points]
+    lost = [[point.points_lost for point in curve.points] for curve in curves]
+    return draw_heat_map([curve.name for curve in curves], columns, lost, _title(result).replace("accuracy ", "accuracy\n", 1))
 
 
-def _column(result: Mapping[str, Any], point: Mapping[str, Any]) -> str:
-    return "without" if result["granularity"] == "module" else f"{100 * point['sparsity']:.3g}%"
+def _column(result: Sensitivity, point: Point) -> str:
+    return "without" if result.granularity == "module" else f"{100 * point.sparsity:.3g}%"
 
 
-def _title(result: Mapping[str, Any]) -> str:
+def _title(result: Sensitivity) -> str:
     part = {"weight": "with a part of one layer's weights zeroed", "channel": "with a part of one group's channels removed"}
-    how = part.get(result["granularity"], "without one module")
-    return f"Points lost of {100 * result['baseline']['balanced_accuracy']:.2f}% balanced accuracy {how}"
+    how = part.get(result.granularity, "without one module")
+    return f"Points lost of {100 * result.baseline.balanced_accuracy:.2f}% balanced accuracy {how}"

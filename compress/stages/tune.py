@@ -83,7 +83,7 @@ def best_recipe(project: Project, recipe: Recipe, tuned: Tuned) -> str:
     assert best is not None and project.model is not None
     config = dataclasses.asdict(training_config(with_values(recipe, best.values)))
     tables = {"model-options": options_with(project, best.values), "augment": config.pop("augment"), "train": config}
-    source = project.source["source"]
+    source = project.source.source
     spec = {name: value for name, value in dataclasses.asdict(project.spec).items() if value != getattr(type(project.spec)(), name)}
     lines = [
         f"# Best of {tuned.summary.finished} trials of `compress tune`, study {tuned.study}, trial {best.number}:",
@@ -91,9 +91,9 @@ def best_recipe(project: Project, recipe: Recipe, tuned: Tuned) -> str:
         f"# after at most {tuned.epochs or config['epochs']} epochs on {100 * tuned.fraction:g}% of the training images. Use:",
         "#   compress train --recipe best.toml",
         *([f"# with the network's input as it was tuned: {spec}"] if spec else []),
-        *(["# and the four files of the data set by hand"] if isinstance(source, list) else []),
+        *(["# and the four files of the data set by hand"] if isinstance(source, tuple) else []),
         f"model = {_toml(recipe.model)}",
-        *([] if isinstance(source, list) else [f"data = {_toml(source)}"]),
+        *([] if isinstance(source, tuple) else [f"data = {_toml(source)}"]),
         f"seed = {_toml(config.pop('seed'))}",
     ]
     for name in ("model-options", "train", "augment"):

@@ -19,7 +19,7 @@ from ..artifacts.artifact import MANIFEST, PAYLOAD, read_artifact, sha256_of
 from ..artifacts.vectors import VECTORS, Vectors, read_vectors
 from ..benchmarks.errors import BenchmarkError
 from ..benchmarks.runtimes import Candidate, Opened, check_logits, open_model
-from ..errors import CompressError, first_line, onnxruntime_errors
+from ..errors import CompressError, first_line, onnxruntime_errors, shown
 
 SOFTMAX_TOLERANCE = 1e-5  # of the file's own logits: float32, also in an int8 file
 
@@ -59,7 +59,7 @@ def verify(folder: Path) -> Proof:
     vectors = read_vectors(folder / VECTORS)
     found = sha256_of(model)
     whole = found == vectors.model
-    detail = f"SHA-256 {found[:12]}..." + ("" if whole else f", {vectors.model[:12]}... was expected: the file was changed or cut")
+    detail = f"SHA-256 {found[:12]}..." + ("" if whole else f", {shown(vectors.model, 12)}... was expected: the file was changed or cut")
     checks = [Check(name="hash", passed=whole, detail=detail)]
     if whole and (folder / MANIFEST).is_file():
         read_artifact(folder, "graph")  # the hash of every other file, the vectors included

@@ -1,3 +1,4 @@
+import dataclasses
 import html
 import json
 import re
@@ -7,12 +8,13 @@ from typing import Any
 
 import pytest
 
+from compress.artifacts.payloads import read_results
 from compress.benchmarks.accuracy import Comparison, RecallChange
 from compress.benchmarks.errors import BenchmarkError
 from compress.benchmarks.formats import MISSING
 from compress.benchmarks.pictures import Flip
 from compress.benchmarks.report import markdown, write_report
-from compress.benchmarks.results import write_results
+from compress.benchmarks.results import Choice, Facts, Finalist, LayerZeros, write_results
 from compress.benchmarks.verdict import Limits
 
 EVIL = '<script>alert("x")</script> | `a` $b$'
@@ -121,7 +123,9 @@ def test_markup_of_markdown_is_escaped() -> None:
 
 def test_several_results_are_sections_of_their_own(made: Any, tmp_path: Path) -> None:
     write_results(made.result(made.one("fp32"), cpu="First"), tmp_path / "one.json")
-    verdicts = write_report([tmp_path / "one.json", made.result(made.missing("fp32", "gone"), cpu="Second")], tmp_path, Limits())
+    verdicts = write_report(
+        [read_results(tmp_path / "one.json"), made.result(made.missing("fp32", "gone"), cpu="Second")], tmp_path, Limits()
+    )
     assert [verdict.ship for verdict in verdicts] == ["fp32", None]
     text = (tmp_path / "report.md").read_text()
     assert text.index("# k49, toy, First") < text.index("# k49, toy, Second")
@@ -142,16 +146,16 @@ def test_sections_of_one_machine_are_not_compared_either(made: Any, tmp_path: Pa
 
 
 def test_layers_of_a_pruned_network_have_a_table_that_its_variants_share(made: Any, tmp_path: Path) -> None:
-    def pruned(*nonzeros: int) -> dict[str, Any]:
+    def pruned(*nonzeros: int) -> Facts:
         names = ("stem.conv.weight", f"{EVIL}.weight")
-        return {"layers": [{"name": name, "weights": 1000, "nonzeros": count} for name, count in zip(names, nonzeros, strict=True)]}
+        return {"layers": tuple(LayerZeros(name=name, weights=1000, nonzeros=count) for name, count in zip(names, nonzeros, strict=True))}
 
     # None is measured: then no plot is drawn, which takes seconds.
     variants = (("pruned 80%", "onnxruntime"), ("pruned 80%, int8", "onnxruntime"), ("pruned 80%", "openvino"))
     lighter = [made.missing(name, "gone", runtime=runtime, facts=pruned(300, 101)) for name, runtime in variants]
     heavier = made.missing("pruned 50%", "gone", facts=pruned(1000, 0))
     write_results(made.result(made.missing("fp32", "gone"), *lighter, heavier), tmp_path / "one.json")
-    write_report([tmp_path / "one.json"], tmp_path, Limits())
+    write_report([read_results(tmp_path / "one.json")], tmp_path, Limits())
     page, text = (tmp_path / "report.html").read_text(), (tmp_path / "report.md").read_text().replace("\\", "")
     assert page.count("<details>") == page.count("</details>") == page.count('<table class="layers">') == 2
     assert "script" not in Reader(page).tags
@@ -181,10 +185,11 @@ def test_a_choice_by_measurement_is_told_with_what_it_was_chosen_from(made: Any,
         {"what": "fp32", "ratio": 1.0, "low": 1.0, "high": 1.0, "drop": 0.0, "size": 1000},
         {"what": EVIL, "ratio": 1.66, "low": 1.6, "high": 1.7, "drop": None, "size": 400},
     ]
-    facts = {"choice": {"verdict": f"Do not compute in int8: {EVIL}.", "tried": 177, "finalists": rows}}
+    choice = Choice(verdict=f"Do not compute in int8: {EVIL}.", tried=177, finalists=tuple(Finalist(**row) for row in rows))
+    facts = {"choice": choice}
     both = [made.missing("int8 weights", "gone", runtime=runtime, facts=facts) for runtime in ("onnxruntime", "openvino")]
     write_results(made.result(made.missing("fp32", "gone"), *both), tmp_path / "one.json")
-    write_report([tmp_path / "one.json"], tmp_path, Limits())
+    write_report([read_results(tmp_path / "one.json")], tmp_path, Limits())
     page, text = (tmp_path / "report.html").read_text(), html.unescape((tmp_path / "report.md").read_text().replace("\\", ""))
     assert "script" not in Reader(page).tags
     for said in ("int8 weights", "177 candidates tried", f"Do not compute in int8: {EVIL}."):
@@ -196,10 +201,10 @@ def test_a_choice_by_measurement_is_told_with_what_it_was_chosen_from(made: Any,
         (EVIL, "1.66x (1.60 to 1.70)", MISSING, "400 bytes"),
     ]
     assert f"| {EVIL} | 1.66x (1.60 to 1.70) | {MISSING} | 400 bytes |" in text
-    facts["choice"]["tried"] = "many"
+    facts["choice"] = dataclasses.replace(choice, tried="many")
     write_results(made.result(made.missing("fp32", "gone"), made.missing("int8", "gone", facts=facts)), tmp_path / "two.json")
-    with pytest.raises(BenchmarkError, match=r"is damaged: choice of 'int8'.tried must be int"):
-        write_report([tmp_path / "two.json"], tmp_path, Limits())
+    with pytest.raises(BenchmarkError, match=r"is damaged: measurements\[1\]\.facts\.choice\.tried must be int, not str"):
+        read_results(tmp_path / "two.json")
 
 
 def test_report_of_nothing_is_refused(tmp_path: Path) -> None:

@@ -14,9 +14,10 @@ from types import ModuleType
 import numpy as np
 import pytest
 
+from compress.artifacts.payloads import read_results
 from compress.benchmarks import run, sweep
 from compress.benchmarks.errors import BenchmarkError
-from compress.benchmarks.results import Result, read_results, write_results
+from compress.benchmarks.results import Result, write_results
 from compress.benchmarks.run import BenchmarkConfig, baseline_index, run_benchmark
 from compress.benchmarks.runtimes import Candidate
 

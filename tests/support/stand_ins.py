@@ -6,7 +6,13 @@ from typing import Any
 
 import pytest
 
+from compress.artifacts.parts import Data, Images
 from compress.cli import main as cli
+
+
+def recorded(name: str, fingerprint: str = "f" * 64) -> Data:
+    """What an artifact records of a data set."""
+    return Data(source=name, name=name, fingerprint=fingerprint, seed=0, validation=0.1, images=Images(train=2, validation=1, test=1))
 
 
 class Silent:

@@ -10,6 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from compress.train.errors import TrainError
@@ -278,3 +280,35 @@ def test_mixed_labels_share_the_loss() -> None:
         progress=lambda *told: losses.append(told[3]),
     )
     assert losses[-1] == pytest.approx(np.log(2), rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("header", "tensors"),
+    [
+        ({"history": None}, {}),
+        ({"history": "[" * 100_000}, {}),
+        ({"history": "[]"}, {}),
+        ({"history": '[{"epoch": 1}]'}, {}),
+        ({"history": "9" * 5000}, {}),
+        ({"best_epoch": None}, {}),
+        ({"best_epoch": "9" * 5000}, {}),
+        ({"best_epoch": "0"}, {}),
+        ({"best_epoch": "x"}, {}),
+        ({}, {"network.0.weight": torch.zeros(1)}),
+        ({}, {"optimiser.0.exp_avg": torch.zeros(1)}),
+        ({}, {"optimiser.x.step": torch.zeros(())}),
+        ({}, {"nodot": torch.zeros(1)}),
+    ],
+)
+def test_a_state_whose_content_is_another_starts_the_training_anew(
+    header: dict[str, str | None], tensors: dict[str, Tensor], tmp_path: Path
+) -> None:
+    config, state = FitConfig(epochs=1, batch=32, lr=0.01), tmp_path / "state"
+    fresh, again = network(), network()
+    train(fresh, config, state_file=state, key="k")
+    with safe_open(state, framework="pt") as file:
+        about, stored = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+    kept = {name: value for name, value in (about | header).items() if value is not None}
+    save_file({name: value.clone() for name, value in (stored | tensors).items()}, state, metadata=kept)
+    fitted = train(again, config, state_file=state, key="k")
+    assert same(fresh, again) and len(fitted.history) == 1

@@ -6,7 +6,7 @@ import optuna
 import pytest
 
 from compress.train.errors import TrainError
-from compress.train.storage import opened
+from compress.train.storage import check_study, opened
 
 
 def trials_in(where: str) -> int:
@@ -60,3 +60,50 @@ def test_a_database_that_cannot_be_opened_is_one_line_without_its_password(url: 
 def test_a_folder_is_no_storage(tmp_path: Path) -> None:
     with pytest.raises(TrainError, match=r"is a folder; name a file"), opened(str(tmp_path)):
         pass
+
+
+START = '{"op_code": 0, "worker_id": "w", "study_name": "s", "directions": [2]}\n'
+
+
+@pytest.mark.parametrize(
+    ("lines", "told"),
+    [
+        ('{"op_code": 99}', "no journal of Optuna"),
+        ('{"op_code": 0, "worker_id": 7}', "no journal of Optuna"),
+        ("[" * 200_000, "no journal of Optuna"),
+        ("9" * 5000, "no journal of Optuna"),
+        ('{"op_code": ' + "9" * 5000 + "}", "no journal of Optuna"),
+        ('{"op_code": 0, "worker_id": "w"}', "is damaged"),
+        ('{"op_code": 0, "worker_id": "w", "study_name": "s", "directions": 7}', "is damaged"),
+        ('{"op_code": 0, "worker_id": "w", "study_name": "s", "directions": [99]}', "is damaged"),
+        (START + '{"op_code": 4, "worker_id": "w", "study_id": 0, "datetime_start": "never"}', "is damaged"),
+        (START + '{"op_code": 4, "worker_id": "w", "study_id": []}', "is damaged"),
+        (START + '{"op_code": 2, "worker_id": "w", "study_id": 0, "user_attr": {}}', "is damaged"),
+        (START + '{"op_code": 8, "worker_id": "w", "trial_id": 7, "user_attr": {"a": ' + "9" * 5000 + "}}", "is damaged"),
+    ],
+)
+def test_a_journal_whose_lines_are_others_is_one_line(lines: str, told: str, tmp_path: Path) -> None:
+    path = tmp_path / "study.journal"
+    path.write_text(lines + "\n")
+    with pytest.raises(TrainError, match=rf"study.journal\) {told if told == 'is damaged' else 'is ' + told}") as caught, opened(str(path)):
+        pass
+    assert "\n" not in str(caught.value) and len(str(caught.value)) <= 300
+
+
+@pytest.mark.parametrize(
+    ("attributes", "told"),
+    [
+        ({"worker": 7}, "worker"),
+        ({"beat": "x"}, "beat"),
+        ({"reason": 3}, "reason"),
+        ({"queued": [1]}, "queued"),
+        ({}, "x is not of the space"),
+    ],
+)
+def test_trials_that_say_something_of_another_type_are_named(attributes: dict[str, object], told: str) -> None:
+    study = optuna.create_study(study_name="s")
+    params = {} if attributes else {"x": 0.5}
+    distributions = {name: optuna.distributions.FloatDistribution(0, 1) for name in params}
+    study.add_trial(optuna.create_trial(value=0.5, params=params, distributions=distributions, user_attrs=attributes))
+    with pytest.raises(TrainError, match=rf"study \(=s\) is damaged: .*{told}.*; take another --study"):
+        check_study(study, {})

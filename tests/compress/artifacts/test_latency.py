@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from compress.artifacts import latency
+from compress.artifacts import cost as latency
 from compress.artifacts.artifact import InputSpec
-from compress.artifacts.latency import Clock, fastest_rounding
+from compress.artifacts.cost import Clock, fastest_rounding
 from compress.errors import CompressError
 
 SPEC = InputSpec(shape=(1, 8, 8))
@@ -131,7 +131,7 @@ def test_the_smallest_multiple_that_is_about_as_fast_is_best(script: Script, sec
     clock = Clock(net(16), SPEC, Path("none"), rounds=4)
     script.seconds = {str(number): times for number, times in enumerate(seconds.values(), 1)}
     found = fastest_rounding(lambda multiple: net(multiple), clock, candidates=tuple(seconds))
-    assert found.best == best
+    assert found.round_to == best
 
 
 def test_a_row_says_what_was_measured_and_what_it_computes(script: Script) -> None:
@@ -139,8 +139,8 @@ def test_a_row_says_what_was_measured_and_what_it_computes(script: Script) -> No
     clock = Clock(net(16), SPEC, Path("none"), rounds=2)
     script.seconds = {"0": [4.0], "1": [1.0]}
     found = fastest_rounding(lambda multiple: net(2) if multiple == 4 else None, clock)
-    assert found.best == 4
-    [row] = found.table
+    assert found.round_to == 4
+    [row] = found.measured
     assert (row.round_to, row.ratio, row.low, row.high) == pytest.approx((4, 0.25, 0.25, 0.25))
     assert row.macs == 1152 + 2304 + 384
 

@@ -1,6 +1,7 @@
 """Networks from references, and weights from files. The truth is the tensors that were saved, and arithmetic by hand."""
 
 import sys
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,11 +10,13 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
+from stand_ins import recorded
 from torch import Tensor, nn
 
 from compress.artifacts.artifact import Artifact, InputSpec, Manifest, write_artifact
 from compress.artifacts.load import Prepare, build_network, load_network, load_runner, load_weights
 from compress.artifacts.model_reference import ModelReference
+from compress.artifacts.parts import Model
 from compress.errors import NetworkError
 
 SMALL = InputSpec(shape=(1, 4, 4))
@@ -276,8 +279,8 @@ def test_another_kind_of_file_or_none_is_refused(name: str, told: str, tmp_path:
 def save(model: ModelReference, network: nn.Module, folder: Path) -> Artifact:
     def make(target: Path) -> Manifest:
         save_file(network.state_dict(), target / "weights.safetensors")
-        about = {"kind": "network", "stage": "train", "key": "k", "config": {}, "data": {}}
-        return Manifest(**about, model=model.identity(), input=SMALL, classes=("a", "b", "c"))
+        about = {"kind": "network", "stage": "train", "key": "k", "config": {}, "data": recorded("digits")}
+        return Manifest(**about, model=Model(**model.identity()), input=SMALL, classes=("a", "b", "c"))
 
     return write_artifact(folder / "artifact", make)
 
@@ -319,3 +322,50 @@ def test_an_edit_of_a_module_that_the_network_imports_is_noticed(tmp_path: Path,
     assert ModelReference(reference="net.py:make_net").identity()["source"] == source
     (tmp_path / "blocks_of_mine.py").write_text("WIDTH = 4\nimport json, torch\n")
     assert ModelReference(reference="net.py:make_net").identity()["source"] != source
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda value: value.to_sparse(),
+        lambda value: torch.empty(2, 3, device="meta"),
+        lambda value: value * float("nan"),
+        lambda value: value / 0,
+        lambda value: value.to(torch.complex64),
+        lambda value: value.to(torch.int8),
+        lambda value: value.double() * 1e300,
+    ],
+    ids=["sparse", "meta", "NaN", "infinite", "complex", "int8", "beyond float32"],
+)
+def test_a_tensor_that_is_no_finite_float_weight_is_named(change: Callable[[Tensor], Tensor], tmp_path: Path) -> None:
+    state, network = dict(linear(2).state_dict()), linear(1)
+    with pytest.raises(NetworkError, match=r"w\.pt\) holds weight, that is no finite float weight; save the state_dict"):
+        load_weights(network, as_torch(state | {"weight": change(state["weight"])}, tmp_path))
+    assert same(network, linear(1)), "nothing of it was loaded"
+
+
+def test_counters_that_the_network_has_as_whole_numbers_are_welcome_and_no_others(tmp_path: Path) -> None:
+    one, two = nn.BatchNorm1d(3), nn.BatchNorm1d(3)
+    one.num_batches_tracked += 7
+    load_weights(two, as_torch(one.state_dict(), tmp_path))
+    assert int(two.num_batches_tracked) == 7
+    with pytest.raises(NetworkError, match="holds num_batches_tracked, that is no finite float weight"):
+        load_weights(two, as_torch(one.state_dict() | {"num_batches_tracked": torch.tensor(float("nan"))}, tmp_path))
+
+
+def test_a_torch_file_that_declares_more_than_it_holds_is_refused(tmp_path: Path) -> None:
+    file = as_torch(linear().state_dict(), tmp_path)
+    with zipfile.ZipFile(file) as archive:
+        members = {entry: archive.read(entry) for entry in archive.namelist()}
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+        for entry, content in (members | {"w/data/9": bytes(2**24)}).items():
+            archive.writestr(entry, content)
+    with pytest.raises(NetworkError, match="it declares more than it holds"):
+        load_weights(linear(), file)
+
+
+def test_many_long_names_make_one_short_line(tmp_path: Path) -> None:
+    state = {f"{'x' * 400}\n{index}": torch.zeros(1) for index in range(9)}
+    with pytest.raises(NetworkError, match=r"does not fit the network: missing: .*\.\.\.; the --model") as told:
+        load_weights(linear(), as_torch(state, tmp_path))
+    assert "\n" not in str(told.value) and len(str(told.value)) <= 160 + 140

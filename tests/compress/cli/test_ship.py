@@ -1,5 +1,6 @@
 """Weights in the package: shipped, found by --pretrained, refused for other data, and still computing what they did."""
 
+import dataclasses
 import json
 import sys
 from pathlib import Path
@@ -16,6 +17,7 @@ from compress.artifacts.artifact import Artifact, InputSpec, read_artifact
 from compress.artifacts.context import Context
 from compress.artifacts.load import load_network, load_runner
 from compress.artifacts.model_reference import ModelReference
+from compress.artifacts.parts import Scores
 from compress.artifacts.project import Project, variants_of
 from compress.cli import main as cli
 from compress.cli import ship
@@ -79,8 +81,8 @@ def test_a_shipped_artifact_is_whole_names_no_path_and_keeps_where_it_was_made(t
     assert read_artifact(weights / "emnist", "network") == shipped
     about, original = shipped.manifest, trained.manifest
     assert str(data.parent) not in (shipped.path / "artifact.json").read_text()
-    assert about.data["source"] == "letters9" and about.data["title"] == "Letters-9 (project split)"
-    assert about.data["fingerprint"] == original.data["fingerprint"]
+    assert about.data.source == "letters9" and about.data.title == "Letters-9 (project split)"
+    assert about.data.fingerprint == original.data.fingerprint
     assert (about.created, about.versions, about.machine, about.key) == (
         original.created,
         original.versions,
@@ -91,7 +93,7 @@ def test_a_shipped_artifact_is_whole_names_no_path_and_keeps_where_it_was_made(t
     assert shipped.payload.read_bytes() == trained.payload.read_bytes()
     truth = load_data(str(data)).test
     scores = score(truth.labels, load_runner(trained.path, "cpu", 1)(truth.images).argmax(axis=1), 10)
-    assert about.metrics == {**original.metrics, "test": scores}
+    assert about.metrics == dataclasses.replace(original.metrics, test=Scores(**scores))
 
 
 def test_the_reference_holds_the_logits_of_the_network(trained: Artifact, weights: Path) -> None:
@@ -110,8 +112,8 @@ def test_the_networks_of_this_package_compute_what_their_weights_were_trained_wi
     """A change of the network's code that keeps the shapes would go unnoticed otherwise."""
     artifact = read_artifact(opening.WEIGHTS / model, "network")
     assert artifact.payload.stat().st_size <= ship.MOST_BYTES
-    assert artifact.manifest.stage == "train" and artifact.manifest.model["reference"] == model
-    assert "/" not in artifact.manifest.data["source"]
+    assert artifact.manifest.stage == "train" and artifact.manifest.model.reference == model
+    assert "/" not in artifact.manifest.data.source
     with np.load(artifact.path / ship.REFERENCE) as stored:
         logits = load_runner(artifact.path, "cpu", 1)(stored["images"])
         np.testing.assert_allclose(logits, stored["logits"], atol=1e-4 * np.abs(stored["logits"]).max())

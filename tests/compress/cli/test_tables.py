@@ -3,14 +3,20 @@
 from pathlib import Path
 from typing import Any
 
+from stand_ins import recorded
+
 from compress.artifacts.artifact import Artifact, InputSpec, Manifest
+from compress.artifacts.parts import Metrics, Model
+from compress.benchmarks.results import LayerZeros
 from compress.cli.tables import artifact_text
 
 
 def text(folder: Path, layers: list[dict[str, Any]]) -> str:
     (folder / "weights.safetensors").write_bytes(b"")
-    about: dict[str, Any] = {"model": {}, "input": InputSpec(), "classes": (), "config": {}, "data": {}}
-    manifest = Manifest(kind="network", stage="prune", key="", metrics={"layers": layers} if layers else {}, **about)
+    model = Model(reference="k49", options={}, source=None)
+    about: dict[str, Any] = {"model": model, "input": InputSpec(), "classes": (), "config": {"sparsity": 0.5}, "data": recorded("digits")}
+    metrics = Metrics(layers=tuple(LayerZeros(**layer) for layer in layers)) if layers else Metrics()
+    manifest = Manifest(kind="network", stage="prune", key="", metrics=metrics, **about)
     return artifact_text(Artifact(path=folder, manifest=manifest))
 
 

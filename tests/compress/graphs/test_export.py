@@ -10,7 +10,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from stand_ins import Silent
+from stand_ins import Silent, recorded
 from torch import Tensor, nn
 
 from compress.artifacts.artifact import Artifact, InputSpec
@@ -230,7 +230,7 @@ def test_other_pixels_are_refused(tmp_path: Path) -> None:
 
 def digits_project(folder: Path, **options: object) -> Project:
     data = load_data("digits")
-    source = {"source": "digits", "name": "digits", "fingerprint": data.fingerprint, "seed": 0, "validation": 0.1}
+    source = recorded("digits", data.fingerprint)
     model = ModelReference(reference="emnist", options={"channels": [4, 8], "hidden": 16})
     about = {"folder": folder, "model": model, "spec": InputSpec(), "data": data, "source": source, "console": Silent()}
     return Project(**about | options)  # type: ignore[arg-type]
@@ -247,9 +247,9 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Project, Artifact
 def test_the_same_command_twice_gives_the_same_bytes_and_says_what_the_file_is(trained: tuple[Project, Artifact], tmp_path: Path) -> None:
     project, root = trained
     one, two = (export_stage(project, root, ExportConfig(), tmp_path / name) for name in ("one", "two"))
-    found = one.manifest.metrics["parity"]
-    assert (found["images"], found["agreement"]) == (1000, 1.0)
-    assert max(found["largest_difference"], found["probabilities"]) < 1e-4
+    found = one.manifest.metrics.parity
+    assert (found.images, found.agreement) == (1000, 1.0)
+    assert max(found.largest_difference, found.probabilities) < 1e-4
     assert one.payload.read_bytes() == two.payload.read_bytes()
     assert (one.path / VECTORS).read_bytes() == (two.path / VECTORS).read_bytes()
     about = {entry.key: entry.value for entry in onnx.load(one.payload).metadata_props}
@@ -268,7 +268,7 @@ def test_parity_takes_training_images_where_those_for_validation_are_too_few(tra
     assert len(project.data.validation.images) < 1000 < everything
     console, config = Silent(), ExportConfig(parity_images=5000, input="float32")
     few = export_stage(dataclasses.replace(project, console=console), root, config, tmp_path / "few")
-    assert few.manifest.metrics["parity"]["images"] == everything
+    assert few.manifest.metrics.parity.images == everything
     assert f"export: the data has {everything} images for the proof of parity, fewer than parity_images (=5000)" in console.said
     assert f"same label on 100.00% of {everything} images" in artifact_text(few)
 

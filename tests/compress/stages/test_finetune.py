@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from stand_ins import Silent
+from stand_ins import Silent, recorded
 
 from compress.artifacts.artifact import Artifact, InputSpec, read_artifact
 from compress.artifacts.load import load_network, load_runner
@@ -44,7 +44,7 @@ PRUNE = PruneConfig(sparsity=0.8, epochs=1, lr=0.001)
 
 def project_in(folder: Path, **options: object) -> Project:
     data = load_data("digits")
-    source = {"source": "digits", "name": "digits", "fingerprint": data.fingerprint, "seed": 0, "validation": 0.1}
+    source = recorded("digits", data.fingerprint)
     model = ModelReference(reference="emnist", options={"channels": [4, 8], "hidden": 16})
     about = {"folder": folder / "emnist", "model": model, "spec": InputSpec(), "data": data, "source": source, "console": Silent()}
     return Project(**about | options)  # type: ignore[arg-type]
@@ -86,7 +86,7 @@ def test_training_on_starts_from_the_weights_given_and_is_a_root_of_its_own(made
     for name, value in before.items():
         if value.is_floating_point() and "running" not in name:
             torch.testing.assert_close(after[name], value, rtol=0, atol=1e-4)
-    assert [step["stage"] for step in further.steps] == ["train", "train"]
+    assert [step.stage for step in further.steps] == ["train", "train"]
     graph = export(project, further, ExportConfig())
     assert [one.path for one in variants_of(project, further)] == [graph.path]
     assert graph.path not in [one.path for one in variants_of(project, artifacts["root"])]
@@ -130,16 +130,16 @@ def test_gradients_on_training_images_say_what_fisher_zeroes(made: tuple[Project
 
 
 def test_what_was_made_of_a_pruned_network_carries_its_layers_to_the_report(made: tuple[Project, dict[str, Artifact]]) -> None:
-    layers = made[1]["pruned"].manifest.metrics["layers"]
-    assert [layer["name"] for layer in layers] == ["conv1.weight", "conv2.weight", "fc1.weight", "fc2.weight"]
+    layers = made[1]["pruned"].manifest.metrics.layers
+    assert [layer.name for layer in layers] == ["conv1.weight", "conv2.weight", "fc1.weight", "fc2.weight"]
     assert candidates_of([made[1]["both"]], "cpu")[0].facts["layers"] == layers
     assert "layers" not in candidates_of([made[1]["static"]], "cpu")[0].facts
 
 
 def test_parity_is_measured_and_graphs_agree_with_torch(made: tuple[Project, dict[str, Artifact]]) -> None:
     project, artifacts = made
-    assert artifacts["dense"].manifest.metrics["parity"]["largest_difference"] < 1e-4
-    assert artifacts["dense"].manifest.metrics["parity"]["agreement"] == 1.0
+    assert artifacts["dense"].manifest.metrics.parity.largest_difference < 1e-4
+    assert artifacts["dense"].manifest.metrics.parity.agreement == 1.0
     import onnxruntime
 
     images = project.data.test.images[:32]
@@ -167,7 +167,7 @@ def test_unchanged_stage_is_not_run_again_and_a_changed_one_is(made: tuple[Proje
     assert project.console.said[-1].startswith("train: unchanged")  # type: ignore[attr-defined]
     other = prune(project, artifacts["root"], PruneConfig(sparsity=0.5, epochs=0), TUTORING)
     assert other.path != artifacts["pruned"].path
-    assert other.manifest.facts["nonzeros"] > artifacts["pruned"].manifest.facts["nonzeros"]
+    assert other.manifest.facts.nonzeros > artifacts["pruned"].manifest.facts.nonzeros
 
 
 def test_same_inputs_elsewhere_give_bit_identical_weights_and_graphs(made: tuple[Project, dict[str, Artifact]], tmp_path: Path) -> None:
@@ -209,7 +209,7 @@ def test_calibration_images_are_recorded_by_index_and_hash(made: tuple[Project, 
     record = json.loads((artifacts["static"].path / "calibration.json").read_text())
     images = project.data.train.images[record["indices"]]
     assert len(record["indices"]) == 64
-    assert hashlib.sha256(images.tobytes()).hexdigest() == record["sha256"] == artifacts["static"].manifest.metrics["calibration"]["sha256"]
+    assert hashlib.sha256(images.tobytes()).hexdigest() == record["sha256"] == artifacts["static"].manifest.metrics.calibration.sha256
     assert record["data"] == project.data.fingerprint
 
 
@@ -226,7 +226,7 @@ def test_weights_from_elsewhere_come_in_and_are_scored(made: tuple[Project, dict
     torch.save({"state_dict": load_network(made[1]["root"]).state_dict()}, tmp_path / "theirs.pth")
     project = project_in(tmp_path)
     root = import_weights(project, tmp_path / "theirs.pth")
-    assert root.manifest.metrics["validation"] == made[1]["root"].manifest.metrics["validation"]
+    assert root.manifest.metrics.validation == made[1]["root"].manifest.metrics.validation
     assert variant_name(export(project, root, ExportConfig())) == "fp32"
     with pytest.raises(CompressError, match="there is no such file"):
         import_weights(project, tmp_path / "none.pth")

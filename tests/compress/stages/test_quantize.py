@@ -9,10 +9,11 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
-from stand_ins import Silent
+from stand_ins import Silent, recorded
 
 from compress.artifacts.artifact import Artifact, InputSpec, read_artifact
 from compress.artifacts.model_reference import ModelReference
+from compress.artifacts.payloads import Search, read_payload
 from compress.artifacts.project import Project, variant_name
 from compress.errors import CompressError
 from compress.stages import quantize as quantizing
@@ -20,7 +21,7 @@ from compress.stages.benchmark import candidates_of
 from compress.stages.export import ExportConfig, export
 from compress.stages.finetune import Tutoring
 from compress.stages.prune import PruneConfig, prune
-from compress.stages.quantize import QuantizeConfig, choose_quantization, quantize, read_choice
+from compress.stages.quantize import QuantizeConfig, choose_quantization, quantize
 from compress.stages.train import train
 from compress.stages.verify import verify
 from compress.train.settings import DistilConfig, FitConfig
@@ -32,7 +33,7 @@ TUTORING = Tutoring(training=FIT, distil=DistilConfig())
 
 def project_in(folder: Path) -> Project:
     data = load_data("digits")
-    source = {"source": "digits", "name": "digits", "fingerprint": data.fingerprint, "seed": 0, "validation": 0.1}
+    source = recorded("digits", data.fingerprint)
     model = ModelReference(reference="emnist", options={"channels": [8, 8], "hidden": 32})
     return Project(
         folder=folder / "emnist", model=model, spec=InputSpec(), data=data, source=source, console=Silent(), device="cpu"
@@ -65,16 +66,16 @@ def test_the_choice_is_kept_so_a_second_run_makes_the_same_bytes(made: tuple[Pro
     shutil.rmtree(first.path)
     again = run(project, graph, QuantizeConfig(images=64))
     assert again.payload.read_bytes() == content
-    choice = again.manifest.metrics["choice"]
-    table = read_choice(read_artifact(Path(choice["artifact"]), "choice"))
-    assert choice["verdict"] == table["verdict"]
-    modes = [one["mode"] for one in table["finalists"]]
+    choice = again.manifest.metrics.choice
+    table = read_payload(read_artifact(Path(choice.artifact), "choice"), Search)
+    assert choice.verdict == table.verdict
+    modes = [one.mode for one in table.finalists]
     assert modes[0] == "float32" and {"static", "dynamic", "int8-weights", "fp16-weights"} <= set(modes)
-    assert again.manifest.metrics["points_lost"] <= 0.3 + 1e-9
+    assert again.manifest.metrics.points_lost <= 0.3 + 1e-9
     told = candidates_of([again], "cpu")[0].facts["choice"]  # what the report shows
-    assert (told["verdict"], told["tried"]) == (choice["verdict"], len(table["tried"]))
-    assert told["finalists"][0]["what"] == "fp32"
-    assert any(one["what"] == "static int8 everywhere; minmax, per channel" for one in told["finalists"])
+    assert (told.verdict, told.tried) == (choice.verdict, len(table.tried))
+    assert told.finalists[0].what == "fp32"
+    assert any(one.what == "static int8 everywhere; minmax, per channel" for one in told.finalists)
     assert verify(again.path).holds
 
 
@@ -93,14 +94,14 @@ def test_other_calibration_images_give_another_file(made: tuple[Project, Artifac
     project, graph = made
     one, two = (run(project, graph, QuantizeConfig(mode="static", images=64, seed=seed)) for seed in (0, 1))
     assert one.path != two.path
-    assert one.manifest.metrics["calibration"]["sha256"] != two.manifest.metrics["calibration"]["sha256"]
+    assert one.manifest.metrics.calibration.sha256 != two.manifest.metrics.calibration.sha256
 
 
 def test_only_the_named_groups_become_int8(made: tuple[Project, Artifact]) -> None:
     project, graph = made
     artifact = run(project, graph, QuantizeConfig(mode="static", groups=("last layer",), images=64))
     kinds = [node.op_type for node in onnx.load(artifact.payload).graph.node]
-    assert artifact.manifest.metrics["quantized"]["operators"] == {"Gemm": 1}
+    assert artifact.manifest.metrics.quantized.operators == {"Gemm": 1}
     assert kinds.count("QuantizeLinear") == 1
     assert variant_name(artifact) == "pruned 50%, static int8 of 1 groups"
     with pytest.raises(CompressError, match=r'group \(="lats layer"\) is none of this graph; it has first layer, .*last layer'):
@@ -130,7 +131,7 @@ def test_graph_that_takes_float32_is_calibrated_tuned_and_timed_with_pixels_from
     images = project.data.test.images
     found = onnxruntime.InferenceSession(artifact.payload).run(["logits"], {"image": images.astype(np.float32) / 255})[0]
     assert (found.argmax(axis=1) == logits(graph.payload, images).argmax(axis=1)).mean() > 0.95
-    assert artifact.manifest.metrics["points_lost"] <= 2
+    assert artifact.manifest.metrics.points_lost <= 2
     assert verify(artifact.path).holds
 
 
@@ -151,8 +152,8 @@ def test_fine_tuning_keeps_zeros_and_what_was_trained_is_what_runs(made: tuple[P
             checked += 1
     assert checked == 4
     # The score that training saw is the score of the file.
-    seen = tuned.manifest.metrics["fine_tuned"]["balanced_accuracy"]
-    assert tuned.manifest.metrics["validation"]["balanced_accuracy"] == pytest.approx(seen, abs=0.01)
+    seen = tuned.manifest.metrics.fine_tuned.balanced_accuracy
+    assert tuned.manifest.metrics.validation.balanced_accuracy == pytest.approx(seen, abs=0.01)
     assert not list(project.folder.glob("quantize/.*state*"))
     assert (tuned.path / "history.csv").is_file()
     assert variant_name(tuned) == "pruned 50%, static int8, fine-tuned"
@@ -196,9 +197,9 @@ def test_where_nothing_in_int8_is_faster_there_is_nothing_to_fine_tune(
 
     monkeypatch.setattr(quantizing, "in_turns", slower)
     config = QuantizeConfig(images=65)
-    choice = read_choice(choose_quantization(project, graph, config))
-    assert choice["verdict"].startswith("Do not compute in int8 on this machine: int8 everywhere takes 2.00x")
-    assert choice["best"]["mode"] == "int8-weights"
+    choice = read_payload(choose_quantization(project, graph, config), Search)
+    assert choice.verdict.startswith("Do not compute in int8 on this machine: int8 everywhere takes 2.00x")
+    assert choice.best.mode == "int8-weights"
     assert variant_name(run(project, graph, config)) == "pruned 50%, int8 weights"
     with pytest.raises(CompressError, match=r"epochs \(=1\): there is nothing to fine-tune\. Do not compute in int8"):
         run(project, graph, dataclasses.replace(config, epochs=1))

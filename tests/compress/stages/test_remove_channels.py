@@ -8,14 +8,14 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from stand_ins import Silent
+from stand_ins import Silent, recorded
 from torch import nn
 
 from compress.artifacts.artifact import Artifact, InputSpec, find_artifacts, read_artifact
 from compress.artifacts.cost import count_cost
-from compress.artifacts.latency import Rounding
 from compress.artifacts.load import load_network
 from compress.artifacts.model_reference import ModelReference
+from compress.artifacts.parts import Rounding
 from compress.artifacts.project import Project, variant_name
 from compress.artifacts.recipe import load_recipe
 from compress.artifacts.records import checked
@@ -70,7 +70,7 @@ def few() -> DataSet:
 
 
 def project_in(folder: Path, model: ModelReference, **options: Any) -> Project:
-    source = {"source": "digits", "name": "digits", "fingerprint": "f" * 64, "seed": 0, "validation": 0.1}
+    source = recorded("digits")
     about = {"folder": folder / model.slug, "model": model, "spec": InputSpec(), "data": few(), "source": source, "console": Silent()}
     return Project(**about | options)
 
@@ -87,7 +87,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
 
 
 def macs(artifact: Artifact) -> int:
-    return int(artifact.manifest.facts["macs"])
+    return int(artifact.manifest.facts.macs)
 
 
 @pytest.mark.parametrize("model", ["emnist", "k49"])
@@ -96,13 +96,13 @@ def test_a_goal_is_met_and_what_was_made_reloads_and_exports(model: str, trained
     made = remove_in_steps(project, root, dataclasses.replace(GOAL, epochs=1), TUTORING, RECIPE)
     assert 0.35 * macs(root) < macs(made) <= 0.5 * macs(root)
     about = made.manifest.metrics
-    assert about["gains"]["macs"] == macs(made) / macs(root)
+    assert about.gains.macs == macs(made) / macs(root)
     network = load_network(made)
     stored = load_file(made.payload)
     assert all(torch.equal(value, stored[name]) for name, value in network.state_dict().items())
     assert count_cost(network, torch.zeros(2, 1, 28, 28)).macs == macs(made)
     graph = export(project, made, ExportConfig(parity_images=60))
-    assert graph.manifest.metrics["parity"]["largest_difference"] < 1e-4
+    assert graph.manifest.metrics.parity.largest_difference < 1e-4
     assert variant_name(graph) == "0.5x MACs"
 
 
@@ -110,8 +110,8 @@ def test_steps_are_artifacts_that_shrink_evenly_and_are_made_once(trained: Train
     project, root = trained["emnist"]
     config = dataclasses.replace(GOAL, max_macs=0.3, steps=3, between=0)
     made = remove_in_steps(project, root, config, TUTORING, RECIPE)
-    steps = [step for step in made.steps if step["stage"] == "remove-channels"]
-    assert [step["config"]["max_macs"] for step in steps] == pytest.approx([0.3 ** (1 / 3), 0.3 ** (2 / 3), 0.3])
+    steps = [step for step in made.steps if step.stage == "remove-channels"]
+    assert [step.settings.max_macs for step in steps] == pytest.approx([0.3 ** (1 / 3), 0.3 ** (2 / 3), 0.3])
     assert macs(made) <= 0.3 * macs(root)
     assert variant_name(made) == "0.3x MACs"
     before = made.payload.stat().st_mtime_ns
@@ -123,16 +123,16 @@ def test_all_goals_are_met_together(trained: Trained) -> None:
     project, root = trained["emnist"]
     goals = {"max_macs": 0.6, "max_size": 0.3, "max_latency": 0.25}  # the clock says what the size is
     made = remove_in_steps(project, root, dataclasses.replace(GOAL, **goals), TUTORING, RECIPE)
-    gains = made.manifest.metrics["gains"]
-    assert gains["macs"] <= 0.6 and gains["size"] <= 0.25 and gains["latency"]["value"] <= 0.25
-    assert gains["size"] > 0.2
+    gains = made.manifest.metrics.gains
+    assert gains.macs <= 0.6 and gains.size <= 0.25 and gains.latency.value <= 0.25
+    assert gains.size > 0.2
 
 
 def test_sparsity_counts_channels_of_the_teacher_through_steps(trained: Trained) -> None:
     project, root = trained["emnist"]
     config = dataclasses.replace(GOAL, max_macs=None, sparsity=0.5, steps=2, between=0)
     made = remove_in_steps(project, root, config, TUTORING, RECIPE)
-    widths = made.manifest.metrics["widths"]
+    widths = made.manifest.metrics.widths
     assert {name: before for name, (before, _) in widths.items()} == {"conv1": 8, "conv2": 12, "fc1": 16}
     assert sum(now for _, now in widths.values()) == 18
 
@@ -140,8 +140,8 @@ def test_sparsity_counts_channels_of_the_teacher_through_steps(trained: Trained)
 def test_floors_are_those_of_the_teachers_widths(trained: Trained) -> None:
     project, root = trained["emnist"]
     config = dataclasses.replace(GOAL, max_macs=None, sparsity=0.5, steps=3, between=0, floor=0.5)
-    widths = remove_in_steps(project, root, config, TUTORING, RECIPE).manifest.metrics["widths"]
-    assert widths == {"conv1": [8, 4], "conv2": [12, 6], "fc1": [16, 8]}
+    widths = remove_in_steps(project, root, config, TUTORING, RECIPE).manifest.metrics.widths
+    assert widths == {"conv1": (8, 4), "conv2": (12, 6), "fc1": (16, 8)}
 
 
 def test_features_name_the_teachers_channels(trained: Trained) -> None:
@@ -149,7 +149,7 @@ def test_features_name_the_teachers_channels(trained: Trained) -> None:
     project, root = trained["emnist"]
     config = dataclasses.replace(GOAL, max_macs=None, sparsity=0.6, scope="group", steps=2, between=0)
     made = remove_in_steps(project, root, config, TUTORING, RECIPE)
-    kept = made.manifest.metrics["features"]["fc2"]
+    kept = made.manifest.metrics.features["fc2"]
     assert 0 < len(kept) < 16
     assert torch.equal(load_network(made).get_parameter("fc2.weight"), load_network(root).get_parameter("fc2.weight")[:, kept])
 
@@ -164,7 +164,7 @@ def test_bypassed_modules_stay_out(trained: Trained) -> None:
     assert variant_name(made) == "modules left out"
     further = remove_in_steps(project, made, GOAL, dataclasses.replace(TUTORING, teacher=root), RECIPE)
     assert further.bypassed == made.bypassed
-    assert further.manifest.metrics["gains"]["macs"] == macs(further) / macs(root) <= 0.5
+    assert further.manifest.metrics.gains.macs == macs(further) / macs(root) <= 0.5
     load_network(further)
 
 
@@ -186,8 +186,8 @@ def test_scope_sensitivity_takes_what_each_group_bears(trained: Trained, monkeyp
     monkeypatch.setattr(removal_plan, "loss_curves", lambda project, recipe, parent: curves)
     config = dataclasses.replace(GOAL, max_macs=0.4, scope="sensitivity")
     made = remove_in_steps(project, root, config, TUTORING, RECIPE)
-    widths = made.manifest.metrics["widths"]
-    assert widths["fc1"] == [16, 16]
+    widths = made.manifest.metrics.widths
+    assert widths["fc1"] == (16, 16)
     assert macs(made) <= 0.4 * macs(root)
 
 
@@ -198,14 +198,14 @@ def test_rounding_is_measured_and_kept_for_later_steps(trained: Trained, monkeyp
     def fastest(cut_for: Callable[[int], nn.Module | None], clock: Any) -> Rounding:
         candidates = [round_to for round_to in (1, 4, 64) if cut_for(round_to) is not None]
         tried.append(candidates)
-        return Rounding(best=4, table=())
+        return Rounding(round_to=4, measured=())
 
     monkeypatch.setattr(removal_plan, "fastest_rounding", fastest)
     config = dataclasses.replace(GOAL, max_macs=0.4, round_to=0, steps=2, between=0)
     made = remove_in_steps(project, root, config, TUTORING, RECIPE)
     assert tried == [[1, 4]], "with multiples of 64 no width can shrink, so the goal is out of reach"
-    assert all(now % 4 == 0 for _, now in made.manifest.metrics["widths"].values())
-    assert made.manifest.metrics["rounding"]["round_to"] == 4
+    assert all(now % 4 == 0 for _, now in made.manifest.metrics.widths.values())
+    assert made.manifest.metrics.rounding.round_to == 4
 
 
 def test_with_a_latency_goal_the_rounding_is_measured_at_the_same_share_of_macs(trained: Trained, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -216,12 +216,12 @@ def test_with_a_latency_goal_the_rounding_is_measured_at_the_same_share_of_macs(
         network = cut_for(1)
         assert network is not None
         tried.append(count_cost(network, torch.zeros(2, 1, 28, 28)).macs)
-        return Rounding(best=1, table=())
+        return Rounding(round_to=1, measured=())
 
     monkeypatch.setattr(removal_plan, "fastest_rounding", fastest)
     made = remove_in_steps(project, root, dataclasses.replace(GOAL, max_macs=None, max_latency=0.4, round_to=0), TUTORING, RECIPE)
     assert 0.3 * macs(root) < tried[0] <= 0.4 * macs(root)
-    assert made.manifest.metrics["gains"]["latency"]["value"] <= 0.4
+    assert made.manifest.metrics.gains.latency.value <= 0.4
 
 
 def test_cut_further_without_naming_the_teacher_everything_counts_from_what_was_given(trained: Trained) -> None:
@@ -230,10 +230,10 @@ def test_cut_further_without_naming_the_teacher_everything_counts_from_what_was_
     tutorings = [dataclasses.replace(TUTORING, teacher=teacher) for teacher in (None, root)]
     alone, taught = (remove_in_steps(project, first, GOAL, tutoring, RECIPE) for tutoring in tutorings)
     assert macs(alone) <= 0.5 * macs(first) < macs(taught) <= 0.5 * macs(root)
-    now = {name: width for name, (_, width) in first.manifest.metrics["widths"].items()}
-    assert {name: before for name, (before, _) in alone.manifest.metrics["widths"].items()} == now
-    assert max(alone.manifest.metrics["features"]["fc2"]) < now["fc1"]
-    of_first = load_network(first).get_parameter("fc2.weight")[:, alone.manifest.metrics["features"]["fc2"]]
+    now = {name: width for name, (_, width) in first.manifest.metrics.widths.items()}
+    assert {name: before for name, (before, _) in alone.manifest.metrics.widths.items()} == now
+    assert max(alone.manifest.metrics.features["fc2"]) < now["fc1"]
+    of_first = load_network(first).get_parameter("fc2.weight")[:, alone.manifest.metrics.features["fc2"]]
     assert torch.equal(load_network(alone).get_parameter("fc2.weight"), of_first)
 
 
@@ -289,7 +289,7 @@ def test_stored_shapes_that_do_not_fit_are_refused(trained: Trained, tmp_path: P
 def test_pruning_in_steps_is_cubic_and_masks_are_kept(trained: Trained) -> None:
     project, root = trained["emnist"]
     made = prune(project, root, PruneConfig(sparsity=0.8, steps=2, between=1, epochs=1), TUTORING)
-    steps = [step["config"]["sparsity"] for step in made.steps if step["stage"] == "prune"]
+    steps = [step.settings.sparsity for step in made.steps if step.stage == "prune"]
     assert steps == pytest.approx([0.7, 0.8])
     assert variant_name(made) == "pruned 80%"
     first = next(one for one in find_artifacts(made.path.parent) if one.manifest.hash == made.manifest.parent)
@@ -331,7 +331,7 @@ def test_a_cut_network_can_be_pruned_and_trained_on(trained: Trained) -> None:
     cut = remove_in_steps(project, root, GOAL, TUTORING, RECIPE)
     pruned = prune(project, cut, PruneConfig(sparsity=0.5, epochs=1), dataclasses.replace(TUTORING, teacher=root))
     assert variant_name(pruned) == "0.5x MACs, pruned 50%"
-    assert pruned.manifest.facts["nonzeros"] < cut.manifest.facts["nonzeros"]
+    assert pruned.manifest.facts.nonzeros < cut.manifest.facts.nonzeros
     further = train(project, dataclasses.replace(FIT, lr=1e-5), start=cut)
     assert further is not None and macs(further) == macs(cut)
 
@@ -382,7 +382,7 @@ def test_fine_tuning_runs_with_the_eased_dropout(stage: str, trained: Trained, m
         made = prune(project, root, PruneConfig(sparsity=0.6, epochs=1), TUTORING)
     else:
         made = remove_in_steps(project, root, dataclasses.replace(GOAL, max_macs=0.35, epochs=1), TUTORING, RECIPE)
-    left, whole = made.manifest.facts["nonzeros"], root.manifest.facts["nonzeros"]
+    left, whole = made.manifest.facts.nonzeros, root.manifest.facts.nonzeros
     assert seen == [pytest.approx(0.34 * (left / whole) ** 0.5, rel=1e-2)]
 
 

@@ -16,8 +16,11 @@ from stand_ins import Silent
 from compress.artifacts.artifact import Artifact
 from compress.artifacts.context import Context
 from compress.artifacts.load import Prepare, load_network
+from compress.artifacts.parts import Baseline
+from compress.artifacts.payloads import Curve, Point, Sensitivity, read_payload
 from compress.artifacts.project import Project
 from compress.artifacts.records import checked
+from compress.benchmarks.statistics import Interval
 from compress.channels.cut import remove_channels
 from compress.channels.find import channel_groups
 from compress.channels.scores import importance
@@ -28,7 +31,7 @@ from compress.plots.sensitivity import cell, draw_heat_map
 from compress.pruning.masks import apply_masks, weight_masks
 from compress.stages import sensitivity as sensitivity_stage
 from compress.stages.import_network import import_weights
-from compress.stages.sensitivity import SensitivityConfig, cheap_modules, curves_of, measure_sensitivity
+from compress.stages.sensitivity import SensitivityConfig, cheap_modules, measure_sensitivity
 from compress.train.metrics import score
 from compress.train.split import stratified_sample
 
@@ -78,8 +81,9 @@ def test_weights_by_hand(made: Made) -> None:
     apply_masks(network, {"fc1.weight": weight_masks(network, 0.8, scope="layer")["fc1.weight"]})
     assert point_of(found, "fc1", 0.8) == pytest.approx(scored(project, network), rel=1e-5)
     assert [curve["name"] for curve in result_of(found)["curves"]] == ["conv1", "conv2", "fc1", "fc2"]
-    assert curves_of(found)["fc1"].keys() == {0.5, 0.8}
-    assert curves_of(found)["fc1"][0.8] == pytest.approx(scored(project, network)[1] - baseline["cross_entropy"], rel=1e-4)
+    rises = read_payload(found, Sensitivity).rises["fc1"]
+    assert rises.keys() == {0.5, 0.8}
+    assert rises[0.8] == pytest.approx(scored(project, network)[1] - baseline["cross_entropy"], rel=1e-4)
 
 
 @pytest.mark.parametrize("kind", ["l2", "taylor"])
@@ -184,8 +188,13 @@ def test_cells() -> None:
 def test_cheap_modules_cost_little_alone_and_surely_save_latency() -> None:
     """Of the block and its gate, both cheap, the block; the slow one costs a lot, and of the doubtful one the saving is not sure."""
     costs = {"block": (0.9, 0.7), "block.gate": (0.1, 0.9), "slow": (5.0, 0.5), "doubtful": (0.0, 0.995), "gate": (-0.2, 0.98)}
-    result = {
-        "curves": [{"name": name, "points": [{"points_lost": lost}]} for name, (lost, _) in costs.items()],
-        "latency": {name: {"value": high - 0.01, "low": high - 0.02, "high": high} for name, (_, high) in costs.items()},
-    }
+    at = {"sparsity": 1.0, "removed": 4, "balanced_accuracy": 0.9, "cross_entropy": 0.1}
+    result = Sensitivity(
+        granularity="module",
+        images=9,
+        baseline=Baseline(balanced_accuracy=0.9, cross_entropy=0.1),
+        curves=tuple(Curve(name=name, size=4, points=(Point(**at, points_lost=lost),)) for name, (lost, _) in costs.items()),
+        rises={name: {1.0: 0.1} for name in costs},
+        latency={name: Interval(value=high - 0.01, low=high - 0.02, high=high) for name, (_, high) in costs.items()},
+    )
     assert cheap_modules(result) == ["block", "gate"]

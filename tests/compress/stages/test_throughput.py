@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from stand_ins import recorded
 
 from compress.artifacts.artifact import InputSpec
 from compress.artifacts.model_reference import ModelReference
@@ -23,7 +24,9 @@ MODEL = ModelReference(reference="emnist", options={"channels": [4, 8], "hidden"
 @pytest.fixture(scope="module")
 def project() -> Project:
     data = load_data("digits")
-    return Project(folder=Path("none"), model=MODEL, spec=InputSpec(), data=data, source={}, console=Terminal(), device="cpu")
+    return Project(
+        folder=Path("none"), model=MODEL, spec=InputSpec(), data=data, source=recorded("digits"), console=Terminal(), device="cpu"
+    )
 
 
 @pytest.mark.parametrize("name", [name for name in VARIANTS if "compile" not in name and "workers" not in name])

@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from stand_ins import Silent
+from stand_ins import Silent, recorded
 
 from compress.artifacts.artifact import InputSpec
 from compress.artifacts.model_reference import ModelReference
+from compress.artifacts.parts import Facts
 from compress.artifacts.project import Project
 from compress.artifacts.recipe import load_recipe, training_config
 from compress.cli import main as cli
@@ -46,7 +47,7 @@ def few() -> DataSet:
 
 
 def project_in(folder: Path, data: DataSet, **more: Any) -> Project:
-    source = {"source": "digits", "name": "digits", "fingerprint": data.fingerprint, "seed": 0, "validation": 0.1}
+    source = recorded("digits", data.fingerprint)
     about: dict[str, Any] = {"folder": folder / "emnist", "model": ModelReference(reference="emnist"), "spec": InputSpec(), "device": "cpu"}
     return Project(**about | {"data": data, "source": source, "console": Silent()} | more)
 
@@ -78,8 +79,8 @@ def test_the_best_recipe_gives_the_score_of_its_trial_again(tmp_path: Path, few:
     assert recipe.table("train")["epochs"] == load_recipe(None, model="emnist").table("train")["epochs"]
     model = ModelReference(reference=recipe.model, options=recipe.table("model-options"))
     trained = train(project_in(tmp_path, few, model=model), training_config(recipe, epochs=2))
-    assert trained.manifest.metrics["validation"]["balanced_accuracy"] == best.score
-    assert trained.manifest.facts == {**best.notes, "nonzeros": trained.manifest.facts["nonzeros"]}
+    assert trained.manifest.metrics.validation.balanced_accuracy == best.score
+    assert trained.manifest.facts == Facts(**best.notes, nonzeros=trained.manifest.facts.nonzeros)
 
 
 def test_networks_above_a_limit_are_given_up_before_they_are_trained(tmp_path: Path, few: DataSet) -> None:

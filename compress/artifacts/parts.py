@@ -1,0 +1,232 @@
+"""The parts of an ``artifact.json``: model, data, lineage, and what stages say of what they made, ``metrics`` and ``facts``.
+
+What a stage does not say is UNSET, and not written. Loads neither torch nor onnx nor onnxruntime.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Annotated, Any
+
+from msgspec import UNSET, Meta, UnsetType, convert
+
+from ..benchmarks.results import LayerZeros
+from ..benchmarks.statistics import Count, Interval, Share
+from ..errors import ArtifactError
+from ..graphs.records import Parity
+from ..quantization.records import Quantized, Stored
+from ..quantization.search import Tried
+from .records import component, plain
+
+# What messages and paths may be made of: one line of text.
+MOST_PATH = 4096
+_PRINTED = r"^[^\x00-\x1f\x7f-\x9f\u2028\u2029]*$"
+Line = Annotated[str, Meta(max_length=MOST_PATH, pattern=_PRINTED)]
+Name = Annotated[str, Meta(max_length=255, pattern=_PRINTED)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Model:
+    """Which network: its reference, the options of its factory and the hash of the user's files; or the name of another tool's ``file``."""
+
+    reference: Line | UnsetType = UNSET
+    options: Mapping[str, Any] | UnsetType = UNSET
+    source: str | UnsetType | None = UNSET
+    file: str | UnsetType = UNSET
+
+    def __post_init__(self) -> None:
+        given = [value is not UNSET for value in (self.reference, self.options, self.source, self.file)]
+        if given not in ([True, True, True, False], [False, False, False, True]):
+            raise ArtifactError("must have reference, options and source, or file alone")
+        if self.file is not UNSET:
+            component(self.file, "file")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Images:
+    """How many images each part has."""
+
+    train: Count
+    validation: Count
+    test: Count
+
+
+@dataclass(frozen=True, kw_only=True)
+class Data:
+    """Which images, and how they were split. ``source``: a name, a folder or four files; ``title``: what messages call shipped data."""
+
+    source: str | tuple[str, ...]
+    name: Name
+    fingerprint: Name
+    seed: Count
+    validation: Annotated[float, Meta(gt=0, lt=1)]
+    images: Images
+    title: Name | UnsetType = UNSET
+
+    def __post_init__(self) -> None:
+        # Not in the type: msgspec 0.22 corrupts memory over a union of texts and tuples where either has a limit.
+        parts = (self.source,) if isinstance(self.source, str) else self.source
+        if len(parts) not in (1, 4) or not all(part.isprintable() and len(part) <= MOST_PATH for part in parts):
+            raise ArtifactError("source must be a name, a folder or four files, each one line of text")
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepSettings:
+    """What later stages look at of the configuration of a step, whatever else that holds."""
+
+    sparsity: float | None = None
+    pattern: str = ""
+    max_macs: float | None = None
+    max_size: float | None = None
+    max_latency: float | None = None
+    bypass: tuple[str, ...] = ()
+    mode: str = ""
+    groups: tuple[str, ...] = ()
+    epochs: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """One stage of the lineage."""
+
+    stage: Name
+    hash: Name
+    key: Name
+    config: Mapping[str, Any]
+
+    def __post_init__(self) -> None:
+        needed = {"prune": self.settings.pattern or self.settings.sparsity, "quantize": self.settings.mode}
+        if not needed.get(self.stage, True):
+            raise ArtifactError(f"config of {self.stage} does not say {'how much' if self.stage == 'prune' else 'its mode'}")
+
+    @cached_property
+    def settings(self) -> StepSettings:
+        return convert(plain(self.config), StepSettings)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scores:
+    """Of the images of one part, each from 0 to 1; with the epoch (from 1, or the mean of several) and what else is known of it."""
+
+    epoch: int | float | UnsetType = UNSET
+    train_loss: float | UnsetType = UNSET
+    validation_loss: float | UnsetType = UNSET
+    accuracy: Share
+    balanced_accuracy: Share
+    macro_f1: Share
+    macro_precision: Share
+    images_per_second: float | UnsetType = UNSET
+
+
+@dataclass(frozen=True, kw_only=True)
+class Calibration:
+    """How many training images calibrated a graph, and the SHA-256 of their pixels."""
+
+    images: Count
+    sha256: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chosen:
+    """How a graph was chosen: the artifact of the search, how many candidates it tried, and the last of them."""
+
+    artifact: str
+    hash: str
+    tried: Count
+    verdict: str
+    best: Tried
+    finalists: Annotated[tuple[Tried, ...], Meta(min_length=1)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gains:
+    """MACs, parameters and latency of a cut network as fractions of its teacher's."""
+
+    macs: float
+    size: float
+    latency: Interval
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rounded:
+    """A network whose widths are multiples of ``round_to``: its latency as a fraction of the baseline's, and its MACs per image."""
+
+    round_to: Count
+    ratio: float
+    low: float
+    high: float
+    macs: Count
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rounding:
+    """``round_to``: the multiple to take. ``measured``: one row per multiple that meets the goal, as they were asked for."""
+
+    round_to: Annotated[int, Meta(ge=1)]
+    measured: tuple[Rounded, ...] | UnsetType = UNSET
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """Which units of each channel group stay, and the rounding that was chosen."""
+
+    keep: Mapping[str, tuple[Count, ...]]
+    rounding: Rounding | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Baseline:
+    """What a network scores before anything is cut; the cross-entropy is in nats."""
+
+    balanced_accuracy: Share
+    cross_entropy: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Metrics:
+    """Scores are those of validation images, but for ``test``.
+
+    ``one_shot``: before fine-tuning. ``fine_tuned``: of the best epoch. ``points_lost``: of balanced accuracy, by quantization.
+    ``teacher`` (its content) to ``features`` (the inputs of the last layer that are left): of channel removal. ``widths``: of each group
+    before all steps and now. ``folds``, ``mean``, ``spread``: of a cross-validation. ``images``, ``baseline``: what a sensitivity saw.
+    """
+
+    one_shot: Scores | UnsetType = UNSET
+    validation: Scores | UnsetType = UNSET
+    best_epoch: Count | UnsetType = UNSET
+    test: Scores | UnsetType = UNSET
+    layers: tuple[LayerZeros, ...] | UnsetType = UNSET
+    parity: Parity | UnsetType = UNSET
+    rewrites: tuple[str, ...] | UnsetType = UNSET
+    quantized: Quantized | UnsetType = UNSET
+    stored: Stored | UnsetType = UNSET
+    calibration: Calibration | UnsetType = UNSET
+    fine_tuned: Scores | UnsetType = UNSET
+    points_lost: float | UnsetType = UNSET
+    choice: Chosen | UnsetType = UNSET
+    teacher: str | UnsetType = UNSET
+    gains: Gains | UnsetType = UNSET
+    widths: Mapping[str, tuple[Count, Count]] | UnsetType = UNSET
+    left_whole: tuple[str, ...] | UnsetType = UNSET
+    rounding: Rounding | UnsetType | None = UNSET
+    features: Mapping[str, tuple[Count, ...]] | UnsetType = UNSET
+    folds: Count | UnsetType = UNSET
+    mean: Scores | UnsetType = UNSET
+    spread: Scores | UnsetType = UNSET
+    verdict: str | UnsetType = UNSET
+    images: Count | UnsetType = UNSET
+    baseline: Baseline | UnsetType = UNSET
+
+
+@dataclass(frozen=True, kw_only=True)
+class Facts:
+    """What a network costs, and the zeros in its layers if it was pruned; this goes on to what is made of it."""
+
+    params: Annotated[int, Meta(ge=1)] | UnsetType = UNSET
+    nonzeros: Count | UnsetType = UNSET
+    macs: Count | UnsetType = UNSET
+    layers: tuple[LayerZeros, ...] | UnsetType = UNSET
+
+    def __post_init__(self) -> None:
+        if len({value is UNSET for value in (self.params, self.nonzeros, self.macs)}) > 1:
+            raise ArtifactError("must have params, nonzeros and macs, or none of them")

@@ -1,0 +1,84 @@
+"""What stages keep between two runs, and what ONNX files say of themselves, damaged: one line, or made anew."""
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from compress.artifacts.artifact import InputSpec
+from compress.errors import CompressError
+from compress.stages import predict
+from compress.stages.cross_validate import _read_fold
+from compress.stages.remove_channels import _taken_up
+
+DAMAGE = ["", "{", "[]", "7", '{"key": 7}', "[" * 100_000, "9" * 5000, '{"key": "\\ud800"}']
+ROW = (
+    '{"epoch": 1, "train_loss": 1.0, "validation_loss": 1.0, "accuracy": 0.5, "balanced_accuracy": 0.5, "macro_f1": 0.5, '
+    '"macro_precision": 0.5, "images_per_second": 9.0}'
+)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *DAMAGE,
+        f'{{"key": "k", "history": [{ROW}], "predictions": [0]}}',
+        f'{{"key": "k", "history": [{ROW}], "predictions": [0, 99]}}',
+        f'{{"key": "k", "history": [{ROW}], "predictions": [0, -1]}}',
+        '{"key": "k", "history": [], "predictions": [0, 1]}',
+        '{"key": "k", "history": [{"epoch": 1}], "predictions": [0, 1]}',
+    ],
+)
+def test_a_damaged_fold_is_trained_again(text: str, tmp_path: Path) -> None:
+    file = tmp_path / "1.json"
+    file.write_text(f'{{"key": "k", "history": [{ROW}], "predictions": [0, 1]}}')
+    kept = _read_fold(file, "k", 2, 10)
+    assert kept is not None and kept.predictions.tolist() == [0, 1]
+    file.write_text(text)
+    assert _read_fold(file, "k", 2, 10) is None
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *DAMAGE,
+        '{"keep": {"a": [0, 4]}, "rounding": null}',
+        '{"keep": {"a": [-1]}, "rounding": null}',
+        '{"keep": {"b": [0]}, "rounding": null}',
+        '{"keep": {"a": [0]}, "rounding": {"round_to": 0}}',
+    ],
+)
+def test_a_damaged_plan_is_refused_with_what_to_do(text: str, tmp_path: Path) -> None:
+    file, project = tmp_path / ".plan.json", SimpleNamespace(resume=True)
+    groups: Any = [SimpleNamespace(name="a", width=4)]
+    file.write_text('{"keep": {"a": [0, 3]}, "rounding": {"round_to": 1}}')
+    taken = _taken_up(project, file, groups)  # type: ignore[arg-type]
+    assert taken is not None and taken.keep == {"a": (0, 3)}
+    file.write_text(text)
+    with pytest.raises(CompressError, match=r"\.plan\.json is damaged: .+; delete it, and what stays is chosen anew$") as told:
+        _taken_up(project, file, groups)  # type: ignore[arg-type]
+    assert "\n" not in str(told.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        *((name, text) for name in ("classes", "input") for text in DAMAGE if text != "[]"),
+        ("classes", "[]"),
+        ("classes", "[1]"),
+        ("input", "{}"),
+        ("input", '{"shape": ["1", 28, 28], "mean": [0.0], "std": [1.0]}'),
+        ("input", '{"shape": [1, 1000000000, 1000000000], "mean": [0.0], "std": [1.0]}'),
+        ("input", '{"shape": [1, 28, 28], "mean": [0.0], "std": [1.0], "x": 7}'),
+    ],
+)
+def test_damaged_metadata_of_a_graph_is_one_line(name: str, text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    about = {"compress.classes": '["a"]', "compress.input": '{"shape": [1, 28, 28], "mean": [0.0], "std": [1.0]}'}
+    monkeypatch.setattr(predict, "_metadata", lambda path: about)
+    monkeypatch.setattr(predict, "open_model", lambda *_, **__: SimpleNamespace(predict=None))
+    assert predict._open_file(Path("net.onnx"))[1:] == (("a",), InputSpec())
+    about[f"compress.{name}"] = text
+    with pytest.raises(CompressError, match=rf"compress\.{name} in net\.onnx is damaged: .+; export the model again$") as told:
+        predict._open_file(Path("net.onnx"))
+    assert "\n" not in str(told.value)
