@@ -18,6 +18,7 @@ from .model_reference import ModelReference
 from .parts import Data, Images
 from .project import Console, Project, Silent, find_parent
 from .recipe import Recipe, load_recipe
+from .records import refuse_odd
 
 WEIGHTS = Path(__file__).parents[1] / "weights"
 VALIDATION = 0.1
@@ -57,6 +58,7 @@ class Context:
     loaded: dict[Any, Any] = field(default_factory=dict, compare=False, repr=False)  # data sets that were read for an earlier call
 
     def __post_init__(self) -> None:
+        refuse_odd(self.options, "option")
         if self.device not in ("auto", "cpu", "cuda"):
             raise CompressError(f"device (={self.device}) must be auto, cpu or cuda")
 

@@ -42,9 +42,14 @@ def read_toml(path: Path, what: str) -> dict[str, Any]:
         found = tomllib.loads(raw.decode())
     except (ValueError, RecursionError) as error:
         raise CompressError(f"{what} (={path}) is not readable as TOML: {shown(error)}") from error
-    if wrong := _not_plain(found, ""):
-        raise CompressError(f"{what} (={path}): {wrong}")
+    refuse_odd(found, f"{what} (={path})")
     return found
+
+
+def refuse_odd(value: Any, told: str) -> None:
+    """Raise CompressError where a value from outside is not made of texts, finite numbers, booleans, and lists and tables of these."""
+    if wrong := _not_plain(value, ""):
+        raise CompressError(f"{told}: {wrong}")
 
 
 def read_record(path: Path, cls: type[T], *, again: str, error: type[ValueError] = CompressError) -> T:
@@ -202,7 +207,7 @@ def _not_plain(value: Any, name: str, depth: int = 0) -> str:
     """What of parsed TOML or JSON is no plain value, in words; TOML has dates, both have numbers without end."""
     if depth > MOST_DEPTH:
         return f"{name.partition('.')[0]} is nested more than {MOST_DEPTH} deep"
-    if isinstance(value, dict | list):
+    if isinstance(value, dict | list | tuple):
         inner = value.items() if isinstance(value, dict) else enumerate(value)
         found = (_not_plain(one, f"{name}.{key}" if name else str(key), depth + 1) for key, one in inner)
         return next((wrong for wrong in found if wrong), "")

@@ -12,7 +12,7 @@ import click
 
 from .. import __version__
 from ..benchmarks.errors import BenchmarkError
-from ..errors import CompressError, refuse_torchrun
+from ..errors import CompressError, refuse_torchrun, shown
 from ..models.errors import ModelError
 from ..train.errors import TrainError
 
@@ -22,6 +22,7 @@ OPTIONAL = {name: name for name in ("torch", "torchvision", "onnx", "onnxscript"
 OPTIONAL |= {"sklearn": "scikit-learn", "PIL": "pillow"}
 
 
+MOST_TOLD = 300  # characters of an error
 # Command: the module of this room that has it, and what it does in a few words.
 COMMANDS = {
     "run": ("run", "everything, from a network to a report"),
@@ -105,5 +106,7 @@ def main() -> int:
 
 
 def _refuse(message: str) -> int:
-    click.echo(f"compress: {' '.join(message.split())}", err=True)
+    text = f"compress: {shown(' '.join(message.split()), 10**6)}"
+    # What is too long is a name or value from outside; the rule and the next step stand at the end.
+    click.echo(text if len(text) <= MOST_TOLD else f"{text[:150]} ... {text[-140:]}", err=True)
     return 2

@@ -119,13 +119,17 @@ def command(
             opened = {name: said.pop(name) for name in OPENS if name in said}
             if "options" in opened:
                 opened["options"] = {key: value for table in opened["options"] for key, value in table.items()}
-            first = [] if closed else [open(**opened, console=Terminal())]
+            terminal = Terminal()
+            first = [] if closed else [open(**opened, console=terminal)]
             paths = [path for one in positional for path in (one if isinstance(one, tuple) else (one,))]
-            if switch is not None and switched:
-                known = {"start", *typing.get_type_hints(switch.method.options)}  # type: ignore[attr-defined]
-                switch.show(switch.method(*first, **{name: value for name, value in said.items() if name in known}), as_json)
-            else:
-                show(method(*first, *paths, **said), as_json)
+            called, shown = (switch.method, switch.show) if switch is not None and switched else (method, show)
+            if called is not method:
+                said = {name: value for name, value in said.items() if name in {"start", *typing.get_type_hints(called.options)}}  # type: ignore[attr-defined]
+            try:
+                result = called(*first, *paths, **said)
+            finally:
+                terminal.close()
+            shown(result, as_json)
 
         run.__doc__ = f"{inspect.getdoc(method)}\n\n\b\nExample:  {example.strip()}"
         made: Any = click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of a table.")(run)

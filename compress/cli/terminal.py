@@ -36,7 +36,7 @@ class Terminal:
         return Progress(*columns, console=Console(stderr=True), transient=True)
 
     def say(self, text: str) -> None:
-        self._close()
+        self.close()
         if not self._silent:
             click.echo(text, err=True)
 
@@ -48,7 +48,7 @@ class Terminal:
                 self._bar.start()
             self._bar.update(self._bar.task_ids[-1], description=label, completed=done, total=total)
             if done >= total:
-                self._close()
+                self.close()
         elif not self._silent:
             self._plainly(label, done, total)
 
@@ -62,7 +62,8 @@ class Terminal:
             click.echo(f"  {100 * done / max(1, total):3.0f}%  {label}  ({took:.0f} s{left})", err=True)
         self._open = done < total
 
-    def _close(self) -> None:
+    def close(self) -> None:
+        """Take the bar away, and give the cursor back."""
         if self._open and self._watched:
             self._bar.stop()
             self._bar.remove_task(self._bar.task_ids[-1])

@@ -1,5 +1,6 @@
 """The Python face. The truth: what the commands offer is what the methods offer, and both come to the same artifacts."""
 
+import datetime
 import inspect
 import subprocess
 import sys
@@ -99,3 +100,10 @@ def test_import_is_light(tmp_path: Path) -> None:
     code = "import sys, compress; print([name for name in ('torch', 'numpy', 'onnx', 'click', 'msgspec', 'rich') if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path)
     assert done.stdout == "[]\n", done.stderr
+
+
+def test_options_for_a_factory_are_plain_values() -> None:
+    with pytest.raises(CompressError, match=r"^option: hidden \(=2020-01-01\) is a date; write it as a text in quotes$"):
+        compress.open("emnist", options={"hidden": datetime.date(2020, 1, 1)})
+    with pytest.raises(CompressError, match=r"^option: hidden \(=nan\) must be a finite number"):
+        compress.open("emnist", options={"hidden": float("nan")})

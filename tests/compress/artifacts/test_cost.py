@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from compress.artifacts.cost import Cost, count_cost
 from compress.models import emnist, k49
@@ -29,6 +30,23 @@ from compress.models import emnist, k49
 @pytest.mark.parametrize("batch", [1, 3])
 def test_macs_of_one_image_by_hand(layer: nn.Module, shape: tuple[int, ...], macs: int, batch: int) -> None:
     assert count_cost(layer, torch.rand(batch, *shape)).macs == macs
+
+
+class Functional(nn.Module):
+    """A convolution and a linear layer as functions, and a product of two activations."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.kernel, self.matrix = nn.Parameter(torch.ones(4, 2, 3, 3)), nn.Parameter(torch.ones(5, 4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = functional.conv2d(x, self.kernel, padding=1).flatten(2)  # (B, 4, 25)
+        return functional.linear((x @ x.transpose(1, 2)).mean(2), self.matrix)
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_what_functions_compute_counts_as_what_modules_do(batch: int) -> None:
+    assert count_cost(Functional(), torch.rand(batch, 2, 5, 5)).macs == 4 * 2 * 9 * 25 + 4 * 25 * 4 + 5 * 4
 
 
 def test_params_and_nonzeros_by_hand() -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import pytest
-from msgspec import Meta
+from msgspec import UNSET, Meta, UnsetType
 
 from compress.artifacts.records import checked, parse_record, read_toml
 from compress.benchmarks.run import BenchmarkConfig
@@ -66,14 +66,14 @@ def test_a_setting_is_refused_by_name_value_and_rule(config: type, name: str, va
 @dataclass(frozen=True, kw_only=True)
 class Inner:
     count: int
-    names: tuple[str, ...] = ()
+    names: tuple[str, ...] | UnsetType = UNSET
 
 
 @dataclass(frozen=True, kw_only=True)
 class Outer:
     inner: Inner
-    shares: tuple[Annotated[float, Meta(gt=0, lt=1)], ...] = ()
-    anything: dict[str, Any] | None = None
+    shares: tuple[Annotated[float, Meta(gt=0, lt=1)], ...] | UnsetType = UNSET
+    anything: dict[str, Any] | UnsetType = UNSET
 
 
 GOOD = {"inner": {"count": 1, "names": ["a"]}, "shares": [0.5]}

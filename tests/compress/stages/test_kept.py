@@ -10,7 +10,7 @@ from compress.artifacts.artifact import InputSpec
 from compress.errors import CompressError
 from compress.stages import predict
 from compress.stages.cross_validate import _read_fold
-from compress.stages.remove_channels import _taken_up
+from compress.stages.removal_plan import taken_up
 
 DAMAGE = ["", "{", "[]", "7", '{"key": 7}', "[" * 100_000, "9" * 5000, '{"key": "\\ud800"}']
 ROW = (
@@ -53,11 +53,11 @@ def test_a_damaged_plan_is_refused_with_what_to_do(text: str, tmp_path: Path) ->
     file, project = tmp_path / ".plan.json", SimpleNamespace(resume=True)
     groups: Any = [SimpleNamespace(name="a", width=4)]
     file.write_text('{"keep": {"a": [0, 3]}, "rounding": {"round_to": 1}}')
-    taken = _taken_up(project, file, groups)  # type: ignore[arg-type]
+    taken = taken_up(project, file, groups)  # type: ignore[arg-type]
     assert taken is not None and taken.keep == {"a": (0, 3)}
     file.write_text(text)
     with pytest.raises(CompressError, match=r"\.plan\.json is damaged: .+; delete it, and what stays is chosen anew$") as told:
-        _taken_up(project, file, groups)  # type: ignore[arg-type]
+        taken_up(project, file, groups)  # type: ignore[arg-type]
     assert "\n" not in str(told.value)
 
 

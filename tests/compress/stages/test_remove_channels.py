@@ -389,3 +389,32 @@ def test_fine_tuning_runs_with_the_eased_dropout(stage: str, trained: Trained, m
 def test_a_goal_is_needed() -> None:
     with pytest.raises(CompressError, match=r"a goal is needed: --sparsity 0.5, --max-macs 0.35x"):
         RemoveConfig().in_steps()
+
+
+FUNCTIONAL = """
+from torch import nn, ones
+from torch.nn import functional
+
+class Net(nn.Module):
+    def __init__(self, classes):
+        super().__init__()
+        self.first, self.kernel = nn.Conv2d(1, 16, 3, padding=1), nn.Parameter(0.01 * ones(24, 16, 3, 3))
+        self.last, self.head = nn.Conv2d(24, 16, 3, padding=1), nn.Linear(16, classes)
+
+    def forward(self, x):
+        x = functional.max_pool2d(functional.relu(self.first(x)), 2)
+        x = functional.relu(self.last(functional.relu(functional.conv2d(x, self.kernel, padding=1))))
+        x = x.flatten(2)
+        return self.head((x @ x.transpose(1, 2)).mean(2))  # a product of activations: costs, and stays whole
+"""
+
+
+def test_a_goal_in_macs_counts_what_the_table_counts_functions_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("net.py").write_text(FUNCTIONAL)
+    project = project_in(tmp_path, ModelReference(reference="net.py:Net"))
+    root = train(project, FIT)
+    assert root is not None
+    made = remove_in_steps(project, root, GOAL, TUTORING, load_recipe(None, model="net.py:Net"))
+    assert 0.45 * macs(root) < macs(made) <= 0.5 * macs(root), "as near as the widths allow"
+    assert count_cost(load_network(made), torch.zeros(2, 1, 28, 28)).macs == macs(made)
