@@ -247,6 +247,8 @@ def run_trials(trials: int, model: Path | None, folder: Path, launches: int, tru
     """Calibrate, measure the truth, run the trials and write what was found."""
     if trials < 1:
         raise BenchmarkError(f"trials (={trials}) must be at least 1; 40 is the default")
+    if wrong := [one for one in (launches, truth_launches) if not 2 <= one <= MOST_LAUNCHES]:
+        raise BenchmarkError(f"launches (={wrong[0]}) must lie in 2 to {MOST_LAUNCHES}; an interval needs two, 5 is the default")
     config = BenchmarkConfig(launches=launches, sweeps=False)
     folder.mkdir(parents=True, exist_ok=True)
     source = model or folder / "model.onnx"

@@ -61,8 +61,8 @@ def board(tmp_path_factory: pytest.TempPathFactory) -> Board:
     if (done := pip(python, "--retries", "1", *ALONE)).returncode != 0:
         pytest.skip(f"no package registry to build a board's environment from: {done.stderr.strip().splitlines()[-1]}")
     source = folder / "source"  # a copy, as a build leaves things behind
-    for name in ("models", "train", "benchmarks", "compress"):
-        shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("models", "train", "benchmarks", "compress", "src"):
+        shutil.copytree(ROOT / name, source / name, symlinks=True, ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source)
     done = pip(python, "--no-deps", str(source))

@@ -235,9 +235,9 @@ def _odd(raw: Any, known: Any, name: str) -> str:
         if all(isinstance(key, str) for key in known) and (odd := raw.keys() ^ known.keys()):
             first = min(odd)
             return f"{shown(f'{name}.{first}'.lstrip('.'))} is {'unknown' if first in raw else 'missing'}"
-        inner = [(str(key), raw[str(key)], value) for key, value in known.items() if str(key) in raw]
+        inner = [(f".{key}", raw[str(key)], value) for key, value in known.items() if str(key) in raw]
     elif isinstance(raw, list):
-        inner = [(str(index), one, other) for index, (one, other) in enumerate(zip(raw, known, strict=True))]
+        inner = [(f"[{index}]", one, other) for index, (one, other) in enumerate(zip(raw, known, strict=True))]
     else:
         return ""
-    return next((wrong for key, one, other in inner if (wrong := _odd(one, other, f"{name}.{key}"))), "")
+    return next((wrong for key, one, other in inner if (wrong := _odd(one, other, f"{name}{key}"))), "")

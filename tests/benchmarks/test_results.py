@@ -71,7 +71,7 @@ def test_unusable_file_is_refused_in_one_line(tmp_path: Path, text: str | None, 
         ("samples_ns", [[[1.5]]], r"samples_ns\[0\]\[0\]\[0\] must be int, not float"),
         ("facts", {"layers": [{"name": "conv", "weights": 4}]}, r"facts.layers\[0\] .*missing required field nonzeros"),
         ("facts", {"layers": 3}, r"facts.layers must be array, not int"),
-        ("extra", 1, r"measurements\[0\].extra is unknown"),
+        ("extra", 1, r"measurements\[0\]\.extra is unknown"),
     ],
 )
 def test_damaged_field_is_named(made: Any, tmp_path: Path, field: str, value: object, message: str) -> None:

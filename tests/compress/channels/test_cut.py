@@ -254,7 +254,7 @@ def test_a_cut_that_only_fails_at_another_width_is_refused() -> None:
     network = nn.Sequential(nn.Conv2d(1, 8, 3), Picky(), nn.Conv2d(8, 2, 3))
     groups = channel_groups(network, images(2))
     assert remove_channels(network, groups, {"0": [0, 1, 2, 3]})[0].out_channels == 4
-    with pytest.raises(NetworkError, match=r"cannot be cut so: view at 1 \(test_surgery\.py:\d+\) .*; compute widths from shapes"):
+    with pytest.raises(NetworkError, match=r"cannot be cut so: view at 1 \(test_cut\.py:\d+\) .*; compute widths from shapes"):
         remove_channels(network, groups, {"0": [0, 1]})
 
 

@@ -266,7 +266,7 @@ def test_layer_norm_over_channels_is_left_whole_and_named() -> None:
         return n.C(F.gelu(n.B(n.norm(n.A(x).permute(0, 2, 3, 1))))).mean((1, 2))
 
     groups = found(forward, A=conv(1, 8), norm=nn.LayerNorm(8), B=nn.Linear(8, 6), C=nn.Linear(6, 2))
-    assert [g.name for g in groups] == ["B"] and "layer_norm at norm (test_channels.py" in str(groups)
+    assert [g.name for g in groups] == ["B"] and "layer_norm at norm (test_find.py" in str(groups)
 
 
 @pytest.mark.parametrize(
@@ -283,7 +283,7 @@ def test_a_width_written_into_forward_keeps_its_channels(forward: Callable[[Net,
     groups = found(forward, A=conv(1, 8), L=nn.Linear(32, 2))
     assert not groups.groups
     [reason] = [left.reason for left in groups.left_whole if left.name == "A"]
-    assert told in reason and "(test_channels.py:" in reason
+    assert told in reason and "(test_find.py:" in reason
 
 
 def test_an_assertion_on_a_width_keeps_its_channels() -> None:
@@ -299,7 +299,7 @@ def test_an_assertion_on_a_width_keeps_its_channels() -> None:
 
 def test_a_computed_weight_is_left_whole_and_named() -> None:
     groups = found(lambda n, x: n.C(n.B(n.A(x))), A=conv(1, 4), B=nn.utils.parametrizations.weight_norm(conv(4, 4)), C=conv(4, 2))
-    assert not groups.groups and "conv2d at B (test_channels.py" in str(groups) and "has a computed weight" in str(groups)
+    assert not groups.groups and "conv2d at B (test_find.py" in str(groups) and "has a computed weight" in str(groups)
 
 
 def test_a_constant_that_is_not_stored_keeps_its_channels() -> None:
@@ -344,7 +344,7 @@ def test_auxiliary_outputs_of_training_fit_too() -> None:
     ],
 )
 def test_control_flow_on_data_is_refused_by_line(peek: Callable[[Tensor], Tensor]) -> None:
-    with pytest.raises(NetworkError, match=r"^network: inner \(test_channels\.py:\d+\) makes a Python value of the data .*; take that out"):
+    with pytest.raises(NetworkError, match=r"^network: inner \(test_find\.py:\d+\) makes a Python value of the data .*; take that out"):
         found(lambda n, x: n.inner(n.A(x)), A=conv(1, 4), inner=Net(lambda n, x: n.B(peek(x)), B=conv(4, 2)))
 
 

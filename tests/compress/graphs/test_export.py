@@ -188,7 +188,7 @@ def test_parity_by_hand(tmp_path: Path) -> None:
     found = parity(other, Scale(), path, images)
     # The first of two logits a and b has probability 1 / (1 + exp(b - a)): 0.50735 for 0.0294 and 0, 0.44507 for 0.0294 and 0.25.
     assert found.probabilities == pytest.approx(0.50735 - 0.44507, abs=2e-5)
-    assert dataclasses.replace(found, probabilities=None) == Parity(images=4, largest_difference=0.25, agreement=0.75)
+    assert dataclasses.replace(found, probabilities=None) == Parity(images=4, largest_difference=0.25, agreement=0.75, probabilities=None)
 
 
 def test_a_graph_of_float_pixels_keeps_the_normalisation_inside(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from compress.artifacts.recipe import Recipe, load_recipe
+from compress.artifacts.records import checked
 from compress.errors import CompressError
 from compress.pruning.masks import (
     SCOPES,
@@ -414,10 +415,10 @@ def test_a_goal_given_replaces_the_other_one_of_the_recipe_below(tmp_path: Path)
         ),
         ({"pattern": "2:4", "steps": 3}, r'steps \(=3\) must be 1 with pattern \(="2:4"\), which is cut at once'),
         ({"steps": 0}, r"steps \(=0\) must be at least 1; 1 zeroes all weights at once"),
-        ({"between": -1}, r"between \(=-1\) must be zero \(no fine-tuning between steps\) or more epochs"),
+        ({"between": -1}, r"between \(=-1\) must be at least 0; epochs, 0 for no fine-tuning between steps"),
     ],
 )
 def test_settings_that_contradict_are_refused(given: dict[str, Any], told: str) -> None:
     with pytest.raises(CompressError, match=told) as refused:
-        PruneConfig(**given)
+        checked(PruneConfig, given, "[prune]")
     assert "\n" not in str(refused.value)

@@ -16,6 +16,7 @@ import pytest
 import torch
 from stand_ins import Silent, recorded
 
+import compress
 from compress.artifacts.artifact import Artifact, InputSpec, read_artifact
 from compress.artifacts.context import Context
 from compress.artifacts.load import Prepare, build_network
@@ -185,7 +186,8 @@ def test_impossible_folds_name_the_class(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_the_table_says_what_the_figures_are(made: tuple[Project, Artifact]) -> None:
+def test_the_table_says_what_the_figures_are(made: tuple[Project, Artifact], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
     text = artifact_text(made[1])
     result = result_of(made[1])
     lines = text.splitlines()
@@ -240,7 +242,7 @@ def test_killed_and_run_again_gives_the_same_without_training_finished_folds_aga
 def test_processes_of_torchrun_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(CompressError, match=r"folds \(=3\) are trained by one process; start `compress train` without torchrun"):
-        cross_validate(project_in(tmp_path), FIT, 3)
+        compress.open("emnist", runs=tmp_path).train(folds=3)
 
 
 def test_predictions_of_the_last_epoch_are_averaged_ones_where_weights_are_averaged(made: tuple[Project, Artifact], tmp_path: Path) -> None:

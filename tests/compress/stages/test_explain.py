@@ -119,7 +119,10 @@ def test_a_network_without_gates_is_said_to_have_none(capfd: pytest.CaptureFixtu
     assert "Gates" not in text
 
 
-def test_the_table_has_a_row_per_gate(capfd: pytest.CaptureFixture[str], made: dict[str, Path], tmp_path: Path) -> None:
+def test_the_table_has_a_row_per_gate(
+    capfd: pytest.CaptureFixture[str], made: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
     arguments = ["--runs", str(made["runs"]), "--index", "0", "--out", str(tmp_path / "explain.png")]
     code, text, _ = run(capfd, "explain", "--model", "k49", *arguments)
     assert code == 0
@@ -132,7 +135,7 @@ def test_the_table_has_a_row_per_gate(capfd: pytest.CaptureFixture[str], made: d
     [
         (["--index", "359"], "index (=359) must lie in 0 to 358; digits has 359 test images"),
         (["--index", "-1"], "index (=-1) must lie in 0 to 358"),
-        (["--misread", "-2"], "-2 is not in the range"),
+        (["--misread", "-2"], "misread (=-2) must lie in 1 to 240; 8 is the default"),
         (["--misread", "240"], "images (=240) times networks (=3) is 720 rows, at most 240 fit; choose fewer"),
         (["none"], "none: there is no such file; name an .onnx file or the folder of an artifact"),
         (["{folder}"], "is not an artifact: it has no artifact.json"),
@@ -140,7 +143,7 @@ def test_the_table_has_a_row_per_gate(capfd: pytest.CaptureFixture[str], made: d
         (["{graph}/model.onnx"], "does not say which images to measure it with; name them with --data"),
         (["{graph}/vectors.npz", "--data", "digits"], "no ONNX file at all"),
         (["--from", "{runs}"], "is not an artifact"),
-        (["--blocks", "first"], "'first' is not one of 'some', 'all'"),
+        (["--blocks", "first"], "blocks (=first) must be some or all"),
     ],
 )
 def test_a_mistake_is_one_line(

@@ -22,7 +22,7 @@ from compress.artifacts.load import load_network, load_runner
 from compress.artifacts.model_reference import ModelReference
 from compress.artifacts.project import Project, find_parent, variant_name, variants_of
 from compress.artifacts.vectors import VECTORS, read_vectors
-from compress.errors import ArtifactError, CompressError
+from compress.errors import ArtifactError
 from compress.pruning.masks import nonzero_masks, squared_gradients, weight_masks
 from compress.stages.benchmark import candidates_of
 from compress.stages.export import ExportConfig, export
@@ -228,8 +228,6 @@ def test_weights_from_elsewhere_come_in_and_are_scored(made: tuple[Project, dict
     root = import_weights(project, tmp_path / "theirs.pth")
     assert root.manifest.metrics.validation == made[1]["root"].manifest.metrics.validation
     assert variant_name(export(project, root, ExportConfig())) == "fp32"
-    with pytest.raises(CompressError, match="there is no such file"):
-        import_weights(project, tmp_path / "none.pth")
 
 
 def test_parents_are_found_by_stage_and_data(made: tuple[Project, dict[str, Artifact]], tmp_path: Path) -> None:

@@ -135,7 +135,7 @@ def test_options_of_a_users_factory_can_be_tuned(tmp_path: Path, monkeypatch: py
     ("text", "arguments", "line"),
     [
         ("", ["--trials", "0"], "trials (=0) must be at least 1; 40 is the default"),
-        ("", ["--timeout", "-1"], "timeout (=-1.0) must be a positive number of minutes"),
+        ("", ["--timeout", "-1"], "timeout (=-1.0) must be a positive number; minutes, leave it out for no limit"),
         ("", ["--fraction", "0"], "fraction (=0.0) must lie in (0, 1]"),
         ("", ["--epochs", "0"], "epochs (=0) must be at least 1"),
         ("", ["--max-params", "0"], "max_params (=0) must be at least 1"),
@@ -153,7 +153,7 @@ def test_options_of_a_users_factory_can_be_tuned(tmp_path: Path, monkeypatch: py
         ("[space]\ntrain.lr = {low = 2, high = 1}", [], "train.lr in space.toml: low (=2) must not be above high (=1)"),
         ("[space]\nmodel-options.dropout = {low = 0, high = 1.5}", [], "model-options.dropout in space.toml: dropout (=1.5) must lie in"),
         ("[space]\naugment.scale = {low = 0, high = 2}", [], "augment.scale in space.toml: scale (=2.0) must lie in"),
-        ('[space]\ntrain.optimiser = {choices = ["adm"]}', [], "train.optimiser in space.toml: optimiser (=adm) must be one of"),
+        ('[space]\ntrain.optimiser = {choices = ["adm"]}', [], "train.optimiser in space.toml: optimiser (=adm) must be adam or adamw"),
         ("[space]\ntrain.epochs = {low = 1, high = 2}", ["--epochs", "3"], "epochs (=3) is tuned by space.toml already"),
     ],
 )
