@@ -8,7 +8,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
-from ..errors import CompressError, nearest
+from ..errors import CompressError, nearest, shown
+from .options import File
 
 if TYPE_CHECKING:
     from ..artifacts.artifact import Artifact
@@ -38,7 +39,9 @@ def takes(kind: type) -> Callable[[Callable[P, R]], Callable[P, R]]:
             for name in given:
                 if name not in known:
                     raise CompressError(f"{method.__name__} takes no option {name}; {nearest(name, hints)}")
-            return method(*positional, **{name: value for name, value in given.items() if value is not None})  # type: ignore[arg-type]
+            said = {name: value for name, value in given.items() if value is not None}
+            fitting = {name: _fitting(name, value, hints.get(name), method.__name__) for name, value in said.items()}
+            return method(*positional, **fitting)
 
         keywords = [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=hint) for name, hint in hints.items()]
         checked.__signature__ = inspect.Signature([*own, *keywords])  # type: ignore[attr-defined]
@@ -46,6 +49,19 @@ def takes(kind: type) -> Callable[[Callable[P, R]], Callable[P, R]]:
         return checked
 
     return decorate
+
+
+def _fitting(name: str, value: Any, hint: Any, where: str) -> Any:
+    """The value of an option in its type: what was said in Python was checked by nobody yet."""
+    if hint is None:  # an argument of the method itself
+        return value
+    if hint == File:
+        if not isinstance(value, str | Path):
+            raise CompressError(f"{name} (={shown(value)}) in {where} must be of type str or Path, not {type(value).__name__}")
+        return value if name in ("data", "recipe") else Path(value)
+    from ..artifacts.records import setting
+
+    return setting(value, hint, name, where)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypedDict
 
+File = str | Path
 Share = Annotated[float, "share"]  # of what the teacher costs; the command line takes 0.35x for it
 Percent = Annotated[float, "percent"]
 
@@ -22,15 +23,15 @@ class OpenOptions(TypedDict, total=False):
     image_shape: Annotated[tuple[int, int, int], "Image that your network takes, CxHxW.  [default: 1x28x28]"]
     mean: Annotated[tuple[float, ...], "Mean per channel that your network expects to be subtracted, in [0, 1].  [default: 0]"]
     std: Annotated[tuple[float, ...], "Standard deviation per channel to divide by, in [0, 1].  [default: 1]"]
-    data: Annotated[str | Path, "digits, k49, emnist, kmnist, or a folder (npz, IDX or image files).  [default: the recipe's]"]
-    train_images: Annotated[Path, "The train images by hand (.npz or IDX), all four."]
-    train_labels: Annotated[Path, "The train labels by hand (.npz or IDX), all four."]
-    test_images: Annotated[Path, "The test images by hand (.npz or IDX), all four."]
-    test_labels: Annotated[Path, "The test labels by hand (.npz or IDX), all four."]
-    cache: Annotated[Path, "Folder for downloaded data sets.  [default: data]"]
-    recipe: Annotated[str | Path, "TOML recipe, or the name of one; options given here win over it."]
+    data: Annotated[File, "digits, k49, emnist, kmnist, or a folder (npz, IDX or image files).  [default: the recipe's]"]
+    train_images: Annotated[File, "The train images by hand (.npz or IDX), all four."]
+    train_labels: Annotated[File, "The train labels by hand (.npz or IDX), all four."]
+    test_images: Annotated[File, "The test images by hand (.npz or IDX), all four."]
+    test_labels: Annotated[File, "The test labels by hand (.npz or IDX), all four."]
+    cache: Annotated[File, "Folder for downloaded data sets.  [default: data]"]
+    recipe: Annotated[File, "TOML recipe, or the name of one; options given here win over it."]
     seed: Annotated[int, "Seed of everything random.  [default: 0]"]
-    runs: Annotated[Path, "Folder of all artifacts.  [default: runs]"]
+    runs: Annotated[File, "Folder of all artifacts.  [default: runs]"]
     device: Annotated[str, "Where training runs: auto, cpu or cuda.  [default: auto]"]
 
 
@@ -39,11 +40,11 @@ class PretrainedOptions(TypedDict, total=False):
 
 
 class StartOptions(PretrainedOptions, total=False):
-    weights: Annotated[Path, "Start from a network trained elsewhere: a .safetensors or .pt/.pth state dict."]
+    weights: Annotated[File, "Start from a network trained elsewhere: a .safetensors or .pt/.pth state dict."]
 
 
 class MakeOptions(StartOptions, total=False):
-    out: Annotated[Path, "Where the artifact goes.  [default: runs/MODEL/STAGE/KEY]"]
+    out: Annotated[File, "Where the artifact goes.  [default: runs/MODEL/STAGE/KEY]"]
     force: Annotated[bool, "Run again even if the inputs are unchanged; replace --out."]
 
 
@@ -61,7 +62,7 @@ class TuneOptions(TypedDict, total=False):
     timeout: Annotated[float, "No trial starts after so many minutes."]
     storage: Annotated[str, "Journal file, or a database for Optuna, as a URL.  [default: runs/MODEL/tune/STUDY.journal]"]
     study: Annotated[str, "Name of the study, and of the folder of its results.  [default: the name of the data]"]
-    space: Annotated[Path, "TOML of what to tune.  [default: the one built in for the model]"]
+    space: Annotated[File, "TOML of what to tune.  [default: the one built in for the model]"]
     epochs: Annotated[int, "Epochs of each trial.  [default: the recipe's]"]
     fraction: Annotated[float, "Train on this part of the training images, evenly drawn.  [default: 1]"]
     max_params: Annotated[int, "Give up larger networks before they are trained."]
@@ -81,7 +82,7 @@ class FineTuneOptions(MakeOptions, total=False):
     between: Annotated[int, "Epochs of fine-tuning after each step but the last.  [default: 1]"]
     epochs: Annotated[int, "Epochs of fine-tuning after the last step; 0 for none.  [default: the recipe's]"]
     lr: Annotated[float, "Learning rate at the start of fine-tuning.  [default: the recipe's]"]
-    teacher: Annotated[Path, "Unpruned network to learn from.  [default: the parent]"]
+    teacher: Annotated[File, "Unpruned network to learn from.  [default: the parent]"]
     distil: Annotated[float, "Share of the loss that the teacher makes; 0 for labels only.  [default: 0.7]"]
     temperature: Annotated[float, "Of the teacher's probabilities.  [default: 2]"]
     features: Annotated[float, "Weight of the error of the last hidden features; 0 for logits only.  [default: 0]"]
@@ -119,7 +120,7 @@ class ExportOptions(MakeOptions, total=False):
 class QuantizeOptions(MakeOptions, total=False):
     mode: Annotated[str, "auto (by measurement), static, dynamic, int8-weights, fp16-weights, or float32 (a copy).  [default: auto]"]
     max_drop: Annotated[float, "Balanced accuracy that auto may lose on validation images, in points.  [default: 0.3]"]
-    onnx: Annotated[Path, "Quantize this ONNX classifier, which another tool wrote; needs --data."]
+    onnx: Annotated[File, "Quantize this ONNX classifier, which another tool wrote; needs --data."]
     images: Annotated[int, "Calibration images, drawn evenly from the classes.  [default: 512]"]
     epochs: Annotated[int, "Fine-tune the quantized graph for so many epochs.  [default: 0]"]
     lr: Annotated[float, "Learning rate at the start of fine-tuning.  [default: 0.0001]"]
@@ -140,7 +141,7 @@ class MeasureOptions(TypedDict, total=False):
 
 class BenchmarkOptions(MeasureOptions, PretrainedOptions, total=False):
     runtimes: Annotated[Sequence[str], "onnxruntime, openvino, torch, torch.compile, or all.  [default: onnxruntime and torch]"]
-    out: Annotated[Path, "Where the artifact goes.  [default: runs/MODEL/STAGE/KEY]"]
+    out: Annotated[File, "Where the artifact goes.  [default: runs/MODEL/STAGE/KEY]"]
     force: Annotated[bool, "Run again even if the inputs are unchanged; replace --out."]
 
 
@@ -151,7 +152,7 @@ class LimitOptions(TypedDict, total=False):
 
 
 class ReportOptions(LimitOptions, total=False):
-    out: Annotated[Path, "Where the report goes.  [default: runs/MODEL/report]"]
+    out: Annotated[File, "Where the report goes.  [default: runs/MODEL/report]"]
 
 
 class RunOptions(MeasureOptions, LimitOptions, StartOptions, total=False):
@@ -159,17 +160,17 @@ class RunOptions(MeasureOptions, LimitOptions, StartOptions, total=False):
 
 
 class PredictOptions(StartOptions, total=False):
-    onnx: Annotated[Path, "Read with this ONNX file."]
+    onnx: Annotated[File, "Read with this ONNX file."]
     random: Annotated[int, "Read this many random test images, and show their true labels."]
     invert: Annotated[bool, "Turn dark ink on light paper into light on dark, as the data sets have it."]
-    grid: Annotated[Path, "Where the picture goes.  [default: predictions.png; none in Python]"]
+    grid: Annotated[File, "Where the picture goes.  [default: predictions.png; none in Python]"]
 
 
 class ExplainOptions(StartOptions, total=False):
     index: Annotated[Sequence[int], "Draw this test image, counted from 0; repeat for more."]
     misread: Annotated[int, "Draw the N most confidently misread.  [default: 8, without --index]"]
     blocks: Annotated[Literal["some", "all"], "Spatial gates to draw: of each size the one that varies most, or all.  [default: some]"]
-    out: Annotated[Path, "Where the picture goes.  [default: explain.png]"]
+    out: Annotated[File, "Where the picture goes.  [default: explain.png]"]
 
 
 class ThroughputOptions(TypedDict, total=False):

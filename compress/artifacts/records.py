@@ -112,7 +112,7 @@ def checked(cls: type[T], values: Mapping[str, Any], where: str) -> T:
     """The settings ``cls(**values)``, each checked by its annotation; ``where`` they come from, such as ``[train]``."""
     hints = typing.get_type_hints(cls, include_extras=True)
     refuse_unknown(values, hints, where)
-    return cls(**{name: _setting(value, hints[name], name, where) for name, value in values.items()})
+    return cls(**{name: setting(value, hints[name], name, where) for name, value in values.items()})
 
 
 def refuse_unknown(given: Iterable[str], known: Iterable[str], where: str) -> None:
@@ -139,6 +139,8 @@ def rule_of(hint: Any) -> str:
         rule = f"must lie in {'[' if 'ge' in limits else '('}{low}, {high}{']' if 'le' in limits else ')'}"
     elif low is not None:
         rule = f"must be at least {low:g}" if "ge" in limits else "must be a positive number" if low == 0 else f"must be above {low:g}"
+    elif typing.get_origin(kind) is tuple and Ellipsis not in typing.get_args(kind):
+        rule = f"must be a list of {len(typing.get_args(kind))}"
     elif "min_length" in limits:
         rule = f"must have at least {limits['min_length']} of them"
     else:
@@ -160,7 +162,8 @@ def _unwrapped(hint: Any) -> tuple[Any, list[msgspec.Meta]]:
             return hint, metas
 
 
-def _setting(value: Any, hint: Any, name: str, where: str) -> Any:
+def setting(value: Any, hint: Any, name: str, where: str) -> Any:
+    """One setting in the type that ``hint`` says; raises CompressError where it does not fit."""
     kind, _ = _unwrapped(hint)
     if isinstance(kind, type) and hasattr(kind, "__dataclass_fields__"):
         return value  # settings within settings, made before
@@ -175,7 +178,7 @@ def _setting(value: Any, hint: Any, name: str, where: str) -> Any:
         if ", got `" in str(error) and kind is not Any:
             told = told.replace(f"(={value})", f"(={value!r})")  # 'fast' is a text, and looks like one
             wanted = getattr(typing.get_origin(kind) or kind, "__name__", "str")
-            wanted = {"Literal": "str", "tuple": "list"}.get(wanted, wanted)
+            wanted = {"Literal": "str", "tuple": "list", "Sequence": "list", "Mapping": "dict"}.get(wanted, wanted)
             raise CompressError(f"{told} in {where} must be of type {wanted}, not {type(value).__name__}") from None
         raise CompressError(f"{told} {rule}") from None
     if any(isinstance(one, float) and not math.isfinite(one) for one in (made if isinstance(made, tuple) else (made,))):

@@ -22,7 +22,7 @@ from .terminal import Terminal
 PATH = click.Path(path_type=Path)
 # Options that are called otherwise in Python, where one argument holds several.
 NAMES = {"options": "option", "sparsities": "sparsity", "groups": "group", "runtimes": "runtime", "variants": "variant", "start": "from"}
-START = Annotated[Path, "Start from this artifact.  [default: the newest fitting one; train: a new network]"]
+START = Annotated[of.File, "Start from this artifact.  [default: the newest fitting one; train: a new network]"]
 COMMON = ("start", "weights", "pretrained", "out", "force", "resume")
 OPENS: Mapping[str, Any] = {"model": of.Model, **typing.get_type_hints(of.OpenOptions, include_extras=True)}
 
@@ -55,7 +55,7 @@ NUMBERS = Text(
 SHARE = Text("0.35x", lambda text: float(text.removesuffix("x")), "must be a share of what the unpruned network costs, such as 0.35x")
 PERCENT = Text("PERCENT", lambda text: float(text.removesuffix("%")) / 100, "must be a percentage, such as 5%")
 SETTING = Text("NAME=VALUE", tomllib.loads, "must be NAME=VALUE with a TOML value, such as widths=[8,16] or dropout=0.2")
-TYPES: Mapping[Any, Any] = {int: int, float: float, str: str, Path: PATH, str | Path: PATH}
+TYPES: Mapping[Any, Any] = {int: int, float: float, str: str, Path: PATH, of.File: PATH}
 
 
 def option(name: str, hint: Any) -> Callable[[Any], Any]:

@@ -67,8 +67,19 @@ def test_a_wrong_option_is_refused_with_the_nearest(tmp_path: Path) -> None:
         network.train(epohcs=3)  # type: ignore[call-arg]
     with pytest.raises(CompressError, match=r"^epochs \(=0\) must be at least 1$"):
         network.train(epochs=0)
-    with pytest.raises(CompressError, match=r"^epochs \(='two'\) in \[train\] must be of type int, not str$"):
+    with pytest.raises(CompressError, match=r"^epochs \(='two'\) in train must be of type int, not str$"):
         network.train(epochs="two")  # type: ignore[arg-type]
+    for given, told in (
+        ({"folds": "three"}, r"^folds \(='three'\) in train must be of type int, not str$"),
+        ({"weights": 3}, r"^weights \(=3\) in train must be of type str or Path, not int$"),
+        ({"weights": "none.pt"}, r"^weights \(=none.pt\): there is no such file$"),
+    ):
+        with pytest.raises(CompressError, match=told):
+            network.train(**given)  # type: ignore[arg-type]
+    with pytest.raises(CompressError, match=r"^bypass \(='auto'\) in remove_channels must be of type list, not str$"):
+        network.remove_channels(bypass="auto")
+    with pytest.raises(CompressError, match=r"^image_shape \(=\(28, 28\)\) must be a list of 3$"):
+        compress.open("emnist", image_shape=(28, 28))  # type: ignore[arg-type]
     assert not list(tmp_path.iterdir())
 
 
