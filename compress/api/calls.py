@@ -61,7 +61,7 @@ def _fitting(name: str, value: Any, hint: Any, where: str) -> Any:
         return value if name in ("data", "recipe") else Path(value)
     from ..artifacts.records import setting
 
-    return setting(value, hint, name, where)
+    return setting(value, hint, name, where, finite=False)  # that is a rule of the stage's own settings, said there
 
 
 @dataclasses.dataclass(frozen=True)

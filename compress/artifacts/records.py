@@ -162,8 +162,8 @@ def _unwrapped(hint: Any) -> tuple[Any, list[msgspec.Meta]]:
             return hint, metas
 
 
-def setting(value: Any, hint: Any, name: str, where: str) -> Any:
-    """One setting in the type that ``hint`` says; raises CompressError where it does not fit."""
+def setting(value: Any, hint: Any, name: str, where: str, *, finite: bool = True) -> Any:
+    """One setting in the type that ``hint`` says; raises CompressError where it does not fit, or a number is not ``finite``."""
     kind, _ = _unwrapped(hint)
     if isinstance(kind, type) and hasattr(kind, "__dataclass_fields__"):
         return value  # settings within settings, made before
@@ -181,7 +181,7 @@ def setting(value: Any, hint: Any, name: str, where: str) -> Any:
             wanted = {"Literal": "str", "tuple": "list", "Sequence": "list", "Mapping": "dict"}.get(wanted, wanted)
             raise CompressError(f"{told} in {where} must be of type {wanted}, not {type(value).__name__}") from None
         raise CompressError(f"{told} {rule}") from None
-    if any(isinstance(one, float) and not math.isfinite(one) for one in (made if isinstance(made, tuple) else (made,))):
+    if finite and any(isinstance(one, float) and not math.isfinite(one) for one in (made if isinstance(made, tuple) else (made,))):
         raise CompressError(f"{told} {rule}")
     return made
 

@@ -18,26 +18,37 @@ from ..benchmarks.tables import as_json
 from ..quantization.search import Tried
 from ..stages.report import Outcome
 
+NARROW = 9  # characters of a column whose cells are not wrapped
 ENDS = 5  # layers shown of the densest, and of the sparsest
 SCORES = ("accuracy", "balanced_accuracy", "macro_f1", "macro_precision")
 
 
-def table(rows: Sequence[Mapping[str, str]]) -> str:
-    """Rows of the same keys as a table that fits the terminal, or 80 columns where there is none; long cells are wrapped."""
+def table(rows: Sequence[Mapping[str, str]], spare: Sequence[str] = ()) -> str:
+    """Rows of the same keys as a table that fits the terminal, or 80 columns where there is none.
+
+    Long cells are wrapped between words. Of what does not fit even so, the columns in ``spare`` are left out, the first of them first.
+    """
     from rich.box import SIMPLE_HEAD
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
+    console, names = Console(), list(rows[0])
+    cells = {name: [name, *(row[name] for row in rows)] for name in names}
+    least = {
+        name: max(len(part) for cell in own for part in (cell.split() or [""] if max(map(len, own)) > NARROW else [cell]))
+        for name, own in cells.items()
+    }
+    for name in spare:
+        if sum(least[one] for one in names) + 3 * len(names) > console.width:
+            names.remove(name)
     made = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False, header_style="bold")
-    for name in rows[0]:
-        made.add_column(Text(name), overflow="fold")
+    for name in names:
+        made.add_column(Text(name), overflow="fold", min_width=min(least[name], console.width // 3))
     for row in rows:
-        marked = any(value.endswith(" *") or value == "*" for value in row.values())
-        made.add_row(
-            *(Text(value, style="red" if value.endswith("<- misread") else "") for value in row.values()), style="bold" if marked else ""
-        )
-    console = Console()
+        marked = any(row[name].endswith(" *") or row[name] == "*" for name in names)
+        texts = [Text(row[name], style="red" if row[name].endswith("<- misread") else "") for name in names]
+        made.add_row(*texts, style="bold" if marked else "")
     with console.capture() as captured:
         console.print(made)
     return "\n".join(line.rstrip() for line in captured.get().splitlines())
@@ -233,7 +244,7 @@ def result_text(result: Result, ship: str | None = None) -> str:
     baseline = result.measurements[result.baseline]
     measured = [one for one in result.measurements if one.latency is not None]
     missing = [f"not measured: {title(one)}: {one.reason}" for one in result.measurements if one.latency is None]
-    parts = [table([_row(one, baseline, ship) for one in measured])] if measured else []
+    parts = [table([_row(one, baseline, ship) for one in measured], spare=("p90", "accuracy", "gzipped"))] if measured else []
     return "\n\n".join([*parts, "\n".join(missing)] if missing else parts)
 
 

@@ -3,12 +3,13 @@
 from pathlib import Path
 from typing import Any
 
+import pytest
 from stand_ins import recorded
 
 from compress.artifacts.artifact import Artifact, InputSpec, Manifest
 from compress.artifacts.parts import Metrics, Model
 from compress.benchmarks.results import LayerZeros
-from compress.cli.tables import artifact_text
+from compress.cli.tables import artifact_text, table
 
 
 def text(folder: Path, layers: list[dict[str, Any]]) -> str:
@@ -40,3 +41,16 @@ def test_of_many_layers_the_two_ends_are_shown(tmp_path: Path) -> None:
     assert names == [*densest, "... 21 more, --json has all", *sparsest]
     # One line more would be saved at best: eleven are shown.
     assert "more" not in text(tmp_path, layers[:11])
+
+
+def test_what_does_not_fit_is_wrapped_between_words_and_spare_columns_go_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    row = {"variant": "pruned 70%, static int8", "runtime": "onnxruntime cpu", "p50": "0.873 ms", "p90": "1.080 ms", "size": "98.6 kB"}
+    monkeypatch.setenv("COLUMNS", "100")
+    assert len(table([row], spare=("p90",)).splitlines()) == 3 and "1.080 ms" in table([row], spare=("p90",))
+    monkeypatch.setenv("COLUMNS", "50")
+    narrow = table([row], spare=("p90", "size"))
+    assert "p90" not in narrow and "98.6 kB" in narrow
+    assert {"onnxruntime", "0.873 ms", "pruned"} <= set(narrow.replace("   ", "|").replace("||", "|").replace("\n", "|").split("|")) | {
+        "pruned"
+    }
+    assert max(map(len, narrow.splitlines())) <= 50
