@@ -40,7 +40,7 @@ def table(rows: Sequence[Mapping[str, str]], spare: Sequence[str] = ()) -> str:
         for name, own in cells.items()
     }
     for name in spare:
-        if sum(least[one] for one in names) + 3 * len(names) > console.width:
+        if sum(least[one] for one in names) + 3 * len(names) > console.width - 4:  # rich shares what is left over its own way
             names.remove(name)
     made = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False, header_style="bold")
     for name in names:

@@ -50,7 +50,5 @@ def test_what_does_not_fit_is_wrapped_between_words_and_spare_columns_go_first(m
     monkeypatch.setenv("COLUMNS", "50")
     narrow = table([row], spare=("p90", "size"))
     assert "p90" not in narrow and "98.6 kB" in narrow
-    assert {"onnxruntime", "0.873 ms", "pruned"} <= set(narrow.replace("   ", "|").replace("||", "|").replace("\n", "|").split("|")) | {
-        "pruned"
-    }
+    assert all(word in narrow for word in ("onnxruntime", "0.873 ms", "pruned", "static")), "no word is cut"
     assert max(map(len, narrow.splitlines())) <= 50
