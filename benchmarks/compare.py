@@ -129,14 +129,6 @@ def points_lost(old: ScoreInterval, new: ScoreInterval) -> ScoreInterval:
     return ScoreInterval(value=round(100 * value, 9), low=round(100 * low, 9), high=round(100 * high, 9))
 
 
-def parse_percentage(text: str) -> float:
-    """``5%`` or ``5`` as 5.0."""
-    try:
-        return float(text.strip().removesuffix("%"))
-    except ValueError:
-        raise BenchmarkError(f"fail if slower (={text}) must be a percentage such as 5%") from None
-
-
 def rows(found: Changes) -> list[dict[str, str]]:
     """The table: one row per candidate."""
     return [

@@ -9,7 +9,7 @@ import pytest
 from scipy import stats
 
 from compress.benchmarks.accuracy import ScoreInterval
-from compress.benchmarks.compare import compare, parse_percentage, points_lost, rows, unpaired_speedup
+from compress.benchmarks.compare import compare, points_lost, rows, unpaired_speedup
 from compress.benchmarks.errors import BenchmarkError
 from compress.benchmarks.results import Measurement, Result
 
@@ -153,9 +153,3 @@ def test_what_cannot_be_compared_is_refused(made: Any) -> None:
         compare(made.result(good), made.result(dataclasses.replace(good, intervals={})))
     with pytest.raises(BenchmarkError, match=r"fail if slower \(=-1\) must be 0 or more"):
         compare(made.result(good), made.result(good), slower=-1)
-
-
-def test_a_percentage_may_have_its_sign() -> None:
-    assert (parse_percentage("5%"), parse_percentage("2.5"), parse_percentage(" 3 % ")) == (5, 2.5, 3)
-    with pytest.raises(BenchmarkError, match=r"fail if slower \(=much\) must be a percentage such as 5%"):
-        parse_percentage("much")
