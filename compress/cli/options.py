@@ -53,7 +53,7 @@ NUMBERS = Text(
     "N[,N,N]", lambda text: tuple(map(float, text.split(","))), "must be one number or one per channel, such as 0.5 or 0.4,0.5,0.5"
 )
 SHARE = Text("0.35x", lambda text: float(text.removesuffix("x")), "must be a share of what the unpruned network costs, such as 0.35x")
-PERCENT = Text("PERCENT", lambda text: float(text.removesuffix("%")), "must be a percentage, such as 5%")
+PERCENT = Text("PERCENT", lambda text: float(text.strip().removesuffix("%")), "must be a percentage, such as 5%")
 SETTING = Text("NAME=VALUE", tomllib.loads, "must be NAME=VALUE with a TOML value, such as widths=[8,16] or dropout=0.2")
 TYPES: Mapping[Any, Any] = {int: int, float: float, str: str, Path: PATH, of.File: PATH}
 
