@@ -23,6 +23,7 @@ PATH = click.Path(path_type=Path)
 # Options that are called otherwise in Python, where one argument holds several.
 NAMES = {"options": "option", "sparsities": "sparsity", "groups": "group", "runtimes": "runtime", "variants": "variant", "start": "from"}
 START = Annotated[of.File, "Start from this artifact.  [default: the newest fitting one; train: a new network]"]
+METAVARS = {"data": "NAME|FOLDER", "model": "NAME", "recipe": "FILE|NAME", "start": "FOLDER", "out": "FOLDER", "storage": "URL|FILE"}
 COMMON = ("start", "weights", "pretrained", "out", "force", "resume")
 OPENS: Mapping[str, Any] = {"model": of.Model, **typing.get_type_hints(of.OpenOptions, include_extras=True)}
 
@@ -77,7 +78,7 @@ def option(name: str, hint: Any) -> Callable[[Any], Any]:
         return click.option(flag, name, type=str, metavar="|".join(typing.get_args(kind)), **how)
     if origin is Sequence or (isinstance(origin, type) and issubclass(origin, Sequence)):
         return click.option(flag, name, type=typing.get_args(kind)[0], multiple=True, **how | {"default": ()})
-    return click.option(flag, name, type=TYPES.get(kind, kind), **how)
+    return click.option(flag, name, type=TYPES.get(kind, kind), metavar=METAVARS.get(name), **how)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,7 +132,8 @@ def command(
                 terminal.close()
             shown(result, as_json)
 
-        run.__doc__ = f"{inspect.getdoc(method)}\n\n\b\nExample:  {example.strip()}"
+        about = (inspect.getdoc(method) or "").replace("``start``", "--from").replace("``", "")
+        run.__doc__ = f"{about}\n\n\b\nExample:  {example.strip()}"
         made: Any = click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of a table.")(run)
         for name, hint in reversed([*own.items(), *(() if closed else OPENS.items())]):
             made = option(name, hint)(made)
