@@ -119,7 +119,7 @@ def test_a_damaged_record_is_one_line(text: str | bytes, told: str) -> None:
         ("seed = " + "9" * 5000, "is not readable as TOML: "),
         ("seed = " + "9" * 30, "seed (=999999999999999999999999999999) must be a finite number of at most 64 bits"),
         ("[train]\nlr = nan", "train.lr (=nan) must be a finite number"),
-        ("[train]\nlr = [1.0, -inf]", "train.lr.1 (=-inf) must be a finite number"),
+        ("[train]\nlr = [1.0, -inf]", "train.lr[1] (=-inf) must be a finite number"),
         ("[model-options]\nhidden = 2020-01-01", "model-options.hidden (=2020-01-01) is a date; write it as a text in quotes"),
         ("at = 07:32:00", "at (=07:32:00) is a time; write it as a text in quotes"),
         ('a = "\\ud800"', "is not readable as TOML: "),
