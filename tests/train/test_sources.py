@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from real_data import DATA, needs_data
 
 from compress.train import sources
 from compress.train.download import fetch
@@ -18,8 +19,6 @@ from compress.train.formats import read_array, read_class_map
 from compress.train.sources import DataSet, Files, Part, load_data
 from compress.train.split import held_out
 
-DATA = Path(__file__).parents[2] / ".." / "shared" / "data"
-needs_data = pytest.mark.skipif(not DATA.exists(), reason="needs ../shared/data")
 FASHION = Path("/usr/share/datasets/fashion-mnist")
 SHAPE = (1, 4, 5)
 RNG = np.random.default_rng(0)

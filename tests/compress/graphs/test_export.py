@@ -10,6 +10,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from real_data import DATA, needs_data
 from stand_ins import Silent, recorded
 from torch import Tensor, nn
 
@@ -26,10 +27,10 @@ from compress.models import emnist, k49
 from compress.stages.export import ExportConfig
 from compress.stages.export import export as export_stage
 from compress.stages.train import train
+from compress.train.formats import read_array
 from compress.train.settings import FitConfig
 from compress.train.sources import load_data
 
-DATA = Path(__file__).parents[3] / "shared" / "data" / "kmnist" / "t10k-images-idx3-ubyte.gz"
 IMAGES = np.random.default_rng(0).integers(0, 256, (40, 1, 12, 12), dtype=np.uint8)
 EXAMPLE = torch.from_numpy(IMAGES[:2])
 
@@ -161,12 +162,10 @@ def test_network_stays_as_it_was(tmp_path: Path) -> None:
     assert all(torch.equal(before[name], value) for name, value in network.state_dict().items())
 
 
-@pytest.mark.skipif(not DATA.exists(), reason="needs ../shared/data")
+@needs_data
 @pytest.mark.parametrize("make", [k49.make, emnist.make], ids=["k49", "emnist"])
 def test_reference_networks_agree_on_real_images(make: object, tmp_path: Path) -> None:
-    import gzip
-
-    images = np.frombuffer(gzip.decompress(DATA.read_bytes())[16:], np.uint8).reshape(-1, 1, 28, 28)[:64]
+    images = read_array(DATA / "kmnist" / "t10k-images-idx3-ubyte.gz")[:64, None]
     torch.manual_seed(0)
     options = {"widths": (16, 32), "depths": (1, 1)} if make is k49.make else {}
     network = seen(make(classes=10, **options), 28)  # type: ignore[operator]

@@ -8,6 +8,7 @@ import onnxruntime
 import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
+from real_data import DATA, needs_data
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -20,7 +21,6 @@ from compress.quantization.qat.network import GraphNetwork
 from compress.train.fit import fit
 from compress.train.settings import FitConfig
 
-DATA = Path(__file__).parents[3] / "shared" / "data" / "emnist47"
 IMAGES = np.random.default_rng(0).integers(0, 256, (256, 1, 12, 12), dtype=np.uint8)
 LEVELS = onnxruntime.GraphOptimizationLevel
 
@@ -152,10 +152,9 @@ def test_quantized_output_differs_by_one_step_at_most(tmp_path: Path) -> None:
         assert (steps > 0).mean() < 0.02
 
 
+@needs_data
 def test_real_images_are_read_as_onnx_runtime_reads_them(tmp_path: Path) -> None:
-    if not DATA.exists():
-        pytest.skip(f"{DATA} is not there")
-    images = np.load(DATA / "emnist47-test-imgs.npz")["arr_0"][:1000, None]
+    images = np.load(DATA / "emnist47" / "emnist47-test-imgs.npz")["arr_0"][:1000, None]
     torch.manual_seed(0)
     int8 = Graphs(export(emnist.make(47), tmp_path, (1, 28, 28)), images=images).int8
     assert agreement(logits(GraphNetwork(int8), images), runtime(int8, images, LEVELS.ORT_ENABLE_ALL)) >= 0.99
