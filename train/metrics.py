@@ -28,3 +28,9 @@ def score(labels: NDArray[np.int64], predictions: NDArray[np.int64], classes: in
         "macro_f1": float(np.mean(2 * hits[occurs] / (true + predicted)[occurs])) if matrix.any() else 0.0,
         "macro_precision": float(np.mean(hits[occurs] / np.maximum(1, predicted[occurs]))) if matrix.any() else 0.0,
     }
+
+
+def softmax(logits: NDArray[np.floating]) -> NDArray[np.float64]:
+    """Probabilities (N, K) of logits (N, K), in double precision."""
+    powers = np.exp(logits.astype(np.float64) - logits.max(axis=1, keepdims=True))
+    return powers / powers.sum(axis=1, keepdims=True)

@@ -24,7 +24,8 @@ import math
 import os
 import platform
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib import metadata
@@ -154,11 +155,11 @@ def digest_of(value: object) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
-def write_artifact(target: Path, make: Callable[[Path], Manifest]) -> Artifact:
-    """Make ``target`` from what ``make(folder)`` writes into an empty folder and the manifest that it returns; all or nothing.
+@contextmanager
+def whole_folder(target: Path) -> Iterator[Path]:
+    """An empty folder to write into, which becomes ``target`` when the block ends, by a rename; after a failure nothing of it is left.
 
-    An artifact that is there already is replaced (by two renames). Raises :class:`ArtifactError` when ``target`` is something
-    else than an artifact, and whatever ``make`` raises; then nothing of the attempt is left.
+    An artifact that is there already is replaced (by two renames). Raises :class:`ArtifactError` when ``target`` is something else.
     """
     if target.exists() and not (target / MANIFEST).is_file():
         raise ArtifactError(f"{target} exists and is no artifact; name another --out or move it away")
@@ -169,8 +170,7 @@ def write_artifact(target: Path, make: Callable[[Path], Manifest]) -> Artifact:
     shutil.rmtree(partial, ignore_errors=True)  # of an earlier process with this number; in a container every run has the same one
     partial.mkdir()
     try:
-        about = _complete(make(partial), partial)
-        (partial / MANIFEST).write_text(json.dumps(plain(about), indent=1) + "\n", encoding="utf-8")
+        yield partial
         for path in (*partial.iterdir(), partial):
             _sync(path)
         old = target.with_name(f".{target.name}.{os.getpid()}.old.partial")
@@ -189,7 +189,22 @@ def write_artifact(target: Path, make: Callable[[Path], Manifest]) -> Artifact:
         for folder in new_folders:
             if not any(folder.iterdir()):
                 folder.rmdir()
-    return Artifact(path=target, manifest=about)
+
+
+def sealed(about: Manifest, folder: Path) -> Manifest:
+    """Write the manifest into ``folder``, with the hashes of all files there and its own, and with time, versions and machine where it has
+    none.
+    """
+    full = dataclasses.replace(
+        about,
+        created=about.created or datetime.now(UTC).isoformat(timespec="microseconds"),
+        versions=about.versions or {"python": platform.python_version()} | {name: _version(name) for name in LIBRARIES},
+        machine=about.machine or {"system": platform.platform(), "processor": platform.machine()},
+        files={path.name: sha256_of(path) for path in sorted(folder.iterdir())},
+    )
+    whole = dataclasses.replace(full, hash=digest_of({name: value for name, value in plain(full).items() if name != "hash"}))
+    (folder / MANIFEST).write_text(json.dumps(plain(whole), indent=1) + "\n", encoding="utf-8")
+    return whole
 
 
 def read_artifact(path: Path, kind: str | None = None) -> Artifact:
@@ -235,18 +250,6 @@ def _parse(raw: object, file: Path) -> Manifest:
     if raw["hash"] != digest_of({name: value for name, value in raw.items() if name != "hash"}):
         raise ArtifactError(f"{file} was changed after it was written: its hash does not fit; {AGAIN}")
     return as_record(raw, Manifest, where=str(file), again=AGAIN, error=ArtifactError)
-
-
-def _complete(about: Manifest, folder: Path) -> Manifest:
-    """``about`` with file hashes and its own hash, and with time, versions and machine where it has none."""
-    full = dataclasses.replace(
-        about,
-        created=about.created or datetime.now(UTC).isoformat(timespec="microseconds"),
-        versions=about.versions or {"python": platform.python_version()} | {name: _version(name) for name in LIBRARIES},
-        machine=about.machine or {"system": platform.platform(), "processor": platform.machine()},
-        files={path.name: sha256_of(path) for path in sorted(folder.iterdir())},
-    )
-    return dataclasses.replace(full, hash=digest_of({name: value for name, value in plain(full).items() if name != "hash"}))
 
 
 def _version(library: str) -> str:

@@ -133,11 +133,15 @@ def load_parts(path: Path) -> tuple[Prepare, nn.Module]:
 def load_runner(path: Path, device: str, threads: int) -> Callable[[NDArray[np.uint8]], NDArray[np.float32]]:
     """The network artifact in ``path`` as a function from images uint8 (B, C, H, W) to logits float32 (B, K)."""
     torch.set_num_threads(threads)
-    network = nn.Sequential(*load_parts(path)).to(device).eval()
+    return as_runner(nn.Sequential(*load_parts(path)).to(device).eval(), device)
+
+
+def as_runner(network: nn.Module, device: str = "cpu") -> Callable[[NDArray[np.uint8]], NDArray[np.float32]]:
+    """``network``, which takes images as they are, on ``device``, as a function of arrays; the images may be read-only."""
 
     def run(images: NDArray[np.uint8]) -> NDArray[np.float32]:
         with torch.inference_mode():
-            return network(torch.from_numpy(images).to(device)).float().cpu().numpy()
+            return network(torch.tensor(images, device=device)).float().cpu().numpy()
 
     return run
 

@@ -6,14 +6,15 @@ here. Loads no torch.
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
 from ..errors import ArtifactError
 from ..train.sources import DataSet
-from .artifact import MANIFEST, Artifact, InputSpec, Kind, Manifest, digest_of, find_artifacts, read_artifact, write_artifact
+from .artifact import MANIFEST, Artifact, InputSpec, Kind, Manifest, digest_of, find_artifacts, read_artifact, sealed, whole_folder
 from .model_reference import ModelReference
 from .parts import Data, Facts, Metrics, Model, StepSettings
 
@@ -63,9 +64,6 @@ class Project:
     @property
     def classes(self) -> int:
         return len(self.data.classes)
-
-
-Made = tuple[Metrics, Facts]
 
 
 def find_parent(folder: Path, stages: tuple[str, ...], fingerprint: str | None = None) -> Artifact:
@@ -132,31 +130,45 @@ def _quantized_name(config: StepSettings) -> str:
     return f"{mode} int8{f' of {groups} groups' if groups else ''}{', fine-tuned' if config.epochs else ''}"
 
 
-def run_stage(
-    project: Project,
-    kind: Kind,
-    stage: str,
-    key: str,
-    config: Any,
-    parent: Artifact | None,
-    out: Path | None,
-    make: Callable[[Path], Made],
-) -> Artifact:
-    """Return the artifact of ``key`` if it is there and whole, else make it."""
+@dataclass(kw_only=True)
+class New:
+    """What a stage makes of ``parent``: files into ``folder``, and what is said of them, if it is ``wanted``, as it is not there yet."""
+
+    stage: str
+    key: str
+    folder: Path
+    wanted: bool
+    made: Artifact | None = None
+    metrics: Metrics = field(default_factory=Metrics)
+    facts: Facts = field(default_factory=Facts)
+
+    @property
+    def artifact(self) -> Artifact:
+        assert self.made is not None, "known when the block has ended"
+        return self.made
+
+
+@contextmanager
+def making(
+    project: Project, kind: Kind, stage: str, key: str, config: Any, parent: Artifact | None = None, out: Path | None = None
+) -> Iterator[New]:
+    """The artifact of ``key``: that which is there, whole, or what the block makes; all or nothing."""
     target = out or project.folder / stage / key[:12]
     if parent is not None:
         project.console.say(f"{stage}: from {described(parent)}")
     if (target / MANIFEST).is_file() and not project.force:
-        artifact = read_artifact(target, kind)
-        if artifact.manifest.key == key:
-            project.console.say(f"{stage}: unchanged, {target}")
-            return dataclasses.replace(artifact, parent=parent)
-        raise ArtifactError(f"out (={target}) holds another artifact (stage {artifact.manifest.stage}); --force replaces it")
-
-    def manifest(folder: Path) -> Manifest:
-        metrics, facts = make(folder)
+        found = read_artifact(target, kind)
+        if found.manifest.key != key:
+            raise ArtifactError(f"out (={target}) holds another artifact (stage {found.manifest.stage}); --force replaces it")
+        project.console.say(f"{stage}: unchanged, {target}")
+        yield New(stage=stage, key=key, folder=target, wanted=False, made=dataclasses.replace(found, parent=parent))
+        return
+    project.console.say(f"{stage}: {target}")
+    with whole_folder(target) as folder:
+        new = New(stage=stage, key=key, folder=folder, wanted=True)
+        yield new
         named = project.model.identity() if project.model else {"file": project.folder.name}
-        return Manifest(
+        about = Manifest(
             kind=kind,
             stage=stage,
             key=key,
@@ -167,12 +179,11 @@ def run_stage(
             data=project.source,
             lineage=parent.steps if parent else (),
             parent=parent.manifest.hash if parent else None,
-            metrics=metrics,
-            facts=facts,
+            metrics=new.metrics,
+            facts=new.facts,
         )
-
-    project.console.say(f"{stage}: {target}")
-    return dataclasses.replace(write_artifact(target, manifest), parent=parent)
+        about = sealed(about, folder)
+    new.made = Artifact(path=target, manifest=about, parent=parent)
 
 
 def stage_key(stage: str, config: Any, **inputs: Any) -> str:

@@ -18,7 +18,7 @@ import click
 import numpy as np
 from numpy.typing import NDArray
 
-from ..artifacts.artifact import Artifact, Manifest, read_artifact, write_artifact
+from ..artifacts.artifact import Artifact, read_artifact, sealed, whole_folder
 from ..artifacts.context import Context
 from ..artifacts.load import Prepare, load_network, load_runner
 from ..artifacts.model_reference import ModelReference
@@ -52,14 +52,13 @@ def ship(source: Path, target: Path, *, title: str | None = None, test: bool = F
     metrics = dataclasses.replace(about.metrics, test=_test(artifact, data)) if test else about.metrics
     record = dataclasses.replace(about.data, source=about.data.name, title=title or about.data.name)
 
-    def make(folder: Path) -> Manifest:
+    with whole_folder(target) as folder:
         for name in about.files:
             shutil.copyfile(source / name, folder / name)
         images = noise(about.input.shape)
         np.savez(folder / REFERENCE, images=images, logits=load_runner(source, "cpu", 1)(images))
-        return dataclasses.replace(about, data=record, metrics=metrics)
-
-    return write_artifact(target, make)
+        manifest = sealed(dataclasses.replace(about, data=record, metrics=metrics), folder)
+    return Artifact(path=target, manifest=manifest)
 
 
 def noise(shape: tuple[int, int, int]) -> NDArray[np.uint8]:

@@ -13,9 +13,8 @@ from msgspec import UNSET
 
 from ..artifacts.artifact import PAYLOAD, Artifact, Manifest, read_artifact, sha256_of
 from ..artifacts.context import Context
-from ..artifacts.parts import Facts, Metrics
 from ..artifacts.payloads import read_results
-from ..artifacts.project import Made, Project, data_identity, run_stage, stage_key, variant_name, variants_of
+from ..artifacts.project import Project, data_identity, making, stage_key, variant_name, variants_of
 from ..artifacts.recipe import Recipe
 from ..benchmarks.formats import title
 from ..benchmarks.results import Choice, Finalist, Result, write_results
@@ -130,7 +129,9 @@ def benchmark(
     key = stage_key("benchmark", config, candidates=seen, data=data_identity(project))
     test, names = project.data.test, project.data.classes
 
-    def make(folder: Path) -> Made:
+    with making(project, "benchmark", "benchmark", key, config, root, out) as new:
+        if not new.wanted:
+            return new.artifact
         result = run_benchmark(
             candidates,
             test.images,
@@ -151,10 +152,8 @@ def benchmark(
         failed = [f"{title(one)}: {one.reason}" for one in result.measurements if one.reason is not None]
         if len(failed) == len(candidates):
             raise CompressError(f"nothing could be measured: {failed[0]}")
-        write_results(result, folder / PAYLOAD["benchmark"])
-        return Metrics(), Facts()
-
-    return run_stage(project, "benchmark", "benchmark", key, config, root, out, make)
+        write_results(result, new.folder / PAYLOAD["benchmark"])
+    return new.artifact
 
 
 def measure(context: Context, recipe: Recipe, files: Sequence[Path], config: BenchmarkConfig, runtimes: Sequence[str]) -> Benchmark:

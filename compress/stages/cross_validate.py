@@ -13,16 +13,14 @@ Until the artifact is made, finished folds lie in ``.<key>.folds`` beside its pl
 ``--resume`` not even that.
 """
 
-import csv
 import dataclasses
-import json
-import os
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
+import msgspec
 import numpy as np
 import torch
 from msgspec import Meta
@@ -31,10 +29,10 @@ from torch import nn
 
 from ..artifacts.artifact import PAYLOAD, Artifact
 from ..artifacts.load import Prepare
-from ..artifacts.parts import Facts, Metrics, Scores
+from ..artifacts.parts import Metrics, Scores
 from ..artifacts.payloads import Confusion, Fold, Folds, OverFolds
-from ..artifacts.project import Made, Project, network_identity, run_stage, stage_key
-from ..artifacts.records import read_record, write_record
+from ..artifacts.project import Project, making, network_identity, stage_key
+from ..artifacts.records import read_record, write_csv, write_record
 from ..benchmarks.statistics import Count
 from ..errors import CompressError
 from ..train.fit import choose_device, fit, predict_logits
@@ -78,13 +76,12 @@ def cross_validate(project: Project, config: FitConfig, folds: int, out: Path | 
     if project.force and not project.resume:
         shutil.rmtree(kept, ignore_errors=True)
 
-    def make(folder: Path) -> Made:
-        done = [_trained(project, config, pool, masks, index, kept, key) for index in range(folds)]
-        return _write(project, folder, pool, masks, done), Facts()
-
-    made = run_stage(project, "folds", "folds", key, settings, None, out, make)
+    with making(project, "folds", "folds", key, settings, out=out) as new:
+        if new.wanted:
+            done = [_trained(project, config, pool, masks, index, kept, key) for index in range(folds)]
+            new.metrics = _write(project, new.folder, pool, masks, done)
     shutil.rmtree(kept, ignore_errors=True)
-    return made
+    return new.artifact
 
 
 def _trained(
@@ -122,7 +119,7 @@ def _trained(
     )
     _take_last(network, state_file, f"{key} {index}")
     predictions = predict_logits(network, pool.images[held], prepare=prepare, device=device).argmax(axis=1)
-    _write_fold(file, {"key": key, "history": fitted.history, "predictions": predictions.tolist()})
+    write_record(file, _Kept(key=key, history=msgspec.convert(fitted.history, tuple[Row, ...]), predictions=tuple(predictions.tolist())))
     state_file.unlink()
     return _Fold(history=fitted.history, predictions=predictions)
 
@@ -150,16 +147,6 @@ def _read_fold(file: Path, key: str, images: int, classes: int) -> _Fold | None:
     if kept.key != key or len(kept.predictions) != images or max(kept.predictions) >= classes:
         return None
     return _Fold(history=kept.history, predictions=np.array(kept.predictions, np.int64))
-
-
-def _write_fold(file: Path, content: dict[str, Any]) -> None:
-    """All or nothing, as for artifacts."""
-    partial = file.with_name(file.name + ".partial")
-    with partial.open("w", encoding="utf-8") as stream:
-        json.dump(content, stream)
-        stream.flush()
-        os.fsync(stream.fileno())
-    partial.replace(file)
 
 
 def _write(project: Project, folder: Path, pool: Part, masks: Sequence[NDArray[np.bool_]], done: Sequence[_Fold]) -> Metrics:
@@ -191,14 +178,7 @@ def _write(project: Project, folder: Path, pool: Part, masks: Sequence[NDArray[n
     )
     write_record(folder / PAYLOAD["folds"], result)
     rows = [{"fold": index + 1, **scores} for index, scores in enumerate(last)]
-    _write_csv(folder / "folds.csv", [*rows, {"fold": "mean", **mean}, {"fold": "standard deviation", **spread}])
-    _write_csv(folder / "history.csv", [{"fold": index + 1, **row} for index, fold in enumerate(done) for row in fold.history])
+    write_csv(folder / "folds.csv", [*rows, {"fold": "mean", **mean}, {"fold": "standard deviation", **spread}])
+    write_csv(folder / "history.csv", [{"fold": index + 1, **row} for index, fold in enumerate(done) for row in fold.history])
     np.savez_compressed(folder / "predictions.npz", index=np.arange(len(pool.labels)), label=pool.labels, prediction=predictions)
     return Metrics(folds=len(done), mean=result.mean, spread=result.spread)
-
-
-def _write_csv(path: Path, rows: Sequence[dict[str, Any]]) -> None:
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)

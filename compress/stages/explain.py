@@ -18,13 +18,14 @@ from torch import nn
 
 from ..artifacts.artifact import Artifact, find_artifacts, read_artifact
 from ..artifacts.context import Context
-from ..artifacts.load import load_parts
+from ..artifacts.load import as_runner, load_parts
 from ..artifacts.project import Project, variant_name
 from ..benchmarks.runtimes import Candidate, open_model
 from ..errors import CompressError
 from ..graphs.file import open_session, read_onnx
 from ..graphs.gates import Gate, Run, graph_gates, network_gates, occlusion, run_batches
 from ..plots.explain import Seen, View, draw_maps, gate_names
+from ..train.metrics import softmax
 from .benchmark import candidates_of_file
 from .import_network import start_of
 
@@ -132,12 +133,7 @@ def _open(project: Project, source: Artifact | Path, name: str) -> Looked:
         )
     if isinstance(source, Artifact) and source.manifest.kind == "network":
         network = nn.Sequential(*load_parts(source.path))
-
-        def run(images: NDArray[np.uint8]) -> NDArray[np.float32]:
-            with torch.inference_mode():
-                return network(torch.from_numpy(images)).numpy()
-
-        return Looked(name=name, run=run, gates=lambda images: network_gates(network, torch.from_numpy(images)))
+        return Looked(name=name, run=as_runner(network), gates=lambda images: network_gates(network, torch.from_numpy(images)))
     path = source.payload if isinstance(source, Artifact) else source
     graph = read_onnx(path)
     open_session(graph, f'"{path}"')  # refuses in one line what ONNX Runtime cannot load
@@ -152,7 +148,7 @@ def _most_misread(project: Project, network: Looked, count: int) -> tuple[list[i
     def progress(done: int, total: int) -> None:
         project.console.progress(f"explain: {network.name} reads the test images", done, total)
 
-    probabilities = _softmax(run_batches(network.run, test.images, progress))
+    probabilities = softmax(run_batches(network.run, test.images, progress))
     answers, sure = probabilities.argmax(axis=1), probabilities.max(axis=1)
     wrong = np.flatnonzero(answers != test.labels)
     if not len(wrong):
@@ -167,7 +163,7 @@ def _look(project: Project, networks: Sequence[Looked], chosen: Sequence[int]) -
     patch = max(1, round(min(images.shape[2:]) / 7))
     views: list[list[View]] = [[] for _ in chosen]
     for order, network in enumerate(networks):
-        probabilities, gates = _softmax(run_batches(network.run, images)), network.gates(images)
+        probabilities, gates = softmax(run_batches(network.run, images)), network.gates(images)
         for place, image in enumerate(images):
             truth, answer = int(test.labels[chosen[place]]), int(probabilities[place].argmax())
             for_truth, for_label = occlusion(network.run, image, [truth, answer], patch=patch)
@@ -185,11 +181,6 @@ def _look(project: Project, networks: Sequence[Looked], chosen: Sequence[int]) -
         Seen(index=index, image=image, truth=classes[test.labels[index]], views=tuple(own))
         for index, image, own in zip(chosen, images, views, strict=True)
     )
-
-
-def _softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:
-    powers = np.exp(logits.astype(np.float64) - logits.max(axis=1, keepdims=True))
-    return powers / powers.sum(axis=1, keepdims=True)
 
 
 def _about_gates(seen: Sequence[Seen]) -> list[str]:

@@ -14,9 +14,9 @@ import numpy as np
 
 from ..artifacts.artifact import PAYLOAD, Artifact
 from ..artifacts.cost import INPUTS, in_turns
-from ..artifacts.parts import Facts, Metrics
+from ..artifacts.parts import Metrics
 from ..artifacts.payloads import Noise, NoisyGroup, NoisyLayer
-from ..artifacts.project import Made, Project, data_identity, run_stage, stage_key
+from ..artifacts.project import Project, data_identity, making, stage_key
 from ..artifacts.records import write_record
 from ..benchmarks.statistics import Interval, over_launches
 from ..graphs.node_times import node_times
@@ -36,10 +36,12 @@ def explain_quantization(project: Project, parent: Artifact, config: QuantizeCon
     key = stage_key(STAGE, settings, parent=parent.content, data=data_identity(project))
     setting = Setting(method=config.method, per_channel=config.per_channel, equalise=config.equalise, correct_bias=config.correct_bias)
 
-    def make(folder: Path) -> Made:
+    with making(project, "noise", STAGE, key, settings, parent) as new:
+        if not new.wanted:
+            return new.artifact
         part = project.data.validation
         images = part.images[stratified_sample(part.labels, min(SEEN, len(part.labels)), config.seed)]
-        with tempfile.TemporaryDirectory(dir=folder) as scratch:
+        with tempfile.TemporaryDirectory(dir=new.folder) as scratch:
             maker = Maker(project, parent.payload, calibration_images(project, config)[1], Path(scratch))
             prepared, static = maker.prepared(setting.equalise), StaticConfig(method=config.method, per_channel=config.per_channel)
             project.console.progress("noise of each layer", 0, 2)
@@ -63,12 +65,11 @@ def explain_quantization(project: Project, parent: Artifact, config: QuantizeCon
                 for name, cost in costs.items()
             ),
         )
-        write_record(folder / PAYLOAD["noise"], noise)
-        (folder / "noise.png").write_bytes(draw_noise(layers, f"{project.folder.name}, int8, {setting}", times))
+        write_record(new.folder / PAYLOAD["noise"], noise)
+        (new.folder / "noise.png").write_bytes(draw_noise(layers, f"{project.folder.name}, int8, {setting}", times))
         project.console.progress("explained", 2, 2)
-        return Metrics(images=len(images)), Facts()
-
-    return run_stage(project, "noise", STAGE, key, settings, parent, None, make)
+        new.metrics = Metrics(images=len(images))
+    return new.artifact
 
 
 def _latencies(project: Project, maker: Maker, setting: Setting, seed: int) -> dict[str, Interval]:

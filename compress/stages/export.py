@@ -11,12 +11,13 @@ import numpy as np
 import torch
 from msgspec import Meta
 from numpy.typing import NDArray
+from torch import nn
 
 from .. import __version__
 from ..artifacts.artifact import PAYLOAD, Artifact
-from ..artifacts.load import Prepare, load_network
+from ..artifacts.load import Prepare, as_runner, load_network
 from ..artifacts.parts import Metrics
-from ..artifacts.project import Made, Project, data_identity, run_stage, stage_key
+from ..artifacts.project import Project, data_identity, making, stage_key
 from ..artifacts.records import plain
 from ..artifacts.vectors import TOLERANCE, write_vectors
 from ..errors import CompressError
@@ -40,10 +41,12 @@ def export(project: Project, parent: Artifact, config: ExportConfig, out: Path |
     """Export ``parent`` to ONNX (images in, logits and probabilities out) and prove on real images that it computes the same."""
     key = stage_key("export", config, parent=parent.content, data=data_identity(project), vectors=TOLERANCE["export"])
 
-    def make(folder: Path) -> Made:
+    with making(project, "graph", "export", key, config, parent, out) as new:
+        if not new.wanted:
+            return new.artifact
         network, prepare = load_network(parent), Prepare(parent.manifest.input)
         images = _real_images(project, config.parity_images)
-        target = folder / PAYLOAD["graph"]
+        target = new.folder / PAYLOAD["graph"]
         example, metadata = torch.from_numpy(images[:2].copy()), graph_metadata(parent, config)
         rewrites = export_onnx(network, target, prepare=prepare, example=example, metadata=metadata, opset=config.opset, image=config.input)
         proof = parity(network, prepare, target, images)
@@ -52,15 +55,10 @@ def export(project: Project, parent: Artifact, config: ExportConfig, out: Path |
                 f"the exported graph does not compute what {parent.path} does: logits differ by {proof.largest_difference:.2g} "
                 f"on {proof.images} images, {PARITY_TOLERANCE:g} is allowed; please report this with the network"
             )
-
-        def expected(seen: NDArray[np.uint8]) -> NDArray[np.float32]:
-            with torch.inference_mode():
-                return network(prepare(torch.from_numpy(seen.copy()))).numpy()
-
-        write_vectors(folder, expected, project.data.validation.images, TOLERANCE["export"])
-        return Metrics(parity=proof, rewrites=rewrites), parent.manifest.facts
-
-    return run_stage(project, "graph", "export", key, config, parent, out, make)
+        expected = as_runner(nn.Sequential(prepare, network))
+        write_vectors(new.folder, expected, project.data.validation.images, TOLERANCE["export"])
+        new.metrics, new.facts = Metrics(parity=proof, rewrites=rewrites), parent.manifest.facts
+    return new.artifact
 
 
 def _real_images(project: Project, count: int) -> NDArray[np.uint8]:

@@ -1,6 +1,5 @@
 """What stages that train have in common: fine-tuning with a teacher, scoring, and saving the network with its cost."""
 
-import csv
 import dataclasses
 import math
 from collections.abc import Callable, Iterator
@@ -16,7 +15,8 @@ from ..artifacts.artifact import PAYLOAD, Artifact, read_artifact
 from ..artifacts.cost import count_cost
 from ..artifacts.load import Prepare, build_network
 from ..artifacts.parts import Facts, Metrics, Scores
-from ..artifacts.project import Made, Project
+from ..artifacts.project import New, Project
+from ..artifacts.records import write_csv
 from ..errors import CompressError
 from ..pruning.masks import nonzero_masks
 from ..train.distil import Teacher
@@ -89,26 +89,23 @@ def batch_losses(project: Project, network: nn.Module, part: Part, batch: int = 
 
 def fit_and_save(
     project: Project,
+    new: New,
     network: nn.Module,
     config: FitConfig,
-    key: str,
-    stage: str,
-    folder: Path,
     teacher: Teacher | None = None,
     after_step: Callable[[], None] | None = None,
     finish: Callable[[], None] | None = None,
-) -> Made:
+) -> None:
     """Train, ``finish`` and save; the state file beside the artifact's place is removed with the artifact made."""
     prepare = Prepare(project.spec).to(choose_device(project.device))
-    fitted = fit_network(project, network, config, key, stage, folder, prepare=prepare, teacher=teacher, after_step=after_step)
+    fitted = fit_network(project, new, network, config, prepare=prepare, teacher=teacher, after_step=after_step)
     if finish is not None:
         finish()
     names = ("accuracy", "balanced_accuracy", "macro_f1", "macro_precision")
     scores = Scores(**{name: fitted.best[name] for name in names})
-    made = save_network(project, network, folder, Metrics(validation=scores, best_epoch=fitted.best_epoch))
+    save_network(project, new, network, Metrics(validation=scores, best_epoch=fitted.best_epoch))
     if this_team().rank == 0:
-        state_file(project, stage, key).unlink(missing_ok=True)
-    return made
+        state_file(project, new.stage, new.key).unlink(missing_ok=True)
 
 
 def state_file(project: Project, stage: str, key: str) -> Path:
@@ -118,29 +115,26 @@ def state_file(project: Project, stage: str, key: str) -> Path:
 
 def fit_network(
     project: Project,
+    new: New,
     network: nn.Module,
     config: FitConfig,
-    key: str,
-    stage: str,
-    folder: Path,
     *,
     prepare: Callable[[Tensor], Tensor],
     teacher: Teacher | None = None,
     after_step: Callable[[], None] | None = None,
 ) -> Fitted:
-    """Train ``network`` in place on the project's images, with progress, a state file and ``history.csv`` in ``folder``."""
-    state = state_file(project, stage, key) if this_team().rank == 0 else None
+    """Train ``network`` in place on the project's images, with progress, a state file and ``history.csv`` among the files of ``new``."""
+    state = state_file(project, new.stage, new.key) if this_team().rank == 0 else None
     if state is None:
         pass  # the first process has it
     elif not project.resume:
         state.unlink(missing_ok=True)
     elif state.is_file():
-        project.console.say(f"{stage}: goes on from {state}")
+        project.console.say(f"{new.stage}: goes on from {state}")
 
     def progress(epoch: int, step: int, steps: int, loss: float) -> None:
-        project.console.progress(
-            f"{stage}, epoch {epoch} of {config.epochs}, loss {loss:.3f}", (epoch - 1) * steps + step, config.epochs * steps
-        )
+        label = f"{new.stage}, epoch {epoch} of {config.epochs}, loss {loss:.3f}"
+        project.console.progress(label, (epoch - 1) * steps + step, config.epochs * steps)
 
     data = project.data
     fitted = fit(
@@ -152,24 +146,22 @@ def fit_network(
         prepare=prepare,
         device=choose_device(project.device),
         state_file=state,
-        key=key,
+        key=new.key,
         teacher=teacher,
         after_step=after_step,
         progress=progress,
     )
-    with (folder / "history.csv").open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, fieldnames=list(fitted.history[0]))
-        writer.writeheader()
-        writer.writerows(fitted.history)
+    write_csv(new.folder / "history.csv", fitted.history)
     return fitted
 
 
-def save_network(project: Project, network: nn.Module, folder: Path, metrics: Metrics) -> Made:
+def save_network(project: Project, new: New, network: nn.Module, metrics: Metrics) -> None:
+    """Write the weights among the files of ``new``, and say its ``metrics`` and what it costs."""
     # Cloned, as safetensors refuses tensors that share memory (tied weights).
     weights = {name: value.detach().cpu().contiguous().clone() for name, value in network.state_dict().items()}
-    save_file(weights, folder / PAYLOAD["network"])
+    save_file(weights, new.folder / PAYLOAD["network"])
     example = Prepare(project.spec)(torch.from_numpy(project.data.validation.images[:2].copy()))
-    return metrics, Facts(**dataclasses.asdict(count_cost(network, example)))
+    new.metrics, new.facts = metrics, Facts(**dataclasses.asdict(count_cost(network, example)))
 
 
 def validate(project: Project, network: nn.Module) -> Scores:

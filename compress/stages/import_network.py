@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from ..artifacts.artifact import PAYLOAD, Artifact, sha256_of
 from ..artifacts.context import Context
 from ..artifacts.load import load_weights
-from ..artifacts.parts import Facts, Metrics
-from ..artifacts.project import Made, Project, data_identity, network_identity, run_stage, stage_key
+from ..artifacts.parts import Metrics
+from ..artifacts.project import Project, data_identity, making, network_identity, stage_key
 from ..artifacts.recipe import Recipe
 from ..artifacts.vectors import TOLERANCE, write_vectors
 from ..benchmarks.runtimes import check_logits
@@ -37,21 +37,22 @@ def import_onnx(project: Project, path: Path, out: Path | None = None) -> Artifa
     key = stage_key(STAGE, config, data=data_identity(project), vectors=TOLERANCE["export"])
     spec = project.spec
 
-    def make(folder: Path) -> Made:
+    with making(project, "graph", STAGE, key, config, out=out) as new:
+        if not new.wanted:
+            return new.artifact
         about = {
             "compress.classes": json.dumps(project.data.classes, ensure_ascii=False),
             "compress.input": json.dumps(dataclasses.asdict(spec)),
             "compress.data": json.dumps({"name": project.data.name, "fingerprint": project.data.fingerprint}),
             "compress.source": f"{path.name} {config['onnx']}",
         }
-        target = folder / PAYLOAD["graph"]
+        target = new.folder / PAYLOAD["graph"]
         write_onnx(adopt(path, spec.shape, spec.mean, spec.std, about), target)
         images = project.data.validation.images[:PARITY_IMAGES]
         proof = _parity(project, path, target, images)
-        write_vectors(folder, _run(target, LOGITS), images, TOLERANCE["export"])
-        return Metrics(parity=proof), Facts()
-
-    return run_stage(project, "graph", STAGE, key, config, None, out, make)
+        write_vectors(new.folder, _run(target, LOGITS), images, TOLERANCE["export"])
+        new.metrics = Metrics(parity=proof)
+    return new.artifact
 
 
 def _run(path: Path, output: str | None = None) -> Callable[[NDArray[Any]], NDArray[np.float32]]:
@@ -94,10 +95,10 @@ def import_weights(project: Project, weights: Path, out: Path | None = None) -> 
     network = new_network(project, 0)
     load_weights(network, weights)
 
-    def make(folder: Path) -> Made:
-        return save_network(project, network, folder, Metrics(validation=validate(project, network)))
-
-    return run_stage(project, "network", "import", key, config, None, out, make)
+    with making(project, "network", "import", key, config, out=out) as new:
+        if new.wanted:
+            save_network(project, new, network, Metrics(validation=validate(project, network)))
+    return new.artifact
 
 
 def start_of(context: Context, stages: tuple[str, ...], allowed: tuple[str, ...] | None = None) -> tuple[Project, Recipe, Artifact]:

@@ -23,6 +23,7 @@ from ..benchmarks.runtimes import Candidate, open_model
 from ..errors import CompressError, onnxruntime_errors
 from ..plots.predictions import Prediction, draw_grid
 from ..train.formats import read_image
+from ..train.metrics import softmax
 
 Runner = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
 
@@ -39,9 +40,7 @@ def predict_images(
     run: Runner, images: NDArray[np.uint8], names: Sequence[str], classes: Sequence[str], truths: Sequence[str] | None = None
 ) -> list[Prediction]:
     """Read ``images``, uint8 (N, C, H, W), called ``names``; softmax turns logits into probabilities."""
-    logits = run(images).astype(np.float64)
-    powers = np.exp(logits - logits.max(axis=1, keepdims=True))
-    probabilities = powers / powers.sum(axis=1, keepdims=True)
+    probabilities = softmax(run(images))
     best = probabilities.argmax(axis=1)
     known = truths if truths is not None else [None] * len(images)
     return [

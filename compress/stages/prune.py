@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ..artifacts.artifact import Artifact
 from ..artifacts.load import load_network
 from ..artifacts.parts import Metrics
-from ..artifacts.project import Made, Project, data_identity, run_stage, stage_key
+from ..artifacts.project import Project, data_identity, making, stage_key
 from ..benchmarks.results import LayerZeros
 from ..errors import CompressError
 from ..pruning.masks import (
@@ -107,7 +107,9 @@ def _prune_step(
     inputs = {"training": dataclasses.asdict(tuning), "distil": dataclasses.asdict(tutoring.distil), "data": data_identity(project)}
     key = stage_key("prune", config, parent=parent.content, teacher=origin.content, **inputs)
 
-    def make(folder: Path) -> Made:
+    with making(project, "network", "prune", key, config, parent, out) as new:
+        if not new.wanted:
+            return new.artifact
         network = load_network(parent)
         if config.pattern:
             keep, of = parse_pattern(config.pattern)
@@ -123,7 +125,7 @@ def _prune_step(
         apply_masks(network, masks)
         before = validate(project, network)
         if config.epochs == 0:
-            metrics, facts = save_network(project, network, folder, Metrics(validation=before))
+            save_network(project, new, network, Metrics(validation=before))
         else:
             masks = {name: mask.to(choose_device(project.device)) for name, mask in masks.items()}
             lessons = Teacher(network=load_network(origin), config=tutoring.distil)
@@ -134,14 +136,11 @@ def _prune_step(
                 after_step, finish = regrowing.after_step, regrowing.finish
             else:
                 after_step, finish = lambda: apply_masks(network, masks), None
-            metrics, facts = fit_and_save(
-                project, network, tuning, key, "prune", folder, teacher=lessons, after_step=after_step, finish=finish
-            )
+            fit_and_save(project, new, network, tuning, teacher=lessons, after_step=after_step, finish=finish)
         layers = tuple(LayerZeros(**dataclasses.asdict(layer)) for layer in sparsity_by_layer(network))
-        # Facts go on to what is made of this network.
-        return dataclasses.replace(metrics, one_shot=before, layers=layers), dataclasses.replace(facts, layers=layers)
-
-    return run_stage(project, "network", "prune", key, config, parent, out, make)
+        new.metrics = dataclasses.replace(new.metrics, one_shot=before, layers=layers)
+        new.facts = dataclasses.replace(new.facts, layers=layers)  # facts go on to what is made of this network
+    return new.artifact
 
 
 def _squared_gradients(project: Project, network: nn.Module) -> dict[str, Tensor]:

@@ -26,16 +26,14 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 import onnx
-import torch
 from msgspec import UNSET, Meta, UnsetType
 from numpy.typing import NDArray
-from torch import Tensor
 
 from ..artifacts.artifact import PAYLOAD, Artifact
 from ..artifacts.cost import INPUTS, in_turns
-from ..artifacts.parts import Calibration, Chosen, Facts, Metrics, Scores
+from ..artifacts.parts import Calibration, Chosen, Metrics, Scores
 from ..artifacts.payloads import Search, read_payload
-from ..artifacts.project import Made, Project, data_identity, run_stage, stage_key
+from ..artifacts.project import New, Project, data_identity, making, stage_key
 from ..artifacts.records import write_record
 from ..artifacts.vectors import TOLERANCE, write_vectors
 from ..benchmarks.machine import DECIDING, machine_facts
@@ -43,6 +41,7 @@ from ..benchmarks.runtimes import Candidate, check_logits, open_model
 from ..errors import CompressError
 from ..graphs.file import write_onnx
 from ..graphs.floats import MINIMUM_IMAGES
+from ..pruning.masks import apply_masks
 from ..quantization.bias import correct_bias
 from ..quantization.equalise import equalise
 from ..quantization.int8 import Change, Prepared, StaticConfig, prepare, quantizable, quantize_dynamic, quantize_prepared, write_quantized
@@ -51,6 +50,7 @@ from ..quantization.qat.network import GraphNetwork
 from ..quantization.search import Groups, Setting, choose
 from ..quantization.weights_only import store_in, store_weights
 from ..train.distil import Teacher
+from ..train.fit import choose_device
 from ..train.metrics import score
 from ..train.settings import DistilConfig, FitConfig
 from ..train.split import stratified_sample
@@ -113,18 +113,18 @@ def quantize(
     inputs = {"training": dataclasses.asdict(tuning), "distil": dataclasses.asdict(distil)} if config.epochs else {}
     key = stage_key("quantize", settings, parent=parent.content, data=data_identity(project), vectors=TOLERANCE["quantize"], **inputs)
 
-    def make(folder: Path) -> Made:
-        target = folder / PAYLOAD["graph"]
-        metrics = _make(project, parent, config, tuning, distil, key, target)
-        _prove(project, target)
-        scores = _scores(project, target)
-        before = _scores(project, parent.payload)
-        drop = 100 * (before.balanced_accuracy - scores.balanced_accuracy)
-        return dataclasses.replace(metrics, validation=scores, points_lost=drop, choice=chosen), parent.manifest.facts
-
-    made = run_stage(project, "graph", "quantize", key, settings, parent, out, make)
+    with making(project, "graph", "quantize", key, settings, parent, out) as new:
+        if new.wanted:
+            target = new.folder / PAYLOAD["graph"]
+            metrics = _make(project, new, parent, config, tuning, distil)
+            # What it answers here, as no other runtime computes in int8 what this one does.
+            run = open_model(Candidate(name="int8", path=target), project.spec.shape, project.classes, threads=1).predict
+            write_vectors(new.folder, run, project.data.validation.images, TOLERANCE["quantize"])
+            before, scores = _scores(project, parent.payload), _scores(project, target)
+            drop = 100 * (before.balanced_accuracy - scores.balanced_accuracy)
+            new.metrics, new.facts = dataclasses.replace(metrics, validation=scores, points_lost=drop, choice=chosen), parent.manifest.facts
     state_file(project, "quantize", key).unlink(missing_ok=True)
-    return made
+    return new.artifact
 
 
 def choose_quantization(project: Project, parent: Artifact, config: QuantizeConfig) -> Artifact:
@@ -133,10 +133,12 @@ def choose_quantization(project: Project, parent: Artifact, config: QuantizeConf
     settings = {"images": config.images, "seed": config.seed, "max_drop": config.max_drop}
     key = stage_key("choose", settings, parent=parent.content, data=data_identity(project), machine=machine)
 
-    def make(folder: Path) -> Made:
+    with making(project, "choice", "choose", key, settings, parent) as new:
+        if not new.wanted:
+            return new.artifact
         generator = np.random.default_rng(config.seed)
         images = [generator.integers(0, 256, (1, *project.spec.shape), dtype=np.uint8) for _ in range(INPUTS)]
-        with tempfile.TemporaryDirectory(dir=folder) as scratch:
+        with tempfile.TemporaryDirectory(dir=new.folder) as scratch:
             maker = Maker(project, parent.payload, calibration_images(project, config)[1], Path(scratch))
             found = choose(
                 maker,
@@ -147,10 +149,9 @@ def choose_quantization(project: Project, parent: Artifact, config: QuantizeConf
             )
             project.console.progress("chosen", 1, 1)
         search = Search(**vars(found), max_drop=config.max_drop, groups=maker.groups_of, machine=machine)
-        write_record(folder / PAYLOAD["choice"], search)
-        return Metrics(verdict=found.verdict), Facts()
-
-    return run_stage(project, "choice", "choose", key, settings, parent, None, make)
+        write_record(new.folder / PAYLOAD["choice"], search)
+        new.metrics = Metrics(verdict=found.verdict)
+    return new.artifact
 
 
 class Maker:
@@ -234,10 +235,9 @@ def _as_chosen(found: Search, config: QuantizeConfig) -> QuantizeConfig:
     return QuantizeConfig(**common)
 
 
-def _make(
-    project: Project, parent: Artifact, config: QuantizeConfig, tuning: FitConfig, distil: DistilConfig, key: str, target: Path
-) -> Metrics:
+def _make(project: Project, new: New, parent: Artifact, config: QuantizeConfig, tuning: FitConfig, distil: DistilConfig) -> Metrics:
     """Write the file and return what is to be said of it."""
+    target = new.folder / PAYLOAD["graph"]
     if config.mode == "float32":
         target.write_bytes(parent.payload.read_bytes())
         return Metrics()
@@ -252,10 +252,10 @@ def _make(
     quantized = quantize_prepared(prepared, static, nodes_of(prepared, config.groups), change=change)
     metrics = Metrics()
     if config.epochs:
-        quantized, metrics = _fine_tune(project, prepared, quantized, tuning, distil, key, target.parent)
+        quantized, metrics = _fine_tune(project, new, prepared, quantized, tuning, distil)
     report = write_quantized(quantized, prepared, static, target, store="int8")
     calibration = {"indices": indices.tolist(), "sha256": prepared.sha256, "data": project.data.fingerprint}
-    (target.parent / "calibration.json").write_text(json.dumps(calibration) + "\n", encoding="utf-8")
+    (new.folder / "calibration.json").write_text(json.dumps(calibration) + "\n", encoding="utf-8")
     return dataclasses.replace(metrics, quantized=report, calibration=Calibration(images=len(indices), sha256=prepared.sha256))
 
 
@@ -274,30 +274,25 @@ def _corrector(prepared: Prepared, images: NDArray[np.uint8]) -> Change:
 
 
 def _fine_tune(
-    project: Project, prepared: Prepared, quantized: Any, tuning: FitConfig, distil: DistilConfig, key: str, folder: Path
+    project: Project, new: New, prepared: Prepared, quantized: Any, tuning: FitConfig, distil: DistilConfig
 ) -> tuple[Any, Metrics]:
     """Train the quantized graph, with the float32 one as teacher; the graph with its new weights, and what happened."""
     weights = {weight.name: onnx.numpy_helper.to_array(weight) for weight in prepared.model.graph.initializer}
-    network = GraphNetwork(quantized, weights=weights)
-    masks = network.zero_masks()
-
-    def keep_zeros() -> None:
-        with torch.no_grad():
-            for name, parameter in network.named_parameters():
-                if name in masks:
-                    parameter.mul_(masks[name].to(parameter.device))
-
+    network, teacher = GraphNetwork(quantized, weights=weights), Teacher(network=GraphNetwork(prepared.model), config=distil)
+    device = choose_device(project.device)
+    zeros = {name: mask.to(device) for name, mask in network.zero_masks().items()}
+    # Images come as 0..255, float32 where they are distorted; the graph may take them in [0, 1].
+    scale = 255 if prepared.model.graph.input[0].type.tensor_type.elem_type == onnx.TensorProto.FLOAT else 1
     fitted = fit_network(
-        project, network, tuning, key, "quantize", folder,
-        prepare=lambda images: _as_taken(images, prepared.model),
-        teacher=Teacher(network=GraphNetwork(prepared.model), config=distil), after_step=keep_zeros,
-    )  # fmt: skip
+        project,
+        new,
+        network,
+        tuning,
+        prepare=lambda images: images.float() / scale,
+        teacher=teacher,
+        after_step=lambda: apply_masks(network, zeros),
+    )
     return network.to_onnx(), Metrics(best_epoch=fitted.best_epoch, fine_tuned=Scores(**fitted.best))
-
-
-def _as_taken(images: Tensor, model: Any) -> Tensor:
-    """Images of 0..255, float32 where they are distorted, as ``GraphNetwork`` takes them: in [0, 1] where the graph does."""
-    return images.float() / 255 if model.graph.input[0].type.tensor_type.elem_type == onnx.TensorProto.FLOAT else images.float()
 
 
 def _scores(project: Project, file: Path) -> Scores:
@@ -308,9 +303,3 @@ def _scores(project: Project, file: Path) -> Scores:
     predict = open_model(Candidate(name=file.stem, path=file), project.spec.shape, project.classes, threads=1).predict
     logits = [check_logits(predict(batch), len(batch), project.classes) for batch in np.array_split(images, max(1, len(images) // 64))]
     return Scores(**score(labels, np.concatenate(logits).argmax(axis=1), project.classes))
-
-
-def _prove(project: Project, target: Path) -> None:
-    """Test vectors for an int8 file: what it answers here, as no other runtime computes in int8 what it does."""
-    run = open_model(Candidate(name="int8", path=target), project.spec.shape, project.classes, threads=1).predict
-    write_vectors(target.parent, run, project.data.validation.images, TOLERANCE["quantize"])

@@ -16,7 +16,7 @@ from ..artifacts.load import Prepare, load_network
 from ..artifacts.parts import Gains, Metrics, Plan, Rounding
 from ..artifacts.project import Project
 from ..artifacts.recipe import Recipe
-from ..artifacts.records import read_record, write_record
+from ..artifacts.records import read_record
 from ..channels.bypass import bypass
 from ..channels.choose import Choice, Kept, at_floor, choose, choose_for, macs_after, size_after
 from ..channels.curves import choose_by_curves
@@ -233,15 +233,6 @@ class Cutter:
 
 def example_of(project: Project) -> Tensor:
     return Prepare(project.spec)(torch.from_numpy(project.data.train.images[:2].copy()))
-
-
-def written_down(plan: Plan, plan_file: Path) -> Plan:
-    """Write the plan down, all or nothing."""
-    plan_file.parent.mkdir(parents=True, exist_ok=True)
-    beside = plan_file.with_suffix(".partial")
-    write_record(beside, plan)
-    beside.replace(plan_file)
-    return plan
 
 
 def taken_up(project: Project, plan_file: Path, groups: Groups) -> Plan | None:

@@ -22,8 +22,9 @@ from msgspec import Meta
 from ..artifacts.artifact import Artifact
 from ..artifacts.load import load_network
 from ..artifacts.parts import Metrics
-from ..artifacts.project import Made, Project, data_identity, run_stage, stage_key
+from ..artifacts.project import Project, data_identity, making, stage_key
 from ..artifacts.recipe import Recipe
+from ..artifacts.records import write_record
 from ..channels.bypass import bypassable, matching
 from ..channels.cut import remove_channels
 from ..channels.find import channel_groups
@@ -33,7 +34,7 @@ from ..pruning.masks import apply_masks
 from ..train.distil import Teacher
 from ..train.fit import choose_device
 from .finetune import Tutoring, ease_dropout, fit_and_save, save_network, validate, zeros_kept
-from .removal_plan import Cutter, Job, example_of, taken_up, written_down
+from .removal_plan import Cutter, Job, example_of, taken_up
 from .sensitivity import spare_modules
 
 Share = Annotated[float, Meta(gt=0, lt=1, description="times what the teacher costs, 0.35x leaves about a third")]
@@ -133,26 +134,27 @@ def _step(job: Job, parent: Artifact, config: RemoveConfig, out: Path | None) ->
     key = stage_key(STAGE, config, parent=parent.content, teacher=origin.content, **inputs)
     plan_file = project.folder / STAGE / f".{key[:12]}.plan.json"
 
-    def make(folder: Path) -> Made:
-        with tempfile.TemporaryDirectory(dir=folder) as place:
+    with making(project, "network", STAGE, key, config, parent, out) as new:
+        if not new.wanted:
+            return new.artifact
+        with tempfile.TemporaryDirectory(dir=new.folder) as place:
             cutter = Cutter(job=job, parent=parent, config=config, place=Path(place))
-            plan = taken_up(project, plan_file, cutter.groups) or written_down(cutter.plan(), plan_file)
+            plan = taken_up(project, plan_file, cutter.groups) or cutter.plan()
+            write_record(plan_file, plan)
             network = remove_channels(cutter.network, cutter.groups, plan.keep)
             before = validate(project, network)
             if config.epochs == 0:
-                metrics, facts = save_network(project, network, folder, Metrics(validation=before))
+                save_network(project, new, network, Metrics(validation=before))
             else:
                 features = {name: torch.tensor(index) for name, index in cutter.features(plan.keep).items()}
                 lessons = Teacher(network=load_network(origin), config=job.tutoring.distil, features=features)
                 ease_dropout(network, lessons.network)
                 zeros = {name: mask.to(choose_device(project.device)) for name, mask in zeros_kept(parent, network).items()}
                 keep_zeros = (lambda: apply_masks(network, zeros)) if zeros else None
-                metrics, facts = fit_and_save(project, network, tuning, key, STAGE, folder, teacher=lessons, after_step=keep_zeros)
-            metrics = dataclasses.replace(metrics, one_shot=before, **cutter.gains(network, plan))
+                fit_and_save(project, new, network, tuning, teacher=lessons, after_step=keep_zeros)
+            new.metrics = dataclasses.replace(new.metrics, one_shot=before, **cutter.gains(network, plan))
         plan_file.unlink(missing_ok=True)
-        return metrics, facts
-
-    return run_stage(project, "network", STAGE, key, config, parent, out, make)
+    return new.artifact
 
 
 def _names(project: Project, parent: Artifact, patterns: tuple[str, ...]) -> tuple[str, ...]:

@@ -8,7 +8,6 @@ Result: an artifact of kind "sensitivity" in ``runs/<model>/sensitivity/<key>`` 
 """
 
 import copy
-import csv
 import dataclasses
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -25,11 +24,11 @@ from ..artifacts import payloads
 from ..artifacts.artifact import PAYLOAD, Artifact
 from ..artifacts.cost import Clock
 from ..artifacts.load import Prepare, load_network
-from ..artifacts.parts import Baseline, Facts, Metrics
+from ..artifacts.parts import Baseline, Metrics
 from ..artifacts.payloads import Point, Sensitivity, read_payload
-from ..artifacts.project import Made, Project, data_identity, run_stage, stage_key
+from ..artifacts.project import Project, data_identity, making, stage_key
 from ..artifacts.recipe import Recipe
-from ..artifacts.records import write_record
+from ..artifacts.records import write_csv, write_record
 from ..benchmarks.statistics import Interval
 from ..channels.bypass import bypass, bypassable
 from ..channels.curves import Curve, Curves, Measure, Score, channel_curves, loss_rises, module_curves, weight_curves
@@ -76,7 +75,9 @@ def measure_sensitivity(project: Project, parent: Artifact, config: SensitivityC
         del settings[name]  # without effect
     key = stage_key(STAGE, settings, parent=parent.content, data=data_identity(project))
 
-    def make(folder: Path) -> Made:
+    with making(project, STAGE, STAGE, key, settings, parent, out) as new:
+        if not new.wanted:
+            return new.artifact
         sample = _sample(project, config)
         measure = _measure(project, sample)
         network = load_network(parent)
@@ -92,12 +93,12 @@ def measure_sensitivity(project: Project, parent: Artifact, config: SensitivityC
             rises=loss_rises(baseline, curves),
             latency=latencies,
         )
-        write_record(folder / PAYLOAD["sensitivity"], result)
-        _write_csv(folder / f"{FILE}.csv", result)
-        (folder / f"{FILE}.png").write_bytes(_picture(result))
-        return Metrics(images=result.images, baseline=result.baseline), Facts()
-
-    return run_stage(project, STAGE, STAGE, key, settings, parent, out, make)
+        write_record(new.folder / PAYLOAD["sensitivity"], result)
+        rows = [{"name": curve.name, "size": curve.size, **vars(point)} for curve in result.curves for point in curve.points]
+        write_csv(new.folder / f"{FILE}.csv", rows)
+        (new.folder / f"{FILE}.png").write_bytes(_picture(result))
+        new.metrics = Metrics(images=result.images, baseline=result.baseline)
+    return new.artifact
 
 
 def loss_curves(project: Project, recipe: Recipe, parent: Artifact) -> Curves:
@@ -185,14 +186,6 @@ def _plain(curve: Curve, baseline: Score) -> payloads.Curve:
 
     points = (Point(sparsity=p.sparsity, removed=p.removed, **vars(p.score), points_lost=lost(p.score)) for p in curve.points)
     return payloads.Curve(name=curve.name, size=curve.size, points=tuple(points))
-
-
-def _write_csv(path: Path, result: Sensitivity) -> None:
-    rows = [{"name": curve.name, "size": curve.size, **vars(point)} for curve in result.curves for point in curve.points]
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
 
 
 def _picture(result: Sensitivity) -> bytes:

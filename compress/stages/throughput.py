@@ -19,12 +19,13 @@ import dataclasses
 import functools
 import math
 import multiprocessing
+import signal
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass
-from multiprocessing.connection import Connection
 from typing import Literal
 
 import numpy as np
@@ -38,7 +39,7 @@ from ..artifacts.load import Prepare, build_network
 from ..artifacts.model_reference import ModelReference
 from ..artifacts.project import Project
 from ..benchmarks.statistics import Interval, over_launches
-from ..errors import CompressError
+from ..errors import CompressError, first_line
 from ..train.allocator import keep_freed_memory
 from ..train.augment import distort, draw_grid
 from ..train.fit import choose_device, fit
@@ -96,12 +97,20 @@ def measure_throughput(project: Project, config: FitConfig, *, rounds: int = 5, 
     )
     order = np.random.default_rng(config.seed)
     speeds: dict[str, list[float]] = {name: [] for name in chosen}
-    with _processes(job, chosen) as ask:
+    spawn = multiprocessing.get_context("spawn")
+    with ExitStack() as stack:
+        process = {
+            name: stack.enter_context(ProcessPoolExecutor(1, mp_context=spawn, initializer=_get_ready, initargs=(job, name)))
+            for name in chosen
+        }
         for turn in range(-1, rounds):
             for index in order.permutation(len(chosen)):
                 name = chosen[index]
                 project.console.progress(name, (turn + 1) * len(chosen), (rounds + 1) * len(chosen))
-                speed = ask[name]()
+                try:
+                    speed = process[name].submit(_speed).result()
+                except RuntimeError as error:  # its own, or that the process is gone
+                    raise CompressError(f"variant (={name}) ended early: {first_line(error)}; leave it out with --variant") from error
                 if turn >= 0:
                     speeds[name].append(speed)
         project.console.progress("done", 1, 1)
@@ -128,48 +137,23 @@ def table_rows(found: Sequence[Throughput]) -> list[dict[str, str]]:
     ]
 
 
-@contextmanager
-def _processes(job: Job, variants: Sequence[str]) -> Iterator[Mapping[str, Block]]:
-    """One process per variant, each a function that lets it train one block and returns its images per second."""
-    context = multiprocessing.get_context("spawn")
-    started: list[tuple[str, multiprocessing.process.BaseProcess, Connection]] = []
-
-    def ask(name: str, connection: Connection) -> float:
-        try:
-            connection.send(True)
-            return float(connection.recv())
-        except (EOFError, OSError) as error:
-            raise CompressError(f"variant (={name}) ended early; its error stands above, leave it out with --variant") from error
-
-    try:
-        for name in variants:
-            here, there = context.Pipe()
-            process = context.Process(target=_serve, args=(job, name, there))
-            process.start()
-            there.close()
-            started.append((name, process, here))
-        yield {name: functools.partial(ask, name, connection) for name, _, connection in started}
-    finally:
-        for _, worker, connection in started:
-            connection.close()
-            worker.join(timeout=10)
-            if worker.is_alive():
-                worker.terminate()
+_ready: tuple[Job, Block]  # what the process of a variant trains
 
 
-def _serve(job: Job, name: str, connection: Connection) -> None:
-    """Train a block each time the other side asks, until it is gone."""
+def _get_ready(job: Job, name: str) -> None:
+    global _ready
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's, which then ends this process
     torch.set_num_threads(job.threads)
     torch.manual_seed(job.config.seed)
-    block = VARIANTS[name](job)
-    count = len(job.part.labels) // job.config.batch * job.config.batch
-    try:
-        while connection.recv():
-            started = time.perf_counter()
-            block()
-            connection.send(count / (time.perf_counter() - started))
-    except (EOFError, OSError, KeyboardInterrupt):
-        return
+    _ready = job, VARIANTS[name](job)
+
+
+def _speed() -> float:
+    """Images per second over one block."""
+    job, block = _ready
+    started = time.perf_counter()
+    block()
+    return (len(job.part.labels) // job.config.batch * job.config.batch) / (time.perf_counter() - started)
 
 
 class _Pictures(Dataset[tuple[Tensor, int]]):

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from ..artifacts.artifact import Artifact
 from ..artifacts.load import load_network
-from ..artifacts.project import Made, Project, data_identity, network_identity, run_stage, stage_key
+from ..artifacts.project import New, Project, data_identity, making, network_identity, stage_key
 from ..errors import CompressError
 from ..train.distributed import joined
 from ..train.fit import choose_device
@@ -31,16 +31,9 @@ def train(project: Project, config: FitConfig, out: Path | None = None, start: A
         if team.rank:
             if team.from_first(False):
                 with tempfile.TemporaryDirectory() as folder:
-                    fit_and_save(project, network, config, key, "train", Path(folder))
+                    fit_and_save(project, New(stage="train", key=key, folder=Path(folder), wanted=True), network, config)
             return None
-        told = False
-
-        def make(folder: Path) -> Made:
-            nonlocal told
-            told = team.from_first(True)
-            return fit_and_save(project, network, config, key, "train", folder)
-
-        artifact = run_stage(project, "network", "train", key, config, start, out, make)
-        if not told:  # it was there already
-            team.from_first(False)
-        return artifact
+        with making(project, "network", "train", key, config, start, out) as new:
+            if team.from_first(new.wanted):
+                fit_and_save(project, new, network, config)
+        return new.artifact

@@ -5,7 +5,6 @@ import dataclasses
 import inspect
 import io
 import json
-import os
 import re
 import typing
 from collections.abc import Mapping
@@ -21,7 +20,7 @@ from ..artifacts.load import Prepare
 from ..artifacts.model_reference import ModelReference
 from ..artifacts.project import Project, data_identity, network_identity
 from ..artifacts.recipe import RECIPES, Recipe, training_config
-from ..artifacts.records import read_toml
+from ..artifacts.records import read_toml, write_whole
 from ..errors import CompressError, NetworkError
 from ..models.emnist import EmnistConfig
 from ..models.errors import ModelError
@@ -67,14 +66,13 @@ def options_with(project: Project, values: Mapping[str, Any]) -> dict[str, Any]:
 def write_results(project: Project, recipe: Recipe, tuned: Tuned) -> None:
     """Write recipe, table and plots, each file whole or not at all, as several workers may do so at once."""
     summary, space = tuned.summary, tuned.space
-    tuned.folder.mkdir(parents=True, exist_ok=True)
-    _replace(tuned.folder / "trials.csv", _csv(summary, space).encode())
+    write_whole(tuned.folder / "trials.csv", _csv(summary, space).encode())
     if summary.best is not None:
-        _replace(tuned.folder / "best.toml", best_recipe(project, recipe, tuned).encode())
-        _replace(tuned.folder / "history.png", draw_history(summary))
-        _replace(tuned.folder / "slices.png", draw_slices(summary, space))
+        write_whole(tuned.folder / "best.toml", best_recipe(project, recipe, tuned).encode())
+        write_whole(tuned.folder / "history.png", draw_history(summary))
+        write_whole(tuned.folder / "slices.png", draw_slices(summary, space))
     if summary.importances:
-        _replace(tuned.folder / "importances.png", draw_importances(summary))
+        write_whole(tuned.folder / "importances.png", draw_importances(summary))
 
 
 def best_recipe(project: Project, recipe: Recipe, tuned: Tuned) -> str:
@@ -117,12 +115,6 @@ def _csv(summary: Summary, space: Space) -> str:
         about = dataclasses.asdict(trial) | dict(trial.notes)
         writer.writerow([*(about.get(name) for name in names), *(trial.values.get(name) for name in space)])
     return buffer.getvalue()
-
-
-def _replace(path: Path, content: bytes) -> None:
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    partial.write_bytes(content)
-    partial.replace(path)
 
 
 def percent(trial: Trial | None) -> str:

@@ -20,6 +20,7 @@ from ..artifacts.vectors import VECTORS, Vectors, read_vectors
 from ..benchmarks.errors import BenchmarkError
 from ..benchmarks.runtimes import Candidate, Opened, check_logits, open_model
 from ..errors import CompressError, first_line, onnxruntime_errors, shown
+from ..train.metrics import softmax
 
 SOFTMAX_TOLERANCE = 1e-5  # of the file's own logits: float32, also in an int8 file
 
@@ -103,8 +104,7 @@ def _agreement(logits: NDArray[np.float32], vectors: Vectors) -> tuple[float, in
 
 
 def _check_probabilities(found: NDArray[np.float32], logits: NDArray[np.float32]) -> Check:
-    powers = np.exp(logits.astype(np.float64) - logits.max(axis=1, keepdims=True))
-    expected = powers / powers.sum(axis=1, keepdims=True)
+    expected = softmax(logits)
     difference = float(np.abs(found - expected).max()) if found.shape == expected.shape else np.inf
     return Check(
         name="probabilities",

@@ -2,10 +2,13 @@
 
 import json
 import sys
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from compress.artifacts.artifact import Artifact, Manifest, sealed, whole_folder
 from compress.artifacts.parts import Data, Images
 from compress.cli import main as cli
 
@@ -13,6 +16,13 @@ from compress.cli import main as cli
 def recorded(name: str, fingerprint: str = "f" * 64) -> Data:
     """What an artifact records of a data set."""
     return Data(source=name, name=name, fingerprint=fingerprint, seed=0, validation=0.1, images=Images(train=2, validation=1, test=1))
+
+
+def write_artifact(target: Path, make: Callable[[Path], Manifest]) -> Artifact:
+    """An artifact of the files that ``make`` writes into the folder it is given and of the manifest it returns."""
+    with whole_folder(target) as folder:
+        about = sealed(make(folder), folder)
+    return Artifact(path=target, manifest=about)
 
 
 class Silent:

@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import stand_ins
+from stand_ins import write_artifact
 
 from compress.artifacts.artifact import (
     MANIFEST,
@@ -20,7 +22,6 @@ from compress.artifacts.artifact import (
     find_artifacts,
     read_artifact,
     sha256_of,
-    write_artifact,
 )
 from compress.artifacts.parts import Data, Images, Metrics, Model, Step
 from compress.artifacts.records import plain
@@ -153,9 +154,9 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 
-sys.path.insert(0, {tests!r})
+sys.path[:0] = {tests!r}
 from test_artifact import writer
-from compress.artifacts.artifact import write_artifact
+from stand_ins import write_artifact
 
 def died_at(step, base):
     if os.fork() == 0:
@@ -185,7 +186,7 @@ print(step)
 
 @pytest.mark.parametrize("replaces", [False, True])
 def test_sigkill_at_any_step_leaves_a_whole_artifact_or_none(tmp_path: Path, replaces: bool) -> None:
-    code = KILLED.format(tests=str(Path(__file__).parent))
+    code = KILLED.format(tests=[str(Path(__file__).parent), str(Path(stand_ins.__file__).parent)])
     done = subprocess.run([sys.executable, "-c", code, tmp_path, str(replaces)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert int(done.stdout) >= 8  # mkdir, two files, manifest, four syncs, rename

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
-from stand_ins import recorded
+from stand_ins import recorded, write_artifact
 from torch import Tensor, nn
 
-from compress.artifacts.artifact import Artifact, InputSpec, Manifest, write_artifact
+from compress.artifacts.artifact import Artifact, InputSpec, Manifest
 from compress.artifacts.load import Prepare, build_network, load_network, load_runner, load_weights
 from compress.artifacts.model_reference import ModelReference
 from compress.artifacts.parts import Model
