@@ -20,9 +20,9 @@ from stand_ins import recorded
 from compress.artifacts.artifact import InputSpec
 from compress.artifacts.model_reference import ModelReference
 from compress.artifacts.project import Project
+from compress.artifacts.recipe import Tutoring
 from compress.cli.terminal import Terminal
 from compress.stages.export import ExportConfig, export
-from compress.stages.finetune import Tutoring
 from compress.stages.quantize import QuantizeConfig, quantize
 from compress.stages.train import train
 from compress.train.settings import DistilConfig, FitConfig

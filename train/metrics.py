@@ -4,8 +4,23 @@ Balanced accuracy (the mean of the per-class recalls) is what Kuzushiji-49 asks 
 agrees with scikit-learn's (tests compare them); classes that occur neither in the labels nor in the predictions do not count.
 """
 
+from typing import TypedDict
+
 import numpy as np
 from numpy.typing import NDArray
+
+
+class Row(TypedDict):
+    """One epoch, from 1: the losses, the scores of the validation images in 0..1, and the speed."""
+
+    epoch: int
+    train_loss: float
+    validation_loss: float
+    accuracy: float
+    balanced_accuracy: float
+    macro_f1: float
+    macro_precision: float
+    images_per_second: float
 
 
 def confusion_matrix(labels: NDArray[np.int64], predictions: NDArray[np.int64], classes: int) -> NDArray[np.int64]:

@@ -23,10 +23,12 @@ import re
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 
+from .data_set import About, DataSet, Part, Parts
 from .download import fetch
 from .errors import TrainError
 from .formats import read_array, read_class_map, read_pictures
@@ -51,45 +53,6 @@ _MAX_CLASSES = 100_000
 _TEST_FRACTION, _TEST_SEED = 0.2, 0
 
 Progress = Callable[[str, int, int], None]
-
-
-@dataclass(frozen=True)
-class Part:
-    """N images with their labels. ``images``: uint8 (N, C, H, W), C-contiguous; ``labels``: int64 (N,), 0..K-1."""
-
-    images: np.ndarray
-    labels: np.ndarray
-
-
-@dataclass(frozen=True, kw_only=True)
-class DataSet:
-    """Three parts that share no image; K is ``len(classes)``.
-
-    ``fingerprint``: sha256 (hex) of all images and labels as they were read, the same from whichever kind of file, split or seed.
-    ``has_test``: the test part was given as such, not cut off. ``order``: int64, where each image of train, then of validation, then of a
-    test part that was cut off, stood in the set that was read.
-    """
-
-    name: str
-    classes: tuple[str, ...]
-    train: Part
-    validation: Part
-    test: Part
-    fingerprint: str
-    has_test: bool
-    order: np.ndarray
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        """(C, H, W) of one image."""
-        channels, height, width = self.train.images.shape[1:]
-        return channels, height, width
-
-    def pool(self) -> Part:
-        """What is cross-validated: every image but those of a test part that was given, in the order in which they were read."""
-        parts = [self.train, self.validation] + ([] if self.has_test else [self.test])
-        back = np.argsort(self.order)
-        return Part(np.concatenate([part.images for part in parts])[back], np.concatenate([part.labels for part in parts])[back])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,16 +106,16 @@ def load_data(
         order, cut = divide(train.labels, _TEST_FRACTION, _TEST_SEED, raw.name)
         train, test = _take(raw.train, order), _take(raw.train, cut)
     kept, held = divide(train.labels, validation, seed, raw.name)
-    return DataSet(
+    parts = Parts(train=_take(train, kept), validation=_take(train, held), test=test, order=np.concatenate([order[kept], order[held], cut]))
+    about = About(
         name=raw.name,
         classes=raw.classes,
-        train=_take(train, kept),
-        validation=_take(train, held),
-        test=test,
+        shape=shape,
+        counts=(len(kept), len(held), len(test.labels)),
         fingerprint=_fingerprint(train, test),
         has_test=raw.test is not None,
-        order=np.concatenate([order[kept], order[held], cut]),
     )
+    return DataSet(about, lambda: (about, parts))
 
 
 def _read_source(source: str, shape: tuple[int, int, int], cache: Path, progress: Progress | None) -> _Raw:
@@ -181,6 +144,16 @@ def _read_source(source: str, shape: tuple[int, int, int], cache: Path, progress
     if any(folder.glob("*-idx[13]-ubyte*")):
         return _read_files(_idx_files(folder, "train", "t10k"), shape)
     return _read_image_folder(folder, shape, progress)
+
+
+def stamp(source: str, cache: Path, files: Files | None = None) -> list[tuple[str, int, int, int]]:
+    """What tells that a data set is the one of before without reading it: of each of its files path, bytes, and times of change in ns."""
+    if source == "digits" and files is None:
+        return [(f"scikit-learn {version('scikit-learn')}", 0, 0, 0)]
+    known = {"k49": cache / "k49", "emnist": cache / "EMNIST" / "raw", "kmnist": cache / "KMNIST" / "raw"}
+    paths = list(vars(files).values()) if files else sorted(path for path in known.get(source, Path(source)).rglob("*") if path.is_file())
+    found = [(path, path.stat()) for path in paths if path.is_file()]
+    return [(str(path.absolute()), one.st_size, one.st_mtime_ns, one.st_ctime_ns) for path, one in found]
 
 
 def _unknown(source: str) -> str:

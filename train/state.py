@@ -7,7 +7,7 @@ import json
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any
 
 import msgspec
 import torch
@@ -15,18 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-
-class Row(TypedDict):
-    """One epoch, from 1: the losses, the scores of the validation images in 0..1, and the speed."""
-
-    epoch: int
-    train_loss: float
-    validation_loss: float
-    accuracy: float
-    balanced_accuracy: float
-    macro_f1: float
-    macro_precision: float
-    images_per_second: float
+from .metrics import Row
 
 
 @dataclass

@@ -14,8 +14,7 @@ from .options import File
 if TYPE_CHECKING:
     from ..artifacts.artifact import Artifact
     from ..artifacts.context import Context
-    from ..artifacts.recipe import Recipe
-    from ..stages.finetune import Tutoring
+    from ..artifacts.recipe import Recipe, Tutoring
 
     Start = Artifact | Path | str | None
 else:
@@ -23,7 +22,7 @@ else:
 
 P = ParamSpec("P")
 R = TypeVar("R")
-SHARED = ("weights", "pretrained", "out", "force", "resume")  # options that say where to start and what becomes of what is made
+SHARED = ("weights", "pretrained", "out", "force", "fresh")  # options that say where to start and what becomes of what is made
 
 
 def takes(kind: type) -> Callable[[Callable[P, R]], Callable[P, R]]:
@@ -76,8 +75,7 @@ class Begun:
 
     def tutoring(self, options: Mapping[str, Any]) -> "Tutoring":
         """How what was cut is fine-tuned: as the recipe says, and the options."""
-        from ..artifacts.recipe import training_config
-        from ..stages.finetune import Tutoring, teacher_for
+        from ..artifacts.recipe import Tutoring, teacher_for, training_config
         from ..train.settings import DistilConfig
 
         given = {name: options.get(option) for name, option in (("weight", "distil"), ("temperature",) * 2, ("features",) * 2)}
@@ -88,9 +86,11 @@ class Begun:
         )
 
 
-def opened(context: "Context", start: Start, options: Mapping[str, Any], **more: Any) -> "tuple[Context, Recipe]":
+def opened(context: "Context", start: Start, options: Mapping[str, Any]) -> "tuple[Context, Recipe]":
     """What was said in this call besides what :func:`open` was told, and the recipe, so that a wrong value costs no loading of data."""
-    context = dataclasses.replace(context, start=start, **some(options, *SHARED), **more)
+    if options.get("fresh") and options.get("resume"):
+        raise CompressError("fresh and resume exclude each other; leave one of them out")
+    context = dataclasses.replace(context, start=start, **some(options, *SHARED))
     return context, context.load_recipe()
 
 

@@ -209,7 +209,7 @@ class Network:
         """Everything: train, prune, export, quantize, benchmark, report. A second run, or one after a kill, does only what is missing."""
         from ..stages.run_all import run_all
 
-        context, recipe = opened(self._context, None, options, resume=True)
+        context, recipe = opened(self._context, None, options)
         return run_all(context, recipe, measuring(options), some(options, "max_drop", "max_latency", "max_size"))
 
     @takes(of.PredictOptions)

@@ -39,6 +39,10 @@ class PretrainedOptions(TypedDict, total=False):
     pretrained: Annotated[bool, "Start from the trained weights of k49 or emnist that come with this package."]
 
 
+FRESH = "Start anew, instead of going on with a training of the same settings that was interrupted."
+RESUME = "Go on with such a training; that is the default, and this is kept for scripts."
+
+
 class StartOptions(PretrainedOptions, total=False):
     weights: Annotated[File, "Start from a network trained elsewhere: a .safetensors or .pt/.pth state dict."]
 
@@ -54,7 +58,8 @@ class TrainOptions(MakeOptions, total=False):
     lr: Annotated[float, "Largest learning rate."]
     label_smoothing: Annotated[float, "0 for none; 0.1 is usual."]
     folds: Annotated[int, "Cross-validate instead: train this many networks, each scored on the images it did not see."]
-    resume: Annotated[bool, "Go on with a training that was interrupted."]
+    fresh: Annotated[bool, FRESH]
+    resume: Annotated[bool, RESUME]
 
 
 class TuneOptions(TypedDict, total=False):
@@ -86,7 +91,8 @@ class FineTuneOptions(MakeOptions, total=False):
     distil: Annotated[float, "Share of the loss that the teacher makes; 0 for labels only.  [default: 0.7]"]
     temperature: Annotated[float, "Of the teacher's probabilities.  [default: 2]"]
     features: Annotated[float, "Weight of the error of the last hidden features; 0 for logits only.  [default: 0]"]
-    resume: Annotated[bool, "Go on with a fine-tuning that was interrupted."]
+    fresh: Annotated[bool, FRESH]
+    resume: Annotated[bool, RESUME]
 
 
 class PruneOptions(FineTuneOptions, total=False):
@@ -124,7 +130,8 @@ class QuantizeOptions(MakeOptions, total=False):
     images: Annotated[int, "Calibration images, drawn evenly from the classes.  [default: 512]"]
     epochs: Annotated[int, "Fine-tune the quantized graph for so many epochs.  [default: 0]"]
     lr: Annotated[float, "Learning rate at the start of fine-tuning.  [default: 0.0001]"]
-    resume: Annotated[bool, "Go on with a fine-tuning that was interrupted."]
+    fresh: Annotated[bool, FRESH]
+    resume: Annotated[bool, RESUME]
     method: Annotated[str, "Static: range of activations by minmax, percentile, entropy or mse.  [default: minmax]"]
     per_channel: Annotated[bool, "Static: one weight scale per channel, or with --per-tensor one per tensor.  [default: per channel]"]
     groups: Annotated[Sequence[str], "Static: only these groups of nodes; auto names them."]

@@ -12,16 +12,18 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ArtifactError, CompressError
-from ..train.sources import NAMES, DataSet, Files, load_data
-from .artifact import Artifact, InputSpec, read_artifact
+from ..train.data_set import About, DataSet
+from ..train.sources import NAMES, Files, load_data, stamp
+from .artifact import Artifact, InputSpec, digest_of, read_artifact
 from .model_reference import ModelReference
 from .parts import Data, Images
 from .project import Console, Project, Silent, find_parent
 from .recipe import Recipe, load_recipe
-from .records import refuse_odd
+from .records import read_record, refuse_odd
 
 WEIGHTS = Path(__file__).parents[1] / "weights"
 VALIDATION = 0.1
+VERSION = 1  # of what is noted of data sets
 PARTS = ("train_images", "train_labels", "test_images", "test_labels")
 Start = Artifact | Path | str
 
@@ -30,7 +32,7 @@ Start = Artifact | Path | str
 class Context:
     """What was said, by options of a command or in Python; None where nothing was.
 
-    ``start``, ``weights``, ``pretrained``: the network to start from. ``out``, ``force``, ``resume``: what becomes of what is made.
+    ``start``, ``weights``, ``pretrained``: the network to start from. ``out``, ``force``, ``fresh``: what becomes of what is made.
     """
 
     model: str | None = None
@@ -54,7 +56,7 @@ class Context:
     pretrained: bool = False
     out: Path | None = None
     force: bool = False
-    resume: bool = False
+    fresh: bool = False
     loaded: dict[Any, Any] = field(default_factory=dict, compare=False, repr=False)  # data sets that were read for an earlier call
 
     def __post_init__(self) -> None:
@@ -198,9 +200,7 @@ class Context:
         name, key = str(source), (str(source), seed, validation, spec.shape, files)
         if key not in self.loaded:
             self.loaded.clear()  # one at a time, as they are large
-            self.loaded[key] = load_data(
-                name, seed=seed, validation=validation, shape=spec.shape, cache=self.cache, files=files, progress=self.console.progress
-            )
+            self.loaded[key] = self._known(name, seed, validation, spec.shape, files)
         data: DataSet = self.loaded[key]
         return data, Data(
             source=(str(files.train_images), str(files.train_labels), str(files.test_images), str(files.test_labels)) if files else name,
@@ -208,8 +208,24 @@ class Context:
             fingerprint=data.fingerprint,
             seed=seed,
             validation=validation,
-            images=Images(train=len(data.train.labels), validation=len(data.validation.labels), test=len(data.test.labels)),
+            images=Images(**dict(zip(("train", "validation", "test"), data.about.counts, strict=True))),
         )
+
+    def _known(self, name: str, seed: int, validation: float, shape: tuple[int, int, int], files: Files | None) -> DataSet:
+        """The data set, read now, or when its images are asked for where ``runs/.data`` has what is known of the same files."""
+        stamped = [VERSION, name, seed, validation, shape, stamp(name, self.cache, files)]
+        note = self.runs / ".data" / f"{digest_of(stamped)[:16]}.json"
+
+        def read() -> DataSet:
+            how: dict[str, Any] = {"seed": seed, "validation": validation, "shape": shape, "cache": self.cache, "files": files}
+            return load_data(name, **how, progress=self.console.progress)
+
+        try:
+            about = read_record(note, About, again="delete it") if note.is_file() else None
+        except CompressError:
+            about = None
+        data = read() if about is None else DataSet(about, lambda: read().read())
+        return dataclasses.replace(data, note=note)
 
     def _project(self, model: ModelReference | None, spec: InputSpec, data: DataSet, source: Data) -> Project:
         return Project(
@@ -221,7 +237,7 @@ class Context:
             console=self.console,
             device=self.device,
             force=self.force,
-            resume=self.resume,
+            fresh=self.fresh,
         )
 
 

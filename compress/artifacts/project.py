@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from ..errors import ArtifactError
-from ..train.sources import DataSet
+from ..train.data_set import DataSet
 from .artifact import MANIFEST, Artifact, InputSpec, Kind, Manifest, digest_of, find_artifacts, read_artifact, sealed, whole_folder
 from .model_reference import ModelReference
 from .parts import Data, Facts, Metrics, Model, StepSettings
+from .records import write_record
 
 # Stages that make networks; those of the first kind are what pruning starts from where no parent is named.
 TRAINED_STAGES = ("train", "import")
@@ -58,7 +59,7 @@ class Project:
     console: Console
     device: str = "auto"
     force: bool = False
-    resume: bool = False
+    fresh: bool = False
     told: str = ""  # what to say of the data where nothing was made from them before
 
     @property
@@ -184,6 +185,13 @@ def making(
         )
         about = sealed(about, folder)
     new.made = Artifact(path=target, manifest=about, parent=parent)
+    if (note := project.data.note) and not note.exists():
+        write_record(note, project.data.about)
+
+
+def state_file(project: Project, stage: str, key: str) -> Path:
+    """Where a training keeps its state, so that a killed run can go on."""
+    return project.folder / stage / f".{key[:12]}.state.safetensors"
 
 
 def stage_key(stage: str, config: Any, **inputs: Any) -> str:

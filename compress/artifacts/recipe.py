@@ -14,14 +14,15 @@ A recipe says what ``compress run`` does, table by table; whatever it leaves out
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 from msgspec import Meta
 
 from ..errors import CompressError
-from ..train.settings import AugmentConfig, FitConfig
+from ..train.settings import AugmentConfig, DistilConfig, FitConfig
+from .artifact import Artifact, read_artifact
 from .records import checked, read_toml, refuse_unknown
 
 RECIPES = Path(__file__).parents[1] / "recipes"
@@ -88,6 +89,30 @@ def load_recipe(path: Path | None, model: str | None = None, data: str | None = 
 def training_config(recipe: Recipe, **given: Any) -> FitConfig:
     """The settings of training: the recipe's [train] and [augment], then whatever of ``given`` (the command line, Python) is not None."""
     return recipe.stage(FitConfig, "train", **given, augment=recipe.stage(AugmentConfig, "augment"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tutoring:
+    """How a network that lost something is fine-tuned: ``training`` gives batch, optimiser, smoothing and distortions; ``distil`` says how
+    much is learnt from ``teacher``, which is the parent where it is None.
+    """
+
+    training: FitConfig
+    distil: DistilConfig
+    teacher: Artifact | None = None
+
+    def config(self, epochs: int, lr: float) -> FitConfig:
+        """The settings of fine-tuning: those of training, but for a cosine from ``lr`` down to zero over ``epochs``."""
+        plain = min(self.training.plain_epochs, max(0, epochs - 1))
+        return replace(self.training, epochs=max(1, epochs), lr=lr, schedule="cosine", warmup=0.0, plain_epochs=plain)
+
+
+def teacher_for(parent: Artifact, path: Path) -> Artifact:
+    """The artifact in ``path``, if it reads what ``parent`` does."""
+    teacher = read_artifact(path, "network")
+    if (teacher.manifest.classes, teacher.manifest.input) != (parent.manifest.classes, parent.manifest.input):
+        raise CompressError(f"teacher (={path}) reads other images or classes than {parent.path}; name the network it was pruned from")
+    return teacher
 
 
 def _over(table: str, below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:

@@ -100,8 +100,7 @@ def main() -> int:
             raise
         return _refuse(f"{error.filename}: {error.strerror}; nothing was changed there")
     except (click.Abort, KeyboardInterrupt):
-        told = "what is finished is kept, and the same command goes on (train, prune and remove-channels: with --resume)"
-        click.echo(f"\ncompress: stopped; {told}", err=True)
+        click.echo("\ncompress: stopped; what is finished is kept, and the same command goes on", err=True)
         return 130
 
 

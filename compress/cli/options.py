@@ -24,7 +24,7 @@ PATH = click.Path(path_type=Path)
 NAMES = {"options": "option", "sparsities": "sparsity", "groups": "group", "runtimes": "runtime", "variants": "variant", "start": "from"}
 START = Annotated[of.File, "Start from this artifact.  [default: the newest fitting one; train: a new network]"]
 METAVARS = {"data": "NAME|FOLDER", "model": "NAME", "recipe": "FILE|NAME", "start": "FOLDER", "out": "FOLDER", "storage": "URL|FILE"}
-COMMON = ("start", "weights", "pretrained", "out", "force", "resume")
+COMMON = ("start", "weights", "pretrained", "out", "force", "fresh", "resume")
 OPENS: Mapping[str, Any] = {"model": of.Model, **typing.get_type_hints(of.OpenOptions, include_extras=True)}
 
 

@@ -10,8 +10,8 @@ from ..errors import CompressError
 from .edits import WEIGHTED, fold_constants, weighted_nodes
 from .file import image_inputs, opset_of, read_onnx
 from .index import constant, index
+from .records import MINIMUM_IMAGES
 
-MINIMUM_IMAGES = 32  # below this the seen range depends more on the choice of images than on the network (pytorch/pytorch#45185)
 _QUANTIZED = re.compile("QuantizeLinear|Integer$|^QLinear|^QGemm|^DequantizeLinear")
 
 

@@ -4,6 +4,8 @@ from dataclasses import dataclass
 
 from msgspec import UNSET, UnsetType
 
+MINIMUM_IMAGES = 32  # below this the seen range depends more on the choice of images than on the network (pytorch/pytorch#45185)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Parity:

@@ -18,7 +18,6 @@ arXiv:2010.07611 (scope "lamp"). LeCun et al. 1989, "Optimal Brain Damage", and 
 take squared gradients for the second derivatives (scope "fisher"). Mishra et al. 2021, arXiv:2104.08378 (the 2:4 pattern).
 """
 
-import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
@@ -26,6 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import CompressError
+from .schedule import parse_pattern
 
 SCOPES = ("global", "layer", "lamp", "fisher")
 
@@ -137,35 +137,6 @@ def rank(
             magnitude[magnitude.argmax()] = torch.inf
         keep = list(_keep(torch.cat(list(magnitudes.values())), zeros).split([m.numel() for m in magnitudes.values()]))
     return {name: mask.view_as(weight).to(weight.device) for (name, weight), mask in zip(weights.items(), keep, strict=True)}
-
-
-def cubic_sparsities(sparsity: float, steps: int) -> tuple[float, ...]:
-    """The sparsity after each of ``steps`` steps of gradual pruning: much at first, when little is lost, and less and less.
-
-    ``sparsity * (1 - (1 - k / steps) ** 3)`` for k = 1 to ``steps``: 0.8 in 4 steps is 0.4625, 0.7, 0.7875, 0.8; one step is one-shot.
-    Zeros stay zeros: once ``apply_masks`` has run, ``weight_masks`` at a higher sparsity and the same scope takes the zeros first.
-
-    Raises:
-        CompressError: a sparsity outside (0, 1), or less than one step.
-    """
-    if not 0 < sparsity < 1:
-        raise CompressError(f"sparsity (={sparsity}) must lie in (0, 1); 0.8 zeroes 80% of the weights")
-    if steps < 1:
-        raise CompressError(f"steps (={steps}) must be at least 1; 1 zeroes all at once")
-    return tuple(sparsity * (1 - (1 - k / steps) ** 3) for k in range(1, steps + 1))
-
-
-def parse_pattern(text: str) -> tuple[int, int]:
-    """How many of how many weights stay: ``"2:4"`` is (2, 4).
-
-    Raises:
-        CompressError: anything but two whole numbers, the first positive and smaller than the second.
-    """
-    found = re.fullmatch(r"(\d{1,4}):(\d{1,4})", text, re.ASCII)
-    keep, of = map(int, found.groups()) if found else (0, 0)
-    if not 0 < keep < of:
-        raise CompressError(f'pattern (="{text}") must be two numbers KEEP:OF with 0 < KEEP < OF; "2:4" keeps the 2 largest of every 4')
-    return keep, of
 
 
 def pattern_masks(network: nn.Module, keep: int = 2, of: int = 4) -> dict[str, Tensor]:

@@ -4,6 +4,8 @@ What is measured: ONNX graphs in ONNX Runtime, and the network they came from in
 there is a device, else a row says why not.
 """
 
+import ctypes
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,14 +60,19 @@ def candidates_of(artifacts: Sequence[Artifact], device: str, runtimes: Sequence
         if about.kind == "graph":
             common |= {"path": artifact.payload}
         else:
-            from ..artifacts.load import load_parts
-
-            common |= {"path": artifact.path, "load": load_parts}
+            common |= {"path": artifact.path, "load": _load_parts}
         # Where nothing can run on CUDA, one row for torch and one for onnxruntime say so; the same for every variant would only be noise.
         first = len(about.lineage) <= (about.kind == "graph")
         places = [place for runtime in _chosen(runtimes) for place in _places(about.kind, runtime, device != "cpu", first)]
         made += [Candidate(runtime=runtime, device=place, **common) for runtime, place in places]
     return made
+
+
+def _load_parts(path: Path) -> Any:
+    """As ``artifacts.load.load_parts``, in the process that measures: nothing here loads torch."""
+    from ..artifacts.load import load_parts
+
+    return load_parts(path)
 
 
 def _facts(about: Manifest) -> Known:
@@ -99,6 +106,10 @@ def _places(kind: str, runtime: str, on_cuda: bool, first: bool) -> list[tuple[s
 
 
 def _has_cuda(kind: str) -> bool:
+    try:  # without a driver there is nothing to load torch for
+        ctypes.CDLL("nvcuda.dll" if os.name == "nt" else "libcuda.so.1")
+    except OSError:
+        return False
     if kind == "graph":
         import onnxruntime
 
@@ -127,11 +138,11 @@ def benchmark(
     baseline = next((c.name for c in candidates if c.runtime == "onnxruntime"), candidates[0].name)
     seen = [{"name": c.name, "runtime": c.runtime, "device": c.device, "artifact": c.artifact} for c in candidates]
     key = stage_key("benchmark", config, candidates=seen, data=data_identity(project))
-    test, names = project.data.test, project.data.classes
 
     with making(project, "benchmark", "benchmark", key, config, root, out) as new:
         if not new.wanted:
             return new.artifact
+        test = project.data.test
         result = run_benchmark(
             candidates,
             test.images,
@@ -145,7 +156,7 @@ def benchmark(
                 "network": project.folder.name,
                 "fingerprint": project.data.fingerprint,
                 "part": "test",
-                "class_names": list(names),
+                "class_names": list(project.data.classes),
             },
             progress=project.console.progress,
         )

@@ -9,39 +9,38 @@ Result: an artifact of kind "folds" in ``runs/<model>/folds/<key>`` with ``folds
 ``folds.csv`` (the scores), ``history.csv`` (every epoch of every fold) and ``predictions.npz`` (of each image: its position in the data as
 read, its label, and what the network that had not seen it said).
 
-Until the artifact is made, finished folds lie in ``.<key>.folds`` beside its place, so that a kill costs the fold at hand only; with
-``--resume`` not even that.
+Until the artifact is made, finished folds lie in ``.<key>.folds`` beside its place with the state of the one at hand, and the same command
+goes on from there.
 """
+
+from __future__ import annotations
 
 import dataclasses
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
 import numpy as np
-import torch
 from msgspec import Meta
 from numpy.typing import NDArray
-from torch import nn
 
 from ..artifacts.artifact import PAYLOAD, Artifact
-from ..artifacts.load import Prepare
 from ..artifacts.parts import Metrics, Scores
 from ..artifacts.payloads import Confusion, Fold, Folds, OverFolds
 from ..artifacts.project import Project, making, network_identity, stage_key
 from ..artifacts.records import read_record, write_csv, write_record
 from ..benchmarks.statistics import Count
 from ..errors import CompressError
-from ..train.fit import choose_device, fit, predict_logits
+from ..train.data_set import Part
 from ..train.folds import mean_and_spread, stratified_folds, worst_pairs
-from ..train.metrics import score
+from ..train.metrics import Row, score
 from ..train.settings import FitConfig
-from ..train.sources import Part
-from ..train.state import Row, read_snapshot
-from .finetune import new_network
+
+if TYPE_CHECKING:
+    from torch import nn
 
 SCORES = ("accuracy", "balanced_accuracy", "macro_f1", "macro_precision")
 
@@ -66,18 +65,17 @@ class _Fold:
 def cross_validate(project: Project, config: FitConfig, folds: int, out: Path | None = None) -> Artifact:
     """Train and score ``folds`` networks, in one process; raises TrainError where the images cannot be divided so."""
     config = dataclasses.replace(config, patience=0)
-    pool = project.data.pool()
-    masks = stratified_folds(pool.labels, folds, config.seed, project.data.classes)
     settings = {"folds": folds, **dataclasses.asdict(config)}
-    seen = {"fingerprint": project.data.fingerprint, "images": len(pool.labels)}
+    seen = {"fingerprint": project.data.fingerprint, "images": sum(project.data.about.counts[: 2 if project.data.has_test else 3])}
     key = stage_key("folds", settings, data=seen, **network_identity(project))
     kept = project.folder / "folds" / f".{key[:12]}.folds"
-    choose_device(project.device)
-    if project.force and not project.resume:
+    if project.fresh:
         shutil.rmtree(kept, ignore_errors=True)
 
     with making(project, "folds", "folds", key, settings, out=out) as new:
         if new.wanted:
+            pool = project.data.pool()
+            masks = stratified_folds(pool.labels, folds, config.seed, project.data.classes)
             done = [_trained(project, config, pool, masks, index, kept, key) for index in range(folds)]
             new.metrics = _write(project, new.folder, pool, masks, done)
     shutil.rmtree(kept, ignore_errors=True)
@@ -88,15 +86,17 @@ def _trained(
     project: Project, config: FitConfig, pool: Part, masks: Sequence[NDArray[np.bool_]], index: int, kept: Path, key: str
 ) -> _Fold:
     """Fold ``index``, from the file in ``kept`` if it was finished before."""
+    from ..artifacts.load import Prepare
+    from ..train.fit import choose_device, fit, predict_logits
+    from .finetune import new_network
+
     name, held = f"fold {index + 1} of {len(masks)}", masks[index]
     file, state_file = kept / f"{index + 1}.json", kept / f"{index + 1}.state.safetensors"
     if found := _read_fold(file, key, int(held.sum()), project.classes):
         project.console.say(f"folds: {name} is done already")
         return found
-    if not project.resume:
-        state_file.unlink(missing_ok=True)
-    elif state_file.is_file():
-        project.console.say(f"folds: {name} goes on from {state_file}")
+    if state_file.is_file():
+        project.console.say(f"folds: {name} goes on from {state_file}; --fresh starts anew")
 
     def progress(epoch: int, step: int, steps: int, loss: float) -> None:
         done = (index * config.epochs + epoch - 1) * steps + step
@@ -129,6 +129,10 @@ def _take_last(network: nn.Module, state_file: Path, key: str) -> None:
 
     In the memory format in which they were scored in training, so that the answers are the same to the last bit.
     """
+    import torch
+
+    from ..train.state import read_snapshot
+
     saved = read_snapshot(state_file, key)
     assert saved is not None, "fit leaves the state of the last epoch"
     part = "averaged." if any(name.startswith("averaged.") for name in saved.tensors) else "network."

@@ -5,27 +5,28 @@ taken to int8 alone: how far the logits move, how many answers change, and the l
 one table says where the noise arises, the other which groups to leave out. Seen are validation images; nothing is chosen by it.
 """
 
+from __future__ import annotations
+
 import math
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ..artifacts.artifact import PAYLOAD, Artifact
-from ..artifacts.cost import INPUTS, in_turns
 from ..artifacts.parts import Metrics
 from ..artifacts.payloads import Noise, NoisyGroup, NoisyLayer
 from ..artifacts.project import Project, data_identity, making, stage_key
 from ..artifacts.records import write_record
 from ..benchmarks.statistics import Interval, over_launches
-from ..graphs.node_times import node_times
-from ..plots.noise import draw_noise, layer_names
-from ..quantization.int8 import StaticConfig, quantize_prepared
-from ..quantization.noise import GroupCost, LayerNoise, group_costs, layer_noise
 from ..quantization.search import SURE, Setting
 from ..train.split import stratified_sample
-from .quantize import Maker, QuantizeConfig, calibration_images, nodes_of
+from .quantize import QuantizeConfig
+
+if TYPE_CHECKING:
+    from ..quantization.noise import GroupCost, LayerNoise
+    from .int8_files import Maker
 
 STAGE, SEEN = "explain-int8", 1024
 
@@ -39,6 +40,12 @@ def explain_quantization(project: Project, parent: Artifact, config: QuantizeCon
     with making(project, "noise", STAGE, key, settings, parent) as new:
         if not new.wanted:
             return new.artifact
+        from ..graphs.node_times import node_times
+        from ..plots.noise import draw_noise, layer_names
+        from ..quantization.int8 import StaticConfig, quantize_prepared
+        from ..quantization.noise import group_costs, layer_noise
+        from .int8_files import Maker, calibration_images, nodes_of
+
         part = project.data.validation
         images = part.images[stratified_sample(part.labels, min(SEEN, len(part.labels)), config.seed)]
         with tempfile.TemporaryDirectory(dir=new.folder) as scratch:
@@ -74,6 +81,8 @@ def explain_quantization(project: Project, parent: Artifact, config: QuantizeCon
 
 def _latencies(project: Project, maker: Maker, setting: Setting, seed: int) -> dict[str, Interval]:
     """Latency with one group alone in int8 as a fraction of float32's, with its 95% interval."""
+    from ..artifacts.cost import INPUTS, in_turns
+
     generator = np.random.default_rng(seed)
     images = [generator.integers(0, 256, (1, *project.spec.shape), dtype=np.uint8) for _ in range(INPUTS)]
     files = [maker.float32, *(maker.static(frozenset([name]), setting) for name in maker.groups)]

@@ -8,20 +8,16 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import numpy as np
-import torch
 from msgspec import Meta
 from numpy.typing import NDArray
-from torch import nn
 
 from .. import __version__
 from ..artifacts.artifact import PAYLOAD, Artifact
-from ..artifacts.load import Prepare, as_runner, load_network
 from ..artifacts.parts import Metrics
 from ..artifacts.project import Project, data_identity, making, stage_key
 from ..artifacts.records import plain
 from ..artifacts.vectors import TOLERANCE, write_vectors
 from ..errors import CompressError
-from ..graphs.export import export_onnx, parity
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +40,11 @@ def export(project: Project, parent: Artifact, config: ExportConfig, out: Path |
     with making(project, "graph", "export", key, config, parent, out) as new:
         if not new.wanted:
             return new.artifact
+        import torch
+
+        from ..artifacts.load import Prepare, as_runner, load_network
+        from ..graphs.export import export_onnx, parity
+
         network, prepare = load_network(parent), Prepare(parent.manifest.input)
         images = _real_images(project, config.parity_images)
         target = new.folder / PAYLOAD["graph"]
@@ -55,7 +56,7 @@ def export(project: Project, parent: Artifact, config: ExportConfig, out: Path |
                 f"the exported graph does not compute what {parent.path} does: logits differ by {proof.largest_difference:.2g} "
                 f"on {proof.images} images, {PARITY_TOLERANCE:g} is allowed; please report this with the network"
             )
-        expected = as_runner(nn.Sequential(prepare, network))
+        expected = as_runner(torch.nn.Sequential(prepare, network))
         write_vectors(new.folder, expected, project.data.validation.images, TOLERANCE["export"])
         new.metrics, new.facts = Metrics(parity=proof, rewrites=rewrites), parent.manifest.facts
     return new.artifact
@@ -80,6 +81,8 @@ def graph_metadata(parent: Artifact, config: ExportConfig) -> dict[str, str]:
 
     ``compress.image`` is what to feed it. ``compress.input`` is what the graph makes of the image itself: nobody else has to normalise.
     """
+    import torch
+
     about = parent.manifest
     image = {"dtype": config.input, "shape": ["batch", *about.input.shape], "range": [0, 255] if config.input == "uint8" else [0, 1]}
     output = {"dtype": "float32", "shape": ["batch", len(about.classes)]}

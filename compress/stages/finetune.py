@@ -3,52 +3,25 @@
 import dataclasses
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ..artifacts.artifact import PAYLOAD, Artifact, read_artifact
+from ..artifacts.artifact import PAYLOAD, Artifact
 from ..artifacts.cost import count_cost
 from ..artifacts.load import Prepare, build_network
 from ..artifacts.parts import Facts, Metrics, Scores
-from ..artifacts.project import New, Project
+from ..artifacts.project import New, Project, state_file
 from ..artifacts.records import write_csv
-from ..errors import CompressError
 from ..pruning.masks import nonzero_masks
+from ..train.data_set import Part
 from ..train.distil import Teacher
 from ..train.distributed import this_team
 from ..train.fit import Fitted, choose_device, fit, predict_logits
 from ..train.metrics import score
-from ..train.settings import DistilConfig, FitConfig
-from ..train.sources import Part
-
-
-@dataclass(frozen=True, kw_only=True)
-class Tutoring:
-    """How a network that lost something is fine-tuned: ``training`` gives batch, optimiser, smoothing and distortions; ``distil`` says how
-    much is learnt from ``teacher``, which is the parent where it is None.
-    """
-
-    training: FitConfig
-    distil: DistilConfig
-    teacher: Artifact | None = None
-
-    def config(self, epochs: int, lr: float) -> FitConfig:
-        """The settings of fine-tuning: those of training, but for a cosine from ``lr`` down to zero over ``epochs``."""
-        plain = min(self.training.plain_epochs, max(0, epochs - 1))
-        return dataclasses.replace(self.training, epochs=max(1, epochs), lr=lr, schedule="cosine", warmup=0.0, plain_epochs=plain)
-
-
-def teacher_for(parent: Artifact, path: Path) -> Artifact:
-    """The artifact in ``path``, if it reads what ``parent`` does."""
-    teacher = read_artifact(path, "network")
-    if (teacher.manifest.classes, teacher.manifest.input) != (parent.manifest.classes, parent.manifest.input):
-        raise CompressError(f"teacher (={path}) reads other images or classes than {parent.path}; name the network it was pruned from")
-    return teacher
+from ..train.settings import FitConfig
 
 
 def new_network(project: Project, seed: int) -> nn.Module:
@@ -108,11 +81,6 @@ def fit_and_save(
         state_file(project, new.stage, new.key).unlink(missing_ok=True)
 
 
-def state_file(project: Project, stage: str, key: str) -> Path:
-    """Where a training keeps its state, so that a killed run can go on."""
-    return project.folder / stage / f".{key[:12]}.state.safetensors"
-
-
 def fit_network(
     project: Project,
     new: New,
@@ -127,10 +95,10 @@ def fit_network(
     state = state_file(project, new.stage, new.key) if this_team().rank == 0 else None
     if state is None:
         pass  # the first process has it
-    elif not project.resume:
+    elif project.fresh:
         state.unlink(missing_ok=True)
     elif state.is_file():
-        project.console.say(f"{new.stage}: goes on from {state}")
+        project.console.say(f"{new.stage}: goes on from {state}; --fresh starts anew")
 
     def progress(epoch: int, step: int, steps: int, loss: float) -> None:
         label = f"{new.stage}, epoch {epoch} of {config.epochs}, loss {loss:.3f}"

@@ -15,17 +15,13 @@ from numpy.typing import NDArray
 
 from ..artifacts.artifact import PAYLOAD, Artifact, sha256_of
 from ..artifacts.context import Context
-from ..artifacts.load import load_weights
 from ..artifacts.parts import Metrics
 from ..artifacts.project import Project, data_identity, making, network_identity, stage_key
 from ..artifacts.recipe import Recipe
 from ..artifacts.vectors import TOLERANCE, write_vectors
 from ..benchmarks.runtimes import check_logits
 from ..errors import CompressError
-from ..graphs.adopt import LOGITS, PROBABILITIES, adopt
-from ..graphs.file import open_session, read_onnx, write_onnx
 from ..graphs.records import Parity
-from .finetune import new_network, save_network, validate
 
 STAGE = "import-onnx"
 PARITY_IMAGES, BATCH = 1000, 64
@@ -40,6 +36,9 @@ def import_onnx(project: Project, path: Path, out: Path | None = None) -> Artifa
     with making(project, "graph", STAGE, key, config, out=out) as new:
         if not new.wanted:
             return new.artifact
+        from ..graphs.adopt import LOGITS, adopt
+        from ..graphs.file import write_onnx
+
         about = {
             "compress.classes": json.dumps(project.data.classes, ensure_ascii=False),
             "compress.input": json.dumps(dataclasses.asdict(spec)),
@@ -57,6 +56,8 @@ def import_onnx(project: Project, path: Path, out: Path | None = None) -> Artifa
 
 def _run(path: Path, output: str | None = None) -> Callable[[NDArray[Any]], NDArray[np.float32]]:
     """Runs a file on images of the type it takes, in batches that it takes; its first output unless one is named."""
+    from ..graphs.file import open_session, read_onnx
+
     session = open_session(read_onnx(path), f'"{path}"')
     entry, outputs = session.get_inputs()[0], [output or session.get_outputs()[0].name]
     batch = entry.shape[0] if isinstance(entry.shape[0], int) else BATCH
@@ -70,6 +71,9 @@ def _run(path: Path, output: str | None = None) -> Callable[[NDArray[Any]], NDAr
 
 def _parity(project: Project, path: Path, target: Path, images: NDArray[np.uint8]) -> Parity:
     """The file as it came, fed as its maker meant it, against what was made of it."""
+    from ..graphs.adopt import LOGITS, PROBABILITIES
+    from ..graphs.file import open_session, read_onnx
+
     ours = check_logits(_run(target, LOGITS)(images), len(images), project.classes)
     session = open_session(read_onnx(path), f'"{path}"')
     spec = project.spec
@@ -92,11 +96,14 @@ def import_weights(project: Project, weights: Path, out: Path | None = None) -> 
     """Take in a network that was trained elsewhere; it is scored on the validation images."""
     config = {"weights": sha256_of(weights)}
     key = stage_key("import", config, data=data_identity(project), **network_identity(project))
-    network = new_network(project, 0)
-    load_weights(network, weights)
 
     with making(project, "network", "import", key, config, out=out) as new:
         if new.wanted:
+            from ..artifacts.load import load_weights
+            from .finetune import new_network, save_network, validate
+
+            network = new_network(project, 0)
+            load_weights(network, weights)
             save_network(project, new, network, Metrics(validation=validate(project, network)))
     return new.artifact
 

@@ -1,38 +1,28 @@
 """The stage ``prune``: weights become zero, in steps, and what is left is fine-tuned; every step is an artifact."""
 
+from __future__ import annotations
+
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
-import torch
 from msgspec import Meta
-from torch import Tensor, nn
 
 from ..artifacts.artifact import Artifact
-from ..artifacts.load import load_network
 from ..artifacts.parts import Metrics
-from ..artifacts.project import Project, data_identity, making, stage_key
+from ..artifacts.project import New, Project, data_identity, making, stage_key
+from ..artifacts.recipe import Tutoring
 from ..benchmarks.results import LayerZeros
 from ..errors import CompressError
-from ..pruning.masks import (
-    apply_masks,
-    cubic_sparsities,
-    outside_pattern,
-    parse_pattern,
-    pattern_masks,
-    rank,
-    sparsity_by_layer,
-    squared_gradients,
-    weight_masks,
-)
-from ..pruning.regrow import Regrowing
-from ..train.distil import Teacher
-from ..train.fit import choose_device, steps_in_epoch
-from ..train.sources import Part
+from ..pruning.schedule import cubic_sparsities, parse_pattern
+from ..train.data_set import Part
+from ..train.settings import DistilConfig, FitConfig
 from ..train.split import stratified_sample
-from .finetune import Tutoring, batch_losses, ease_dropout, fit_and_save, save_network, validate, zeros_kept
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,43 +98,58 @@ def _prune_step(
     key = stage_key("prune", config, parent=parent.content, teacher=origin.content, **inputs)
 
     with making(project, "network", "prune", key, config, parent, out) as new:
-        if not new.wanted:
-            return new.artifact
-        network = load_network(parent)
-        if config.pattern:
-            keep, of = parse_pattern(config.pattern)
-            masks = pattern_masks(network, keep, of)
-            if left := outside_pattern(network, of):
-                project.console.say(f"prune: left whole, as their inputs do not fit {config.pattern}: {', '.join(left)}")
-        else:
-            squares = _squared_gradients(project, network) if config.scope == "fisher" else None
-            masks = weight_masks(network, config.zeros, scope=config.scope, squares=squares)
-        fixed = zeros_kept(parent, network)
-        masks |= {name: masks.get(name, kept) & kept for name, kept in fixed.items()}
-        dense = {name: network.get_parameter(name).detach().clone() for name in masks}
-        apply_masks(network, masks)
-        before = validate(project, network)
-        if config.epochs == 0:
-            save_network(project, new, network, Metrics(validation=before))
-        else:
-            masks = {name: mask.to(choose_device(project.device)) for name, mask in masks.items()}
-            lessons = Teacher(network=load_network(origin), config=tutoring.distil)
-            ease_dropout(network, lessons.network)
-            if config.regrow:
-                steps = tuning.epochs * steps_in_epoch(tuning, len(project.data.train.labels))
-                regrowing = Regrowing(network, masks, dense, lambda weights, squares: _rank_but(fixed, weights, squares, config), steps)
-                after_step, finish = regrowing.after_step, regrowing.finish
-            else:
-                after_step, finish = lambda: apply_masks(network, masks), None
-            fit_and_save(project, new, network, tuning, teacher=lessons, after_step=after_step, finish=finish)
-        layers = tuple(LayerZeros(**dataclasses.asdict(layer)) for layer in sparsity_by_layer(network))
-        new.metrics = dataclasses.replace(new.metrics, one_shot=before, layers=layers)
-        new.facts = dataclasses.replace(new.facts, layers=layers)  # facts go on to what is made of this network
+        if new.wanted:
+            _prune(project, new, parent, origin, config, tuning, tutoring.distil)
     return new.artifact
+
+
+def _prune(
+    project: Project, new: New, parent: Artifact, origin: Artifact, config: PruneConfig, tuning: FitConfig, distil: DistilConfig
+) -> None:
+    from ..artifacts.load import load_network
+    from ..pruning.masks import apply_masks, outside_pattern, pattern_masks, sparsity_by_layer, weight_masks
+    from ..pruning.regrow import Regrowing
+    from ..train.distil import Teacher
+    from ..train.fit import choose_device, steps_in_epoch
+    from .finetune import ease_dropout, fit_and_save, save_network, validate, zeros_kept
+
+    network = load_network(parent)
+    if config.pattern:
+        keep, of = parse_pattern(config.pattern)
+        masks = pattern_masks(network, keep, of)
+        if left := outside_pattern(network, of):
+            project.console.say(f"prune: left whole, as their inputs do not fit {config.pattern}: {', '.join(left)}")
+    else:
+        squares = _squared_gradients(project, network) if config.scope == "fisher" else None
+        masks = weight_masks(network, config.zeros, scope=config.scope, squares=squares)
+    fixed = zeros_kept(parent, network)
+    masks |= {name: masks.get(name, kept) & kept for name, kept in fixed.items()}
+    dense = {name: network.get_parameter(name).detach().clone() for name in masks}
+    apply_masks(network, masks)
+    before = validate(project, network)
+    if config.epochs == 0:
+        save_network(project, new, network, Metrics(validation=before))
+    else:
+        masks = {name: mask.to(choose_device(project.device)) for name, mask in masks.items()}
+        lessons = Teacher(network=load_network(origin), config=distil)
+        ease_dropout(network, lessons.network)
+        if config.regrow:
+            steps = tuning.epochs * steps_in_epoch(tuning, len(project.data.train.labels))
+            regrowing = Regrowing(network, masks, dense, lambda weights, squares: _rank_but(fixed, weights, squares, config), steps)
+            after_step, finish = regrowing.after_step, regrowing.finish
+        else:
+            after_step, finish = lambda: apply_masks(network, masks), None
+        fit_and_save(project, new, network, tuning, teacher=lessons, after_step=after_step, finish=finish)
+    layers = tuple(LayerZeros(**dataclasses.asdict(layer)) for layer in sparsity_by_layer(network))
+    new.metrics = dataclasses.replace(new.metrics, one_shot=before, layers=layers)
+    new.facts = dataclasses.replace(new.facts, layers=layers)  # facts go on to what is made of this network
 
 
 def _squared_gradients(project: Project, network: nn.Module) -> dict[str, Tensor]:
     """Over SEEN training images, a few at a time: in the mean of many, gradients that differ cancel."""
+    from ..pruning.masks import squared_gradients
+    from .finetune import batch_losses
+
     part = project.data.train
     chosen = stratified_sample(part.labels, min(SEEN, len(part.labels)), 0)
     sample = Part(part.images[chosen], part.labels[chosen])
@@ -157,6 +162,10 @@ def _rank_but(
     fixed: Mapping[str, Tensor], weights: Mapping[str, Tensor], squares: Mapping[str, Tensor], config: PruneConfig
 ) -> dict[str, Tensor]:
     """The masks for ``weights`` as they are now; those that a pruning before this one has zeroed (False in ``fixed``) stay so."""
+    import torch
+
+    from ..pruning.masks import rank
+
     allowed = {
         name: fixed[name].to(weight.device) if name in fixed else torch.ones_like(weight, dtype=torch.bool)
         for name, weight in weights.items()

@@ -15,46 +15,31 @@ Fine-tuning trains the quantized graph itself (``graph_network``), with the floa
 was removed is not there.
 """
 
+from __future__ import annotations
+
 import dataclasses
-import functools
-import json
 import tempfile
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
-import onnx
 from msgspec import UNSET, Meta, UnsetType
-from numpy.typing import NDArray
 
 from ..artifacts.artifact import PAYLOAD, Artifact
-from ..artifacts.cost import INPUTS, in_turns
-from ..artifacts.parts import Calibration, Chosen, Metrics, Scores
+from ..artifacts.parts import Chosen, Metrics
 from ..artifacts.payloads import Search, read_payload
-from ..artifacts.project import New, Project, data_identity, making, stage_key
+from ..artifacts.project import Project, data_identity, making, stage_key, state_file
+from ..artifacts.recipe import Tutoring
 from ..artifacts.records import write_record
-from ..artifacts.vectors import TOLERANCE, write_vectors
+from ..artifacts.vectors import TOLERANCE
 from ..benchmarks.machine import DECIDING, machine_facts
-from ..benchmarks.runtimes import Candidate, check_logits, open_model
 from ..errors import CompressError
-from ..graphs.file import write_onnx
-from ..graphs.floats import MINIMUM_IMAGES
-from ..pruning.masks import apply_masks
-from ..quantization.bias import correct_bias
-from ..quantization.equalise import equalise
-from ..quantization.int8 import Change, Prepared, StaticConfig, prepare, quantizable, quantize_dynamic, quantize_prepared, write_quantized
-from ..quantization.node_groups import node_groups
-from ..quantization.qat.network import GraphNetwork
-from ..quantization.search import Groups, Setting, choose
-from ..quantization.weights_only import store_in, store_weights
-from ..train.distil import Teacher
-from ..train.fit import choose_device
-from ..train.metrics import score
-from ..train.settings import DistilConfig, FitConfig
-from ..train.split import stratified_sample
-from .finetune import Tutoring, fit_network, state_file
+from ..graphs.records import MINIMUM_IMAGES
+from ..quantization.search import Setting, choose
+
+if TYPE_CHECKING:
+    pass
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,10 +73,6 @@ class QuantizeConfig:
             raise CompressError(f"epochs (={self.epochs}) of fine-tuning need --mode auto or static; {self.mode} has nothing to train")
 
 
-SCORED = 10_000  # validation images that decide, evenly drawn where there are more
-BITS = {"int8-weights": "int8", "fp16-weights": "fp16"}
-
-
 def quantize(
     project: Project,
     parent: Artifact,
@@ -115,14 +96,10 @@ def quantize(
 
     with making(project, "graph", "quantize", key, settings, parent, out) as new:
         if new.wanted:
-            target = new.folder / PAYLOAD["graph"]
-            metrics = _make(project, new, parent, config, tuning, distil)
-            # What it answers here, as no other runtime computes in int8 what this one does.
-            run = open_model(Candidate(name="int8", path=target), project.spec.shape, project.classes, threads=1).predict
-            write_vectors(new.folder, run, project.data.validation.images, TOLERANCE["quantize"])
-            before, scores = _scores(project, parent.payload), _scores(project, target)
-            drop = 100 * (before.balanced_accuracy - scores.balanced_accuracy)
-            new.metrics, new.facts = dataclasses.replace(metrics, validation=scores, points_lost=drop, choice=chosen), parent.manifest.facts
+            from .int8_files import make_file
+
+            new.metrics = dataclasses.replace(make_file(project, new, parent, config, tutoring), choice=chosen)
+            new.facts = parent.manifest.facts
     state_file(project, "quantize", key).unlink(missing_ok=True)
     return new.artifact
 
@@ -136,6 +113,9 @@ def choose_quantization(project: Project, parent: Artifact, config: QuantizeConf
     with making(project, "choice", "choose", key, settings, parent) as new:
         if not new.wanted:
             return new.artifact
+        from ..artifacts.cost import INPUTS, in_turns
+        from .int8_files import Maker, calibration_images, scores_of
+
         generator = np.random.default_rng(config.seed)
         images = [generator.integers(0, 256, (1, *project.spec.shape), dtype=np.uint8) for _ in range(INPUTS)]
         with tempfile.TemporaryDirectory(dir=new.folder) as scratch:
@@ -143,7 +123,7 @@ def choose_quantization(project: Project, parent: Artifact, config: QuantizeConf
             found = choose(
                 maker,
                 lambda files, rounds: in_turns(list(files), images, rounds, generator),
-                lambda file: _scores(project, file).balanced_accuracy,
+                lambda file: scores_of(project, file).balanced_accuracy,
                 max_drop=config.max_drop,
                 progress=lambda told: project.console.progress(told, 0, 1),
             )
@@ -152,63 +132,6 @@ def choose_quantization(project: Project, parent: Artifact, config: QuantizeConf
         write_record(new.folder / PAYLOAD["choice"], search)
         new.metrics = Metrics(verdict=found.verdict)
     return new.artifact
-
-
-class Maker:
-    """Makes the candidates of a search as files in ``folder``, each once; see ``choose.Maker``."""
-
-    def __init__(self, project: Project, source: Path, images: NDArray[np.uint8], folder: Path) -> None:
-        self.project, self.float32, self.images, self.folder = project, source, images, folder
-        self._files: dict[tuple[Groups, Setting], Path] = {}
-        self._prepared: dict[bool, Prepared] = {}
-        prepared = self.prepared(False)
-        self.groups_of = groups_of(prepared)
-        self.groups: Sequence[str] = tuple(self.groups_of)
-
-    def prepared(self, equalised: bool) -> Prepared:
-        """The graph as the quantizer takes it, calibrated once; with cross-layer equalisation before or without."""
-        if equalised not in self._prepared:
-            self.project.console.progress("calibration", 0, 1)
-            self._prepared[equalised] = prepare(self.float32, self.images, change=equalise if equalised else None)
-        return self._prepared[equalised]
-
-    def static(self, groups: Groups, setting: Setting) -> Path:
-        if (groups, setting) not in self._files:
-            target = self.folder / f"{len(self._files)}.onnx"
-            prepared = self.prepared(setting.equalise)
-            nodes = [name for group in self.groups if group in groups for name in self.groups_of[group]]
-            config = StaticConfig(method=setting.method, per_channel=setting.per_channel)
-            quantized = quantize_prepared(prepared, config, nodes, change=self.corrector(setting))
-            store_in(quantized, prepared.name, bits="int8")
-            write_onnx(quantized, target)
-            self._files[groups, setting] = target
-        return self._files[groups, setting]
-
-    def corrector(self, setting: Setting) -> Change | None:
-        return _corrector(self.prepared(setting.equalise), self.images) if setting.correct_bias else None
-
-    def others(self) -> dict[str, Path]:
-        files = {}
-        for mode in ("int8-weights", "fp16-weights", "dynamic"):
-            target = self.folder / f"{mode}.onnx"
-            try:
-                _ = quantize_dynamic(self.float32, target) if mode == "dynamic" else store_weights(self.float32, target, bits=BITS[mode])
-            except CompressError as error:  # such as a network without linear layers, which has no dynamic form
-                self.project.console.say(f"quantize: no {mode}: {error}")
-            else:
-                files[mode] = target
-        return files
-
-
-def groups_of(prepared: Prepared) -> dict[str, tuple[str, ...]]:
-    """The groups of nodes that static quantization can take, in the order of the graph."""
-    return node_groups(prepared.model, [node.name for node in quantizable(prepared)])
-
-
-def calibration_images(project: Project, config: QuantizeConfig) -> tuple[NDArray[np.int64], NDArray[np.uint8]]:
-    """Indices into the training images, evenly drawn from the classes, and the images uint8 (N, C, H, W)."""
-    chosen = stratified_sample(project.data.train.labels, config.images, config.seed)
-    return chosen, project.data.train.images[chosen]
 
 
 def _settings_of(config: QuantizeConfig) -> dict[str, Any]:
@@ -233,73 +156,3 @@ def _as_chosen(found: Search, config: QuantizeConfig) -> QuantizeConfig:
         groups = () if len(best.groups) == len(found.groups) else best.groups
         common |= dataclasses.asdict(best.setting or Setting()) | {"groups": groups, "epochs": config.epochs, "lr": config.lr}
     return QuantizeConfig(**common)
-
-
-def _make(project: Project, new: New, parent: Artifact, config: QuantizeConfig, tuning: FitConfig, distil: DistilConfig) -> Metrics:
-    """Write the file and return what is to be said of it."""
-    target = new.folder / PAYLOAD["graph"]
-    if config.mode == "float32":
-        target.write_bytes(parent.payload.read_bytes())
-        return Metrics()
-    if config.mode == "dynamic":
-        return Metrics(quantized=quantize_dynamic(parent.payload, target))
-    if config.mode in BITS:
-        return Metrics(stored=store_weights(parent.payload, target, bits=BITS[config.mode]))
-    indices, images = calibration_images(project, config)
-    prepared = prepare(parent.payload, images, change=equalise if config.equalise else None)
-    static = StaticConfig(method=config.method, per_channel=config.per_channel)
-    change = _corrector(prepared, images) if config.correct_bias else None
-    quantized = quantize_prepared(prepared, static, nodes_of(prepared, config.groups), change=change)
-    metrics = Metrics()
-    if config.epochs:
-        quantized, metrics = _fine_tune(project, new, prepared, quantized, tuning, distil)
-    report = write_quantized(quantized, prepared, static, target, store="int8")
-    calibration = {"indices": indices.tolist(), "sha256": prepared.sha256, "data": project.data.fingerprint}
-    (new.folder / "calibration.json").write_text(json.dumps(calibration) + "\n", encoding="utf-8")
-    return dataclasses.replace(metrics, quantized=report, calibration=Calibration(images=len(indices), sha256=prepared.sha256))
-
-
-def nodes_of(prepared: Prepared, groups: Sequence[str]) -> list[str] | None:
-    """The names of the nodes in ``groups``; None, which is all, for none. Raises CompressError for a group that the graph has not."""
-    if not groups:
-        return None
-    known = groups_of(prepared)
-    if unknown := [name for name in groups if name not in known]:
-        raise CompressError(f'group (="{unknown[0]}") is none of this graph; it has {", ".join(known)}')
-    return [node for name in known if name in groups for node in known[name]]
-
-
-def _corrector(prepared: Prepared, images: NDArray[np.uint8]) -> Change:
-    return functools.partial(correct_bias, prepared_model=prepared.model, images=images)
-
-
-def _fine_tune(
-    project: Project, new: New, prepared: Prepared, quantized: Any, tuning: FitConfig, distil: DistilConfig
-) -> tuple[Any, Metrics]:
-    """Train the quantized graph, with the float32 one as teacher; the graph with its new weights, and what happened."""
-    weights = {weight.name: onnx.numpy_helper.to_array(weight) for weight in prepared.model.graph.initializer}
-    network, teacher = GraphNetwork(quantized, weights=weights), Teacher(network=GraphNetwork(prepared.model), config=distil)
-    device = choose_device(project.device)
-    zeros = {name: mask.to(device) for name, mask in network.zero_masks().items()}
-    # Images come as 0..255, float32 where they are distorted; the graph may take them in [0, 1].
-    scale = 255 if prepared.model.graph.input[0].type.tensor_type.elem_type == onnx.TensorProto.FLOAT else 1
-    fitted = fit_network(
-        project,
-        new,
-        network,
-        tuning,
-        prepare=lambda images: images.float() / scale,
-        teacher=teacher,
-        after_step=lambda: apply_masks(network, zeros),
-    )
-    return network.to_onnx(), Metrics(best_epoch=fitted.best_epoch, fine_tuned=Scores(**fitted.best))
-
-
-def _scores(project: Project, file: Path) -> Scores:
-    """The scores of a file on the validation images."""
-    part = project.data.validation
-    chosen = stratified_sample(part.labels, min(SCORED, len(part.labels)), 0)
-    images, labels = part.images[chosen], part.labels[chosen]
-    predict = open_model(Candidate(name=file.stem, path=file), project.spec.shape, project.classes, threads=1).predict
-    logits = [check_logits(predict(batch), len(batch), project.classes) for batch in np.array_split(images, max(1, len(images) // 64))]
-    return Scores(**score(labels, np.concatenate(logits).argmax(axis=1), project.classes))

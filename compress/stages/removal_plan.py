@@ -15,7 +15,6 @@ from ..artifacts.cost import Clock, Cost, count_cost, fastest_rounding
 from ..artifacts.load import Prepare, load_network
 from ..artifacts.parts import Gains, Metrics, Plan, Rounding
 from ..artifacts.project import Project
-from ..artifacts.recipe import Recipe
 from ..artifacts.records import read_record
 from ..channels.bypass import bypass
 from ..channels.choose import Choice, Kept, at_floor, choose, choose_for, macs_after, size_after
@@ -25,31 +24,20 @@ from ..channels.find import channel_groups
 from ..channels.groups import Groups
 from ..channels.scores import importance
 from ..errors import CompressError
-from ..train.sources import Part
+from ..train.data_set import Part
 from ..train.split import stratified_sample
-from .finetune import Tutoring, batch_losses
+from .finetune import batch_losses
 from .sensitivity import loss_curves
 
 if TYPE_CHECKING:
-    from .remove_channels import RemoveConfig
-
-
-@dataclass(frozen=True, kw_only=True)
-class Job:
-    """What all steps share. ``origin``: the teacher; ``final``: the limits after the last step."""
-
-    project: Project
-    origin: Artifact
-    final: Mapping[str, float]
-    tutoring: Tutoring
-    recipe: Recipe
+    from .remove_channels import Job, RemoveConfig
 
 
 @dataclass(frozen=True, kw_only=True)
 class Cutter:
     """One step before its fine-tuning: what may go, what goes, and what that gains."""
 
-    job: Job
+    job: "Job"
     parent: Artifact
     config: "RemoveConfig"
     place: Path
@@ -236,12 +224,16 @@ def example_of(project: Project) -> Tensor:
 
 
 def taken_up(project: Project, plan_file: Path, groups: Groups) -> Plan | None:
-    """What was chosen before the run was killed, if it is to go on; raises CompressError where that is damaged."""
-    if not project.resume or not plan_file.is_file():
+    """What was chosen before the run was killed, if it is to go on; where that is damaged, it is said, and nothing."""
+    if project.fresh or not plan_file.is_file():
         return None
-    again = "delete it, and what stays is chosen anew"
-    found = read_record(plan_file, Plan, again=again)
+    try:
+        found = read_record(plan_file, Plan, again="what stays is chosen anew")
+    except CompressError as error:
+        project.console.say(str(error))
+        return None
     widths = {group.name: group.width for group in groups}
     if found.keep.keys() != widths.keys() or any(not set(kept) <= set(range(widths[name])) for name, kept in found.keep.items()):
-        raise CompressError(f"{plan_file} is damaged: keep must name units of every channel group; {again}")
+        project.console.say(f"{plan_file} is damaged: keep must name units of every channel group; what stays is chosen anew")
+        return None
     return found

@@ -4,38 +4,34 @@
 
     teacher ── step 1 ── step 2 ── step 3         goals are fractions of the teacher's cost, and all steps learn from it
 
-A killed run goes on with ``--resume``: finished steps are found, and what was chosen for the step in progress lies beside its state.
+The same command goes on with a killed run: finished steps are found, and what was chosen for the step in progress lies beside its state.
 Latency is measured in ONNX Runtime on this machine, so with such a goal, or with a measured rounding, two machines may choose otherwise.
 
 Refused: a goal that the floors put out of reach (the nearest one is named), a network that cannot be cut (see compress.channels).
 """
 
+from __future__ import annotations
+
 import dataclasses
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-import torch
 from msgspec import Meta
 
 from ..artifacts.artifact import Artifact
-from ..artifacts.load import load_network
 from ..artifacts.parts import Metrics
-from ..artifacts.project import Project, data_identity, making, stage_key
-from ..artifacts.recipe import Recipe
+from ..artifacts.project import New, Project, data_identity, making, stage_key
+from ..artifacts.recipe import Recipe, Tutoring
 from ..artifacts.records import write_record
-from ..channels.bypass import bypassable, matching
-from ..channels.cut import remove_channels
-from ..channels.find import channel_groups
-from ..channels.groups import Groups
 from ..errors import CompressError
-from ..pruning.masks import apply_masks
-from ..train.distil import Teacher
-from ..train.fit import choose_device
-from .finetune import Tutoring, ease_dropout, fit_and_save, save_network, validate, zeros_kept
-from .removal_plan import Cutter, Job, example_of, taken_up
+from ..train.settings import FitConfig
 from .sensitivity import spare_modules
+
+if TYPE_CHECKING:
+    from ..channels.groups import Groups
 
 Share = Annotated[float, Meta(gt=0, lt=1, description="times what the teacher costs, 0.35x leaves about a third")]
 
@@ -76,7 +72,7 @@ class RemoveConfig:
         given = {"max_macs": self.max_macs, "max_size": self.max_size, "max_latency": self.max_latency}
         return {name: value for name, value in given.items() if value is not None}
 
-    def in_steps(self) -> list["RemoveConfig"]:
+    def in_steps(self) -> list[RemoveConfig]:
         """One config per step: what is left shrinks by the same factor in each, and modules are bypassed in the first.
 
         0.125x in three steps: 0.5x, 0.25x, 0.125x. With scope "sensitivity" a step that only bypasses comes before, as what the groups
@@ -102,6 +98,17 @@ STAGE = "remove-channels"
 AUTO = "auto"
 
 
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """What all steps share. ``origin``: the teacher; ``final``: the limits after the last step."""
+
+    project: Project
+    origin: Artifact
+    final: Mapping[str, float]
+    tutoring: Tutoring
+    recipe: Recipe
+
+
 def remove_in_steps(
     project: Project, parent: Artifact, config: RemoveConfig, tutoring: Tutoring, recipe: Recipe, out: Path | None = None
 ) -> Artifact:
@@ -124,6 +131,10 @@ def remove_in_steps(
 
 def groups_of(project: Project, parent: Artifact) -> Groups:
     """The channel groups of the network in ``parent``."""
+    from ..artifacts.load import load_network
+    from ..channels.find import channel_groups
+    from .removal_plan import example_of
+
     return channel_groups(load_network(parent), example_of(project))
 
 
@@ -135,31 +146,49 @@ def _step(job: Job, parent: Artifact, config: RemoveConfig, out: Path | None) ->
     plan_file = project.folder / STAGE / f".{key[:12]}.plan.json"
 
     with making(project, "network", STAGE, key, config, parent, out) as new:
-        if not new.wanted:
-            return new.artifact
-        with tempfile.TemporaryDirectory(dir=new.folder) as place:
-            cutter = Cutter(job=job, parent=parent, config=config, place=Path(place))
-            plan = taken_up(project, plan_file, cutter.groups) or cutter.plan()
-            write_record(plan_file, plan)
-            network = remove_channels(cutter.network, cutter.groups, plan.keep)
-            before = validate(project, network)
-            if config.epochs == 0:
-                save_network(project, new, network, Metrics(validation=before))
-            else:
-                features = {name: torch.tensor(index) for name, index in cutter.features(plan.keep).items()}
-                lessons = Teacher(network=load_network(origin), config=job.tutoring.distil, features=features)
-                ease_dropout(network, lessons.network)
-                zeros = {name: mask.to(choose_device(project.device)) for name, mask in zeros_kept(parent, network).items()}
-                keep_zeros = (lambda: apply_masks(network, zeros)) if zeros else None
-                fit_and_save(project, new, network, tuning, teacher=lessons, after_step=keep_zeros)
-            new.metrics = dataclasses.replace(new.metrics, one_shot=before, **cutter.gains(network, plan))
-        plan_file.unlink(missing_ok=True)
+        if new.wanted:
+            _remove(job, new, parent, config, tuning, plan_file)
+            plan_file.unlink(missing_ok=True)
     return new.artifact
+
+
+def _remove(job: Job, new: New, parent: Artifact, config: RemoveConfig, tuning: FitConfig, plan_file: Path) -> None:
+    import torch
+
+    from ..artifacts.load import load_network
+    from ..channels.cut import remove_channels
+    from ..pruning.masks import apply_masks
+    from ..train.distil import Teacher
+    from ..train.fit import choose_device
+    from .finetune import ease_dropout, fit_and_save, save_network, validate, zeros_kept
+    from .removal_plan import Cutter, taken_up
+
+    project = job.project
+    with tempfile.TemporaryDirectory(dir=new.folder) as place:
+        cutter = Cutter(job=job, parent=parent, config=config, place=Path(place))
+        plan = taken_up(project, plan_file, cutter.groups) or cutter.plan()
+        write_record(plan_file, plan)
+        network = remove_channels(cutter.network, cutter.groups, plan.keep)
+        before = validate(project, network)
+        if config.epochs == 0:
+            save_network(project, new, network, Metrics(validation=before))
+        else:
+            features = {name: torch.tensor(index) for name, index in cutter.features(plan.keep).items()}
+            lessons = Teacher(network=load_network(job.origin), config=job.tutoring.distil, features=features)
+            ease_dropout(network, lessons.network)
+            zeros = {name: mask.to(choose_device(project.device)) for name, mask in zeros_kept(parent, network).items()}
+            keep_zeros = (lambda: apply_masks(network, zeros)) if zeros else None
+            fit_and_save(project, new, network, tuning, teacher=lessons, after_step=keep_zeros)
+        new.metrics = dataclasses.replace(new.metrics, one_shot=before, **cutter.gains(network, plan))
 
 
 def _names(project: Project, parent: Artifact, patterns: tuple[str, ...]) -> tuple[str, ...]:
     """The modules that the patterns mean, of those that can be left out."""
     if not patterns:
         return ()
+    from ..artifacts.load import load_network
+    from ..channels.bypass import bypassable, matching
+    from .removal_plan import example_of
+
     network = load_network(parent)
     return tuple(matching(bypassable(network, example_of(project)), patterns))

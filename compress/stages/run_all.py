@@ -15,14 +15,12 @@ from msgspec import UNSET, UnsetType
 
 from ..artifacts.context import Context
 from ..artifacts.project import TRAINED_STAGES
-from ..artifacts.recipe import Recipe, training_config
+from ..artifacts.recipe import Recipe, Tutoring, training_config
 from ..benchmarks.run import BenchmarkConfig
 from ..benchmarks.verdict import Limits
-from ..train.fit import choose_device
 from ..train.settings import AugmentConfig, DistilConfig, FitConfig
 from .benchmark import benchmark, candidates_of
 from .export import ExportConfig, export
-from .finetune import Tutoring
 from .import_network import start_of
 from .prune import PruneConfig, prune
 from .quantize import QuantizeConfig, quantize
@@ -59,7 +57,10 @@ def run_all(context: Context, recipe: Recipe, measuring: Mapping[str, Any], limi
     dynamic, static = (QuantizeConfig(mode=mode, images=quantizing.images, seed=quantizing.seed) for mode in ("dynamic", "static"))
     benchmarking = recipe.stage(BenchmarkConfig, "benchmark", **measuring)
     recipe.stage(Limits, "report", **limits)
-    choose_device(context.device)
+    if context.device == "cuda":
+        from ..train.fit import choose_device
+
+        choose_device("cuda")
 
     if context.starts_from_parent:
         project, _, root = start_of(context, TRAINED_STAGES)

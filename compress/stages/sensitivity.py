@@ -7,40 +7,35 @@ Result: an artifact of kind "sensitivity" in ``runs/<model>/sensitivity/<key>`` 
 ``sensitivity.csv`` (a row for each) and ``sensitivity.png`` (the heat map).
 """
 
+from __future__ import annotations
+
 import copy
 import dataclasses
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
-import torch
 from msgspec import Meta
-from torch import nn
-from torch.nn.functional import cross_entropy
 
 from ..artifacts import payloads
 from ..artifacts.artifact import PAYLOAD, Artifact
-from ..artifacts.cost import Clock
-from ..artifacts.load import Prepare, load_network
 from ..artifacts.parts import Baseline, Metrics
 from ..artifacts.payloads import Point, Sensitivity, read_payload
 from ..artifacts.project import Project, data_identity, making, stage_key
 from ..artifacts.recipe import Recipe
 from ..artifacts.records import write_csv, write_record
 from ..benchmarks.statistics import Interval
-from ..channels.bypass import bypass, bypassable
-from ..channels.curves import Curve, Curves, Measure, Score, channel_curves, loss_rises, module_curves, weight_curves
-from ..channels.find import channel_groups
-from ..channels.scores import importance
 from ..errors import CompressError, NetworkError
-from ..plots.sensitivity import draw_heat_map
-from ..train.fit import choose_device, predict_logits
+from ..train.data_set import Part
 from ..train.metrics import score
-from ..train.sources import Part
 from ..train.split import stratified_sample
-from .finetune import batch_losses
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from ..channels.curves import Curve, Curves, Measure, Score
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,6 +73,9 @@ def measure_sensitivity(project: Project, parent: Artifact, config: SensitivityC
     with making(project, STAGE, STAGE, key, settings, parent, out) as new:
         if not new.wanted:
             return new.artifact
+        from ..artifacts.load import load_network
+        from ..channels.curves import loss_rises
+
         sample = _sample(project, config)
         measure = _measure(project, sample)
         network = load_network(parent)
@@ -136,6 +134,13 @@ def _sample(project: Project, config: SensitivityConfig) -> Part:
 
 
 def _measure(project: Project, sample: Part) -> Measure:
+    import torch
+    from torch.nn.functional import cross_entropy
+
+    from ..artifacts.load import Prepare
+    from ..channels.curves import Score
+    from ..train.fit import choose_device, predict_logits
+
     device = choose_device(project.device)
     prepare = Prepare(project.spec).to(device)
 
@@ -152,6 +157,15 @@ def _measure(project: Project, sample: Part) -> Measure:
 
 
 def _curves(project: Project, config: SensitivityConfig, network: nn.Module, sample: Part, measure: Measure) -> Iterator[Curve]:
+    import torch
+
+    from ..artifacts.load import Prepare
+    from ..channels.bypass import bypassable
+    from ..channels.curves import channel_curves, module_curves, weight_curves
+    from ..channels.find import channel_groups
+    from ..channels.scores import importance
+    from .finetune import batch_losses
+
     example = Prepare(project.spec)(torch.from_numpy(sample.images[:2].copy()))
 
     def progress(name: str, done: int, total: int) -> None:
@@ -170,6 +184,9 @@ def _curves(project: Project, config: SensitivityConfig, network: nn.Module, sam
 
 def _latencies(project: Project, network: nn.Module, names: Sequence[str]) -> dict[str, Interval]:
     """The latency without each module as a fraction of that with all, measured in turns, with its 95% interval."""
+    from ..artifacts.cost import Clock
+    from ..channels.bypass import bypass
+
     with tempfile.TemporaryDirectory() as folder:
         clock = Clock(network, project.spec, Path(folder))
         without = []
@@ -189,6 +206,8 @@ def _plain(curve: Curve, baseline: Score) -> payloads.Curve:
 
 
 def _picture(result: Sensitivity) -> bytes:
+    from ..plots.sensitivity import draw_heat_map
+
     curves = result.curves
     columns = [_column(result, point) for point in curves[0].points]
     lost = [[point.points_lost for point in curve.points] for curve in curves]

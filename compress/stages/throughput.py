@@ -42,9 +42,9 @@ from ..benchmarks.statistics import Interval, over_launches
 from ..errors import CompressError, first_line
 from ..train.allocator import keep_freed_memory
 from ..train.augment import distort, draw_grid
+from ..train.data_set import Part
 from ..train.fit import choose_device, fit
 from ..train.settings import AugmentConfig, FitConfig
-from ..train.sources import Part
 
 PLAIN = "plain loop"
 Block = Callable[[], float]

@@ -1,16 +1,14 @@
 """The stage ``train``: a new network, or one further; the best epoch on the validation images is kept."""
 
+import os
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 from ..artifacts.artifact import Artifact
-from ..artifacts.load import load_network
 from ..artifacts.project import New, Project, data_identity, making, network_identity, stage_key
 from ..errors import CompressError
-from ..train.distributed import joined
-from ..train.fit import choose_device
 from ..train.settings import FitConfig
-from .finetune import fit_and_save, new_network
 
 
 def train(project: Project, config: FitConfig, out: Path | None = None, start: Artifact | None = None) -> Artifact | None:
@@ -20,20 +18,38 @@ def train(project: Project, config: FitConfig, out: Path | None = None, start: A
     """
     begun = {} if start is None else {"start": start.content}
     key = stage_key("train", config, data=data_identity(project), **network_identity(project), **begun)
+    if os.environ.get("WORLD_SIZE", "1") == "1":
+        return _train(project, config, key, out, start, bool)
+    from ..train.distributed import joined
+    from ..train.fit import choose_device
+
     with joined(choose_device(project.device).type == "cuda") as team:
         if team.from_first(key) != key:
             raise CompressError(
                 f"process {team.rank} does not train what the first one does; start all with the same command, code and data"
             )
-        network = new_network(project, config.seed) if start is None else load_network(start)
-        if start is None and project.told:
-            project.console.say(f"train: a new network on {project.told}")
-        if team.rank:
-            if team.from_first(False):
-                with tempfile.TemporaryDirectory() as folder:
-                    fit_and_save(project, New(stage="train", key=key, folder=Path(folder), wanted=True), network, config)
-            return None
-        with making(project, "network", "train", key, config, start, out) as new:
-            if team.from_first(new.wanted):
-                fit_and_save(project, new, network, config)
-        return new.artifact
+        if team.rank == 0:
+            return _train(project, config, key, out, start, team.from_first)
+        if team.from_first(False):
+            with tempfile.TemporaryDirectory() as folder:
+                _fit(project, New(stage="train", key=key, folder=Path(folder), wanted=True), config, start)
+        return None
+
+
+def _train(
+    project: Project, config: FitConfig, key: str, out: Path | None, start: Artifact | None, told: Callable[[bool], bool]
+) -> Artifact:
+    """Train unless it was done before; ``told``: tells the other processes which, and returns it."""
+    if start is None and project.told:
+        project.console.say(f"train: a new network on {project.told}")
+    with making(project, "network", "train", key, config, start, out) as new:
+        if told(new.wanted):
+            _fit(project, new, config, start)
+    return new.artifact
+
+
+def _fit(project: Project, new: New, config: FitConfig, start: Artifact | None) -> None:
+    from ..artifacts.load import load_network
+    from .finetune import fit_and_save, new_network
+
+    fit_and_save(project, new, new_network(project, config.seed) if start is None else load_network(start), config)

@@ -1,5 +1,6 @@
 """What several tests put in the place of something else."""
 
+import dataclasses
 import json
 import sys
 from collections.abc import Callable
@@ -11,11 +12,20 @@ import pytest
 from compress.artifacts.artifact import Artifact, Manifest, sealed, whole_folder
 from compress.artifacts.parts import Data, Images
 from compress.cli import main as cli
+from compress.train.data_set import DataSet, Part
 
 
 def recorded(name: str, fingerprint: str = "f" * 64) -> Data:
     """What an artifact records of a data set."""
     return Data(source=name, name=name, fingerprint=fingerprint, seed=0, validation=0.1, images=Images(train=2, validation=1, test=1))
+
+
+def with_parts(data: DataSet, **parts: Part) -> DataSet:
+    """``data`` with other images in some of its parts."""
+    own = dataclasses.replace(data.read()[1], **parts)
+    counts = (len(own.train.labels), len(own.validation.labels), len(own.test.labels))
+    about = dataclasses.replace(data.about, counts=counts)
+    return DataSet(about, lambda: (about, own))
 
 
 def write_artifact(target: Path, make: Callable[[Path], Manifest]) -> Artifact:

@@ -13,10 +13,11 @@ from PIL import Image
 from real_data import DATA, needs_data
 
 from compress.train import sources
+from compress.train.data_set import DataSet, Part
 from compress.train.download import fetch
 from compress.train.errors import TrainError
 from compress.train.formats import read_array, read_class_map
-from compress.train.sources import DataSet, Files, Part, load_data
+from compress.train.sources import Files, load_data
 from compress.train.split import held_out
 
 FASHION = Path("/usr/share/datasets/fashion-mnist")

@@ -160,7 +160,7 @@ def test_predict_reads_image_files_with_and_without_inverting(
     assert (code, err) == (2, "compress: none.png does not exist; check the path\n")
 
 
-def test_ctrl_c_stops_with_130_and_resume_ends_with_the_weights_of_an_uninterrupted_run(here: Path) -> None:
+def test_ctrl_c_stops_with_130_and_the_same_command_ends_with_the_weights_of_an_uninterrupted_run(here: Path) -> None:
     command = [sys.executable, "-m", "compress", "train", *TINY, "--data", "digits", "--epochs", "20"]
     subprocess.run([*command, "--runs", "whole"], check=True, capture_output=True)
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
@@ -170,12 +170,65 @@ def test_ctrl_c_stops_with_130_and_resume_ends_with_the_weights_of_an_uninterrup
     process.send_signal(signal.SIGINT)
     _, err = process.communicate()
     assert process.returncode == 130
-    assert "--resume" in err
+    assert "the same command goes on" in err
     assert "Traceback" not in err
     assert not list(here.glob("runs/emnist/train/*/artifact.json"))
-    subprocess.run([*command, "--resume"], check=True, capture_output=True)
+    state = next(here.glob("runs/emnist/train/.*.state.safetensors"))
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    assert f"train: goes on from {state.relative_to(here)}; --fresh starts anew" in done.stderr
     weights = [next(here.glob(f"{runs}/emnist/train/*/weights.safetensors")).read_bytes() for runs in ("whole", "runs")]
     assert weights[0] == weights[1]
+
+
+HEAVY = """
+import sys
+from compress.cli.main import main
+
+assert main() == 0
+heavy = {"torch", "onnx", "onnx_ir", "onnxruntime", "sklearn", "scipy", "matplotlib", "PIL"} & set(sys.modules)
+assert not heavy, heavy
+"""
+
+
+def test_what_is_done_already_is_found_without_loading_torch_or_reading_an_image(here: Path) -> None:
+    """Of every stage that a run has, one after the other, each found by its own command."""
+    network = ["--model", "emnist", "--runs", "runs"]
+    commands = [
+        ["train", *network, *TINY[2:], "--data", "digits", "--epochs", "1"],
+        ["sensitivity", *network, "--granularity", "weight", "--images", "32"],
+        ["prune", *network, "--epochs", "0"],
+        ["remove-channels", *network, "--max-macs", "0.7", "--round-to", "2", "--steps", "1", "--epochs", "0"],
+        ["export-onnx", *network],
+        ["quantize", *network, "--mode", "static", "--images", "32"],
+        ["train", *network, *TINY[2:], "--data", "digits", "--epochs", "1", "--folds", "2"],
+    ]
+    for command in commands:
+        subprocess.run([sys.executable, "-m", "compress", *command], check=True, capture_output=True)
+        done = subprocess.run([sys.executable, "-c", HEAVY, *command], capture_output=True, text=True)
+        assert done.returncode == 0, (command, done.stderr)
+        assert "unchanged" in done.stderr
+
+
+def test_an_interrupted_training_starts_anew_where_that_is_asked_for(
+    here: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from compress.train import fit as fitting
+
+    command = ["train", *TINY, "--data", "digits", "--epochs", "3"]
+    real, seen = fitting._epoch, []
+
+    def stopping(state: object, *arguments: object) -> object:
+        seen.append(len(state.history))  # type: ignore[attr-defined]
+        if len(seen) == 2:
+            raise KeyboardInterrupt
+        return real(state, *arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(fitting, "_epoch", stopping)
+    assert run(capfd, monkeypatch, *command)[0] == 130
+    code, _, err = run(capfd, monkeypatch, *command, "--fresh", "--resume")
+    assert (code, err) == (2, "compress: fresh and resume exclude each other; leave one of them out\n")
+    assert run(capfd, monkeypatch, *command, "--fresh")[0] == 0
+    assert seen == [0, 1, 0, 1, 2]
 
 
 def test_help_loads_neither_torch_nor_onnxruntime_nor_numpy() -> None:

@@ -28,15 +28,16 @@ from compress.benchmarks.run import BenchmarkConfig
 from compress.cli import main as cli
 from compress.cli.tables import artifact_text, summary
 from compress.errors import CompressError
-from compress.stages import cross_validate as crossval
 from compress.stages.benchmark import USUAL, measure
 from compress.stages.cross_validate import cross_validate
+from compress.train import fit as fitting
+from compress.train.data_set import About, DataSet, Part, Parts
 from compress.train.errors import TrainError
 from compress.train.fit import choose_device, fit
 from compress.train.folds import stratified_folds
 from compress.train.metrics import score
 from compress.train.settings import FitConfig
-from compress.train.sources import DataSet, Part, load_data
+from compress.train.sources import load_data
 
 FIT = FitConfig(epochs=3, batch=32, lr=0.01, ema=0.9, seed=4)
 MODEL = ModelReference(reference="emnist", options={"channels": [4, 8], "hidden": 16})
@@ -49,9 +50,9 @@ def small_data() -> DataSet:
     train, validation, test = (Part(part.images[a:b], part.labels[a:b]) for a, b in ((0, 100), (100, 120), (120, 180)))
     order = np.random.default_rng(0).permutation(120)
     names = tuple("abcdefghij")
-    return DataSet(
-        name="few", classes=names, train=train, validation=validation, test=test, fingerprint="f" * 64, has_test=True, order=order
-    )
+    about = About(name="few", classes=names, shape=(1, 28, 28), counts=(100, 20, 60), fingerprint="f" * 64, has_test=True)
+    parts = Parts(train=train, validation=validation, test=test, order=order)
+    return DataSet(about, lambda: (about, parts))
 
 
 def project_in(folder: Path, **options: object) -> Project:
@@ -134,7 +135,7 @@ def test_the_same_seed_gives_the_same_bytes_and_another_one_other_folds(made: tu
     assert not list(again.path.parent.glob(".*"))
 
 
-def test_finished_folds_are_not_trained_again_and_resume_goes_on_inside_one(
+def test_finished_folds_are_not_trained_again_and_one_that_was_cut_short_goes_on(
     made: tuple[Project, Artifact], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trained: list[str] = []
@@ -147,7 +148,7 @@ def test_finished_folds_are_not_trained_again_and_resume_goes_on_inside_one(
         trained.append(how["key"])
         return fit(network, training, validation, config, after_epoch=stop, **how)
 
-    monkeypatch.setattr(crossval, "fit", counted)
+    monkeypatch.setattr(fitting, "fit", counted)
     with pytest.raises(KeyboardInterrupt):
         cross_validate(project_in(tmp_path), FIT, 3)
     kept = next((tmp_path / "emnist" / "folds").glob(".*.folds"))
@@ -155,11 +156,11 @@ def test_finished_folds_are_not_trained_again_and_resume_goes_on_inside_one(
     copied = tmp_path / "copy"
     shutil.copytree(tmp_path / "emnist", copied / "emnist")
 
-    resumed = project_in(tmp_path, resume=True)
+    resumed = project_in(tmp_path)
     artifact = cross_validate(resumed, FIT, 3)
     assert resumed.console.said[1:3] == [  # type: ignore[attr-defined]
         "folds: fold 1 of 3 is done already",
-        f"folds: fold 2 of 3 goes on from {kept / '2.state.safetensors'}",
+        f"folds: fold 2 of 3 goes on from {kept / '2.state.safetensors'}; --fresh starts anew",
     ]
     assert [key[-1] for key in trained] == ["0", "1", "1", "2"]
     (copied / kept.relative_to(tmp_path) / "1.json").write_text("{ damaged")

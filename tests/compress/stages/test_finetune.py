@@ -21,12 +21,13 @@ from compress.artifacts.artifact import Artifact, InputSpec, read_artifact
 from compress.artifacts.load import load_network, load_runner
 from compress.artifacts.model_reference import ModelReference
 from compress.artifacts.project import Project, find_parent, variant_name, variants_of
+from compress.artifacts.recipe import Tutoring
 from compress.artifacts.vectors import VECTORS, read_vectors
 from compress.errors import ArtifactError
 from compress.pruning.masks import nonzero_masks, squared_gradients, weight_masks
 from compress.stages.benchmark import candidates_of
 from compress.stages.export import ExportConfig, export
-from compress.stages.finetune import Tutoring, batch_losses
+from compress.stages.finetune import batch_losses
 from compress.stages.import_network import import_weights
 from compress.stages.prune import PruneConfig, prune
 from compress.stages.quantize import QuantizeConfig, quantize

@@ -11,15 +11,15 @@ import onnxruntime
 import pytest
 from stand_ins import Silent, recorded
 
+from compress.artifacts import cost
 from compress.artifacts.artifact import Artifact, InputSpec, read_artifact
 from compress.artifacts.model_reference import ModelReference
 from compress.artifacts.payloads import Search, read_payload
 from compress.artifacts.project import Project, variant_name
+from compress.artifacts.recipe import Tutoring
 from compress.errors import CompressError
-from compress.stages import quantize as quantizing
 from compress.stages.benchmark import candidates_of
 from compress.stages.export import ExportConfig, export
-from compress.stages.finetune import Tutoring
 from compress.stages.prune import PruneConfig, prune
 from compress.stages.quantize import QuantizeConfig, choose_quantization, quantize
 from compress.stages.train import train
@@ -181,7 +181,7 @@ def test_fine_tuning_goes_on_where_it_was_interrupted(made: tuple[Project, Artif
     with pytest.raises(KeyboardInterrupt):
         run(dataclasses.replace(other, console=Stopping()), graph, config)
     assert list(other.folder.glob("quantize/.*state*"))
-    resumed = run(dataclasses.replace(other, resume=True), graph, config)
+    resumed = run(other, graph, config)
     assert resumed.payload.read_bytes() == whole.payload.read_bytes()
     assert not list(other.folder.glob("quantize/.*state*"))
 
@@ -195,7 +195,7 @@ def test_where_nothing_in_int8_is_faster_there_is_nothing_to_fine_tune(
         quantized = [any(node.op_type == "QuantizeLinear" for node in onnx.load(file).graph.node) for file in files]
         return np.where(quantized, 2.0, 1.0) * generator.normal(1, 1e-3, (rounds, len(files)))
 
-    monkeypatch.setattr(quantizing, "in_turns", slower)
+    monkeypatch.setattr(cost, "in_turns", slower)
     config = QuantizeConfig(images=65)
     choice = read_payload(choose_quantization(project, graph, config), Search)
     assert choice.verdict.startswith("Do not compute in int8 on this machine: int8 everywhere takes 2.00x")

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from stand_ins import Silent, recorded
+from stand_ins import Silent, recorded, with_parts
 from torch import nn
 
 from compress.artifacts.artifact import Artifact, InputSpec, find_artifacts, read_artifact
@@ -16,21 +16,21 @@ from compress.artifacts.cost import count_cost
 from compress.artifacts.load import load_network
 from compress.artifacts.model_reference import ModelReference
 from compress.artifacts.parts import Rounding
-from compress.artifacts.project import Project, variant_name
-from compress.artifacts.recipe import load_recipe
+from compress.artifacts.project import New, Project, variant_name
+from compress.artifacts.recipe import Tutoring, load_recipe
 from compress.artifacts.records import checked
 from compress.benchmarks.statistics import Interval
 from compress.errors import CompressError, NetworkError
-from compress.stages import prune as prune_stage
-from compress.stages import removal_plan
+from compress.stages import finetune, removal_plan
 from compress.stages import remove_channels as removal
 from compress.stages.export import ExportConfig, export
-from compress.stages.finetune import Tutoring, ease_dropout
+from compress.stages.finetune import ease_dropout
 from compress.stages.prune import PruneConfig, prune
 from compress.stages.remove_channels import RemoveConfig, remove_in_steps
 from compress.stages.train import train
+from compress.train.data_set import DataSet, Part
 from compress.train.settings import DistilConfig, FitConfig
-from compress.train.sources import DataSet, Part, load_data
+from compress.train.sources import load_data
 
 FIT = FitConfig(epochs=1, batch=64, lr=0.002)
 GOAL = RemoveConfig(max_macs=0.5, importance="l2", round_to=1, steps=1, epochs=0, floor=0)
@@ -66,7 +66,7 @@ def few() -> DataSet:
         name: Part(getattr(data, name).images[:count], getattr(data, name).labels[:count])
         for name, count in (("train", 320), ("validation", 60), ("test", 60))
     }
-    return dataclasses.replace(data, **parts)
+    return with_parts(data, **parts)
 
 
 def project_in(folder: Path, model: ModelReference, **options: Any) -> Project:
@@ -259,7 +259,7 @@ def test_killed_and_resumed_is_bit_identical_and_asks_the_clock_no_more_for_its_
             assert not list(project.folder.glob("remove-channels/*/artifact.json"))
             assert len(list(project.folder.glob("remove-channels/.*.plan.json"))) == 1
             CountingClock.asked = 0
-        made = remove_in_steps(dataclasses.replace(project, resume=name == "killed"), root, config, TUTORING, RECIPE)
+        made = remove_in_steps(project, root, config, TUTORING, RECIPE)
         payloads.append(made.payload.read_bytes())
         assert sorted(path.name for path in made.path.parent.iterdir()) == [made.path.name]
     assert CountingClock.asked == 1, "once, for what was gained"
@@ -371,13 +371,12 @@ def test_fine_tuning_runs_with_the_eased_dropout(stage: str, trained: Trained, m
     project, root = trained["emnist"]
     seen: list[float] = []
 
-    def watch(project: Project, network: nn.Module, *arguments: Any, **options: Any) -> Any:
+    def watch(project: Project, new: New, network: nn.Module, *arguments: Any, **options: Any) -> None:
         seen.append(network.get_submodule("dropout").p)  # type: ignore[arg-type]
-        return fit_and_save(project, network, *arguments, **options)
+        fit_and_save(project, new, network, *arguments, **options)
 
-    fit_and_save = removal.fit_and_save
-    monkeypatch.setattr(removal, "fit_and_save", watch)
-    monkeypatch.setattr(prune_stage, "fit_and_save", watch)
+    fit_and_save = finetune.fit_and_save
+    monkeypatch.setattr(finetune, "fit_and_save", watch)
     if stage == "prune":
         made = prune(project, root, PruneConfig(sparsity=0.6, epochs=1), TUTORING)
     else:

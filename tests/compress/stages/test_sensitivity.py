@@ -13,6 +13,7 @@ from click.testing import CliRunner
 from PIL import Image
 from stand_ins import Silent
 
+from compress.artifacts import load
 from compress.artifacts.artifact import Artifact
 from compress.artifacts.context import Context
 from compress.artifacts.load import Prepare, load_network
@@ -29,7 +30,6 @@ from compress.errors import CompressError
 from compress.models.emnist import make as make_emnist
 from compress.plots.sensitivity import cell, draw_heat_map
 from compress.pruning.masks import apply_masks, weight_masks
-from compress.stages import sensitivity as sensitivity_stage
 from compress.stages.import_network import import_weights
 from compress.stages.sensitivity import SensitivityConfig, cheap_modules, measure_sensitivity
 from compress.train.metrics import score
@@ -109,7 +109,7 @@ def test_second_run_measures_nothing_and_other_settings_do(made: Made, monkeypat
     project, parent = made
     first = measure_sensitivity(project, parent, SensitivityConfig(granularity="weight", **CONFIG))
     console = Silent()
-    monkeypatch.setattr(sensitivity_stage, "load_network", None)
+    monkeypatch.setattr(load, "load_network", None)
     again = Project(**{**vars(project), "console": console})
     # The importance of channels is without effect on weights.
     second = measure_sensitivity(again, parent, SensitivityConfig(granularity="weight", importance="bn", **CONFIG))

@@ -14,8 +14,9 @@ from compress.artifacts.project import Project
 from compress.cli.terminal import Terminal
 from compress.errors import CompressError
 from compress.stages.throughput import PLAIN, VARIANTS, Job, measure_throughput, table_rows
+from compress.train.data_set import Part
 from compress.train.settings import AugmentConfig, FitConfig
-from compress.train.sources import Part, load_data
+from compress.train.sources import load_data
 
 CONFIG = FitConfig(batch=16, lr=0.003, augment=AugmentConfig(rotate=5, shift=1, elastic=0.5))
 MODEL = ModelReference(reference="emnist", options={"channels": [4, 8], "hidden": 16})

@@ -1,7 +1,6 @@
 """`compress tune` on digits: its results, what it refuses, kills, and two workers at once."""
 
 import csv
-import dataclasses
 import json
 import signal
 import subprocess
@@ -12,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from stand_ins import Silent, recorded
+from stand_ins import Silent, recorded, with_parts
 
 from compress.artifacts.artifact import InputSpec
 from compress.artifacts.model_reference import ModelReference
@@ -24,8 +23,9 @@ from compress.errors import CompressError
 from compress.models.k49 import K49Config
 from compress.stages.train import train
 from compress.stages.tune import SPACES, Tuning, read_space, tune_project
+from compress.train.data_set import DataSet, Part
 from compress.train.errors import TrainError
-from compress.train.sources import DataSet, Part, load_data
+from compress.train.sources import load_data
 from compress.train.tune import Attempt
 
 SPACE = """
@@ -43,7 +43,7 @@ def few() -> DataSet:
     """A few of the digits, so that a trial takes no time."""
     data = load_data("digits")
     cut = {name: Part(getattr(data, name).images[:320], getattr(data, name).labels[:320]) for name in ("train", "validation", "test")}
-    return dataclasses.replace(data, **cut)
+    return with_parts(data, **cut)
 
 
 def project_in(folder: Path, data: DataSet, **more: Any) -> Project:

@@ -1,0 +1,175 @@
+"""Int8 files of a graph: the candidates of a search, and the one that was chosen, fine-tuned where that is asked for, scored and proved."""
+
+import dataclasses
+import functools
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from ..artifacts.artifact import PAYLOAD, Artifact
+from ..artifacts.parts import Calibration, Metrics, Scores
+from ..artifacts.project import New, Project
+from ..artifacts.recipe import Tutoring
+from ..artifacts.vectors import TOLERANCE, write_vectors
+from ..benchmarks.runtimes import Candidate, check_logits, open_model
+from ..errors import CompressError
+from ..graphs.file import write_onnx
+from ..pruning.masks import apply_masks
+from ..quantization.bias import correct_bias
+from ..quantization.equalise import equalise
+from ..quantization.int8 import Change, Prepared, StaticConfig, prepare, quantizable, quantize_dynamic, quantize_prepared, write_quantized
+from ..quantization.node_groups import node_groups
+from ..quantization.qat.network import GraphNetwork
+from ..quantization.search import Groups, Setting
+from ..quantization.weights_only import store_in, store_weights
+from ..train.distil import Teacher
+from ..train.fit import choose_device
+from ..train.metrics import score
+from ..train.split import stratified_sample
+from .finetune import fit_network
+from .quantize import QuantizeConfig
+
+SCORED = 10_000  # validation images that decide, evenly drawn where there are more
+BITS = {"int8-weights": "int8", "fp16-weights": "fp16"}
+
+
+class Maker:
+    """Makes the candidates of a search as files in ``folder``, each once; see ``choose.Maker``."""
+
+    def __init__(self, project: Project, source: Path, images: NDArray[np.uint8], folder: Path) -> None:
+        self.project, self.float32, self.images, self.folder = project, source, images, folder
+        self._files: dict[tuple[Groups, Setting], Path] = {}
+        self._prepared: dict[bool, Prepared] = {}
+        prepared = self.prepared(False)
+        self.groups_of = groups_of(prepared)
+        self.groups: Sequence[str] = tuple(self.groups_of)
+
+    def prepared(self, equalised: bool) -> Prepared:
+        """The graph as the quantizer takes it, calibrated once; with cross-layer equalisation before or without."""
+        if equalised not in self._prepared:
+            self.project.console.progress("calibration", 0, 1)
+            self._prepared[equalised] = prepare(self.float32, self.images, change=equalise if equalised else None)
+        return self._prepared[equalised]
+
+    def static(self, groups: Groups, setting: Setting) -> Path:
+        if (groups, setting) not in self._files:
+            target = self.folder / f"{len(self._files)}.onnx"
+            prepared = self.prepared(setting.equalise)
+            nodes = [name for group in self.groups if group in groups for name in self.groups_of[group]]
+            config = StaticConfig(method=setting.method, per_channel=setting.per_channel)
+            quantized = quantize_prepared(prepared, config, nodes, change=self.corrector(setting))
+            store_in(quantized, prepared.name, bits="int8")
+            write_onnx(quantized, target)
+            self._files[groups, setting] = target
+        return self._files[groups, setting]
+
+    def corrector(self, setting: Setting) -> Change | None:
+        return _corrector(self.prepared(setting.equalise), self.images) if setting.correct_bias else None
+
+    def others(self) -> dict[str, Path]:
+        files = {}
+        for mode in ("int8-weights", "fp16-weights", "dynamic"):
+            target = self.folder / f"{mode}.onnx"
+            try:
+                _ = quantize_dynamic(self.float32, target) if mode == "dynamic" else store_weights(self.float32, target, bits=BITS[mode])
+            except CompressError as error:  # such as a network without linear layers, which has no dynamic form
+                self.project.console.say(f"quantize: no {mode}: {error}")
+            else:
+                files[mode] = target
+        return files
+
+
+def groups_of(prepared: Prepared) -> dict[str, tuple[str, ...]]:
+    """The groups of nodes that static quantization can take, in the order of the graph."""
+    return node_groups(prepared.model, [node.name for node in quantizable(prepared)])
+
+
+def calibration_images(project: Project, config: QuantizeConfig) -> tuple[NDArray[np.int64], NDArray[np.uint8]]:
+    """Indices into the training images, evenly drawn from the classes, and the images uint8 (N, C, H, W)."""
+    chosen = stratified_sample(project.data.train.labels, config.images, config.seed)
+    return chosen, project.data.train.images[chosen]
+
+
+def make_file(project: Project, new: New, parent: Artifact, config: QuantizeConfig, tutoring: Tutoring) -> Metrics:
+    """Write the file that ``config`` asks for, with its test vectors, and return what is to be said of it."""
+    target = new.folder / PAYLOAD["graph"]
+    metrics = _make(project, new, parent, config, tutoring)
+    # Test vectors are what it answers here, as no other runtime computes in int8 what this one does.
+    run = open_model(Candidate(name="int8", path=target), project.spec.shape, project.classes, threads=1).predict
+    write_vectors(new.folder, run, project.data.validation.images, TOLERANCE["quantize"])
+    before, scores = scores_of(project, parent.payload), scores_of(project, target)
+    return dataclasses.replace(metrics, validation=scores, points_lost=100 * (before.balanced_accuracy - scores.balanced_accuracy))
+
+
+def _make(project: Project, new: New, parent: Artifact, config: QuantizeConfig, tutoring: Tutoring) -> Metrics:
+    target = new.folder / PAYLOAD["graph"]
+    if config.mode == "float32":
+        target.write_bytes(parent.payload.read_bytes())
+        return Metrics()
+    if config.mode == "dynamic":
+        return Metrics(quantized=quantize_dynamic(parent.payload, target))
+    if config.mode in BITS:
+        return Metrics(stored=store_weights(parent.payload, target, bits=BITS[config.mode]))
+    indices, images = calibration_images(project, config)
+    prepared = prepare(parent.payload, images, change=equalise if config.equalise else None)
+    static = StaticConfig(method=config.method, per_channel=config.per_channel)
+    change = _corrector(prepared, images) if config.correct_bias else None
+    quantized = quantize_prepared(prepared, static, nodes_of(prepared, config.groups), change=change)
+    metrics = Metrics()
+    if config.epochs:
+        quantized, metrics = _fine_tune(project, new, prepared, quantized, config, tutoring)
+    report = write_quantized(quantized, prepared, static, target, store="int8")
+    calibration = {"indices": indices.tolist(), "sha256": prepared.sha256, "data": project.data.fingerprint}
+    (new.folder / "calibration.json").write_text(json.dumps(calibration) + "\n", encoding="utf-8")
+    return dataclasses.replace(metrics, quantized=report, calibration=Calibration(images=len(indices), sha256=prepared.sha256))
+
+
+def nodes_of(prepared: Prepared, groups: Sequence[str]) -> list[str] | None:
+    """The names of the nodes in ``groups``; None, which is all, for none. Raises CompressError for a group that the graph has not."""
+    if not groups:
+        return None
+    known = groups_of(prepared)
+    if unknown := [name for name in groups if name not in known]:
+        raise CompressError(f'group (="{unknown[0]}") is none of this graph; it has {", ".join(known)}')
+    return [node for name in known if name in groups for node in known[name]]
+
+
+def _corrector(prepared: Prepared, images: NDArray[np.uint8]) -> Change:
+    return functools.partial(correct_bias, prepared_model=prepared.model, images=images)
+
+
+def _fine_tune(
+    project: Project, new: New, prepared: Prepared, quantized: Any, config: QuantizeConfig, tutoring: Tutoring
+) -> tuple[Any, Metrics]:
+    """Train the quantized graph, with the float32 one as teacher; the graph with its new weights, and what happened."""
+    weights = {weight.name: onnx.numpy_helper.to_array(weight) for weight in prepared.model.graph.initializer}
+    network, teacher = GraphNetwork(quantized, weights=weights), Teacher(network=GraphNetwork(prepared.model), config=tutoring.distil)
+    device = choose_device(project.device)
+    zeros = {name: mask.to(device) for name, mask in network.zero_masks().items()}
+    # Images come as 0..255, float32 where they are distorted; the graph may take them in [0, 1].
+    scale = 255 if prepared.model.graph.input[0].type.tensor_type.elem_type == onnx.TensorProto.FLOAT else 1
+    fitted = fit_network(
+        project,
+        new,
+        network,
+        tutoring.config(config.epochs, config.lr),
+        prepare=lambda images: images.float() / scale,
+        teacher=teacher,
+        after_step=lambda: apply_masks(network, zeros),
+    )
+    return network.to_onnx(), Metrics(best_epoch=fitted.best_epoch, fine_tuned=Scores(**fitted.best))
+
+
+def scores_of(project: Project, file: Path) -> Scores:
+    """The scores of a file on the validation images."""
+    part = project.data.validation
+    chosen = stratified_sample(part.labels, min(SCORED, len(part.labels)), 0)
+    images, labels = part.images[chosen], part.labels[chosen]
+    predict = open_model(Candidate(name=file.stem, path=file), project.spec.shape, project.classes, threads=1).predict
+    logits = [check_logits(predict(batch), len(batch), project.classes) for batch in np.array_split(images, max(1, len(images) // 64))]
+    return Scores(**score(labels, np.concatenate(logits).argmax(axis=1), project.classes))

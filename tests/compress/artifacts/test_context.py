@@ -1,0 +1,85 @@
+"""What is known of data without reading them: the truth is that the same files are the same data, and that others are noticed."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from compress.artifacts import context as context_module
+from compress.artifacts.artifact import InputSpec
+from compress.artifacts.context import Context
+from compress.artifacts.records import write_record
+from compress.train.data_set import DataSet
+from compress.train.errors import TrainError
+
+SPEC = InputSpec(shape=(1, 4, 4))
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    """Two classes of ten pictures each."""
+    for label in "ab":
+        (tmp_path / "data" / label).mkdir(parents=True)
+        for index in range(10):
+            pixels = np.random.default_rng([ord(label), index]).integers(0, 256, (4, 4), np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "data" / label / f"{index}.png")
+    return tmp_path / "data"
+
+
+def load(pictures: Path) -> DataSet:
+    """As a new process does it."""
+    return Context(runs=pictures.parent / "runs").load(str(pictures), 0, SPEC)[0]
+
+
+def noted(pictures: Path) -> DataSet:
+    """Load the data, and note what is known of them as a stage does that has made something."""
+    data = load(pictures)
+    assert data.note is not None
+    write_record(data.note, data.about)
+    return data
+
+
+def refuse(*_: object, **__: object) -> DataSet:
+    raise AssertionError("an image was read")
+
+
+def test_the_same_files_are_not_read_before_an_image_is_asked_for(pictures: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = noted(pictures)
+    read = context_module.load_data
+    monkeypatch.setattr(context_module, "load_data", refuse)
+    again = load(pictures)
+    assert again.about == first.about and again.about.counts == (14, 2, 4)
+    monkeypatch.setattr(context_module, "load_data", read)
+    assert np.array_equal(again.train.images, first.train.images) and np.array_equal(again.order, first.order)
+
+
+@pytest.mark.parametrize("change", ["content", "new file", "file gone", "other shape"])
+def test_other_files_are_read(pictures: Path, change: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    noted(pictures)
+    spec = SPEC
+    if change == "content":
+        Image.fromarray(np.zeros((4, 4), np.uint8)).save(pictures / "a" / "0.png")
+    elif change == "new file":
+        shutil.copy(pictures / "a" / "0.png", pictures / "a" / "10.png")
+    elif change == "file gone":
+        (pictures / "a" / "0.png").unlink()
+    else:
+        spec = InputSpec(shape=(1, 5, 5))
+    monkeypatch.setattr(context_module, "load_data", refuse)
+    with pytest.raises(AssertionError, match="an image was read"):
+        Context(runs=pictures.parent / "runs").load(str(pictures), 0, spec)
+
+
+def test_a_note_that_does_not_fit_is_noticed_and_a_damaged_one_is_passed_over(pictures: Path) -> None:
+    note = noted(pictures).note
+    assert note is not None
+    about = json.loads(note.read_text())
+    note.write_text(json.dumps(about | {"fingerprint": "0" * 64}))
+    wrong = load(pictures)
+    with pytest.raises(TrainError, match=r"data \(=data\) was changed while it was used; run the command again"):
+        _ = wrong.train
+    note.write_text("{ damaged")
+    assert load(pictures).fingerprint == about["fingerprint"]

@@ -1,0 +1,116 @@
+"""A data set: its name, its classes and how many images, and the images themselves when they are first asked for.
+
+What a stage has to know before it can say that nothing is to be done is here without an image being read::
+
+    data.fingerprint, data.classes, data.counts      known
+    data.train.images                                read now, if they were not before
+
+Refused: images that are others than were promised.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from .errors import TrainError
+
+
+@dataclass(frozen=True)
+class Part:
+    """N images with their labels. ``images``: uint8 (N, C, H, W), C-contiguous; ``labels``: int64 (N,), 0..K-1."""
+
+    images: np.ndarray
+    labels: np.ndarray
+
+
+@dataclass(frozen=True, kw_only=True)
+class About:
+    """What is known of a data set without its images; K is ``len(classes)``.
+
+    ``fingerprint``: sha256 (hex) of all images and labels as they were read, the same from whichever kind of file, split or seed.
+    ``has_test``: the test part was given as such, not cut off. ``counts``: images of train, validation and test.
+    """
+
+    name: str
+    classes: tuple[str, ...]
+    shape: tuple[int, int, int]
+    counts: tuple[int, int, int]
+    fingerprint: str
+    has_test: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parts:
+    """Three parts that share no image. ``order``: int64, where each image of train, then of validation, then of a test part that was cut
+    off, stood in the set that was read.
+    """
+
+    train: Part
+    validation: Part
+    test: Part
+    order: np.ndarray
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """``about`` it, and ``read``, which reads its images; it is called once, when they are first asked for.
+
+    ``note``: where ``about`` is kept for the next command once something was made of the data.
+    """
+
+    about: About
+    read: Callable[[], tuple[About, Parts]]
+    note: Path | None = None
+
+    @cached_property
+    def _parts(self) -> Parts:
+        about, parts = self.read()
+        if about != self.about:
+            raise TrainError(f"data (={self.name}) was changed while it was used; run the command again")
+        return parts
+
+    @property
+    def name(self) -> str:
+        return self.about.name
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        return self.about.classes
+
+    @property
+    def fingerprint(self) -> str:
+        return self.about.fingerprint
+
+    @property
+    def has_test(self) -> bool:
+        return self.about.has_test
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of one image."""
+        return self.about.shape
+
+    @property
+    def train(self) -> Part:
+        return self._parts.train
+
+    @property
+    def validation(self) -> Part:
+        return self._parts.validation
+
+    @property
+    def test(self) -> Part:
+        return self._parts.test
+
+    @property
+    def order(self) -> np.ndarray:
+        return self._parts.order
+
+    def pool(self) -> Part:
+        """What is cross-validated: every image but those of a test part that was given, in the order in which they were read."""
+        parts = [self.train, self.validation] + ([] if self.has_test else [self.test])
+        back = np.argsort(self.order)
+        return Part(np.concatenate([part.images for part in parts])[back], np.concatenate([part.labels for part in parts])[back])
