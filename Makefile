@@ -1,11 +1,12 @@
 # make run    from a fresh clone: train, prune, quantize, export, measure and report on scikit-learn's digits
 # make test   the tests
 # make check  ruff, mypy, and the tests with warnings as errors; this is what CI runs
+# make gpu    on a machine with a GPU: the tests that need one, and both networks trained, exported and measured on it
 PYTHON ?= python3
 BIN := .venv/bin
 SHELL := /bin/bash
 
-.PHONY: run test check types lint clean
+.PHONY: run test check types lint gpu clean
 
 run: .venv/installed
 	$(BIN)/python -m compress run --model k49 --data digits
@@ -27,6 +28,19 @@ types: .venv/installed
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
 	touch $@
+
+# Tests that need CUDA say so in their reason to skip. onnxruntime-gpu takes the place of onnxruntime: they hide each other.
+GPU_PYTHON ?= $(BIN)/python
+gpu: $(if $(findstring $(BIN),$(GPU_PYTHON)),.venv/installed)
+	$(GPU_PYTHON) -c "import torch; assert torch.cuda.is_available(), 'no CUDA device here'"
+	$(GPU_PYTHON) -c "import onnxruntime; assert 'CUDAExecutionProvider' in onnxruntime.get_available_providers()" 2> /dev/null || \
+		{ $(GPU_PYTHON) -m pip uninstall --yes --quiet onnxruntime; $(GPU_PYTHON) -m pip install --quiet onnxruntime-gpu; } || true
+	$(GPU_PYTHON) -m pytest tests/benchmarks/test_runtimes.py tests/benchmarks/test_run.py tests/train/test_fit.py tests/train/test_distributed.py
+	for model in k49 emnist; do \
+		$(GPU_PYTHON) -m compress train --model $$model --data digits --epochs 2 --device cuda --runs build/gpu && \
+		$(GPU_PYTHON) -m compress export-onnx --model $$model --runs build/gpu && \
+		$(GPU_PYTHON) -m compress benchmark --model $$model --runs build/gpu --quick || exit 1; \
+	done
 
 clean:
 	rm -rf .venv build src/*.egg-info

@@ -24,6 +24,7 @@ THEMES = {
 MARKERS = {
     ("onnxruntime", "cpu"): "o", ("onnxruntime", "cuda"): "D", ("openvino", "cpu"): "h", ("torch", "cpu"): "s", ("torch", "cuda"): "^",
     ("torch.compile", "cpu"): "p", ("torch.compile", "cuda"): "P", ("torch.fp16", "cuda"): "v", ("torch.cudagraph", "cuda"): "X",
+    ("onnxruntime.fp16", "cuda"): "d",
 }  # fmt: skip
 AXES = {"latency": "p50 latency in ms", "size": "size in kB"}
 

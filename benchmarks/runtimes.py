@@ -6,6 +6,7 @@ several outputs the first one is the logits.
 
 ======================  =========  ==================================================================================
 onnxruntime             cpu, cuda  an ``.onnx`` file
+onnxruntime.fp16        cuda       the same, converted to half precision
 openvino                cpu        an ``.onnx`` file, in float32 where the file is (OpenVINO's own default may be bf16)
 torch                   cpu, cuda  a network, eager, float32
 torch.compile           cpu, cuda  the same, compiled for the batch of one and once more for all others
@@ -23,6 +24,7 @@ import importlib
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +40,7 @@ BOTH = ("cpu", "cuda")
 PROBABILITIES = "probabilities"
 RUNTIMES: Mapping[str, tuple[str, ...]] = {
     "onnxruntime": BOTH,
+    "onnxruntime.fp16": ("cuda",),
     "openvino": ("cpu",),
     "torch": BOTH,
     "torch.compile": BOTH,
@@ -95,7 +98,8 @@ class Opened:
     Args:
         providers: what the runtime really computes with.
         load_ns: from the file to a model that can be called. first_ns: the first call, of one image.
-        on_device: on a GPU, ``on_device(images, calls)`` gives int64 nanoseconds per call without the way to and from host memory.
+        on_device: on a GPU, ``on_device(images, calls)`` gives int64 nanoseconds per call, one figure for every few of them, without the
+            way to and from host memory.
         probabilities: as ``predict``, but for the output of that name; None where the file has none.
     """
 
@@ -135,7 +139,7 @@ def open_model(candidate: Candidate, shape: tuple[int, int, int], classes: int, 
     import_runtime(candidate)
     on_device, probabilities, begin = None, None, time.perf_counter_ns()
     if candidate.library == "onnxruntime":
-        predict, probabilities, providers = _open_onnx(candidate, shape, threads)
+        predict, probabilities, providers, on_device = _open_onnx(candidate, shape, threads)
     elif candidate.library == "openvino":
         predict, probabilities = _open_openvino(candidate, shape, threads)
         providers = ("OpenVINO CPU",)
@@ -175,7 +179,15 @@ def onnx_session(candidate: Candidate, threads: int, profile: Path | None = None
 
     wanted = "CUDAExecutionProvider" if candidate.device == "cuda" else "CPUExecutionProvider"
     if wanted not in onnxruntime.get_available_providers():
+        if len([name for name in ("onnxruntime", "onnxruntime-gpu") if _installed(name)]) == 2:
+            raise BenchmarkError(
+                "onnxruntime and onnxruntime-gpu are both installed and hide each other; `pip uninstall` both, then install onnxruntime-gpu"
+            )
         raise BenchmarkError(f"onnxruntime build without {wanted}")
+    how: dict[str, str] = {}
+    if candidate.device == "cuda":
+        onnxruntime.preload_dlls()  # CUDA and cuDNN as pip has installed them for torch
+        how = {"use_tf32": "0"}  # float32 means float32, as in torch
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
@@ -183,13 +195,33 @@ def onnx_session(candidate: Candidate, threads: int, profile: Path | None = None
     if profile is not None:
         options.enable_profiling = True
         options.profile_file_prefix = str(profile)
-    session = onnxruntime.InferenceSession(str(candidate.path), options, providers=list(dict.fromkeys([wanted, "CPUExecutionProvider"])))
+    providers: dict[str, dict[str, str]] = {wanted: how, "CPUExecutionProvider": {}}
+    model = _halved(candidate.path) if candidate.runtime == "onnxruntime.fp16" else str(candidate.path)
+    session = onnxruntime.InferenceSession(model, options, providers=list(providers.items()))
     if wanted not in session.get_providers():  # onnxruntime falls back to the CPU without an error
         raise BenchmarkError("no CUDA device")
     return session
 
 
-def _open_onnx(candidate: Candidate, shape: tuple[int, int, int], threads: int) -> tuple[Predict, Predict | None, tuple[str, ...]]:
+def _installed(package: str) -> bool:
+    try:
+        return bool(metadata.version(package))
+    except metadata.PackageNotFoundError:
+        return False
+
+
+def _halved(path: Path) -> bytes:
+    """The file in half precision, but for its inputs and outputs, by ONNX Runtime's own converter."""
+    import onnx
+    from onnxruntime.transformers.float16 import convert_float_to_float16
+
+    half: bytes = convert_float_to_float16(onnx.load(path), keep_io_types=True).SerializeToString()
+    return half
+
+
+def _open_onnx(
+    candidate: Candidate, shape: tuple[int, int, int], threads: int
+) -> tuple[Predict, Predict | None, tuple[str, ...], OnDevice | None]:
     session = onnx_session(candidate, threads)
     inputs = [(one.name, one.shape, one.type) for one in session.get_inputs()]
     batch, scale = _check_input(inputs, shape)
@@ -199,7 +231,30 @@ def _open_onnx(candidate: Candidate, shape: tuple[int, int, int], threads: int) 
         return _adapt(lambda images: session.run([output], {name: images})[0], batch, scale)
 
     probabilities = giving(PROBABILITIES) if PROBABILITIES in outputs[1:] else None
-    return giving(outputs[0]), probabilities, tuple(session.get_providers())
+    on_device = _bound(session, name, outputs[0], scale) if candidate.device == "cuda" and not isinstance(batch, int) else None
+    return giving(outputs[0]), probabilities, tuple(session.get_providers()), on_device
+
+
+def _bound(session: Any, name: str, output: str, scale: bool) -> OnDevice:
+    """Times calls on images that are on the device already and logits that stay there; a call returns when the device is done."""
+    import onnxruntime
+
+    from .torchnets import until_awake
+
+    def time_calls(images: np.ndarray, calls: int) -> np.ndarray:
+        binding, fed = session.io_binding(), images.astype(np.float32) / np.float32(255) if scale else images
+        held = onnxruntime.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(fed), "cuda", 0)
+        binding.bind_ortvalue_input(name, held)
+        binding.bind_output(output, "cuda")
+        until_awake(lambda: session.run_with_iobinding(binding))
+        nanoseconds = np.empty(calls, np.int64)
+        for call in range(calls):
+            begin = time.perf_counter_ns()
+            session.run_with_iobinding(binding)
+            nanoseconds[call] = time.perf_counter_ns() - begin
+        return nanoseconds
+
+    return time_calls
 
 
 def _open_openvino(candidate: Candidate, shape: tuple[int, int, int], threads: int) -> tuple[Predict, Predict | None]:

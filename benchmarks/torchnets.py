@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +25,9 @@ if TYPE_CHECKING:
     Forward = Callable[[Tensor], Tensor]
 
 COMPILERS = ("g++", "clang++", "c++")
+AWAKE_SECONDS = 0.3
+SLEPT = 10_000_000  # cycles, to find out how long one takes
+QUEUED = 8  # calls; a device holds about a thousand kernels back, and a network has some hundred
 
 
 def open_network(load: Load, path: Path, runtime: str, device: str, threads: int) -> tuple[Predict, OnDevice | None]:
@@ -38,6 +42,7 @@ def open_network(load: Load, path: Path, runtime: str, device: str, threads: int
     prepare, network = load(path)
     if device == "cuda":
         torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+        torch.backends.cudnn.benchmark = True  # the fastest kernels for each shape, as whoever deploys on a GPU has it
         prepare, network = prepare.to(device), network.to(device)
     if runtime == "torch.fp16":
         network = network.half()
@@ -86,20 +91,44 @@ def _recorded(forward: Forward) -> Forward:
 
 
 def _on_device(run: Forward) -> OnDevice:
-    """Times calls by CUDA events, on images that are on the device already and logits that stay there."""
+    """Times calls by CUDA events, on images that are on the device already and logits that stay there.
+
+    A pair of events around one call would time how fast Python launches its kernels. So several calls are queued behind a kernel that
+    does nothing for as long as queueing them takes; the device then runs them one after the other, and each is a share of the whole.
+    """
     import torch
 
     def time_calls(images: np.ndarray, calls: int) -> np.ndarray:
-        nanoseconds = np.empty(calls, np.int64)
         with torch.inference_mode():
             held = torch.from_numpy(images).to("cuda")
             begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-            for call in range(calls):
+
+            def milliseconds(work: Callable[[], object]) -> float:
                 begin.record()
-                run(held)
+                work()
                 end.record()
                 end.synchronize()
-                nanoseconds[call] = round(begin.elapsed_time(end) * 1e6)
-        return nanoseconds
+                return begin.elapsed_time(end)
+
+            def several() -> None:
+                for _ in range(QUEUED):
+                    run(held)
+
+            until_awake(lambda: milliseconds(several))
+            per_cycle = milliseconds(lambda: torch.cuda._sleep(SLEPT)) / SLEPT
+            cycles = int(2 * milliseconds(several) / per_cycle)
+
+            def queued() -> float:
+                torch.cuda._sleep(cycles)
+                return milliseconds(several) / QUEUED
+
+            return np.array([round(queued() * 1e6) for _ in range(-(-calls // QUEUED))], np.int64)
 
     return time_calls
+
+
+def until_awake(call: Callable[[], object]) -> None:
+    """Call again and again for AWAKE_SECONDS: the clocks of a GPU fall while other candidates have their turn."""
+    until = time.monotonic() + AWAKE_SECONDS
+    while time.monotonic() < until:
+        call()

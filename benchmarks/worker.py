@@ -25,6 +25,7 @@ from .gauges import Turn, Watch, clock_step, peak_memory
 from .profile import Profile, profile_onnx
 from .runtimes import Candidate, OnDevice, Opened, Predict, check_logits, import_runtime, open_model
 from .sweep import Point, calls_within
+from .torchnets import until_awake
 
 WARM_BLOCK_SECONDS, WARM_LEAST, WARM_MOST, WARM_SECONDS, WARM_GAIN = 0.05, 4, 100, 10.0, 0.02
 WARM_RULE = (
@@ -149,6 +150,8 @@ class Session:
 
     def time(self, first: int, calls: int) -> tuple[np.ndarray, np.ndarray, Turn]:
         """A few untimed calls, then `calls` timed ones, int64 nanoseconds each, and what the system said meanwhile."""
+        if self._candidate.device == "cuda":
+            until_awake(lambda: self._predict(self._inputs[first % len(self._inputs)]))
         woken = time_calls(self._predict, self._inputs, first, WAKE_CALLS)
         watch = Watch()
         return woken, time_calls(self._predict, self._inputs, first, calls), watch.stop()

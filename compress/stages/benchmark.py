@@ -101,7 +101,8 @@ def _places(kind: str, runtime: str, on_cuda: bool, first: bool) -> list[tuple[s
     if runtime in ("openvino", "torch.compile"):
         return [(runtime, "cpu")]
     there = on_cuda and _has_cuda(kind)
-    cuda = [(name, "cuda") for name in ("torch", "torch.fp16", "torch.cudagraph")] if runtime == "torch" and there else [(runtime, "cuda")]
+    ways = {"torch": ("torch", "torch.fp16", "torch.cudagraph"), "onnxruntime": ("onnxruntime", "onnxruntime.fp16")}
+    cuda = [(name, "cuda") for name in (ways[runtime] if there else (runtime,))]
     return [(runtime, "cpu"), *(cuda if there or (on_cuda and first) else [])]
 
 

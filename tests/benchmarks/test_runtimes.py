@@ -1,16 +1,20 @@
 import shutil
 import sys
 from collections.abc import Callable
+from importlib import metadata
 from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 import torch
 from onnx import TensorProto, helper
 
+from compress.benchmarks import torchnets
 from compress.benchmarks.errors import BenchmarkError
-from compress.benchmarks.runtimes import Candidate, check_logits, open_model
+from compress.benchmarks.runtimes import Candidate, _halved, check_logits, onnx_session, open_model
+from compress.benchmarks.trials import make_model
 
 Make = Callable[..., Path]
 IMAGES = np.random.default_rng(0).integers(0, 256, (5, 1, 4, 4), dtype=np.uint8)
@@ -82,6 +86,70 @@ def pixels(path: Path) -> tuple[torch.nn.Module, torch.nn.Module]:
 
 
 CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+ONNX_CUDA = pytest.mark.skipif(
+    not torch.cuda.is_available() or "CUDAExecutionProvider" not in onnxruntime.get_available_providers(),
+    reason="needs a CUDA device and onnxruntime-gpu",
+)
+
+
+@ONNX_CUDA
+@pytest.mark.parametrize("runtime", ["onnxruntime", "onnxruntime.fp16"])
+def test_onnx_on_cuda_gives_the_same_logits_and_is_timed_on_the_device(pixel_model: Make, runtime: str) -> None:
+    model = open_model(Candidate(name="a", path=pixel_model("a"), runtime=runtime, device="cuda"), (1, 4, 4), 3, 1)
+    np.testing.assert_allclose(model.predict(IMAGES), TRUTH, rtol=1e-3 if runtime.endswith("fp16") else 1e-6)
+    assert model.providers[0] == "CUDAExecutionProvider" and model.on_device is not None
+    assert model.on_device(IMAGES[:1], 5).shape == (5,)
+
+
+def test_half_precision_keeps_inputs_and_outputs_and_halves_the_weights(tmp_path: Path) -> None:
+    make_model(tmp_path / "net.onnx")
+    source, half = onnx.load(tmp_path / "net.onnx"), onnx.load_from_string(_halved(tmp_path / "net.onnx"))
+    assert [*half.graph.input, *half.graph.output] == [*source.graph.input, *source.graph.output]
+    assert {one.data_type for one in source.graph.initializer} == {TensorProto.FLOAT}
+    assert {one.data_type for one in half.graph.initializer} == {TensorProto.FLOAT16}
+    images = np.random.default_rng(0).integers(0, 256, (3, 1, 28, 28), dtype=np.uint8)
+    expected, found = (
+        onnxruntime.InferenceSession(one.SerializeToString(), providers=["CPUExecutionProvider"]).run(None, {"image": images})[0]
+        for one in (source, half)
+    )
+    np.testing.assert_allclose(found, expected, rtol=0, atol=5e-3 * np.abs(expected).max())
+
+
+def test_on_cuda_float32_is_float32_and_libraries_of_torch_are_found(pixel_model: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a device: what ONNX Runtime is asked for."""
+    asked: list[object] = []
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"])
+    monkeypatch.setattr(onnxruntime, "preload_dlls", lambda: asked.append("preloaded"))
+
+    class Session:
+        def __init__(self, model: str, options: object, providers: list[tuple[str, dict[str, str]]]) -> None:
+            asked.extend(providers)
+
+        def get_providers(self) -> list[str]:
+            return ["CPUExecutionProvider"]
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", Session)
+    with pytest.raises(BenchmarkError, match="no CUDA device"):
+        onnx_session(Candidate(name="a", path=pixel_model("a"), device="cuda"), 1)
+    assert asked == ["preloaded", ("CUDAExecutionProvider", {"use_tf32": "0"}), ("CPUExecutionProvider", {})]
+
+
+def test_two_builds_of_onnxruntime_that_hide_each_other_are_told(pixel_model: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CPUExecutionProvider"])
+    monkeypatch.setattr(metadata, "version", lambda name: "1.30")
+    with pytest.raises(BenchmarkError, match=r"onnxruntime and onnxruntime-gpu are both installed .*`pip uninstall` both"):
+        onnx_session(Candidate(name="a", path=pixel_model("a"), device="cuda"), 1)
+
+
+def test_a_device_is_woken_for_as_long_as_its_clocks_need(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr(torchnets.time, "monotonic", lambda: now[0])
+
+    def call() -> None:
+        now[0] += 0.07
+
+    torchnets.until_awake(call)
+    assert now[0] == pytest.approx(0.35), "five calls of 0.07 s reach 0.3 s"
 
 
 @pytest.mark.parametrize(
@@ -94,7 +162,7 @@ def test_torch_gives_the_same_logits_every_way(tmp_path: Path, runtime: str, dev
         np.testing.assert_allclose(model.predict(IMAGES[:count]), TRUTH[:count] / 255, rtol=1e-3 if runtime == "torch.fp16" else 1e-6)
     assert (model.on_device is None) == (device == "cpu")
     if model.on_device:
-        assert model.on_device(IMAGES[:1], 3).shape == (3,)
+        assert model.on_device(IMAGES[:1], 9).shape == (2,), "one figure for eight calls"
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device here")
@@ -143,7 +211,9 @@ def test_file_that_does_not_fit_the_data_is_refused(pixel_model: Make, shape, cl
 def test_missing_file_and_unknown_words_are_refused(tmp_path: Path) -> None:
     with pytest.raises(BenchmarkError, match=r"path \(=.*none.onnx\) does not exist; export the model first"):
         open_model(Candidate(name="a", path=tmp_path / "none.onnx"), (1, 4, 4), 3, 1)
-    with pytest.raises(BenchmarkError, match=r"runtime \(=tflite\) of 'a' is unknown; choose one of onnxruntime, openvino, torch, torch"):
+    with pytest.raises(
+        BenchmarkError, match=r"runtime \(=tflite\) of 'a' is unknown; choose one of onnxruntime, onnxruntime.fp16, open"
+    ):
         Candidate(name="a", path=tmp_path, runtime="tflite")
     with pytest.raises(BenchmarkError, match=r"device \(=tpu\) of 'a' must be cpu or cuda for onnxruntime"):
         Candidate(name="a", path=tmp_path, device="tpu")

@@ -26,7 +26,7 @@ def places(kind: str, runtimes: tuple[str, ...], *, on_cuda: bool = True, first:
         ("graph", USUAL, False, ["onnxruntime cpu", "onnxruntime cuda"]),
         ("network", USUAL, False, ["torch cpu", "torch cuda"]),
         ("network", USUAL, True, ["torch cpu", "torch cuda", "torch.fp16 cuda", "torch.cudagraph cuda"]),
-        ("graph", ("all",), True, ["onnxruntime cpu", "onnxruntime cuda", "openvino cpu"]),
+        ("graph", ("all",), True, ["onnxruntime cpu", "onnxruntime cuda", "onnxruntime.fp16 cuda", "openvino cpu"]),
         ("network", ("torch.compile",), True, ["torch.compile cpu"]),
         ("network", ("openvino",), True, []),
     ],
