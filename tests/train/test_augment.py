@@ -89,3 +89,11 @@ def test_both_mixings_take_turns_and_none_is_none() -> None:
     drawn = [draw_mix(AugmentConfig(mixup=0.2, cutmix=1.0), 4, 8, 8) for _ in range(40)]
     assert 5 < sum(how is not None and how.box is None for how in drawn) < 35
     assert draw_mix(AugmentConfig(rotate=5), 4, 8, 8) is None
+
+
+def test_the_box_of_cutmix_has_the_area_that_was_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A share of 3/4 kept is a quarter of the area covered: half of the height times half of the width, in the middle here."""
+    monkeypatch.setattr(torch.distributions.Beta, "sample", lambda self: torch.tensor(0.75))
+    monkeypatch.setattr(torch, "rand", lambda size: torch.full((size,) if size else (), 0.5))
+    how = draw_mix(AugmentConfig(cutmix=1.0), 4, 20, 12)
+    assert how is not None and how.box == (5, 15, 3, 9) and how.share == 0.75

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from compress.train.errors import TrainError
-from compress.train.fit import Fitted, choose_device, fit, learning_rate, predict_logits
+from compress.train.fit import Fitted, choose_device, fit, learning_rate, predict_logits, steps_in_epoch
 from compress.train.settings import AugmentConfig, FitConfig
 
 CPU = torch.device("cpu")
@@ -312,3 +312,9 @@ def test_a_state_whose_content_is_another_starts_the_training_anew(
     save_file({name: value.clone() for name, value in (stored | tensors).items()}, state, metadata=kept)
     fitted = train(again, config, state_file=state, key="k")
     assert same(fresh, again) and len(fitted.history) == 1
+
+
+@pytest.mark.parametrize(("images", "batch", "steps"), [(1293, 128, 32), (6400, 128, 50), (40, 128, 20), (1, 128, 1)])
+def test_an_epoch_has_at_least_32_steps_where_there_are_images_for_them(images: int, batch: int, steps: int) -> None:
+    """1,293 images in batches of 40 are 32 steps; 6,400 in batches of 128 are 50; less than two images make no batch."""
+    assert steps_in_epoch(FitConfig(batch=batch), images) == steps
