@@ -3,51 +3,39 @@
 import dataclasses
 from typing import TYPE_CHECKING
 
-import click
-
 from ..api.network import Network
 from ..api.network import compare as comparing
+from ..benchmarks.compare import Changes, rows
 from .options import command
-from .tables import show, show_artifact, show_outcome, table
+from .tables import show_artifact, show_outcome, shown, table
 
 if TYPE_CHECKING:
-    from ..benchmarks.compare import Changes
-    from ..stages.benchmark import Benchmark
     from ..stages.throughput import Throughput
 
 
-@command(
-    Network.benchmark,
-    """compress benchmark --model k49
-          compress benchmark old.onnx new.onnx --data path/to/folder""",
-    arguments=("files...",),
-)
-def benchmark(measured: "Benchmark", as_json: bool) -> None:
-    """The table of all candidates, or everything as JSON."""
-    show_artifact(measured.artifact, as_json)
+def changes_text(found: Changes) -> str:
+    """A row per candidate, and what a reader should know besides."""
+    return "\n".join([table(rows(found)), "", *found.remarks])
 
 
-report = command(Network.report, "compress report --model k49 --max-drop 0.5", arguments=("results...",))(show_outcome)
-
-
-@command(comparing, "compress compare old.json new.json --fail-if-slower 5%", arguments=("old", "new"), closed=True)
-def compare(found: "Changes", as_json: bool) -> None:
-    """A row per candidate, and the verdict as exit code."""
-    from ..benchmarks.compare import rows
-
-    about = dataclasses.asdict(found) | {"fails": found.fails}
-    show(as_json, lambda: about, lambda: "\n".join([table(rows(found)), "", *found.remarks]))
-    if found.fails:
-        raise click.exceptions.Exit(1)
-
-
-@command(
-    Network.throughput,
-    """compress throughput --model k49 --data digits
-          compress throughput --variant torch.compile --variant "compress train\"""",
-)
-def throughput(found: "list[Throughput]", as_json: bool) -> None:
+def throughput_text(found: "list[Throughput]") -> str:
     """A row per variant of the training loop."""
     from ..stages.throughput import table_rows
 
-    show(as_json, lambda: [dataclasses.asdict(one) for one in found], lambda: table(table_rows(found)))
+    return table(table_rows(found))
+
+
+benchmark = command(
+    Network.benchmark,
+    """compress benchmark --model k49
+          compress benchmark old.onnx new.onnx --data path/to/folder""",
+)(lambda measured, as_json: show_artifact(measured.artifact, as_json))
+report = command(Network.report, "compress report --model k49 --max-drop 0.5")(show_outcome)
+compare = command(comparing, "compress compare old.json new.json --fail-if-slower 5%")(
+    shown(changes_text, lambda found: dataclasses.asdict(found) | {"fails": found.fails}, holds=lambda found: not found.fails)
+)
+throughput = command(
+    Network.throughput,
+    """compress throughput --model k49 --data digits
+          compress throughput --variant torch.compile --variant "compress train\"""",
+)(shown(throughput_text, lambda found: [dataclasses.asdict(one) for one in found]))

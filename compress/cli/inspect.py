@@ -2,58 +2,23 @@
 
 import dataclasses
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import click
 import numpy as np
 
 from ..api.network import Network
 from ..api.network import verify as verifying
+from ..stages.predict import Predictions
+from ..stages.verify import Proof
 from .options import command
-from .tables import show, table
+from .tables import paragraphs, shown, table
 
 if TYPE_CHECKING:
     from ..plots.explain import View
     from ..stages.explain import Explanation
-    from ..stages.predict import Predictions
-    from ..stages.verify import Proof
 
 
-@command(
-    Network.predict,
-    """compress predict --model k49 --random 16
-          compress predict --onnx model.onnx letter.png""",
-    arguments=("files...",),
-    defaults={"grid": Path("predictions.png")},
-)
-def predict(read: "Predictions", as_json: bool) -> None:
-    """A line per image, and where the picture lies."""
-    about = {"grid": str(read.picture) if read.picture else None, "predictions": [dataclasses.asdict(one) for one in read.images]}
-    show(as_json, lambda: about, lambda: predictions_text(read))
-
-
-@command(
-    Network.explain,
-    """compress explain --model k49 --index 3 --index 17
-          compress explain --model k49 --misread 4""",
-    arguments=("files...",),
-)
-def explain(found: "Explanation", as_json: bool) -> None:
-    """The answers, the gates, and where the picture lies."""
-    show(as_json, lambda: summary(found), lambda: explanation_text(found))
-
-
-@command(verifying, "compress verify board/k49", arguments=("folder",), closed=True)
-def verify(proof: "Proof", as_json: bool) -> None:
-    """One line per check; exit code 1 when the proof fails."""
-    about = {"folder": str(proof.folder), "holds": proof.holds, "checks": [dataclasses.asdict(check) for check in proof.checks]}
-    show(as_json, lambda: about, lambda: proof_text(proof))
-    if not proof.holds:
-        raise click.exceptions.Exit(1)
-
-
-def predictions_text(read: "Predictions") -> str:
+def predictions_text(read: Predictions) -> str:
     """One line per image, and how many were right where the truth is known."""
     rows = [
         {"image": p.name, "label": p.label, "probability": f"{100 * p.probability:.1f}%"}
@@ -67,7 +32,12 @@ def predictions_text(read: "Predictions") -> str:
     return "\n".join([table(rows), *told, f"picture: {picture}"])
 
 
-def summary(explanation: "Explanation") -> dict[str, Any]:
+def predictions_summary(read: Predictions) -> dict[str, Any]:
+    """What ``--json`` shows."""
+    return {"grid": str(read.picture) if read.picture else None, "predictions": [dataclasses.asdict(one) for one in read.images]}
+
+
+def explanation_summary(explanation: "Explanation") -> dict[str, Any]:
     """What ``--json`` shows: per image and network the answer, each gate in figures, and how both compare with the first network."""
     return {
         "picture": str(explanation.picture),
@@ -96,11 +66,13 @@ def explanation_text(explanation: "Explanation") -> str:
         for one, row in zip(seen, figures, strict=True)
         for view, of in zip(one.views, row, strict=True)
     ]
-    parts = [table(answers)]
-    if gates := _gates_over_images(figures):
-        compared = f"; r: rank correlation with {first}, mean over the images" if others else ""
-        parts.append(f"Gates: mean (lowest to highest){compared}\n\n{table(gates)}")
-    return "\n\n".join([*parts, "\n".join([*explanation.remarks, f"picture: {explanation.picture}"])])
+    gates = _gates_over_images(figures)
+    compared = f"; r: rank correlation with {first}, mean over the images" if others else ""
+    return paragraphs(
+        table(answers),
+        f"Gates: mean (lowest to highest){compared}\n\n{table(gates)}" if gates else "",
+        "\n".join([*explanation.remarks, f"picture: {explanation.picture}"]),
+    )
 
 
 def _figures(view: "View", first: "View") -> dict[str, Any]:
@@ -127,21 +99,18 @@ def _figures(view: "View", first: "View") -> dict[str, Any]:
 
 def _gates_over_images(figures: Sequence[Sequence[dict[str, Any]]]) -> list[dict[str, str]]:
     """A row per gate, a column per network. ``figures``: per image, per network."""
-    most = max(figures[0], key=lambda one: len(one["gates"]))["gates"]
-    return [
-        {"gate": gate["gate"]}
-        | {
-            one["network"]: _cell([row[place]["gates"][number : number + 1] for row in figures], place > 0)
-            for place, one in enumerate(figures[0])
-        }
-        for number, gate in enumerate(most)
-    ]
+    rows = []
+    for number, gate in enumerate(max(figures[0], key=lambda one: len(one["gates"]))["gates"]):
+        row = {"gate": gate["gate"]}
+        for place, one in enumerate(figures[0]):
+            gates = [image[place]["gates"][number] for image in figures if number < len(image[place]["gates"])]
+            row[one["network"]] = _cell(gates, place > 0)
+        rows.append(row)
+    return rows
 
 
-def _cell(found: Sequence[Sequence[dict[str, Any]]], compared: bool) -> str:
-    """One gate of one network, from a list per image that holds it, or nothing where the network has fewer gates."""
-    gates = [gate for one in found for gate in one]
-    if not gates:
+def _cell(gates: Sequence[dict[str, Any]], compared: bool) -> str:
+    if not gates:  # the network has fewer
         return "-"
     mean, low, high = np.mean([one["mean"] for one in gates]), min(one["min"] for one in gates), max(one["max"] for one in gates)
     text = f"{mean:.2f} ({low:.2f} to {high:.2f})"
@@ -153,7 +122,25 @@ def _number(value: float | None) -> str:
     return "-" if value is None else f"{value:.2f}"
 
 
-def proof_text(proof: "Proof") -> str:
+def proof_summary(proof: Proof) -> dict[str, Any]:
+    """What ``--json`` shows."""
+    return {"folder": str(proof.folder), "holds": proof.holds, "checks": [dataclasses.asdict(check) for check in proof.checks]}
+
+
+def proof_text(proof: Proof) -> str:
     """One line per check, and the outcome."""
     lines = [f"{'ok  ' if check.passed else 'FAIL'}  {check.name:<13} {check.detail}" for check in proof.checks]
     return "\n".join([*lines, f"{proof.folder}: {'proved' if proof.holds else 'NOT proved; copy or export the model again'}"])
+
+
+predict = command(
+    Network.predict,
+    """compress predict --model k49 --random 16
+          compress predict --onnx model.onnx letter.png""",
+)(shown(predictions_text, predictions_summary))
+explain = command(
+    Network.explain,
+    """compress explain --model k49 --index 3 --index 17
+          compress explain --model k49 --misread 4""",
+)(shown(explanation_text, explanation_summary))
+verify = command(verifying, "compress verify board/k49")(shown(proof_text, proof_summary, holds=lambda proof: proof.holds))

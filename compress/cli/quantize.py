@@ -1,44 +1,15 @@
 """The commands that make graphs: export-onnx, quantize."""
 
-from pathlib import Path
-from typing import TYPE_CHECKING
-
 from ..api.network import Network
+from ..artifacts.artifact import Artifact
+from ..artifacts.payloads import Noise, read_payload
 from .options import Switch, command
-from .tables import show, show_artifact, table
-
-if TYPE_CHECKING:
-    from ..artifacts.artifact import Artifact
-    from ..artifacts.payloads import Noise
+from .tables import payload_summary, show_artifact, shown, table
 
 
-def show_noise(artifact: "Artifact", as_json: bool) -> None:
-    """The two tables and where the picture lies, or everything as JSON."""
-    from ..artifacts.payloads import Noise, read_payload
-    from ..artifacts.records import plain
-
-    result = read_payload(artifact, Noise)
-    show(as_json, lambda: {"artifact": str(artifact.path), **plain(result)}, lambda: noise_text(artifact.path, result))
-
-
-export_onnx = command(Network.export_onnx, "compress export-onnx --model k49 --out board/k49")(show_artifact)
-quantize = command(
-    Network.quantize,
-    """compress quantize --model k49
-          compress quantize --model k49 --explain
-          compress quantize --onnx net.onnx --data path/to/folder --mean 0.485,0.456,0.406 --std 0.229,0.224,0.225
-          compress quantize --model emnist --mode static --method mse --epochs 3""",
-    switch=Switch(
-        flag="--explain",
-        help="Show what int8 costs each layer, in accuracy and in time; make no file.",
-        method=Network.explain_int8,
-        show=show_noise,
-    ),
-)(show_artifact)
-
-
-def noise_text(folder: Path, result: "Noise") -> str:
+def noise_text(artifact: Artifact) -> str:
     """Both tables: layers in the order of the graph, groups from the one that gains most time to the one that loses most."""
+    folder, result = artifact.path, read_payload(artifact, Noise)
     layers = [
         {"layer": one.label, "kind": one.kind, "with all before (dB)": _db(one.output_db), "its own (dB)": _db(one.own_db)}
         | {"its weights (dB)": _db(one.weight_db), "clipped": "" if one.clipped is None else f"{100 * one.clipped:.3f}%"}
@@ -58,3 +29,15 @@ def noise_text(folder: Path, result: "Noise") -> str:
 
 def _db(value: float | None) -> str:
     return "" if value is None else f"{value:.1f}"
+
+
+export_onnx = command(Network.export_onnx, "compress export-onnx --model k49 --out board/k49")(show_artifact)
+show_noise = shown(noise_text, payload_summary(Noise))
+quantize = command(
+    Network.quantize,
+    """compress quantize --model k49
+          compress quantize --model k49 --explain
+          compress quantize --onnx net.onnx --data path/to/folder --mean 0.485,0.456,0.406 --std 0.229,0.224,0.225
+          compress quantize --model emnist --mode static --method mse --epochs 3""",
+    switch=Switch("--explain", "Show what int8 costs each layer, in accuracy and in time; make no file.", Network.explain_int8, show_noise),
+)(show_artifact)

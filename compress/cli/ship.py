@@ -90,7 +90,7 @@ def main(source: Path, target: Path, **how: Any) -> None:
     from .tables import show_artifact
 
     try:
-        show_artifact(ship(source, target, **how), as_json=False)
+        show_artifact(ship(source, target, **how), False)
     except USER_ERRORS as error:
         raise click.ClickException(str(error)) from error
 

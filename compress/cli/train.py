@@ -5,29 +5,12 @@ from typing import TYPE_CHECKING, Any
 
 from ..api.network import Network
 from .options import command
-from .tables import show, show_artifact, table
+from .tables import paragraphs, show_artifact, shown, table
 
 if TYPE_CHECKING:
     from ..stages.tune import Tuned
     from ..train.space import Space
     from ..train.tune import Trial
-
-train = command(
-    Network.train,
-    """compress train --model k49 --data path/to/folder --epochs 12
-          compress train --model k49 --data path/to/folder --folds 5
-          compress train --from runs/k49/train/3f9a0c51be27 --recipe stronger.toml""",
-)(show_artifact)
-
-
-@command(
-    Network.tune,
-    """compress tune --model emnist --data path/to/folder --trials 40 --epochs 5 --fraction 0.25
-          compress train --recipe runs/emnist/tune/folder/best.toml""",
-)
-def tune(tuned: "Tuned", as_json: bool) -> None:
-    """The trials, the best first, or everything as JSON."""
-    show(as_json, lambda: tuned_summary(tuned), lambda: tuned_text(tuned))
 
 
 def tuned_summary(tuned: "Tuned") -> dict[str, Any]:
@@ -46,14 +29,14 @@ def tuned_summary(tuned: "Tuned") -> dict[str, Any]:
 def tuned_text(tuned: "Tuned", most: int = 20) -> str:
     """A row per trial, the best first and those given up last with the reason; then what mattered, and where the recipe lies."""
     trials = sorted(tuned.summary.trials, key=lambda t: (t.state != "complete", t.state, -(t.score or 0.0)))
-    parts = [table([_row(trial, tuned.space) for trial in trials[:most]])]
-    if len(trials) > most:
-        parts.append(f"and {len(trials) - most} more in {tuned.folder / 'trials.csv'}")
-    if shares := tuned.summary.importances:
-        told = ", ".join(f"{name} {100 * share:.0f}%" for name, share in sorted(shares.items(), key=lambda pair: -pair[1]))
-        parts.append(f"share in the variance of the score: {told}")
-    parts.append(f"pictures: {tuned.folder}\nbest: compress train --recipe {tuned.folder / 'best.toml'}")
-    return "\n\n".join(parts)
+    shares = sorted(tuned.summary.importances.items(), key=lambda pair: -pair[1])
+    told = ", ".join(f"{name} {100 * share:.0f}%" for name, share in shares)
+    return paragraphs(
+        table([_row(trial, tuned.space) for trial in trials[:most]]),
+        f"and {len(trials) - most} more in {tuned.folder / 'trials.csv'}" if len(trials) > most else "",
+        f"share in the variance of the score: {told}" if told else "",
+        f"pictures: {tuned.folder}\nbest: compress train --recipe {tuned.folder / 'best.toml'}",
+    )
 
 
 def _row(trial: "Trial", space: "Space") -> dict[str, str]:
@@ -69,3 +52,16 @@ def _cell(value: Any) -> str:
     if isinstance(value, list):
         return "-".join(map(str, value))
     return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+train = command(
+    Network.train,
+    """compress train --model k49 --data path/to/folder --epochs 12
+          compress train --model k49 --data path/to/folder --folds 5
+          compress train --from runs/k49/train/3f9a0c51be27 --recipe stronger.toml""",
+)(show_artifact)
+tune = command(
+    Network.tune,
+    """compress tune --model emnist --data path/to/folder --trials 40 --epochs 5 --fraction 0.25
+          compress train --recipe runs/emnist/tune/folder/best.toml""",
+)(shown(tuned_text, tuned_summary))
