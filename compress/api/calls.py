@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from ..stages.finetune import Tutoring
 
 Start: TypeAlias = "Artifact | Path | str | None"
+Options = Mapping[str, Any]
+Stages = tuple[str, ...]
 P = ParamSpec("P")
 R = TypeVar("R")
 SHARED = ("weights", "pretrained", "out", "force", "resume")  # options that say where to start and what becomes of what is made
@@ -71,21 +73,13 @@ class Begun:
     tutoring: "Tutoring"
 
 
-def opened(context: "Context", start: Start, options: Mapping[str, Any], **more: Any) -> "tuple[Context, Recipe]":
+def opened(context: "Context", start: Start, options: Options, **more: Any) -> "tuple[Context, Recipe]":
     """What was said in this call besides what :func:`open` was told, and the recipe, so that a wrong value costs no loading of data."""
     context = dataclasses.replace(context, start=start, **some(options, *SHARED), **more)
     return context, context.load_recipe()
 
 
-def begin(
-    context: "Context",
-    start: Start,
-    options: Mapping[str, Any],
-    cls: type,
-    table: str,
-    stages: tuple[str, ...],
-    allowed: tuple[str, ...] | None = None,
-) -> Begun:
+def begin(context: "Context", start: Start, options: Options, cls: type, table: str, stages: Stages, allowed: Stages = ()) -> Begun:
     """Everything that a stage with a parent needs; its settings are checked before data are loaded, and again under their recipe."""
     from ..artifacts.recipe import training_config
     from ..stages.finetune import Tutoring, teacher_for
@@ -110,7 +104,7 @@ def begin(
     return begun(*start_of(context, stages, allowed))
 
 
-def begin_graph(context: "Context", start: Start, options: Mapping[str, Any]) -> Begun:
+def begin_graph(context: "Context", start: Start, options: Options) -> Begun:
     """As :func:`begin`, with the graph to quantize as parent: one given, one from elsewhere, or the export of a network."""
     from ..artifacts.project import NETWORK_STAGES
     from ..stages.export import ExportConfig, graph_of
@@ -121,15 +115,15 @@ def begin_graph(context: "Context", start: Start, options: Mapping[str, Any]) ->
     return dataclasses.replace(begun, parent=graph_of(begun.project, begun.parent, begun.recipe.stage(ExportConfig, "export")))
 
 
-def some(options: Mapping[str, Any], *names: str) -> dict[str, Any]:
+def some(options: Options, *names: str) -> dict[str, Any]:
     return {name: options[name] for name in names if name in options}
 
 
-def fields_of(cls: type, options: Mapping[str, Any]) -> dict[str, Any]:
+def fields_of(cls: type, options: Options) -> dict[str, Any]:
     """Those of the options that are settings of ``cls``; sequences as tuples, empty ones left out."""
     found = some(options, *(entry.name for entry in dataclasses.fields(cls)))
     return {name: tuple(value) if isinstance(value, list) else value for name, value in found.items() if value not in ([], ())}
 
 
-def measuring(options: Mapping[str, Any]) -> dict[str, Any]:
+def measuring(options: Options) -> dict[str, Any]:
     return some(options, "threads", "rounds", "samples") | ({"sweeps": False} if options.get("quick") else {})

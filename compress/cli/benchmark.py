@@ -1,6 +1,5 @@
 """The commands that measure: benchmark, report, compare, throughput."""
 
-import dataclasses
 from typing import TYPE_CHECKING
 
 from ..api.network import Network
@@ -32,10 +31,10 @@ benchmark = command(
 )(lambda measured, as_json: show_artifact(measured.artifact, as_json))
 report = command(Network.report, "compress report --model k49 --max-drop 0.5")(show_outcome)
 compare = command(comparing, "compress compare old.json new.json --fail-if-slower 5%")(
-    shown(changes_text, lambda found: dataclasses.asdict(found) | {"fails": found.fails}, holds=lambda found: not found.fails)
+    shown(changes_text, lambda found: vars(found) | {"fails": found.fails}, holds=lambda found: not found.fails)
 )
 throughput = command(
     Network.throughput,
     """compress throughput --model k49 --data digits
           compress throughput --variant torch.compile --variant "compress train\"""",
-)(shown(throughput_text, lambda found: [dataclasses.asdict(one) for one in found]))
+)(shown(throughput_text, list))

@@ -1,6 +1,5 @@
 """The commands that look at what was made: predict, explain, verify."""
 
-import dataclasses
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -32,41 +31,28 @@ def predictions_text(read: Predictions) -> str:
     return "\n".join([table(rows), *told, f"picture: {picture}"])
 
 
-def predictions_summary(read: Predictions) -> dict[str, Any]:
-    """What ``--json`` shows."""
-    return {"grid": str(read.picture) if read.picture else None, "predictions": [dataclasses.asdict(one) for one in read.images]}
-
-
 def explanation_summary(explanation: "Explanation") -> dict[str, Any]:
     """What ``--json`` shows: per image and network the answer, each gate in figures, and how both compare with the first network."""
-    return {
-        "picture": str(explanation.picture),
-        "remarks": list(explanation.remarks),
-        "images": [
-            {"index": one.index, "truth": one.truth, "networks": [_figures(view, one.views[0]) for view in one.views]}
-            for one in explanation.seen
-        ],
-    }
+    images = [
+        {"index": one.index, "truth": one.truth, "networks": [_figures(view, one.views[0]) for view in one.views]}
+        for one in explanation.seen
+    ]
+    return {"picture": explanation.picture, "remarks": explanation.remarks, "images": images}
 
 
 def explanation_text(explanation: "Explanation") -> str:
     """A table of the answers, one of the gates over all images, and the remarks."""
-    seen = explanation.seen
-    figures = [[_figures(view, one.views[0]) for view in one.views] for one in seen]
-    first, *others = [view.network for view in seen[0].views]
+    images = explanation_summary(explanation)["images"]
+    first, *others = [of["network"] for of in images[0]["networks"]]
     answers = [
-        {
-            "image": str(one.index),
-            "true": one.truth,
-            "network": view.network,
-            "read as": view.label + ("" if view.label == one.truth else "   <- misread"),
-            "probability": f"{100 * view.probability:.1f}%",
-        }
+        {"image": str(one["index"]), "true": one["truth"], "network": of["network"]}
+        | {"read as": of["label"] + ("" if of["label"] == one["truth"] else "   <- misread")}
+        | {"probability": f"{100 * of['probability']:.1f}%"}
         | ({f"evidence: correlation with {first}": _number(of["evidence"]["correlation"])} if others else {})
-        for one, row in zip(seen, figures, strict=True)
-        for view, of in zip(one.views, row, strict=True)
+        for one in images
+        for of in one["networks"]
     ]
-    gates = _gates_over_images(figures)
+    gates = _gates_over_images([one["networks"] for one in images])
     compared = f"; r: rank correlation with {first}, mean over the images" if others else ""
     return paragraphs(
         table(answers),
@@ -122,11 +108,6 @@ def _number(value: float | None) -> str:
     return "-" if value is None else f"{value:.2f}"
 
 
-def proof_summary(proof: Proof) -> dict[str, Any]:
-    """What ``--json`` shows."""
-    return {"folder": str(proof.folder), "holds": proof.holds, "checks": [dataclasses.asdict(check) for check in proof.checks]}
-
-
 def proof_text(proof: Proof) -> str:
     """One line per check, and the outcome."""
     lines = [f"{'ok  ' if check.passed else 'FAIL'}  {check.name:<13} {check.detail}" for check in proof.checks]
@@ -137,10 +118,12 @@ predict = command(
     Network.predict,
     """compress predict --model k49 --random 16
           compress predict --onnx model.onnx letter.png""",
-)(shown(predictions_text, predictions_summary))
+)(shown(predictions_text, lambda read: {"grid": read.picture, "predictions": read.images}))
 explain = command(
     Network.explain,
     """compress explain --model k49 --index 3 --index 17
           compress explain --model k49 --misread 4""",
 )(shown(explanation_text, explanation_summary))
-verify = command(verifying, "compress verify board/k49")(shown(proof_text, proof_summary, holds=lambda proof: proof.holds))
+verify = command(verifying, "compress verify board/k49")(
+    shown(proof_text, lambda proof: {"folder": proof.folder, "holds": proof.holds, "checks": proof.checks}, lambda proof: proof.holds)
+)

@@ -1,6 +1,8 @@
 """What commands print: tables for people, JSON for scripts."""
 
+import dataclasses
 import json
+import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -56,10 +58,13 @@ def table(rows: Sequence[Mapping[str, str]], spare: Sequence[str] = ()) -> str:
 
 
 def shown(text: Callable[[Any], str], about: Callable[[Any], Any], holds: Callable[[Any], bool] = lambda _: True) -> Show:
-    """Prints a result: for people as ``text``, for scripts as one JSON object; exit code 1 where it does not hold."""
+    """Prints a result: ``text`` for people; ``about``, records and paths in it too, as JSON for scripts; exit code 1 unless it holds."""
+
+    def plainly(value: Any) -> Any:
+        return os.fspath(value) if isinstance(value, os.PathLike) else dataclasses.asdict(value)
 
     def show(result: Any, as_json: bool) -> None:
-        click.echo(json.dumps(about(result), indent=1) if as_json else text(result))
+        click.echo(json.dumps(about(result), indent=1, default=plainly) if as_json else text(result))
         if not holds(result):
             raise click.exceptions.Exit(1)
 

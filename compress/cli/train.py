@@ -1,6 +1,5 @@
 """The commands that train: train, tune."""
 
-import dataclasses
 from typing import TYPE_CHECKING, Any
 
 from ..api.network import Network
@@ -15,15 +14,8 @@ if TYPE_CHECKING:
 
 def tuned_summary(tuned: "Tuned") -> dict[str, Any]:
     """What ``--json`` shows."""
-    summary, best = tuned.summary, tuned.summary.best
-    return {
-        "study": tuned.study,
-        "folder": str(tuned.folder),
-        "recipe": str(tuned.folder / "best.toml"),
-        "best": dataclasses.asdict(best) if best else None,
-        "importances": dict(summary.importances),
-        "trials": [dataclasses.asdict(trial) for trial in summary.trials],
-    }
+    about = {"study": tuned.study, "folder": tuned.folder, "recipe": tuned.folder / "best.toml"}
+    return about | {"best": tuned.summary.best, "importances": dict(tuned.summary.importances), "trials": tuned.summary.trials}
 
 
 def tuned_text(tuned: "Tuned", most: int = 20) -> str:
