@@ -87,10 +87,10 @@ class Switch:
     show: Show
 
 
-def command(method: Callable[..., Any], example: str, *, switch: Switch | None = None) -> Callable[[Show], click.Command]:
+def command(method: Callable[..., Any], *examples: str, switch: Switch | None = None) -> Callable[[Show], click.Command]:
     """The command that calls ``method``, of a network or a function that needs none, and has ``show`` print what comes back.
 
-    ``example``: lines for the help, which else is the method's docstring. Arguments of the method besides ``start`` are paths.
+    ``examples``: lines for the help, which else is the method's docstring. Arguments of the method besides ``start`` are paths.
     """
     parameters = inspect.signature(method).parameters
     positional = {name: one for name, one in parameters.items() if one.kind <= one.VAR_POSITIONAL and name not in ("self", "start")}
@@ -120,7 +120,7 @@ def command(method: Callable[..., Any], example: str, *, switch: Switch | None =
             *(option(name, hint) for name, hint in {**own, **(OPENS if "self" in parameters else {})}.items()),
             click.Option(["--json", "as_json"], is_flag=True, help="Print one JSON object instead of a table."),
         ]
-        name, text = method.__name__.replace("_", "-"), f"{about}\n\n\b\nExample:  {example.strip()}"
-        return click.Command(name, callback=run, params=params, help=text)
+        told = "\n          ".join(examples)
+        return click.Command(method.__name__.replace("_", "-"), callback=run, params=params, help=f"{about}\n\n\b\nExample:  {told}")
 
     return decorate

@@ -124,8 +124,7 @@ def artifact_text(artifact: Artifact) -> str:
     if about.kind == "folds":
         return f"{folds_text(read_payload(artifact, Folds))}\nartifact  {artifact.path}"
     metrics = about.metrics
-    rows: dict[str, str] = {"from": described(artifact.parent)} if artifact.parent else {}
-    rows["artifact"] = str(artifact.path)
+    rows = ({"from": described(artifact.parent)} if artifact.parent else {}) | {"artifact": str(artifact.path)}
     for part in ("validation", "test"):
         if scores := getattr(metrics, part):
             rows |= {f"{part} {name.replace('_', ' ')}": percent(getattr(scores, name)) for name in SCORES}
