@@ -156,7 +156,7 @@ def test_a_broken_rule_is_found(path: str, source: str, told: str) -> None:
     [
         ("models/k49.py", "import math\nfrom torch import nn\nfrom .errors import ModelError"),
         ("benchmarks/runtimes.py", "import numpy\ndef f():\n    import torch\nif TYPE_CHECKING:\n    import jinja2"),
-        ("compress/cli/train.py", "import click\nfrom ..api.network import Network\nfrom .tables import table"),
+        ("compress/cli/commands.py", "import click\nfrom ..api.network import Network\nfrom .tables import table"),
         (
             "compress/stages/train.py",
             "from ..train.fit import fit\nfrom ..artifacts.load import load_network\nfrom .finetune import validate",

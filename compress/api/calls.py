@@ -6,7 +6,7 @@ import inspect
 import typing
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeAlias, TypeVar
 
 from ..errors import CompressError, nearest, shown
 from .options import File
@@ -16,10 +16,9 @@ if TYPE_CHECKING:
     from ..artifacts.context import Context
     from ..artifacts.recipe import Recipe, Tutoring
 
-    Start = Artifact | Path | str | None
-else:
-    Start = Any
-
+Start: TypeAlias = "Artifact | Path | str | None"
+Options = Mapping[str, Any]
+Stages = tuple[str, ...]
 P = ParamSpec("P")
 R = TypeVar("R")
 SHARED = ("weights", "pretrained", "out", "force", "fresh")  # options that say where to start and what becomes of what is made
@@ -35,12 +34,10 @@ def takes(kind: type) -> Callable[[Callable[P, R]], Callable[P, R]]:
 
         @functools.wraps(method)
         def checked(*positional: P.args, **given: P.kwargs) -> R:
-            for name in given:
-                if name not in known:
-                    raise CompressError(f"{method.__name__} takes no option {name}; {nearest(name, hints)}")
+            if unknown := [name for name in given if name not in known]:
+                raise CompressError(f"{method.__name__} takes no option {unknown[0]}; {nearest(unknown[0], hints)}")
             said = {name: value for name, value in given.items() if value is not None}
-            fitting = {name: _fitting(name, value, hints.get(name), method.__name__) for name, value in said.items()}
-            return method(*positional, **fitting)
+            return method(*positional, **{name: _fitting(name, value, hints.get(name), method.__name__) for name, value in said.items()})
 
         keywords = [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=hint) for name, hint in hints.items()]
         checked.__signature__ = inspect.Signature([*own, *keywords])  # type: ignore[attr-defined]
@@ -65,28 +62,17 @@ def _fitting(name: str, value: Any, hint: Any, where: str) -> Any:
 
 @dataclasses.dataclass(frozen=True)
 class Begun:
-    """What a stage with a parent starts from, and its settings."""
+    """What a stage with a parent starts from, its settings, and how what it cuts is fine-tuned."""
 
     context: "Context"
     project: Any
     recipe: "Recipe"
     parent: Any
     config: Any
-
-    def tutoring(self, options: Mapping[str, Any]) -> "Tutoring":
-        """How what was cut is fine-tuned: as the recipe says, and the options."""
-        from ..artifacts.recipe import Tutoring, teacher_for, training_config
-        from ..train.settings import DistilConfig
-
-        given = {name: options.get(option) for name, option in (("weight", "distil"), ("temperature",) * 2, ("features",) * 2)}
-        return Tutoring(
-            training=training_config(self.recipe, seed=self.context.seed),
-            distil=self.recipe.stage(DistilConfig, "distil", **given),
-            teacher=teacher_for(self.parent, options["teacher"]) if self.parent and "teacher" in options else None,
-        )
+    tutoring: "Tutoring"
 
 
-def opened(context: "Context", start: Start, options: Mapping[str, Any]) -> "tuple[Context, Recipe]":
+def opened(context: "Context", start: Start, options: Options) -> "tuple[Context, Recipe]":
     """What was said in this call besides what :func:`open` was told, and the recipe, so that a wrong value costs no loading of data."""
     if options.get("fresh") and options.get("resume"):
         raise CompressError("fresh and resume exclude each other; leave one of them out")
@@ -94,53 +80,50 @@ def opened(context: "Context", start: Start, options: Mapping[str, Any]) -> "tup
     return context, context.load_recipe()
 
 
-def begin(
-    context: "Context",
-    start: Start,
-    options: Mapping[str, Any],
-    cls: type,
-    table: str,
-    stages: tuple[str, ...],
-    allowed: tuple[str, ...] | None = None,
-) -> "Begun":
+def begin(context: "Context", start: Start, options: Options, cls: type, table: str, stages: Stages, allowed: Stages = ()) -> Begun:
     """Everything that a stage with a parent needs; its settings are checked before data are loaded, and again under their recipe."""
+    from ..artifacts.recipe import Tutoring, teacher_for, training_config
+    from ..stages.import_network import import_onnx, start_of
+    from ..train.settings import DistilConfig
+
     context, recipe = opened(context, start, options)
-    settings = fields_of(cls, options) | ({"seed": context.seed} if "seed" in {one.name for one in dataclasses.fields(cls)} else {})
-    Begun(context, None, recipe, None, recipe.stage(cls, table, **settings)).tutoring(options)
-    from ..stages.import_network import start_of
 
-    project, recipe, parent = start_of(context, stages, allowed)
-    return Begun(context, project, recipe, parent, recipe.stage(cls, table, **settings))
+    def begun(project: Any, recipe: "Recipe", parent: "Artifact | None") -> Begun:
+        config: Any = recipe.stage(cls, table, **fields_of(cls, {"seed": context.seed, **options}))
+        tutoring = Tutoring(
+            training=training_config(recipe, seed=context.seed),
+            distil=recipe.stage(DistilConfig, "distil", **fields_of(DistilConfig, {"weight": options.get("distil"), **options})),
+            teacher=teacher_for(parent, options["teacher"]) if parent and "teacher" in options else None,
+        )
+        return Begun(context, project, recipe, parent, config, tutoring)
+
+    begun(None, recipe, None)
+    if onnx := options.get("onnx"):
+        project = context.project_of_onnx(onnx)
+        return begun(project, recipe, import_onnx(project, onnx))
+    return begun(*start_of(context, stages, allowed))
 
 
-def begin_graph(context: "Context", start: Start, options: Mapping[str, Any]) -> "Begun":
+def begin_graph(context: "Context", start: Start, options: Options) -> Begun:
     """As :func:`begin`, with the graph to quantize as parent: one given, one from elsewhere, or the export of a network."""
     from ..artifacts.project import NETWORK_STAGES
     from ..stages.export import ExportConfig, graph_of
-    from ..stages.import_network import import_onnx
     from ..stages.quantize import QuantizeConfig
 
-    if "onnx" not in options:
-        begun = begin(
-            context, start, options, QuantizeConfig, "quantize", (*NETWORK_STAGES, "export"), (*NETWORK_STAGES, "export", "import-onnx")
-        )
-        return dataclasses.replace(begun, parent=graph_of(begun.project, begun.parent, begun.recipe.stage(ExportConfig, "export")))
-    context, recipe = opened(context, start, options)
-    config = recipe.stage(QuantizeConfig, "quantize", **fields_of(QuantizeConfig, options), seed=context.seed)
-    project = context.project_of_onnx(Path(options["onnx"]))
-    return Begun(context, project, recipe, import_onnx(project, Path(options["onnx"])), config)
+    stages = (*NETWORK_STAGES, "export")
+    begun = begin(context, start, options, QuantizeConfig, "quantize", stages, (*stages, "import-onnx"))
+    return dataclasses.replace(begun, parent=graph_of(begun.project, begun.parent, begun.recipe.stage(ExportConfig, "export")))
 
 
-def some(options: Mapping[str, Any], *names: str) -> dict[str, Any]:
+def some(options: Options, *names: str) -> dict[str, Any]:
     return {name: options[name] for name in names if name in options}
 
 
-def fields_of(cls: type, options: Mapping[str, Any]) -> dict[str, Any]:
+def fields_of(cls: type, options: Options) -> dict[str, Any]:
     """Those of the options that are settings of ``cls``; sequences as tuples, empty ones left out."""
     found = some(options, *(entry.name for entry in dataclasses.fields(cls)))
-    plain = {name: tuple(value) if isinstance(value, list | tuple) else value for name, value in found.items()}
-    return {name: value for name, value in plain.items() if value != ()}
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in found.items() if value not in ([], ())}
 
 
-def measuring(options: Mapping[str, Any]) -> dict[str, Any]:
+def measuring(options: Options) -> dict[str, Any]:
     return some(options, "threads", "rounds", "samples") | ({"sweeps": False} if options.get("quick") else {})

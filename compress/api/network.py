@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Unpack
 
 from ..errors import CompressError, refuse_torchrun
 from . import options as of
-from .calls import Start, begin, begin_graph, measuring, opened, some, takes
+from .calls import Start, begin, begin_graph, fields_of, measuring, opened, some, takes
 
 if TYPE_CHECKING:
     from ..artifacts.artifact import Artifact
@@ -38,8 +38,8 @@ def open(model: of.Model | None = None, *, console: "Console | None" = None, **o
     """A network with its data and the folder of what is made of it; loads nothing yet. ``console`` is told how far long work is."""
     from ..artifacts.context import Context
 
-    said: dict[str, Any] = dict(options) | {name: value for name, value in (("model", model), ("console", console)) if value is not None}
-    return Network(Context(**said))
+    said: dict[str, Any] = {**options, "console": console} if console is not None else {**options}
+    return Network(Context(model=model, **said))
 
 
 class Network:
@@ -71,15 +71,15 @@ class Network:
             refuse_torchrun(f"folds (={options['folds']}) are trained by one process; start `compress train` without torchrun")
             check_folds(options["folds"])
             return cross_validate(context.project(recipe), config, options["folds"], context.out)
-        parent = None
+        if file := context.weights:
+            refuse_torchrun(
+                f"weights (={file}) are taken in by one process; `compress export-onnx --weights {file}` first, then train --from"
+            )
         if context.starts_from_parent:
-            if file := context.weights:
-                refuse_torchrun(
-                    f"weights (={file}) are taken in by one process; `compress export-onnx --weights {file}` first, then train --from"
-                )
             project, recipe, parent = start_of(context, TRAINED_STAGES, (*TRAINED_STAGES, "remove-channels"))
-            config = training_config(recipe, **settings)
-        made = train(project if parent else context.project(recipe), config, context.out, parent)
+            made = train(project, training_config(recipe, **settings), context.out, parent)
+        else:
+            made = train(context.project(recipe), config, context.out)
         if made is None:
             raise SystemExit
         return made
@@ -96,7 +96,7 @@ class Network:
         from ..stages.tune import Tuning, read_space, tune_project
 
         context, recipe = opened(self._context, None, options)
-        tuning = checked(Tuning, {name: value for name, value in options.items() if name != "force"}, "tune")
+        tuning = checked(Tuning, fields_of(Tuning, options), "tune")
         read_space(ModelReference(reference=recipe.model), recipe, tuning)  # a wrong space should not cost the loading of data first
         return tune_project(context.project(recipe), recipe, tuning)
 
@@ -124,7 +124,7 @@ class Network:
         from ..stages.prune import PruneConfig, prune
 
         begun = begin(self._context, start, options, PruneConfig, "prune", TRAINED_STAGES, NETWORK_STAGES)
-        return prune(begun.project, begun.parent, begun.config, begun.tutoring(options), begun.context.out)
+        return prune(begun.project, begun.parent, begun.config, begun.tutoring, begun.context.out)
 
     @takes(of.RemoveOptions)
     def remove_channels(self, start: Start = None, **options: Unpack[of.RemoveOptions]) -> "Artifact":
@@ -137,7 +137,7 @@ class Network:
         from ..stages.remove_channels import RemoveConfig, remove_in_steps
 
         begun = begin(self._context, start, options, RemoveConfig, "remove-channels", TRAINED_STAGES, NETWORK_STAGES)
-        return remove_in_steps(begun.project, begun.parent, begun.config, begun.tutoring(options), begun.recipe, begun.context.out)
+        return remove_in_steps(begun.project, begun.parent, begun.config, begun.tutoring, begun.recipe, begun.context.out)
 
     @takes(of.StartOptions)
     def channel_groups(self, start: Start = None, **options: Unpack[of.StartOptions]) -> "Groups":
@@ -168,7 +168,7 @@ class Network:
         from ..stages.quantize import quantize
 
         begun = begin_graph(self._context, start, options)
-        return quantize(begun.project, begun.parent, begun.config, begun.tutoring({}), begun.context.out)
+        return quantize(begun.project, begun.parent, begun.config, begun.tutoring, begun.context.out)
 
     @takes(of.QuantizeOptions)
     def explain_int8(self, start: Start = None, **options: Unpack[of.QuantizeOptions]) -> "Artifact":
@@ -218,8 +218,7 @@ class Network:
         from ..stages.predict import read
 
         context, _ = opened(self._context, start, options)
-        how = some(options, "onnx", "random", "invert", "grid")
-        return read(context, [Path(one) for one in files], **how)
+        return read(context, [Path(one) for one in files], **some(options, "onnx", "random", "invert", "grid"))
 
     @takes(of.ExplainOptions)
     def explain(self, *files: Path | str, start: Start = None, **options: Unpack[of.ExplainOptions]) -> "Explanation":
@@ -230,8 +229,7 @@ class Network:
         from ..stages.explain import explain
 
         context, _ = opened(self._context, start, options)
-        how = some(options, "index", "misread", "blocks", "out")
-        return explain(context, [Path(one) for one in files], **how)
+        return explain(context, [Path(one) for one in files], **some(options, "index", "misread", "blocks", "out"))
 
     @takes(of.ThroughputOptions)
     def throughput(self, **options: Unpack[of.ThroughputOptions]) -> "list[Throughput]":

@@ -11,8 +11,6 @@ from typing import Annotated, Any, Literal, TypedDict
 File = str | Path
 Share = Annotated[float, "share"]  # of what the teacher costs; the command line takes 0.35x for it
 Percent = Annotated[float, "percent"]
-
-
 Model = Annotated[str, "k49, emnist, or path/net.py:factory for a network of your own.  [default: k49]"]
 
 

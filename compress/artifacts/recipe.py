@@ -81,6 +81,8 @@ def load_recipe(path: Path | None, model: str | None = None, data: str | None = 
     top = {key: own.get(key, default.get(key)) for key in ("data", "seed")} | {"model": name}
     given = {key: value for key, value in {"data": data, "seed": seed}.items() if value is not None}
     tables = {table: _over(table, default.get(table, {}), own.get(table, {})) for table in TABLES}
+    if seed is not None:
+        tables = {table: {key: value for key, value in values.items() if key != "seed"} for table, values in tables.items()}
     return checked(
         Recipe, {key: value for key, value in (top | given).items() if value is not None} | {"tables": tables}, str(path or "recipe")
     )

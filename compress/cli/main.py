@@ -1,12 +1,10 @@
 """The command line: ``compress COMMAND`` or ``python -m compress COMMAND``.
 
-Each command is loaded when it is called, and torch, onnxruntime and the like inside it, so that ``compress --help`` is instant.
+Commands are loaded when one is called, and torch, onnxruntime and the like inside it, so that ``compress --help`` is instant.
 
 A user's mistake ends here: one line on stderr, exit code 2. Ctrl-C says how to go on, exit code 130. With ``--json`` the result is one JSON
 object on stdout and nothing else; progress and remarks go to stderr.
 """
-
-import importlib
 
 import click
 
@@ -20,32 +18,30 @@ USER_ERRORS = (CompressError, TrainError, ModelError, BenchmarkError)
 # What a board does without: numpy, onnxruntime and click are enough to predict, benchmark, compare and verify.
 OPTIONAL = {name: name for name in ("torch", "torchvision", "onnx", "onnxscript", "safetensors", "matplotlib", "jinja2", "optuna")}
 OPTIONAL |= {"sklearn": "scikit-learn", "PIL": "pillow"}
-
-
 MOST_TOLD = 300  # characters of an error
-# Command: the module of this room that has it, and what it does in a few words.
+# The commands, of the module of that name, and what each does in a few words.
 COMMANDS = {
-    "run": ("run", "everything, from a network to a report"),
-    "train": ("train", "train a network; the best epoch is kept"),
-    "tune": ("train", "search for better settings of training"),
-    "sensitivity": ("prune", "what each layer, group or module is worth"),
-    "prune": ("prune", "zero the weights that matter least"),
-    "remove-channels": ("prune", "make it smaller and faster"),
-    "export-onnx": ("quantize", "one file, proved equal to torch"),
-    "quantize": ("quantize", "the fastest file that still reads as well"),
-    "benchmark": ("benchmark", "measure variants side by side"),
-    "report": ("benchmark", "which variant to ship, and why"),
-    "compare": ("benchmark", "two benchmarks, for CI"),
-    "throughput": ("benchmark", "how fast training is here"),
-    "predict": ("inspect", "read images: labels and a picture"),
-    "explain": ("inspect", "draw what a network looks at"),
-    "verify": ("inspect", "is this still the file that was made"),
-    "recipe": ("run", "recipes there are; --schema for editors"),
+    "run": "everything, from a network to a report",
+    "train": "train a network; the best epoch is kept",
+    "tune": "search for better settings of training",
+    "sensitivity": "what each layer, group or module is worth",
+    "prune": "zero the weights that matter least",
+    "remove-channels": "make it smaller and faster",
+    "export-onnx": "one file, proved equal to torch",
+    "quantize": "the fastest file that still reads as well",
+    "benchmark": "measure variants side by side",
+    "report": "which variant to ship, and why",
+    "compare": "two benchmarks, for CI",
+    "throughput": "how fast training is here",
+    "predict": "read images: labels and a picture",
+    "explain": "draw what a network looks at",
+    "verify": "is this still the file that was made",
+    "recipe": "recipes there are; --schema for editors",
 }
 
 
 class Commands(click.Group):
-    """Loads a command when it is called."""
+    """Loads the commands when one is called."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)
@@ -53,13 +49,13 @@ class Commands(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in COMMANDS:
             return None
-        module = importlib.import_module(f"{__package__}.{COMMANDS[cmd_name][0]}")
-        command: click.Command = getattr(module, cmd_name.replace("-", "_"))
-        return command
+        from . import commands
+
+        return getattr(commands, cmd_name.replace("-", "_"))
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands (each has --help with an example)"):
-            formatter.write_dl([(name, words) for name, (_, words) in COMMANDS.items()])
+            formatter.write_dl([*COMMANDS.items()])
 
 
 @click.group(cls=Commands, invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})

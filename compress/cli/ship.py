@@ -46,8 +46,7 @@ def ship(source: Path, target: Path, *, title: str | None = None, test: bool = F
         raise ArtifactError(
             f"{source} is of stage {about.stage} and model {about.model.reference}; only trained built-in networks are shipped"
         )
-    size = artifact.payload.stat().st_size
-    if size > MOST_BYTES:
+    if (size := artifact.payload.stat().st_size) > MOST_BYTES:
         raise ArtifactError(f"{artifact.payload} has {size:,} bytes, at most {MOST_BYTES:,} are shipped; train a smaller network")
     metrics = dataclasses.replace(about.metrics, test=_test(artifact, data)) if test else about.metrics
     record = dataclasses.replace(about.data, source=about.data.name, title=title or about.data.name)
@@ -89,7 +88,7 @@ def main(source: Path, target: Path, **how: Any) -> None:
     from .tables import show_artifact
 
     try:
-        show_artifact(ship(source, target, **how), as_json=False)
+        show_artifact(ship(source, target, **how), False)
     except USER_ERRORS as error:
         raise click.ClickException(str(error)) from error
 

@@ -1,6 +1,8 @@
 """What commands print: tables for people, JSON for scripts."""
 
+import dataclasses
 import json
+import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -17,6 +19,7 @@ from ..benchmarks.results import LayerZeros, Measurement, Result
 from ..benchmarks.tables import as_json
 from ..quantization.search import Tried
 from ..stages.report import Outcome
+from .options import Show
 
 NARROW = 9  # characters of a column whose cells are not wrapped
 ENDS = 5  # layers shown of the densest, and of the sparsest
@@ -54,19 +57,23 @@ def table(rows: Sequence[Mapping[str, str]], spare: Sequence[str] = ()) -> str:
     return "\n".join(line.rstrip() for line in captured.get().splitlines())
 
 
-def show(as_json: bool, about: Callable[[], Any], text: Callable[[], str]) -> None:
-    """Print a result: for scripts as one JSON object, for people as text."""
-    click.echo(json.dumps(about(), indent=1) if as_json else text())
+def shown(text: Callable[[Any], str], about: Callable[[Any], Any], holds: Callable[[Any], bool] = lambda _: True) -> Show:
+    """Prints a result: ``text`` for people; ``about``, records and paths in it too, as JSON for scripts; exit code 1 unless it holds."""
+
+    def plainly(value: Any) -> Any:
+        return os.fspath(value) if isinstance(value, os.PathLike) else dataclasses.asdict(value)
+
+    def show(result: Any, as_json: bool) -> None:
+        click.echo(json.dumps(about(result), indent=1, default=plainly) if as_json else text(result))
+        if not holds(result):
+            raise click.exceptions.Exit(1)
+
+    return show
 
 
-def show_artifact(artifact: Artifact, as_json: bool) -> None:
-    """Print what a stage made: a table of its figures and what to do next, or everything as JSON."""
-    show(as_json, lambda: summary(artifact), lambda: "\n\n".join([artifact_text(artifact), *_next_lines(artifact)]))
-
-
-def show_outcome(outcome: Outcome, as_json: bool) -> None:
-    """Print what a report says, and where it lies."""
-    show(as_json, lambda: outcome_summary(outcome), lambda: outcome_text(outcome))
+def paragraphs(*parts: str) -> str:
+    """The parts that say something, with an empty line between them."""
+    return "\n\n".join(filter(None, parts))
 
 
 # What a stage's artifact is for: the commands that start from it, the likeliest first. {} is the artifact's folder.
@@ -87,9 +94,9 @@ def next_commands(artifact: Artifact) -> list[str]:
     return [one.format(artifact.path) for one in NEXT.get(artifact.manifest.stage, ())]
 
 
-def _next_lines(artifact: Artifact) -> list[str]:
-    found = next_commands(artifact)
-    return ["\n".join(f"{'next' if index == 0 else 'or'}: {one}" for index, one in enumerate(found))] if found else []
+def _page(artifact: Artifact) -> str:
+    lines = [f"{'or' if index else 'next'}: {one}" for index, one in enumerate(next_commands(artifact))]
+    return paragraphs(artifact_text(artifact), "\n".join(lines))
 
 
 def summary(artifact: Artifact) -> dict[str, Any]:
@@ -104,6 +111,11 @@ def summary(artifact: Artifact) -> dict[str, Any]:
     return said | (as_json(read_results(artifact.payload)) if about.kind == "benchmark" else {})
 
 
+def payload_summary(cls: type) -> Callable[[Artifact], dict[str, Any]]:
+    """What ``--json`` shows of an artifact whose payload, of the type ``cls``, says all."""
+    return lambda artifact: {"artifact": str(artifact.path), **plain(read_payload(artifact, cls))}
+
+
 def artifact_text(artifact: Artifact) -> str:
     """The figures that the stage of ``artifact`` found, one per line."""
     about = artifact.manifest
@@ -112,14 +124,13 @@ def artifact_text(artifact: Artifact) -> str:
     if about.kind == "folds":
         return f"{folds_text(read_payload(artifact, Folds))}\nartifact  {artifact.path}"
     metrics = about.metrics
-    rows: dict[str, str] = {"from": described(artifact.parent)} if artifact.parent else {}
-    rows["artifact"] = str(artifact.path)
+    rows = ({"from": described(artifact.parent)} if artifact.parent else {}) | {"artifact": str(artifact.path)}
     for part in ("validation", "test"):
-        if (scores := getattr(metrics, part)) is not UNSET:
-            rows |= {f"{part} {name.replace('_', ' ')}": f"{100 * getattr(scores, name):.2f}%" for name in SCORES}
-    if metrics.one_shot is not UNSET:
-        rows["balanced accuracy before fine-tuning"] = f"{100 * metrics.one_shot.balanced_accuracy:.2f}%"
-    if (parity := metrics.parity) is not UNSET:
+        if scores := getattr(metrics, part):
+            rows |= {f"{part} {name.replace('_', ' ')}": percent(getattr(scores, name)) for name in SCORES}
+    if metrics.one_shot:
+        rows["balanced accuracy before fine-tuning"] = percent(metrics.one_shot.balanced_accuracy)
+    if parity := metrics.parity:
         probable = parity.probabilities  # files of older versions give none
         rows["parity with torch"] = (
             f"largest logit difference {parity.largest_difference:.1e}, "
@@ -130,11 +141,11 @@ def artifact_text(artifact: Artifact) -> str:
         rows["rewritten"] = ", ".join(metrics.rewrites)
     if metrics.points_lost is not UNSET:
         rows["points lost by it"] = f"{metrics.points_lost:.2f}"
-    if (stored := metrics.stored) is not UNSET:
-        rows["stored in fewer bits"] = f"{len(stored.weights)} weights; they are computed with as float32"
-    if (quantized := metrics.quantized) is not UNSET:
-        rows["int8"] = _counts(quantized.operators)
-        rows["still float"] = _counts(quantized.left)
+    if metrics.stored:
+        rows["stored in fewer bits"] = f"{len(metrics.stored.weights)} weights; they are computed with as float32"
+    if quantized := metrics.quantized:
+        for name, operators in (("int8", quantized.operators), ("still float", quantized.left)):
+            rows[name] = ", ".join(f"{count} {kind}" for kind, count in operators.items()) or "nothing"
         rows |= {f"  {kind}": why for kind, why in quantized.reasons.items()}
     facts = about.facts
     if facts.params and facts.nonzeros is not UNSET:
@@ -142,15 +153,12 @@ def artifact_text(artifact: Artifact) -> str:
         rows["MACs per image"] = f"{facts.macs:,}"
     rows["size"] = f"{artifact.payload.stat().st_size:,} bytes"
     width = max(map(len, rows))
-    text = "\n".join(f"{name.ljust(width)}  {value}" for name, value in rows.items())
-    parts = [text]
-    if metrics.choice is not UNSET:
-        parts.append(_choice_text(metrics.choice))
-    if metrics.gains is not UNSET:
-        parts.append(_removal_text(metrics, metrics.gains))
-    if metrics.layers:
-        parts.append(_layers_text(metrics.layers))
-    return "\n\n".join(parts)
+    return paragraphs(
+        "\n".join(f"{name.ljust(width)}  {value}" for name, value in rows.items()),
+        _choice_text(metrics.choice) if metrics.choice else "",
+        _removal_text(metrics, metrics.gains) if metrics.gains else "",
+        _layers_text(metrics.layers) if metrics.layers else "",
+    )
 
 
 def _choice_text(choice: Chosen) -> str:
@@ -186,18 +194,14 @@ def _removal_text(metrics: Metrics, gains: Gains) -> str:
             for one in rounding.measured
         ]
         parts.append(f"{table(rows)}\nBefore fine-tuning, each meeting the goal of the first step.")
-    return "\n\n".join([*parts, *(["\n".join(metrics.left_whole)] if metrics.left_whole else [])])
+    return paragraphs(*parts, "\n".join(metrics.left_whole or ()))
 
 
 def _layers_text(layers: Sequence[LayerZeros]) -> str:
     """The layers of a pruned network from the densest to the sparsest; of many only the two ends."""
     rows = [
-        {
-            "layer": one.name.removesuffix(".weight"),
-            "weights": f"{one.weights:,}",
-            "nonzeros": f"{one.nonzeros:,}",
-            "sparsity": percent(one.sparsity),
-        }
+        {"layer": one.name.removesuffix(".weight"), "weights": f"{one.weights:,}", "nonzeros": f"{one.nonzeros:,}"}
+        | {"sparsity": percent(one.sparsity)}
         for one in sorted(layers, key=lambda one: -one.nonzeros / one.weights)
     ]
     if (more := len(rows) - 2 * ENDS) > 1:
@@ -209,8 +213,8 @@ def folds_text(result: Folds) -> str:
     """A row per fold, mean and spread, and the pairs of classes that were confused most."""
 
     def row(fold: str, images: str, scores: Scores, best: Scores) -> dict[str, str]:
-        cells = {name.replace("_", " "): f"{100 * getattr(scores, name):.2f}%" for name in SCORES}
-        return {"fold": fold, "images": images, **cells, "best epoch's (*)": f"{100 * best.balanced_accuracy:.2f}%"}
+        cells = {name.replace("_", " "): percent(getattr(scores, name)) for name in SCORES}
+        return {"fold": fold, "images": images, **cells, "best epoch's (*)": percent(best.balanced_accuracy)}
 
     rows = [row(str(one.fold), f"{one.images:,}", one.scores, one.best_epoch) for one in result.folds]
     rows += [row("mean", "", result.mean, result.best_epoch.mean), row("spread", "", result.spread, result.best_epoch.spread)]
@@ -227,25 +231,19 @@ def folds_text(result: Folds) -> str:
     )
 
 
-def _counts(operators: Mapping[str, int]) -> str:
-    return ", ".join(f"{count} {kind}" for kind, count in operators.items()) or "nothing"
-
-
 def outcome_text(outcome: Outcome) -> str:
     """For each machine the table of its variants and the verdict; then where the report lies."""
-    parts = []
-    for result, verdict in zip(outcome.results, outcome.verdicts, strict=True):
-        parts += [result_text(result, verdict.ship), verdict.headline]
-    return "\n\n".join([*parts, f"Report: {outcome.folder / 'report.html'}"])
+    told = zip(outcome.results, outcome.verdicts, strict=True)
+    sections = (part for result, verdict in told for part in (result_text(result, verdict.ship), verdict.headline))
+    return paragraphs(*sections, f"Report: {outcome.folder / 'report.html'}")
 
 
 def result_text(result: Result, ship: str | None = None) -> str:
     """The table of a benchmark, the variant to ``ship`` marked, and what was not measured."""
     baseline = result.measurements[result.baseline]
-    measured = [one for one in result.measurements if one.latency is not None]
     missing = [f"not measured: {title(one)}: {one.reason}" for one in result.measurements if one.latency is None]
-    parts = [table([_row(one, baseline, ship) for one in measured], spare=("p90", "accuracy", "gzipped"))] if measured else []
-    return "\n\n".join([*parts, "\n".join(missing)] if missing else parts)
+    rows = [_row(one, baseline, ship) for one in result.measurements if one.latency is not None]
+    return paragraphs(table(rows, spare=("p90", "accuracy", "gzipped")) if rows else "", "\n".join(missing))
 
 
 def outcome_summary(outcome: Outcome) -> dict[str, Any]:
@@ -257,19 +255,21 @@ def outcome_summary(outcome: Outcome) -> dict[str, Any]:
 
 
 def _row(one: Measurement, baseline: Measurement, ship: str | None) -> dict[str, str]:
-    names = ("variant", "runtime", "p50", "p90", "speedup (95%)", "balanced acc.", "accuracy", "size", "gzipped")
-    name = one.name + (" *" if one.name == ship and one.runtime == "onnxruntime" and one.device == "cpu" else "")
+    chosen = (one.name, one.runtime, one.device) == (ship, "onnxruntime", "cpu")
     assert one.latency is not None, "only what was measured has a row"
-    speed = one.speedup
-    cells = (
-        name,
-        f"{one.runtime} {one.device}",
-        milliseconds(one.latency.p50),
-        milliseconds(one.latency.p90) if one.latency.p90 is not None else MISSING,
-        "baseline" if one is baseline else f"{speed.value:.2f} ({speed.low:.2f} to {speed.high:.2f})" if speed else MISSING,
-        f"{100 * one.scores['balanced_accuracy']:.2f}%",
-        percent(one.scores.get("accuracy")),
-        size(one.size_bytes),
-        size(one.gzip_bytes),
-    )
-    return dict(zip(names, cells, strict=True))
+    speedup = f"{one.speedup.value:.2f} ({one.speedup.low:.2f} to {one.speedup.high:.2f})" if one.speedup else MISSING
+    return {
+        "variant": one.name + (" *" if chosen else ""),
+        "runtime": f"{one.runtime} {one.device}",
+        "p50": milliseconds(one.latency.p50),
+        "p90": milliseconds(one.latency.p90),
+        "speedup (95%)": "baseline" if one is baseline else speedup,
+        "balanced acc.": percent(one.scores["balanced_accuracy"]),
+        "accuracy": percent(one.scores.get("accuracy")),
+        "size": size(one.size_bytes),
+        "gzipped": size(one.gzip_bytes),
+    }
+
+
+show_artifact = shown(_page, summary)
+show_outcome = shown(outcome_text, outcome_summary)

@@ -41,26 +41,22 @@ class Terminal:
             click.echo(text, err=True)
 
     def progress(self, label: str, done: int, total: int) -> None:
-        if self._watched:
-            if not self._open:
-                self._open = True
-                self._bar.add_task(label, total=total)
-                self._bar.start()
-            self._bar.update(self._bar.task_ids[-1], description=label, completed=done, total=total)
-            if done >= total:
-                self.close()
-        elif not self._silent:
-            self._plainly(label, done, total)
-
-    def _plainly(self, label: str, done: int, total: int) -> None:
+        if self._silent:
+            return
         now = time.monotonic()
         if not self._open:
             self._open, self._began, self._spoke = True, now, now
-        if now - self._spoke >= QUIET_SECONDS and done < total:
+            if self._watched:
+                self._bar.add_task(label, total=total)
+                self._bar.start()
+        if self._watched:
+            self._bar.update(self._bar.task_ids[-1], description=label, completed=done, total=total)
+        elif now - self._spoke >= QUIET_SECONDS and done < total:
             self._spoke, took = now, now - self._began
             left = f", {took * (total - done) / done:.0f} s left" if done else ""
             click.echo(f"  {100 * done / max(1, total):3.0f}%  {label}  ({took:.0f} s{left})", err=True)
-        self._open = done < total
+        if done >= total:
+            self.close()
 
     def close(self) -> None:
         """Take the bar away, and give the cursor back."""

@@ -95,6 +95,8 @@ def test_the_seed_of_the_recipe_reaches_every_stage_that_has_one(write: Callable
     assert recipe.stage(FitConfig, "train").seed == 7
     assert recipe.stage(QuantizeConfig, "quantize").seed == 3
     assert recipe.stage(QuantizeConfig, "quantize", seed=1).seed == 1
+    given = load_recipe(write("seed = 7\n[quantize]\nseed = 3\n"), seed=5)
+    assert given.stage(QuantizeConfig, "quantize").seed == given.stage(FitConfig, "train").seed == 5, "what is given by hand wins"
 
 
 def test_whole_numbers_are_floats_and_lists_tuples_where_that_is_meant(write: Callable[[str], Path]) -> None:

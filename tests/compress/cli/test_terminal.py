@@ -115,7 +115,7 @@ def train(self, **options):
     signal.pause()
 train.options = Network.train.options
 Network.train = train
-sys.modules.pop("compress.cli.train", None)
+sys.modules.pop("compress.cli.commands", None)
 sys.argv = ["compress", "train"]
 code = main.main()
 print("code", code)

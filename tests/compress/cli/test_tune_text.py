@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from compress.cli.train import tuned_text
+from compress.cli.views import tuned_text
 from compress.stages.tune import Tuned, _toml
 from compress.train.space import Choices, Range
 from compress.train.tune import Summary, Trial

@@ -25,7 +25,8 @@ from compress.benchmarks.statistics import Interval
 from compress.channels.cut import remove_channels
 from compress.channels.find import channel_groups
 from compress.channels.scores import importance
-from compress.cli.prune import sensitivity, sensitivity_text
+from compress.cli.commands import sensitivity
+from compress.cli.views import sensitivity_text
 from compress.errors import CompressError
 from compress.models.emnist import make as make_emnist
 from compress.plots.sensitivity import cell, draw_heat_map

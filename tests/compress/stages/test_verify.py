@@ -13,7 +13,7 @@ from onnx import TensorProto, helper
 
 from compress.artifacts.artifact import sha256_of
 from compress.artifacts.vectors import MOST_VECTORS, read_vectors, write_vectors
-from compress.cli.inspect import proof_text
+from compress.cli.views import proof_text
 from compress.errors import ArtifactError, CompressError
 from compress.stages.verify import Proof, verify
 
