@@ -149,15 +149,25 @@ class New:
         return self.made
 
 
+def place_of(project: Project, stage: str, key: str, out: Path | None) -> Path:
+    """The folder of an artifact."""
+    return out or project.folder / stage / key[:12]
+
+
+def is_made(project: Project, target: Path) -> bool:
+    """Whether an artifact lies there, which is not to be replaced."""
+    return (target / MANIFEST).is_file() and not project.force
+
+
 @contextmanager
 def making(
     project: Project, kind: Kind, stage: str, key: str, config: Any, parent: Artifact | None = None, out: Path | None = None
 ) -> Iterator[New]:
     """The artifact of ``key``: that which is there, whole, or what the block makes; all or nothing."""
-    target = out or project.folder / stage / key[:12]
+    target = place_of(project, stage, key, out)
     if parent is not None:
         project.console.say(f"{stage}: from {described(parent)}")
-    if (target / MANIFEST).is_file() and not project.force:
+    if is_made(project, target):
         found = read_artifact(target, kind)
         if found.manifest.key != key:
             raise ArtifactError(f"out (={target}) holds another artifact (stage {found.manifest.stage}); --force replaces it")

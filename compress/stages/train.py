@@ -4,11 +4,15 @@ import os
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ..artifacts.artifact import Artifact
-from ..artifacts.project import New, Project, data_identity, making, network_identity, stage_key
+from ..artifacts.project import New, Project, data_identity, is_made, making, network_identity, place_of, stage_key
 from ..errors import CompressError
 from ..train.settings import FitConfig
+
+if TYPE_CHECKING:
+    from torch import nn
 
 
 def train(project: Project, config: FitConfig, out: Path | None = None, start: Artifact | None = None) -> Artifact | None:
@@ -32,7 +36,7 @@ def train(project: Project, config: FitConfig, out: Path | None = None, start: A
             return _train(project, config, key, out, start, team.from_first)
         if team.from_first(False):
             with tempfile.TemporaryDirectory() as folder:
-                _fit(project, New(stage="train", key=key, folder=Path(folder), wanted=True), config, start)
+                _fit(project, New(stage="train", key=key, folder=Path(folder), wanted=True), config, _network(project, config, start))
         return None
 
 
@@ -40,16 +44,25 @@ def _train(
     project: Project, config: FitConfig, key: str, out: Path | None, start: Artifact | None, told: Callable[[bool], bool]
 ) -> Artifact:
     """Train unless it was done before; ``told``: tells the other processes which, and returns it."""
+    # Built before anything is said or written, as the options of its factory may be wrong.
+    network = None if is_made(project, place_of(project, "train", key, out)) else _network(project, config, start)
     if start is None and project.told:
         project.console.say(f"train: a new network on {project.told}")
     with making(project, "network", "train", key, config, start, out) as new:
-        if told(new.wanted):
-            _fit(project, new, config, start)
+        if told(network is not None):
+            _fit(project, new, config, network)
     return new.artifact
 
 
-def _fit(project: Project, new: New, config: FitConfig, start: Artifact | None) -> None:
+def _network(project: Project, config: FitConfig, start: Artifact | None) -> "nn.Module":
     from ..artifacts.load import load_network
-    from .finetune import fit_and_save, new_network
+    from .finetune import new_network
 
-    fit_and_save(project, new, new_network(project, config.seed) if start is None else load_network(start), config)
+    return new_network(project, config.seed) if start is None else load_network(start)
+
+
+def _fit(project: Project, new: New, config: FitConfig, network: "nn.Module | None") -> None:
+    from .finetune import fit_and_save
+
+    assert network is not None, "it is wanted"
+    fit_and_save(project, new, network, config)
