@@ -7,7 +7,7 @@ of A touch the same parameters in the same way: they are one group of width 4. B
 """
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -112,9 +112,6 @@ class Groups(Sequence[ChannelGroup]):
     def __getitem__(self, index):  # type: ignore[no-untyped-def]
         return self.groups[index]
 
-    def __iter__(self) -> Iterator[ChannelGroup]:
-        return iter(self.groups)
-
     def __str__(self) -> str:
         lines = [f"{g.name}: {g.width} {'channels' if g.channels == 1 else f'times {g.channels} channels'}; {g}" for g in self.groups]
         return "\n".join([*lines, *map(str, self.left_whole)])
@@ -128,6 +125,11 @@ class Groups(Sequence[ChannelGroup]):
     @cached_property
     def by_name(self) -> dict[str, ChannelGroup]:
         return {group.name: group for group in self.groups}
+
+    @property
+    def everything(self) -> dict[str, tuple[int, ...]]:
+        """Group name to all of its units."""
+        return {group.name: tuple(range(group.width)) for group in self.groups}
 
     def units(self, labels: Tensor) -> Tensor:
         """The unit of each label, -1 for what stays."""
@@ -146,11 +148,8 @@ class Groups(Sequence[ChannelGroup]):
                 raise CompressError(
                     f'keep: "{name}" (={list(chosen)[:8]}) must list units of 0 to {group.width - 1}, at least one, sorted and each once'
                 )
-        rows = []
-        for group in self.groups:
-            row = torch.zeros(group.width, dtype=torch.bool)
-            row[list(keep.get(group.name, range(group.width)))] = True
-            rows.append(row)
+        stay = {**self.everything, **keep}
+        rows = [torch.isin(torch.arange(group.width), torch.tensor(stay[group.name])) for group in self.groups]
         return torch.cat([*rows, torch.ones(1, dtype=torch.bool)])
 
     def removed(self, keep: Mapping[str, Sequence[int]]) -> dict[tuple[str, int], set[int]]:
