@@ -142,6 +142,11 @@ def along(labels: Tensor, dim: int, size: int) -> Tensor | None:
     return labels.flatten().expand(size).clone()
 
 
+def across(labels: Tensor, dim: int, dims: int) -> Tensor:
+    """Labels of one dimension, int64 (size,), as those of a tensor of ``dims`` dimensions that change along ``dim``."""
+    return labels.view([-1 if d == dim else 1 for d in range(dims)])
+
+
 def aligned(shape: Sequence[int], dims: int) -> tuple[int, ...]:
     """``shape`` with ones in front, as broadcasting reads it."""
     return (1,) * (dims - len(shape)) + tuple(shape)

@@ -1,4 +1,4 @@
-"""What each operation does to the labels of channels: the rules behind compress/tracing.py. What has no rule here is frozen and named."""
+"""What each operation does to the labels of channels: the rules behind trace.py. What has no rule here is frozen and named."""
 
 from collections.abc import Callable
 
@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from . import layer_rules
-from .identities import ANY, FIXED, aligned, along
+from .identities import ANY, FIXED, across, aligned
 from .trace import Call, Trace, tensors_in
 
 CREATES = (
@@ -67,7 +67,7 @@ def _label_parameter(trace: Trace, tensor: Tensor, where: str) -> None:
     slot = trace.slots.get((trace.owned[id(tensor)], dim))
     labels = slot.labels if slot else trace.identities.fresh(tensor.shape[dim])
     trace.tie(tensor, dim, labels, "each", where)
-    trace.note(tensor, labels.view([-1 if d == dim else 1 for d in range(tensor.dim())]))
+    trace.note(tensor, across(labels, dim, tensor.dim()))
 
 
 def _elementwise(trace: Trace, call: Call) -> list[Tensor]:
@@ -89,7 +89,7 @@ def _elementwise(trace: Trace, call: Call) -> list[Tensor]:
             [d] = varying
             whole = next(s for s in short if s.shape[d] > 1).flatten()
             tied = trace.tie(operand, d - (dims - operand.dim()), whole, "each", call.where)
-            joined = ids.join(joined, tied.view([-1 if i == d else 1 for i in range(dims)]), call.where)
+            joined = ids.join(joined, across(tied, d, dims), call.where)
         else:
             joined = ids.join(joined, labels, f"they meet something that must stay at {call.where}")
     return [joined] * len(call.results)
@@ -124,25 +124,15 @@ def _choose(trace: Trace, call: Call, before: Tensor, found: list[Tensor], sourc
     [dim] = [d for d in range(before.dim()) if before.shape[d] > 1] or [-1]
     if dim < 0 or all(set(before.flatten().tolist()) <= set(piece.flatten().tolist()) for piece in found):
         return
-    whole = before.flatten()
-    pieces = [along(p, dim, p.shape[dim]) if p.dim() == before.dim() else None for p in map(_shorten_others(dim), found)]
-    sizes = {len(piece) for piece in pieces if piece is not None}
-    if None not in pieces and len(sizes) == 1 and len(whole) % (size := sizes.pop()) == 0:
-        rows = whole.view(-1, size)
-        if all(any(torch.equal(row, piece) for row in rows) for piece in pieces if piece is not None):
+    # ``before`` varies along ``dim`` only, and a choice does not change that.
+    pieces = [p[tuple(slice(None) if d == dim else 0 for d in range(p.dim()))] for p in found if p.dim() == before.dim()]
+    sizes = {len(piece) for piece in pieces}
+    if len(pieces) == len(found) and len(sizes) == 1 and before.numel() % (size := sizes.pop()) == 0:
+        rows = before.view(-1, size)
+        if all((rows == piece).all(1).any() for piece in pieces):
             ids.join(rows, rows[:1], f"they are taken apart at {call.where}")
             return
     ids.freeze(before, f"{call.name} at {call.where} takes some of them by their number")
-
-
-def _shorten_others(dim: int) -> Callable[[Tensor], Tensor]:
-    def shorten(labels: Tensor) -> Tensor:
-        for d in range(labels.dim()):
-            if d != dim and labels.shape[d] > 1:
-                labels = labels.narrow(d, 0, 1)  # before varies along dim only, and a choice does not change that
-        return labels
-
-    return shorten
 
 
 def _pool(trace: Trace, call: Call) -> list[Tensor]:
@@ -215,10 +205,9 @@ RULES: dict[str, Callable[[Trace, Call], list[Tensor]]] = {
     **dict.fromkeys(POOLS.split(), _pool),
     **dict.fromkeys(REDUCES.split(), _reduce),
     **dict.fromkeys(("softmax", "log_softmax", "cumsum", "layer_norm", "rms_norm"), _across),
-    **dict.fromkeys((f"{kind}{d}d" for kind in ("conv", "conv_transpose") for d in (1, 2, 3)), layer_rules.convolution),
+    **dict.fromkeys(("linear", *(f"{kind}{d}d" for kind in ("conv", "conv_transpose") for d in (1, 2, 3))), layer_rules.layer),
     **dict.fromkeys(("batch_norm", "instance_norm"), layer_rules.batch_norm),
     "group_norm": layer_rules.group_norm,
-    "linear": layer_rules.linear,
     "prelu": layer_rules.prelu,
     "pad": _pad,
 }
