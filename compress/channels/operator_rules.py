@@ -34,7 +34,7 @@ def follow(trace: Trace, call: Call) -> list[Tensor]:
     tensors = call.tensors()
     if call.name in CREATES.split():
         return [torch.full((1,) * result.dim(), ANY) for result in call.results]
-    if call.name in STRUCTURE.split() and len(tensors) == 1 and id(tensors[0]) in trace.owned and _is_a_row(tensors[0]):
+    if call.name in STRUCTURE.split() and len(tensors) == 1 and id(tensors[0]) in trace.owned and sum(n > 1 for n in tensors[0].shape) == 1:
         _label_parameter(trace, tensors[0], call.where)
     elif not any(trace.is_followed(t) for t in tensors):
         return []
@@ -57,10 +57,6 @@ def _nonnegative(trace: Trace, call: Call) -> bool:
     return sign_kept and all(n >= 0 for n in numbers) and all(trace.is_nonnegative(t) for t in tensors)
 
 
-def _is_a_row(tensor: Tensor) -> bool:
-    return sum(size > 1 for size in tensor.shape) == 1
-
-
 def _label_parameter(trace: Trace, tensor: Tensor, where: str) -> None:
     """A parameter such as a layer scale, reshaped before it is used: its elements are channels of their own until joined."""
     dim = max(range(tensor.dim()), key=lambda d: tensor.shape[d])
@@ -77,8 +73,7 @@ def _elementwise(trace: Trace, call: Call) -> list[Tensor]:
     if call.name not in HOMOGENEOUS.split() and not (call.name in ("mul", "div", "truediv", "rmul") and len(operands) == 1):
         for operand in operands:
             ids.freeze_means(trace.labels(operand), f"their mean is used by {call.name} at {call.where}")
-    short = [trace.labels(t) for t in operands]
-    short = [labels.view(aligned(labels.shape, dims)) for labels in short]
+    short = [labels.view(aligned(labels.shape, dims)) for labels in map(trace.labels, operands)]
     varying = {d for labels in short for d in range(dims) if labels.shape[d] > 1}
     joined = torch.full((1,) * dims, ANY)
     for operand, labels in zip(operands, short, strict=True):
