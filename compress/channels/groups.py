@@ -60,9 +60,8 @@ class ChannelGroup:
 
     def describe(self, unit: int) -> str:
         """``removing channel 3 of A removes channel 3 of bn, input 3 of B and input 19 of C``."""
-        said: dict[str, None] = {}
-        for cut in self.cuts:
-            said.setdefault(f"{_ranges('input' if cut.role == 'input' else 'channel', cut.positions[unit])} of {cut.layer}")
+        words = {"input": "input", "output": "channel", "each": "channel"}
+        said = dict.fromkeys(f"{_ranges(words[cut.role], cut.positions[unit])} of {cut.layer}" for cut in self.cuts)
         first = f"{_ranges('channel', self.made.positions[unit])} of {self.made.layer}"
         return f"removing {first} removes {_listed([part for part in said if part != first])}"
 

@@ -9,6 +9,7 @@ Besides identities a label may be FIXED (an element that must stay, such as a pi
 wherever it stands, such as ``torch.zeros``, and so fits any identity).
 """
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -32,10 +33,9 @@ class Identities:
 
     def fresh(self, *shape: int) -> Tensor:
         """New identities, one for each element of ``shape``."""
-        start = len(self._parent)
-        new = np.arange(start, start + int(np.prod(shape)), dtype=np.int64)
-        self._parent = np.concatenate([self._parent, new])
-        return torch.from_numpy(new.copy()).view(shape)
+        new = torch.arange(self.count, self.count + math.prod(shape))
+        self._parent = np.concatenate([self._parent, new.numpy()])
+        return new.view(shape)
 
     def mean_of(self, labels: Tensor) -> Tensor:
         """The identity (1,) of the mean over ``labels``: it cannot be removed, but grows by all/kept when some of those are."""
@@ -112,9 +112,7 @@ class Identities:
             return labels
         trials = [self._joined_across(labels, d, reason) for d in sorted(varying, key=lambda d: -labels.shape[d])]
         best = max(trials, key=lambda trial: len(torch.unique(trial.roots(labels))))  # of equal ones the longest dimension
-        self._parent = best._parent
-        self._frozen = best._frozen
-        self.means = best.means
+        vars(self).update(vars(best))
         return shorten(self.roots(labels))
 
     def _joined_across(self, labels: Tensor, kept: int, reason: str) -> "Identities":
