@@ -6,7 +6,6 @@ it what storing the exact output in 8 bits would give alone: far apart, the nois
 
 from __future__ import annotations
 
-import io
 import itertools
 import math
 import textwrap
@@ -14,10 +13,9 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..benchmarks.plot import THEMES
 from ..quantization.noise import LayerNoise
+from .figure import LIGHT, new_figure, png
 
-LIGHT = THEMES["light"]
 INT8 = "#d1730b"
 Times = Mapping[str, float]  # microseconds by name of the node, as node_times gives them
 
@@ -30,14 +28,12 @@ def draw_noise(rows: Sequence[LayerNoise], title: str, times: tuple[Times, Times
         title: what was quantized, and how.
         times: of the float32 and of the int8 file.
     """
-    from matplotlib.figure import Figure
-
     layers = [row for row in rows if row.weights is not None]
     shown = [*layers, *(row for row in rows[-1:] if row.weights is None)]
     names = layer_names(shown)
     columns = 2 if times else 1
-    size = (1.2 + 0.068 * max(map(len, names)) + 3.9 * columns, 1.25 + 0.215 * len(shown))
-    figure = Figure(figsize=size, dpi=110, facecolor=LIGHT["paper"], layout="constrained")
+    width = 1.2 + 0.068 * max(map(len, names)) + 3.9 * columns
+    figure = new_figure(width, 1.25 + 0.215 * len(shown), dpi=110)
     left, *right = figure.subplots(1, columns, sharey=True, squeeze=False)[0]
     _draw_ratios(left, shown)
     left.set_yticks(range(len(names)), names, parse_math=False)
@@ -53,10 +49,8 @@ def draw_noise(rows: Sequence[LayerNoise], title: str, times: tuple[Times, Times
         axes.legend(
             loc="lower left", bbox_to_anchor=(-0.01, 1.0), ncols=2, fontsize=8, frameon=False, labelcolor=LIGHT["ink"], borderaxespad=0.2
         )
-    figure.suptitle(textwrap.fill(title, int(13 * size[0])), fontsize=9, color=LIGHT["ink"], parse_math=False)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
-    return buffer.getvalue()
+    figure.suptitle(textwrap.fill(title, int(13 * width)), fontsize=9, color=LIGHT["ink"], parse_math=False)
+    return png(figure)
 
 
 def layer_names(rows: Sequence[LayerNoise]) -> list[str]:
