@@ -1,4 +1,9 @@
-"""Which units of channel groups stay, by their scores."""
+"""Which units of channel groups stay, by their scores.
+
+By hand: a group of the scores ``[3, 1, 2, 4]`` at sparsity 0.5 keeps units 0 and 3.
+
+Refuses: a sparsity outside (0, 1), scores that are missing or not finite, and a goal that cannot be reached; it names the nearest that can.
+"""
 
 import math
 from bisect import bisect_left
@@ -38,7 +43,10 @@ class Choice:
             raise CompressError(f"floor (={self.floor}) must lie in [0, 1); 0.1 keeps a tenth of every group")
 
 
-def choose(groups: Groups, scores: Mapping[str, Tensor], sparsity: float, how: Choice | None = None) -> Kept:
+USUAL = Choice()
+
+
+def choose(groups: Groups, scores: Mapping[str, Tensor], sparsity: float, how: Choice = USUAL) -> Kept:
     """The units that stay when ``sparsity`` of all removable channels go; rounding may move each group by less than ``round_to``.
 
     Args:
@@ -51,7 +59,6 @@ def choose(groups: Groups, scores: Mapping[str, Tensor], sparsity: float, how: C
     Raises:
         CompressError: sparsity, scores, or a sparsity beyond what the floors leave; the message names the largest that can be reached.
     """
-    how = how or Choice()
     if not 0 < sparsity < 1:
         raise CompressError(f"sparsity (={sparsity}) must lie in (0, 1); 0.5 removes half of the channels")
     check(groups, scores)
@@ -65,7 +72,7 @@ def choose(groups: Groups, scores: Mapping[str, Tensor], sparsity: float, how: C
     return _choose(groups, scores, sparsity, how)
 
 
-def choose_for(groups: Groups, scores: Mapping[str, Tensor], cost: Callable[[Kept], float], goal: float, how: Choice | None = None) -> Kept:
+def choose_for(groups: Groups, scores: Mapping[str, Tensor], cost: Callable[[Kept], float], goal: float, how: Choice = USUAL) -> Kept:
     """The units that stay when as few channels go as bring ``cost`` down to ``goal``, by bisection over the sparsity.
 
     Where rounding took more than the goal asks for, what is left to spend goes back to the groups whose next units score highest.
@@ -78,7 +85,6 @@ def choose_for(groups: Groups, scores: Mapping[str, Tensor], cost: Callable[[Kep
     Raises:
         CompressError: a goal that is not positive, or below what the floors leave; the message names the nearest.
     """
-    how = how or Choice()
     check(groups, scores)
     ways = [lambda sparsity: _choose(groups, scores, sparsity, how)]
     keep = reach(groups, cost, goal, ways, f"its floor ({how.floor})", " or lower the floor")

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from ..errors import CompressError
 from ..pruning.masks import apply_masks, sparsity_by_layer, weight_masks
 from .bypass import bypass
-from .choose import Choice, Kept, best_units, check, reach
+from .choose import USUAL, Choice, Kept, best_units, check, reach
 from .cut import remove_channels
 from .groups import Groups
 
@@ -153,7 +153,7 @@ def sparsities_for(curves: Curves, drop: float) -> dict[str, float]:
 
 
 def choose_by_curves(
-    groups: Groups, scores: Mapping[str, Tensor], curves: Curves, cost: Callable[[Kept], float], goal: float, how: Choice | None = None
+    groups: Groups, scores: Mapping[str, Tensor], curves: Curves, cost: Callable[[Kept], float], goal: float, how: Choice = USUAL
 ) -> Kept:
     """The units that stay when every group gives what it bears: the loss that each may cost alone is the same for all.
 
@@ -174,7 +174,6 @@ def choose_by_curves(
         CompressError: curves that are missing, a goal that is not positive, or one beyond what was measured or the floors
             leave; it names the nearest.
     """
-    how = how or Choice()
     check(groups, scores)
     if missing := [group.name for group in groups if not curves.get(group.name)]:
         raise CompressError(f'curves: "{missing[0]}" was not measured; run `compress sensitivity --granularity channel` on this network')

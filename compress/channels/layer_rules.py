@@ -49,24 +49,19 @@ def layer(trace: Trace, call: Call) -> list[Tensor]:
     if groups == 1:
         labels = trace.tie(weight, 0 if transposed else 1, labels, "input", call.where)
         call.mixes = across(labels, dim, dims)
-        return [across(_outputs(trace, call, weight, 1 if transposed else 0, bias), dim, dims)]
-    trace.identities.freeze_means(labels, f"their mean is used by {call.name} at {call.where}")
-    outputs = _outputs(trace, call, None if transposed else weight, 0, bias, call.results[0].shape[1])
-    if transposed:
-        trace.tie(weight, 0, labels, "each", call.where)
-    # A group goes with all its inputs and outputs (one of each if the convolution is depthwise), so that its width stays.
-    rows = torch.cat([labels.view(groups, -1), outputs.view(groups, -1)], dim=1)
-    trace.identities.join(rows, rows[:, :1], f"they share a group at {call.where} with some that must stay")
+    else:
+        trace.identities.freeze_means(labels, f"their mean is used by {call.name} at {call.where}")
+    made, at = (None if transposed and groups > 1 else weight), int(transposed and groups == 1)
+    outputs = trace.own(bias if made is None else made, at, call.results[0].shape[dim])
+    trace.tie(made, at, outputs, "output", call.where)
+    outputs = trace.tie(bias, 0, outputs, "output", call.where)
+    if groups > 1:
+        if transposed:
+            trace.tie(weight, 0, labels, "each", call.where)
+        # A group goes with all its inputs and outputs (one of each if the convolution is depthwise), so that its width stays.
+        rows = torch.cat([labels.view(groups, -1), outputs.view(groups, -1)], dim=1)
+        trace.identities.join(rows, rows[:, :1], f"they share a group at {call.where} with some that must stay")
     return [across(outputs, dim, dims)]
-
-
-def _outputs(trace: Trace, call: Call, weight: Tensor | None, dim: int, bias: Tensor | None, width: int = 0) -> Tensor:
-    """The identities of a layer's outputs: the same ones at each use of the layer, so that its users share them."""
-    owner = bias if weight is None else weight
-    slot = trace.slots.get((trace.owned.get(id(owner), ""), dim)) if owner is not None else None
-    outputs = slot.labels if slot else trace.identities.fresh(weight.shape[dim] if weight is not None else width)
-    trace.tie(weight, dim, outputs, "output", call.where)
-    return trace.tie(bias, 0, outputs, "output", call.where)
 
 
 def prelu(trace: Trace, call: Call) -> list[Tensor]:

@@ -19,10 +19,10 @@ ELEMENTWISE = f"""{HOMOGENEOUS} {NONNEGATIVE} add radd sub rsub mul rmul div rdi
     expm1 tanh hardtanh hardswish silu gelu elu celu selu mish softsign logsigmoid clamp clip clamp_min clamp_max minimum maximum where lerp
     addcmul addcdiv reciprocal erf sin cos sign floor round ceil masked_fill eq ne gt ge lt le logical_and logical_or logical_not bernoulli
     threshold hardshrink softshrink isnan isfinite nan_to_num alpha_dropout fill zero uniform normal copy rrelu"""
-STRUCTURE = """view reshape flatten unflatten permute transpose t T mT swapaxes swapdims movedim moveaxis unsqueeze squeeze expand expand_as
-    view_as reshape_as repeat tile repeat_interleave cat concat concatenate stack flip roll pixel_shuffle pixel_unshuffle
-    getitem select narrow index_select chunk split tensor_split split_with_sizes unbind"""
-CHOOSES = ("getitem", "select", "narrow", "index_select", "chunk", "split", "tensor_split", "split_with_sizes", "unbind")
+CHOOSES = "getitem select narrow index_select chunk split tensor_split split_with_sizes unbind"
+STRUCTURE = f"""{CHOOSES} view reshape flatten unflatten permute transpose t T mT swapaxes swapdims movedim moveaxis unsqueeze squeeze
+    expand expand_as view_as reshape_as repeat tile repeat_interleave cat concat concatenate stack flip roll pixel_shuffle
+    pixel_unshuffle"""
 POOLS = """max_pool1d max_pool2d max_pool3d avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d
     adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d interpolate upsample lp_pool2d max_pool2d_with_indices"""
 REDUCES = "mean sum amax max amin min std var prod logsumexp median argmax argmin all any"
@@ -60,8 +60,7 @@ def _nonnegative(trace: Trace, call: Call) -> bool:
 def _label_parameter(trace: Trace, tensor: Tensor, where: str) -> None:
     """A parameter such as a layer scale, reshaped before it is used: its elements are channels of their own until joined."""
     dim = max(range(tensor.dim()), key=lambda d: tensor.shape[d])
-    slot = trace.slots.get((trace.owned[id(tensor)], dim))
-    labels = slot.labels if slot else trace.identities.fresh(tensor.shape[dim])
+    labels = trace.own(tensor, dim, tensor.shape[dim])
     trace.tie(tensor, dim, labels, "each", where)
     trace.note(tensor, across(labels, dim, tensor.dim()))
 
@@ -108,7 +107,7 @@ def _structure(trace: Trace, call: Call) -> list[Tensor]:
         ids.freeze(before, f"one value is spread over many channels at {call.where}")
         return [torch.full((1,) * call.results[0].dim(), ANY)]
     found = tensors_in(call.function(*(of(a) for a in call.args), **{k: of(v) for k, v in call.kwargs.items()}))
-    if call.name in CHOOSES:
+    if call.name in CHOOSES.split():
         _choose(trace, call, before, found, source)
     return [ids.rectangular(labels, f"they are rearranged at {call.where}") for labels in found]
 

@@ -142,10 +142,13 @@ class Trace(Watch):
         if name is None:
             self.identities.freeze(labels, f"{where} uses a tensor there that is no parameter or saved buffer")
             return labels
-        if (slot := self.slots.get((name, dim))) is None:
-            self.slots[name, dim] = Slot(labels=labels, role=role)
-            return labels
+        slot = self.slots.setdefault((name, dim), Slot(labels=labels, role=role))
         return self.identities.join(slot.labels, labels, f"{where} ties them to something that must stay")
+
+    def own(self, tensor: Tensor | None, dim: int, size: int) -> Tensor:
+        """The labels of a parameter's dimension: fresh ones, and the same at each use, so that its users share them."""
+        slot = self.slots.get((self.owned.get(id(tensor), ""), dim))
+        return slot.labels if slot else self.identities.fresh(size)
 
     def leave_whole(self, call: Call, reason: str, *, named: bool = False) -> list[Tensor]:
         """Everything that goes into the call stays; ``named``: say so of its module too, which may have channels that were not seen."""

@@ -73,14 +73,14 @@ def layer_names(rows: Sequence[LayerNoise]) -> list[str]:
 def _draw_ratios(axes: Any, rows: Sequence[LayerNoise]) -> None:
     finite = [value for row in rows for value in (row.output_db, row.own_db) if value is not None and math.isfinite(value)]
     low, high = min([0.0, *finite]), max([10.0, *finite])
-    bars = [(y, row.output_db) for y, row in enumerate(rows) if math.isfinite(row.output_db)]
-    exact = [(y, high) for y, row in enumerate(rows) if row.output_db == math.inf]
-    for found, colour, name in ((bars, LIGHT["front"], "with the noise from before"), (exact, LIGHT["faint"], None)):
-        axes.barh([y for y, _ in found], [length for _, length in found], height=0.66, color=colour, label=name)
+    lengths = {y: min(row.output_db, high) for y, row in enumerate(rows) if row.output_db > -math.inf}
+    exact = [y for y in lengths if rows[y].output_db == math.inf]
+    noisy = [y for y in lengths if y not in exact]
+    for found, colour, name in ((noisy, LIGHT["front"], "with the noise from before"), (exact, LIGHT["faint"], None)):
+        axes.barh(found, [lengths[y] for y in found], height=0.66, color=colour, label=name)
     own = [(row.own_db, y) for y, row in enumerate(rows) if row.own_db is not None and math.isfinite(row.own_db)]
     if own:
         axes.scatter(*zip(*own, strict=True), marker="|", s=70, linewidths=2, color=LIGHT["ink"], zorder=3, label="of its own output alone")
-    lengths = dict(bars) | dict(exact)
     for y, row in enumerate(rows):
         text = f"{row.output_db:.0f}" if math.isfinite(row.output_db) else "exact" if row.output_db > 0 else "nothing left"
         length = lengths.get(y, 0.0)
@@ -99,10 +99,8 @@ def _draw_times(axes: Any, layers: Sequence[LayerNoise], exact: Times, int8: Tim
             [y + offset for y in range(len(layers))], [times.get(row.name, 0.0) for row in layers], height=0.34, color=colour, label=name
         )
     axes.set_xlim(0, 1.03 * axes.get_xlim()[1])
-    ours = {row.name for row in layers}
-    sums = [(sum(times.get(name, 0.0) for name in ours), sum(times.values())) for times in (exact, int8)]
-    (first, first_all), (second, second_all) = sums
+    first, second = (sum(times.get(name, 0.0) for name in {row.name for row in layers}) for times in (exact, int8))
     axes.set_xlabel(
         f"microseconds, profiled; these layers {first:.0f} and {second:.0f},\n"
-        f"all other nodes {first_all - first:.0f} and {second_all - second:.0f}"
+        f"all other nodes {sum(exact.values()) - first:.0f} and {sum(int8.values()) - second:.0f}"
     )
