@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map_only
 
 from . import layer_rules
 from .identities import ANY, FIXED, across, aligned
@@ -94,10 +95,8 @@ def _structure(trace: Trace, call: Call) -> list[Tensor]:
     ids = trace.identities
     every = call.name in ("cat", "concat", "concatenate", "stack")
 
-    def of(value: object) -> object:
-        if isinstance(value, Tensor):
-            return trace.labels(value).expand(value.shape).contiguous() if every or trace.is_followed(value) else value.cpu()
-        return type(value)(of(v) for v in value) if type(value) in (list, tuple) else value  # type: ignore[call-arg, attr-defined]
+    def of(value: Tensor) -> Tensor:
+        return trace.labels(value).expand(value.shape).contiguous() if every or trace.is_followed(value) else value.cpu()
 
     source = next(t for t in call.tensors() if every or trace.is_followed(t))
     before = trace.labels(source)
@@ -106,7 +105,8 @@ def _structure(trace: Trace, call: Call) -> list[Tensor]:
     if call.name in ("expand", "expand_as") and before.numel() == 1 and call.results[0].shape[-source.dim() :] != source.shape:
         ids.freeze(before, f"one value is spread over many channels at {call.where}")
         return [torch.full((1,) * call.results[0].dim(), ANY)]
-    found = tensors_in(call.function(*(of(a) for a in call.args), **{k: of(v) for k, v in call.kwargs.items()}))
+    args, kwargs = tree_map_only(Tensor, of, (call.args, call.kwargs))
+    found = tensors_in(call.function(*args, **kwargs))
     if call.name in CHOOSES.split():
         _choose(trace, call, before, found, source)
     return [ids.rectangular(labels, f"they are rearranged at {call.where}") for labels in found]
@@ -184,9 +184,8 @@ def _reduce(trace: Trace, call: Call) -> list[Tensor]:
         elif call.name not in ("sum", "amax", "max") or (call.name != "sum" and not trace.is_nonnegative(source)):
             why = "of values that may be negative" if call.name in ("amax", "max") else "changes when some go"
             ids.freeze(before, f"{call.name} over the channels at {call.where} {why}")
-        ids.freeze_means(before, f"their mean is used by {call.name} at {call.where}")
         call.mixes = before
-    elif call.name not in ("mean", "sum", "amax", "max"):
+    if crossed or call.name not in ("mean", "sum", "amax", "max"):
         ids.freeze_means(before, f"their mean is used by {call.name} at {call.where}")
     if call.results[0].dim() != source.dim():
         labels = labels.reshape([labels.shape[d] for d in range(source.dim()) if d not in dims])

@@ -34,7 +34,7 @@ def importance(network: nn.Module, groups: Groups, kind: str = "l2", losses: Ite
     """
     if kind not in KINDS:
         raise CompressError(f'importance (="{kind}") must be one of {", ".join(KINDS)}')
-    stored = {name: value.detach() for name, value in network.state_dict(keep_vars=True).items()}
+    stored = network.state_dict()
     if kind == "taylor":
         scores = _taylor(network, groups, losses)
     else:

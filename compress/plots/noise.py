@@ -9,7 +9,6 @@ from __future__ import annotations
 import itertools
 import math
 import textwrap
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -62,12 +61,8 @@ def layer_names(rows: Sequence[LayerNoise]) -> list[str]:
     parts = [name.split(".")[:-1] for name, row in zip(full, rows, strict=True) if row.weights is not None]
     same = itertools.takewhile(lambda part: len(set(part)) == 1, zip(*parts, strict=False))
     prefix = "".join(f"{part[0]}." for part in same)
-    seen: Counter[str] = Counter()
-    names = []
-    for name in full:
-        seen[name] += 1
-        names.append(name.removeprefix(prefix) + (f" ({seen[name]})" if seen[name] > 1 else ""))
-    return names
+    counts = [full[: place + 1].count(name) for place, name in enumerate(full)]
+    return [name.removeprefix(prefix) + (f" ({count})" if count > 1 else "") for name, count in zip(full, counts, strict=True)]
 
 
 def _draw_ratios(axes: Any, rows: Sequence[LayerNoise]) -> None:
