@@ -78,7 +78,8 @@ class Watch(TorchFunctionMode):
 
     def stands(self) -> tuple[nn.Module | None, str]:
         """The innermost module, and ``blocks.0.cbam (net.py:12)``; without the line where only torch's own modules ran."""
-        frames = [frame for frame, _ in itertools.takewhile(lambda at: at[0].f_code is not run.__code__, walk_stack(sys._getframe()))]
+        # From the caller on: a frame whose own variables hold it is freed by the garbage collector alone, and all tensors above with it.
+        frames = [frame for frame, _ in itertools.takewhile(lambda at: at[0].f_code is not run.__code__, walk_stack(sys._getframe(1)))]
         called = [frame.f_locals["self"] for frame in frames if frame.f_code is nn.Module._call_impl.__code__]
         inside = [module for module in called if module in self._names]
         name = next(filter(None, map(self._names.get, inside)), "the network")
