@@ -8,8 +8,8 @@ that are not called exactly once with one tensor, that return another shape or t
 """
 
 import difflib
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
@@ -69,12 +69,11 @@ def bypassable(network: nn.Module, example: Tensor) -> list[str]:
     """
     calls = _watch(network, example)
     named = {name: module for name, module in network.named_modules() if name}
-    worth = {
-        name: m
-        for name, m in named.items()
-        if not isinstance(m, nn.modules.batchnorm._BatchNorm) and next(m.parameters(), None) is not None
-    }
-    fitting = [name for name, module in worth.items() if not calls[module].hindrance]
+    fitting = [
+        name
+        for name, module in named.items()
+        if not isinstance(module, nn.modules.batchnorm._BatchNorm) and [*module.parameters()] and not calls[module].hindrance
+    ]
     return [
         name
         for name in fitting
@@ -136,13 +135,11 @@ def _watch(network: nn.Module, example: Tensor) -> dict[nn.Module, _Calls]:
     def after(module: nn.Module, args: tuple[Any, ...], result: Any) -> None:
         seen[module].went = (result, result._version) if isinstance(result, Tensor) else None
 
-    handles = [module.register_forward_pre_hook(before, with_kwargs=True) for module in seen]
-    handles += [module.register_forward_hook(after) for module in seen]
-    try:
+    with ExitStack() as hooks:
+        for module in seen:
+            hooks.enter_context(module.register_forward_pre_hook(before, with_kwargs=True))
+            hooks.enter_context(module.register_forward_hook(after))
         why = _failure(network, [], example)
-    finally:
-        for handle in handles:
-            handle.remove()
     if why:
         raise NetworkError(f"network fails on an example of shape {tuple(example.shape)}: {why}; give one that it takes")
     return seen
@@ -150,31 +147,26 @@ def _watch(network: nn.Module, example: Tensor) -> dict[nn.Module, _Calls]:
 
 def _failure(network: nn.Module, gone: Iterable[nn.Module], example: Tensor) -> str:
     """How the network fails on the example without the modules, or nothing; a parent may read the ``weight`` of one, say."""
-    with torch.no_grad(), evaluating(network), _without(network, gone):
-        try:
-            network(example)
-        except NETWORK_FAILURES as error:
-            return first_line(error)
-    return ""
-
-
-@contextmanager
-def _without(network: nn.Module, gone: Iterable[nn.Module]) -> Iterator[None]:
     places = _replace(network, gone)
     try:
-        yield
+        with torch.no_grad(), evaluating(network):
+            network(example)
+    except NETWORK_FAILURES as error:
+        return first_line(error)
     finally:
         for owner, attribute, module in places:
             setattr(owner, attribute, module)
+    return ""
 
 
 def _replace(network: nn.Module, gone: Iterable[nn.Module]) -> list[tuple[nn.Module, str, nn.Module]]:
     """Put identities in the place of modules, under every name they have; returns who held what."""
     away = set(gone)
-    places = [(owner, name, child) for owner in network.modules() for name, child in owner._modules.items() if child in away]
+    held = [(owner, name, child) for owner in network.modules() for name, child in owner._modules.items()]
+    places = [(owner, name, child) for owner, name, child in held if child is not None and child in away]
     for owner, name, child in places:
         setattr(owner, name, nn.Identity().train(child.training))
-    return [(owner, name, child) for owner, name, child in places if child is not None]
+    return places
 
 
 def _nearest(name: str, names: Iterable[str]) -> str:

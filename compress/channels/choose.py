@@ -1,7 +1,13 @@
-"""Which units of channel groups stay, by their scores."""
+"""Which units of channel groups stay, by their scores.
+
+By hand: a group of the scores ``[3, 1, 2, 4]`` at sparsity 0.5 keeps units 0 and 3.
+
+Refuses: a sparsity outside (0, 1), scores that are missing or not finite, and a goal that cannot be reached; it names the nearest that can.
+"""
 
 import math
-from collections.abc import Callable, Mapping
+from bisect import bisect_left
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from torch import Tensor, nn
@@ -11,6 +17,7 @@ from .groups import ChannelGroup, Groups
 
 SCOPES = ("global", "group")
 Kept = dict[str, tuple[int, ...]]
+Way = Callable[[float], Kept]  # a number in (0, 1] to the units that stay, the fewest at 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +43,10 @@ class Choice:
             raise CompressError(f"floor (={self.floor}) must lie in [0, 1); 0.1 keeps a tenth of every group")
 
 
-def choose(groups: Groups, scores: Mapping[str, Tensor], sparsity: float, how: Choice | None = None) -> Kept:
+USUAL = Choice()
+
+
+def choose(groups: Groups, scores: Mapping[str, Tensor], sparsity: float, how: Choice = USUAL) -> Kept:
     """The units that stay when ``sparsity`` of all removable channels go; rounding may move each group by less than ``round_to``.
 
     Args:
@@ -49,10 +59,9 @@ def choose(groups: Groups, scores: Mapping[str, Tensor], sparsity: float, how: C
     Raises:
         CompressError: sparsity, scores, or a sparsity beyond what the floors leave; the message names the largest that can be reached.
     """
-    how = how or Choice()
     if not 0 < sparsity < 1:
         raise CompressError(f"sparsity (={sparsity}) must lie in (0, 1); 0.5 removes half of the channels")
-    _check(groups, scores)
+    check(groups, scores)
     total = sum(group.width * group.channels for group in groups)
     most = sum((group.width - _least(group, how)) * group.channels for group in groups)
     if sparsity > most / total + 1e-9:
@@ -63,7 +72,7 @@ def choose(groups: Groups, scores: Mapping[str, Tensor], sparsity: float, how: C
     return _choose(groups, scores, sparsity, how)
 
 
-def choose_for(groups: Groups, scores: Mapping[str, Tensor], cost: Callable[[Kept], float], goal: float, how: Choice | None = None) -> Kept:
+def choose_for(groups: Groups, scores: Mapping[str, Tensor], cost: Callable[[Kept], float], goal: float, how: Choice = USUAL) -> Kept:
     """The units that stay when as few channels go as bring ``cost`` down to ``goal``, by bisection over the sparsity.
 
     Where rounding took more than the goal asks for, what is left to spend goes back to the groups whose next units score highest.
@@ -76,34 +85,34 @@ def choose_for(groups: Groups, scores: Mapping[str, Tensor], cost: Callable[[Kep
     Raises:
         CompressError: a goal that is not positive, or below what the floors leave; the message names the nearest.
     """
-    how = how or Choice()
+    check(groups, scores)
+    ways = [lambda sparsity: _choose(groups, scores, sparsity, how)]
+    keep = reach(groups, cost, goal, ways, f"its floor ({how.floor})", " or lower the floor")
+    return _filled(groups, scores, cost, goal, how, keep)
+
+
+def reach(groups: Groups, cost: Callable[[Kept], float], goal: float, ways: Sequence[Way], limit: str, remedy: str) -> Kept:
+    """Everything, or what the first of ``ways`` that can meet the goal keeps at the smallest number that does, by bisection.
+
+    Raises CompressError where none can; ``limit`` says where the last way has every group at 1, ``remedy`` what to do about it.
+    """
     if not (goal > 0 and math.isfinite(goal)):
         raise CompressError(f"goal (={goal}) must be a positive number, in the unit of the cost")
-    _check(groups, scores)
-    keep: Kept = {group.name: tuple(range(group.width)) for group in groups}
-    before = cost(keep)
-    if before <= goal:
-        return keep
-    keep = _choose(groups, scores, 1.0, how)
-    if (least := cost(keep)) > goal:
+    if (before := cost(groups.everything)) <= goal:
+        return groups.everything
+    if (least := cost(ways[-1](1.0))) > goal:
         raise CompressError(
-            f"goal (={goal:g}) cannot be reached: with every group at its floor ({how.floor}) {least:g} of {before:g} is left, "
-            f"{math.ceil(1e3 * least / before) / 1e3}x; ask for that or lower the floor"
+            f"goal (={goal:g}) cannot be reached: with every group at {limit} {least:g} of {before:g} is left, "
+            f"{math.ceil(1e3 * least / before) / 1e3}x; ask for that{remedy}"
         )
-    low, high = 0.0, 1.0
-    while high - low > 1 / 4096:
-        middle = (low + high) / 2
-        tried = _choose(groups, scores, middle, how)
-        if cost(tried) <= goal:
-            high, keep = middle, tried
-        else:
-            low = middle
-    return _filled(groups, scores, cost, goal, how, keep)
+    way = next((way for way in ways[:-1] if cost(way(1.0)) <= goal), ways[-1])
+    met = bisect_left(range(1, 4096), True, key=lambda part: cost(way(part / 4096)) <= goal)
+    return way((met + 1) / 4096)
 
 
 def at_floor(groups: Groups, scores: Mapping[str, Tensor], how: Choice) -> Kept:
     """The least that can be left: every group at its floor, rounded."""
-    _check(groups, scores)
+    check(groups, scores)
     return _choose(groups, scores, 1.0, how)
 
 
@@ -125,10 +134,10 @@ def macs_after(groups: Groups, keep: Mapping[str, tuple[int, ...]]) -> int:
 def _choose(groups: Groups, scores: Mapping[str, Tensor], sparsity: float, how: Choice) -> Kept:
     if how.scope == "group":
         return {g.name: best_units(g, scores[g.name], round((1 - sparsity) * g.width), how) for g in groups}
-    ranked = sorted((score, number, unit) for number, g in enumerate(groups) for unit, score in enumerate(scores[g.name].tolist()))
+    ranked = sorted((score, number) for number, g in enumerate(groups) for score in scores[g.name].tolist())
     left = {number: g.width for number, g in enumerate(groups)}
     away, wanted = 0, sparsity * sum(group.width * group.channels for group in groups)
-    for _, number, _ in ranked:
+    for _, number in ranked:
         group = groups[number]
         if away + group.channels / 2 > wanted:
             break
@@ -170,7 +179,8 @@ def _least(group: ChannelGroup, how: Choice) -> int:
     return min(group.width, max(1, math.ceil(how.floor * how.original.get(group.name, group.width) - 1e-9)))
 
 
-def _check(groups: Groups, scores: Mapping[str, Tensor]) -> None:
+def check(groups: Groups, scores: Mapping[str, Tensor]) -> None:
+    """Raise CompressError where there is nothing to choose from, or a group has no finite score for each of its units."""
     if not groups.groups:
         raise CompressError("network has no channels that can be removed; what was left whole says why")
     for group in groups:

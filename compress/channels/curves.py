@@ -10,7 +10,6 @@ Source: Li et al. 2017, arXiv:1608.08710 (sensitivity of each layer, section 4);
 """
 
 import copy
-import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -19,7 +18,7 @@ from torch import Tensor, nn
 from ..errors import CompressError
 from ..pruning.masks import apply_masks, sparsity_by_layer, weight_masks
 from .bypass import bypass
-from .choose import Choice, Kept, best_units
+from .choose import USUAL, Choice, Kept, best_units, check, reach
 from .cut import remove_channels
 from .groups import Groups
 
@@ -55,6 +54,7 @@ class Curve:
 
 Measure = Callable[[nn.Module], Score]
 Progress = Callable[[str, int, int], None]
+Cut = Callable[[str, float], tuple[int, nn.Module]]  # a name and a sparsity to what that comes to, and the network without it
 
 
 def weight_curves(network: nn.Module, sparsities: Sequence[float], measure: Measure, progress: Progress) -> Iterator[Curve]:
@@ -63,22 +63,20 @@ def weight_curves(network: nn.Module, sparsities: Sequence[float], measure: Meas
     Args:
         network: any module; it is not changed.
         sparsities: in (0, 1), rising.
-        measure: scores a network; called once for each layer and sparsity.
+        measure: scores a network; called once for each layer and sparsity that zeroes another number of its weights.
         progress: gets a name, how many measurements are done, and how many there are.
 
     Raises:
         CompressError: the network has nothing to prune, see ``pruning.masks``.
     """
-    layers = sparsity_by_layer(network)
-    masks = [weight_masks(network, sparsity, scope="layer") for sparsity in sparsities]
-    for index, layer in enumerate(layers):
-        points = []
-        for done, (sparsity, mask) in enumerate(zip(sparsities, masks, strict=True), index * len(masks)):
-            progress(layer.name, done, len(layers) * len(masks))
-            pruned = copy.deepcopy(network)
-            apply_masks(pruned, {layer.name: mask[layer.name]})
-            points.append(Point(sparsity=sparsity, removed=int((~mask[layer.name]).sum()), score=measure(pruned)))
-        yield Curve(name=layer.name.removesuffix(".weight"), size=layer.weights, points=tuple(points))
+    masks = {sparsity: weight_masks(network, sparsity, scope="layer") for sparsity in sparsities}
+
+    def cut(name: str, sparsity: float) -> tuple[int, nn.Module]:
+        pruned, mask = copy.deepcopy(network), masks[sparsity][name]
+        apply_masks(pruned, {name: mask})
+        return int((~mask).sum()), pruned
+
+    return _curves({layer.name: layer.weights for layer in sparsity_by_layer(network)}, sparsities, cut, measure, progress)
 
 
 def channel_curves(
@@ -93,27 +91,38 @@ def channel_curves(
     Raises:
         CompressError: the network has no channels that can be removed, or they cannot be cut.
     """
-    _need(groups)
-    for index, group in enumerate(groups):
-        points: list[Point] = []
-        for done, sparsity in enumerate(sparsities, index * len(sparsities)):
-            progress(group.name, done, len(groups) * len(sparsities))
-            keep = best_units(group, scores[group.name], round((1 - sparsity) * group.width), Choice(floor=0))
-            removed = group.width - len(keep)
-            known = [point.score for point in points if point.removed == removed]  # few units: several sparsities come to the same
-            score = known[0] if known else measure(remove_channels(network, groups, {group.name: keep}))
-            points.append(Point(sparsity=sparsity, removed=removed, score=score))
-        yield Curve(name=group.name, size=group.width, points=tuple(points))
+    check(groups, scores)
+
+    def cut(name: str, sparsity: float) -> tuple[int, nn.Module]:
+        width = groups.by_name[name].width
+        keep = best_units(groups.by_name[name], scores[name], round((1 - sparsity) * width), Choice(floor=0))
+        return width - len(keep), remove_channels(network, groups, {name: keep})
+
+    return _curves({group.name: group.width for group in groups}, sparsities, cut, measure, progress)
 
 
 def module_curves(network: nn.Module, names: Sequence[str], measure: Measure, progress: Progress) -> Iterator[Curve]:
     """Bypass one module after the other: curves of one point, at sparsity 1. ``names``: see ``channels.bypass.bypassable``."""
-    for index, name in enumerate(names):
-        progress(name, index, len(names))
+    sizes = {name: sum(parameter.numel() for parameter in network.get_submodule(name).parameters()) for name in names}
+
+    def cut(name: str, _: float) -> tuple[int, nn.Module]:
         pruned = copy.deepcopy(network)
         bypass(pruned, [name])
-        size = sum(parameter.numel() for parameter in network.get_submodule(name).parameters())
-        yield Curve(name=name, size=size, points=(Point(sparsity=1.0, removed=size, score=measure(pruned)),))
+        return sizes[name], pruned
+
+    return _curves(sizes, (1.0,), cut, measure, progress)
+
+
+def _curves(sizes: Mapping[str, int], sparsities: Sequence[float], cut: Cut, measure: Measure, progress: Progress) -> Iterator[Curve]:
+    for index, (name, size) in enumerate(sizes.items()):
+        points, known = [], dict[int, Score]()  # few units: several sparsities come to the same
+        for done, sparsity in enumerate(sparsities, index * len(sparsities)):
+            progress(name, done, len(sizes) * len(sparsities))
+            removed, pruned = cut(name, sparsity)
+            if removed not in known:
+                known[removed] = measure(pruned)
+            points.append(Point(sparsity=sparsity, removed=removed, score=known[removed]))
+        yield Curve(name=name.removesuffix(".weight"), size=size, points=tuple(points))
 
 
 def loss_rises(baseline: Score, curves: Iterable[Curve]) -> dict[str, dict[float, float]]:
@@ -131,20 +140,20 @@ def sparsities_for(curves: Curves, drop: float) -> dict[str, float]:
         curves: name to sparsity in [0, 1] to rise of the loss, by rising sparsity.
         drop: at least 0, in the unit of the rise.
     """
-    return {name: _sparsity_for(points, drop) for name, points in curves.items()}
-
-
-def _sparsity_for(rises: Mapping[float, float], drop: float) -> float:
-    x, y = 0.0, 0.0
-    for sparsity, rise in rises.items():
-        if rise > drop:
-            return x + (sparsity - x) * (drop - y) / (rise - y)
-        x, y = sparsity, max(y, rise)
-    return x
+    found = {}
+    for name, rises in curves.items():
+        x, y = 0.0, 0.0
+        for sparsity, rise in rises.items():
+            if rise > drop:
+                x += (sparsity - x) * (drop - y) / (rise - y)
+                break
+            x, y = sparsity, max(y, rise)
+        found[name] = x
+    return found
 
 
 def choose_by_curves(
-    groups: Groups, scores: Mapping[str, Tensor], curves: Curves, cost: Callable[[Kept], float], goal: float, how: Choice | None = None
+    groups: Groups, scores: Mapping[str, Tensor], curves: Curves, cost: Callable[[Kept], float], goal: float, how: Choice = USUAL
 ) -> Kept:
     """The units that stay when every group gives what it bears: the loss that each may cost alone is the same for all.
 
@@ -165,46 +174,15 @@ def choose_by_curves(
         CompressError: curves that are missing, a goal that is not positive, or one beyond what was measured or the floors
             leave; it names the nearest.
     """
-    how = how or Choice()
-    _need(groups)
-    if not (goal > 0 and math.isfinite(goal)):
-        raise CompressError(f"goal (={goal}) must be a positive number, in the unit of the cost")
+    check(groups, scores)
     if missing := [group.name for group in groups if not curves.get(group.name)]:
         raise CompressError(f'curves: "{missing[0]}" was not measured; run `compress sensitivity --granularity channel` on this network')
-
-    keep: Kept = {group.name: tuple(range(group.width)) for group in groups}
-    before = cost(keep)
-    if before <= goal:
-        return keep
 
     def kept(drop: float, share: float = 1.0) -> Kept:
         sparsities = sparsities_for(curves, drop)
         return {g.name: best_units(g, scores[g.name], round((1 - share * sparsities[g.name]) * g.width), how) for g in groups}
 
     most = max(0.0, *(rise for group in groups for rise in curves[group.name].values()))
-    if (least := cost(kept(most))) > goal:
-        raise CompressError(
-            f"goal (={goal:g}) cannot be reached: with every group at the largest sparsity measured or its floor ({how.floor}) {least:g} "
-            f"of {before:g} is left, {math.ceil(1e3 * least / before) / 1e3}x; ask for that, measure larger sparsities or lower the floor"
-        )
-    if cost(kept(0)) <= goal:
-        return _first(lambda share: kept(0, share=share), cost, goal)
-    return _first(lambda step: kept(most * DROPS ** (step - 1)), cost, goal)
-
-
-def _first(at: Callable[[float], Kept], cost: Callable[[Kept], float], goal: float) -> Kept:
-    """``at`` the smallest number in (0, 1] that meets the goal, which ``at(1)`` does."""
-    low, high, keep = 0.0, 1.0, at(1.0)
-    while high - low > 1 / 4096:
-        middle = (low + high) / 2
-        tried = at(middle)
-        if cost(tried) <= goal:
-            high, keep = middle, tried
-        else:
-            low = middle
-    return keep
-
-
-def _need(groups: Groups) -> None:
-    if not groups.groups:
-        raise CompressError("network has no channels that can be removed; what was left whole says why")
+    ways = [lambda share: kept(0, share=share), lambda step: kept(most * DROPS ** (step - 1))]
+    limit = f"the largest sparsity measured or its floor ({how.floor})"
+    return reach(groups, cost, goal, ways, limit, ", measure larger sparsities or lower the floor")

@@ -12,7 +12,8 @@ Refuses: a cut network that computes something of another shape than expected an
 """
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -21,7 +22,7 @@ from torch import Tensor, nn
 from ..errors import NetworkError
 from .groups import Groups
 from .identities import ANY
-from .trace import NETWORK_FAILURES, Watch, name_of, run, tensors_in
+from .trace import NETWORK_FAILURES, Operation, Watch, name_of, run, tensors_in
 
 Keep = Mapping[str, Sequence[int]]
 
@@ -121,16 +122,12 @@ def cut_to(network: nn.Module, shapes: Mapping[str, Sequence[int]]) -> nn.Module
             raise NetworkError(
                 f"weights: {name} has shape {shape}, which {tuple(value.shape)} cannot be cut to; use the factory they were made with"
             )
-    owners: dict[int, list[tuple[nn.Module, str]]] = {}
-    for module in network.modules():
-        for name, value in [*module._parameters.items(), *module._buffers.items()]:
-            if value is not None:
-                owners.setdefault(id(value), []).append((module, name))
+    smaller: dict[int, Tensor] = {}  # tied weights stay tied
     for name, value in stored.items():
         if tuple(shapes[name]) != tuple(value.shape):
-            smaller = _like(value, value.detach()[tuple(slice(size) for size in shapes[name])].clone())
-            for module, attribute in owners[id(value)]:
-                setattr(module, attribute, smaller)
+            owner, _, attribute = name.rpartition(".")
+            part = _like(value, value.detach()[tuple(slice(size) for size in shapes[name])].clone())
+            setattr(network.get_submodule(owner), attribute, smaller.setdefault(id(value), part))
     for module in network.modules():
         adapt(module)
     return network
@@ -142,16 +139,11 @@ def adapt(module: nn.Module) -> None:
     A group of a grouped convolution keeps its width, so there are fewer of them; ``groups`` is 1 before and after in any other, also in
     a first convolution with a single input channel, whose weight looks like that of a depthwise one.
     """
-    if isinstance(module, nn.modules.conv._ConvTransposeNd):
-        width = module.in_channels // module.groups
-        module.in_channels = module.weight.shape[0]
-        module.groups = module.in_channels // width if module.groups > 1 else 1
-        module.out_channels = module.weight.shape[1] * module.groups
-    elif isinstance(module, nn.modules.conv._ConvNd):
-        width = module.out_channels // module.groups
-        module.out_channels = module.weight.shape[0]
-        module.groups = module.out_channels // width if module.groups > 1 else 1
-        module.in_channels = module.weight.shape[1] * module.groups
+    if isinstance(module, nn.modules.conv._ConvNd):
+        width = (module.in_channels if module.transposed else module.out_channels) // module.groups
+        module.groups = module.weight.shape[0] // width if module.groups > 1 else 1
+        ends = module.weight.shape[0], module.weight.shape[1] * module.groups
+        module.in_channels, module.out_channels = ends if module.transposed else ends[::-1]
     elif isinstance(module, nn.Linear):
         module.out_features, module.in_features = module.weight.shape
     elif isinstance(module, nn.modules.batchnorm._NormBase):
@@ -173,22 +165,19 @@ def check(pruned: nn.Module, groups: Groups, keep: Keep) -> None:
             run(pruned, groups.example, replay)
         except NetworkError as error:
             if isinstance(error.__cause__, NETWORK_FAILURES):
-                raise Mismatch(max(replay.index - 1, 0), f"{replay.where()}: {error.__cause__}".splitlines()[0]) from error
+                raise Mismatch(max(replay.index - 1, 0), f"{replay.stands()[1]}: {error.__cause__}".splitlines()[0]) from error
             raise
 
 
-class evaluating:
+@contextmanager
+def evaluating(network: nn.Module) -> Iterator[None]:
     """In eval mode inside the block; every module gets its own mode back."""
-
-    def __init__(self, network: nn.Module) -> None:
-        self.network = network
-
-    def __enter__(self) -> None:
-        self.before = {module: module.training for module in self.network.modules()}
-        self.network.eval()
-
-    def __exit__(self, *_: object) -> None:
-        for module, training in self.before.items():
+    before = {module: module.training for module in network.modules()}
+    network.eval()
+    try:
+        yield
+    finally:
+        for module, training in before.items():
             module.training = training
 
 
@@ -200,9 +189,9 @@ class _Replay(Watch):
         self.groups, self.kept, self.masking, self.index = groups, groups.kept(keep), masking, 0
 
     def __torch_function__(self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
+        kwargs, name = kwargs or {}, name_of(func)
         operation = self.groups.operations[self.index] if self.index < len(self.groups.operations) else None
-        if self.masking and operation is not None and operation.mixes is not None and operation.name == name_of(func):
+        if self.masking and operation is not None and operation.mixes is not None and operation.name == name:
             mask = self.kept[self.groups.units(operation.mixes)].to(args[0].device)
             args = (args[0].masked_fill(~mask, 0), *args[1:])
         try:
@@ -210,25 +199,22 @@ class _Replay(Watch):
         except NETWORK_FAILURES as error:
             if self.masking or operation is None:
                 raise
-            raise Mismatch(self.index, f"{name_of(func)} at {self.where()} fails ({str(error).splitlines()[0]})") from error
+            raise Mismatch(self.index, f"{name} at {self.stands()[1]} fails ({str(error).splitlines()[0]})") from error
         if results := tensors_in(result):
             if not self.masking:
-                self._compare(name_of(func), results)
+                self._compare(operation, name, results)
             self.index += 1
         return result
 
-    def _compare(self, name: str, results: list[Tensor]) -> None:
-        if self.index >= len(self.groups.operations) or self.groups.operations[self.index].name != name:
-            raise Mismatch(max(self.index - 1, 0), f"{name} at {self.where()} is called only when it is cut")
-        operation = self.groups.operations[self.index]
-        for tensor, labels, shape in zip(results, operation.outputs, operation.shapes, strict=False):
+    def _compare(self, due: Operation | None, name: str, results: list[Tensor]) -> None:
+        at = f"{name} at {self.stands()[1]}"
+        if due is None or due.name != name:
+            raise Mismatch(max(self.index - 1, 0), f"{at} is called only when it is cut")
+        for tensor, labels, shape in zip(results, due.outputs, due.shapes, strict=False):
             stays = self.kept[self.groups.units(labels)]
-            due = [int(stays.movedim(d, 0).flatten(1).any(1).sum()) if labels.shape[d] > 1 else shape[d] for d in range(labels.dim())]
-            if tuple(tensor.shape) != tuple(due) and not (labels == ANY).any():
-                raise Mismatch(
-                    self.index,
-                    f"{name} at {self.where()} gives shape {tuple(tensor.shape)} where {tuple(due)} was due: a width is written into it",
-                )
+            size = tuple(int(stays.movedim(d, 0).flatten(1).any(1).sum()) if labels.shape[d] > 1 else shape[d] for d in range(labels.dim()))
+            if tuple(tensor.shape) != size and not (labels == ANY).any():
+                raise Mismatch(self.index, f"{at} gives shape {tuple(tensor.shape)} where {size} was due: a width is written into it")
 
 
 def _like(old: Tensor, value: Tensor) -> Tensor:

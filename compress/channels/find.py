@@ -1,6 +1,6 @@
 """Find the coupled channel groups of any network: which channels can be removed, and what goes with each.
 
-The network is run on an example and its channels are followed through every operation (compress/tracing.py, compress/rules.py). Then
+The network is run on an example and its channels are followed through every operation (trace.py, operator_rules.py). Then
 half of every group is cut on trial: where the cut network leaves the expected path (a width written into ``forward``), what is involved
 is left whole and named. The trial has random weights, so that it depends on the network's structure alone. What has no rule is left
 whole and named too: attention, normalisation over channels, choices by number.

@@ -7,9 +7,10 @@ of A touch the same parameters in the same way: they are one group of width 4. B
 """
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from functools import cached_property
+from itertools import groupby
 from typing import Any
 
 import torch
@@ -30,7 +31,7 @@ class Cut:
 
     @property
     def layer(self) -> str:
-        return self.parameter.rpartition(".")[0] or self.parameter
+        return _layer(self.parameter)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,14 +60,10 @@ class ChannelGroup:
 
     def describe(self, unit: int) -> str:
         """``removing channel 3 of A removes channel 3 of bn, input 3 of B and input 19 of C``."""
-        said: dict[str, None] = {}
-        for cut in self.cuts:
-            word = {"input": "input", "output": "channel", "each": "channel"}[cut.role]
-            said.setdefault(f"{_ranges(word, cut.positions[unit])} of {cut.layer}")
+        words = {"input": "input", "output": "channel", "each": "channel"}
+        said = dict.fromkeys(f"{_ranges(words[cut.role], cut.positions[unit])} of {cut.layer}" for cut in self.cuts)
         first = f"{_ranges('channel', self.made.positions[unit])} of {self.made.layer}"
-        rest = [part for part in said if part != first]
-        listed = ", ".join(rest[:-1]) + " and " + rest[-1] if len(rest) > 1 else "".join(rest)
-        return f"removing {first} removes {listed}"
+        return f"removing {first} removes {_listed([part for part in said if part != first])}"
 
     def __str__(self) -> str:
         return self.describe(min(3, self.width - 1))
@@ -112,9 +109,6 @@ class Groups(Sequence[ChannelGroup]):
     def __getitem__(self, index):  # type: ignore[no-untyped-def]
         return self.groups[index]
 
-    def __iter__(self) -> Iterator[ChannelGroup]:
-        return iter(self.groups)
-
     def __str__(self) -> str:
         lines = [f"{g.name}: {g.width} {'channels' if g.channels == 1 else f'times {g.channels} channels'}; {g}" for g in self.groups]
         return "\n".join([*lines, *map(str, self.left_whole)])
@@ -122,12 +116,16 @@ class Groups(Sequence[ChannelGroup]):
     def summary(self) -> dict[str, list[dict[str, Any]]]:
         """Name, width and an example of every group, and what was left whole and why; for JSON."""
         found = [{"name": g.name, "width": g.width, "channels": g.channels, "example": str(g)} for g in self.groups]
-        whole = [{"name": one.name, "channels": one.channels, "reason": one.reason} for one in self.left_whole]
-        return {"groups": found, "left_whole": whole}
+        return {"groups": found, "left_whole": [asdict(one) for one in self.left_whole]}
 
     @cached_property
     def by_name(self) -> dict[str, ChannelGroup]:
         return {group.name: group for group in self.groups}
+
+    @property
+    def everything(self) -> dict[str, tuple[int, ...]]:
+        """Group name to all of its units."""
+        return {group.name: tuple(range(group.width)) for group in self.groups}
 
     def units(self, labels: Tensor) -> Tensor:
         """The unit of each label, -1 for what stays."""
@@ -146,11 +144,8 @@ class Groups(Sequence[ChannelGroup]):
                 raise CompressError(
                     f'keep: "{name}" (={list(chosen)[:8]}) must list units of 0 to {group.width - 1}, at least one, sorted and each once'
                 )
-        rows = []
-        for group in self.groups:
-            row = torch.zeros(group.width, dtype=torch.bool)
-            row[list(keep.get(group.name, range(group.width)))] = True
-            rows.append(row)
+        stay = {**self.everything, **keep}
+        rows = [torch.isin(torch.arange(group.width), torch.tensor(stay[group.name])) for group in self.groups]
         return torch.cat([*rows, torch.ones(1, dtype=torch.bool)])
 
     def removed(self, keep: Mapping[str, Sequence[int]]) -> dict[tuple[str, int], set[int]]:
@@ -177,12 +172,10 @@ def assemble(trace: Trace, example: Tensor) -> Groups:
     alike: dict[tuple[tuple[str, int, int], ...], list[int]] = {}
     whole: Counter[tuple[str, str]] = Counter()
     for root, uses in found.items():
-        made = next((key for key in uses if trace.slots[key].role == "output"), None)
-        if made is None:
-            continue
-        if root in frozen or root not in read:
-            whole[_layer(made[0]), frozen.get(root, "nothing that was seen reads them")] += len(uses[made])
-        else:
+        output = next((key for key in uses if trace.slots[key].role == "output"), None)
+        if output and (root in frozen or root not in read):
+            whole[_layer(output[0]), frozen.get(root, "nothing that was seen reads them")] += len(uses[output])
+        elif output:
             alike.setdefault(tuple((name, dim, len(at)) for (name, dim), at in uses.items()), []).append(root)
     groups: list[ChannelGroup] = []
     units: dict[int, int] = {}
@@ -192,14 +185,13 @@ def assemble(trace: Trace, example: Tensor) -> Groups:
             Cut(parameter=name, dim=dim, role=trace.slots[name, dim].role, positions=tuple(tuple(found[r][name, dim]) for r in roots))
             for name, dim, _ in signature
         )
-        layer = next(cut.layer for cut in cuts if cut.role == "output")
+        made = next(cut for cut in cuts if cut.role == "output")
         if len(roots) == 1:
-            made_at = next(cut for cut in cuts if cut.role == "output").positions[0]
-            whole[layer, "they can only go all together"] += len(made_at)
+            whole[made.layer, "they can only go all together"] += len(made.positions[0])
             continue
-        names[layer] += 1
+        names[made.layer] += 1
         units.update({root: len(units) + i for i, root in enumerate(roots)})
-        groups.append(ChannelGroup(name=layer if names[layer] == 1 else f"{layer}#{names[layer]}", cuts=cuts))
+        groups.append(ChannelGroup(name=made.layer if names[made.layer] == 1 else f"{made.layer}#{names[made.layer]}", cuts=cuts))
     every = ids.roots(torch.arange(ids.count))
     unit_of = torch.tensor([units.get(root, -1) for root in every.tolist()], dtype=torch.int64)
     left = [LeftWhole(name=name, channels=count, reason=reason) for (name, reason), count in whole.items() if count > 1]
@@ -227,12 +219,11 @@ def _layer(parameter: str) -> str:
 
 def _ranges(word: str, positions: Sequence[int]) -> str:
     """``channel 3``, ``inputs 75 to 99``, ``inputs 3 and 19``."""
-    runs: list[list[int]] = []
-    for position in positions:
-        if runs and position == runs[-1][-1] + 1:
-            runs[-1].append(position)
-        else:
-            runs.append([position])
+    runs = [[position for _, position in run] for _, run in groupby(enumerate(positions), lambda at: at[1] - at[0])]
     said = [str(run[0]) if len(run) == 1 else f"{run[0]} to {run[-1]}" for run in runs]
-    shown = said if len(said) <= 4 else [*said[:3], f"{len(said) - 3} more"]
-    return f"{word}{'s' if len(positions) > 1 else ''} {', '.join(shown[:-1]) + ' and ' if len(shown) > 1 else ''}{shown[-1]}"
+    return f"{word}{'s' if len(positions) > 1 else ''} {_listed(said if len(said) <= 4 else [*said[:3], f'{len(said) - 3} more'])}"
+
+
+def _listed(parts: Sequence[str]) -> str:
+    """``a, b and c``."""
+    return " and ".join(filter(None, [", ".join(parts[:-1]), *parts[-1:]]))

@@ -9,9 +9,9 @@ Besides identities a label may be FIXED (an element that must stay, such as a pi
 wherever it stands, such as ``torch.zeros``, and so fits any identity).
 """
 
+import math
 from collections.abc import Sequence
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -22,7 +22,7 @@ class Identities:
     """The identities of one network: which have been joined, which are frozen (must stay, with the reason), which are means of others."""
 
     def __init__(self) -> None:
-        self._parent = np.zeros(0, dtype=np.int64)
+        self._parent = torch.zeros(0, dtype=torch.int64)
         self._frozen: dict[int, str] = {}
         self.means: dict[int, Tensor] = {}
 
@@ -32,10 +32,9 @@ class Identities:
 
     def fresh(self, *shape: int) -> Tensor:
         """New identities, one for each element of ``shape``."""
-        start = len(self._parent)
-        new = np.arange(start, start + int(np.prod(shape)), dtype=np.int64)
-        self._parent = np.concatenate([self._parent, new])
-        return torch.from_numpy(new.copy()).view(shape)
+        new = torch.arange(self.count, self.count + math.prod(shape))
+        self._parent = torch.cat([self._parent, new])
+        return new.view(shape)
 
     def mean_of(self, labels: Tensor) -> Tensor:
         """The identity (1,) of the mean over ``labels``: it cannot be removed, but grows by all/kept when some of those are."""
@@ -45,13 +44,11 @@ class Identities:
 
     def roots(self, labels: Tensor) -> Tensor:
         """One identity for each set of joined ones; FIXED and ANY stay."""
-        found = labels.numpy().reshape(-1).copy()
-        real = found >= 0
-        at = found[real]
-        while not np.array_equal(up := self._parent[at], at):
+        real = labels >= 0
+        at = labels[real]
+        while not torch.equal(up := self._parent[at], at):
             at = up
-        found[real] = at
-        return torch.from_numpy(found).view(labels.shape)
+        return labels.masked_scatter(real, at)
 
     def freeze(self, labels: Tensor, reason: str) -> bool:
         """These must stay. True if some of them could go until now."""
@@ -80,12 +77,10 @@ class Identities:
         self.freeze_means(torch.cat([a, b]), reason)
         fixed = (a == FIXED) | (b == FIXED)
         self.freeze(torch.cat([a[fixed], b[fixed]]), reason)
-        left, right = a[~fixed].numpy(), b[~fixed].numpy()
-        while True:
-            left, right = self.roots(torch.from_numpy(left)).numpy(), self.roots(torch.from_numpy(right)).numpy()
-            if np.array_equal(left, right):
-                return joined
-            np.minimum.at(self._parent, np.maximum(left, right), np.minimum(left, right))
+        left, right = a[~fixed], b[~fixed]
+        while not torch.equal(left := self.roots(left), right := self.roots(right)):
+            self._parent.scatter_reduce_(0, torch.maximum(left, right), torch.minimum(left, right), "amin")
+        return joined
 
     def _same_mean(self, first: int, second: int) -> bool:
         """Both are means over the same channels, so both change by the same factor."""
@@ -112,14 +107,12 @@ class Identities:
             return labels
         trials = [self._joined_across(labels, d, reason) for d in sorted(varying, key=lambda d: -labels.shape[d])]
         best = max(trials, key=lambda trial: len(torch.unique(trial.roots(labels))))  # of equal ones the longest dimension
-        self._parent = best._parent
-        self._frozen = best._frozen
-        self.means = best.means
+        vars(self).update(vars(best))
         return shorten(self.roots(labels))
 
     def _joined_across(self, labels: Tensor, kept: int, reason: str) -> "Identities":
         trial = Identities()
-        trial._parent, trial._frozen, trial.means = self._parent.copy(), dict(self._frozen), dict(self.means)
+        trial._parent, trial._frozen, trial.means = self._parent.clone(), dict(self._frozen), dict(self.means)
         rows = labels.movedim(kept, 0).flatten(1)
         trial.join(rows, rows[:, :1], reason)
         return trial
@@ -140,6 +133,11 @@ def along(labels: Tensor, dim: int, size: int) -> Tensor | None:
     if any(labels.shape[d] > 1 for d in range(labels.dim()) if d != dim % labels.dim()):
         return None
     return labels.flatten().expand(size).clone()
+
+
+def across(labels: Tensor, dim: int, dims: int) -> Tensor:
+    """Labels of one dimension, int64 (size,), as those of a tensor of ``dims`` dimensions that change along ``dim``."""
+    return labels.view([-1 if d == dim else 1 for d in range(dims)])
 
 
 def aligned(shape: Sequence[int], dims: int) -> tuple[int, ...]:

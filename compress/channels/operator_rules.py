@@ -1,12 +1,13 @@
-"""What each operation does to the labels of channels: the rules behind compress/tracing.py. What has no rule here is frozen and named."""
+"""What each operation does to the labels of channels: the rules behind trace.py. What has no rule here is frozen and named."""
 
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map_only
 
 from . import layer_rules
-from .identities import ANY, FIXED, aligned, along
+from .identities import ANY, FIXED, across, aligned
 from .trace import Call, Trace, tensors_in
 
 CREATES = (
@@ -19,10 +20,10 @@ ELEMENTWISE = f"""{HOMOGENEOUS} {NONNEGATIVE} add radd sub rsub mul rmul div rdi
     expm1 tanh hardtanh hardswish silu gelu elu celu selu mish softsign logsigmoid clamp clip clamp_min clamp_max minimum maximum where lerp
     addcmul addcdiv reciprocal erf sin cos sign floor round ceil masked_fill eq ne gt ge lt le logical_and logical_or logical_not bernoulli
     threshold hardshrink softshrink isnan isfinite nan_to_num alpha_dropout fill zero uniform normal copy rrelu"""
-STRUCTURE = """view reshape flatten unflatten permute transpose t T mT swapaxes swapdims movedim moveaxis unsqueeze squeeze expand expand_as
-    view_as reshape_as repeat tile repeat_interleave cat concat concatenate stack flip roll pixel_shuffle pixel_unshuffle
-    getitem select narrow index_select chunk split tensor_split split_with_sizes unbind"""
-CHOOSES = ("getitem", "select", "narrow", "index_select", "chunk", "split", "tensor_split", "split_with_sizes", "unbind")
+CHOOSES = "getitem select narrow index_select chunk split tensor_split split_with_sizes unbind"
+STRUCTURE = f"""{CHOOSES} view reshape flatten unflatten permute transpose t T mT swapaxes swapdims movedim moveaxis unsqueeze squeeze
+    expand expand_as view_as reshape_as repeat tile repeat_interleave cat concat concatenate stack flip roll pixel_shuffle
+    pixel_unshuffle"""
 POOLS = """max_pool1d max_pool2d max_pool3d avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d
     adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d interpolate upsample lp_pool2d max_pool2d_with_indices"""
 REDUCES = "mean sum amax max amin min std var prod logsumexp median argmax argmin all any"
@@ -34,7 +35,7 @@ def follow(trace: Trace, call: Call) -> list[Tensor]:
     tensors = call.tensors()
     if call.name in CREATES.split():
         return [torch.full((1,) * result.dim(), ANY) for result in call.results]
-    if call.name in STRUCTURE.split() and len(tensors) == 1 and id(tensors[0]) in trace.owned and _is_a_row(tensors[0]):
+    if call.name in STRUCTURE.split() and len(tensors) == 1 and id(tensors[0]) in trace.owned and sum(n > 1 for n in tensors[0].shape) == 1:
         _label_parameter(trace, tensors[0], call.where)
     elif not any(trace.is_followed(t) for t in tensors):
         return []
@@ -57,17 +58,12 @@ def _nonnegative(trace: Trace, call: Call) -> bool:
     return sign_kept and all(n >= 0 for n in numbers) and all(trace.is_nonnegative(t) for t in tensors)
 
 
-def _is_a_row(tensor: Tensor) -> bool:
-    return sum(size > 1 for size in tensor.shape) == 1
-
-
 def _label_parameter(trace: Trace, tensor: Tensor, where: str) -> None:
     """A parameter such as a layer scale, reshaped before it is used: its elements are channels of their own until joined."""
     dim = max(range(tensor.dim()), key=lambda d: tensor.shape[d])
-    slot = trace.slots.get((trace.owned[id(tensor)], dim))
-    labels = slot.labels if slot else trace.identities.fresh(tensor.shape[dim])
+    labels = trace.own(tensor, dim, tensor.shape[dim])
     trace.tie(tensor, dim, labels, "each", where)
-    trace.note(tensor, labels.view([-1 if d == dim else 1 for d in range(tensor.dim())]))
+    trace.note(tensor, across(labels, dim, tensor.dim()))
 
 
 def _elementwise(trace: Trace, call: Call) -> list[Tensor]:
@@ -77,8 +73,7 @@ def _elementwise(trace: Trace, call: Call) -> list[Tensor]:
     if call.name not in HOMOGENEOUS.split() and not (call.name in ("mul", "div", "truediv", "rmul") and len(operands) == 1):
         for operand in operands:
             ids.freeze_means(trace.labels(operand), f"their mean is used by {call.name} at {call.where}")
-    short = [trace.labels(t) for t in operands]
-    short = [labels.view(aligned(labels.shape, dims)) for labels in short]
+    short = [labels.view(aligned(labels.shape, dims)) for labels in map(trace.labels, operands)]
     varying = {d for labels in short for d in range(dims) if labels.shape[d] > 1}
     joined = torch.full((1,) * dims, ANY)
     for operand, labels in zip(operands, short, strict=True):
@@ -89,7 +84,7 @@ def _elementwise(trace: Trace, call: Call) -> list[Tensor]:
             [d] = varying
             whole = next(s for s in short if s.shape[d] > 1).flatten()
             tied = trace.tie(operand, d - (dims - operand.dim()), whole, "each", call.where)
-            joined = ids.join(joined, tied.view([-1 if i == d else 1 for i in range(dims)]), call.where)
+            joined = ids.join(joined, across(tied, d, dims), call.where)
         else:
             joined = ids.join(joined, labels, f"they meet something that must stay at {call.where}")
     return [joined] * len(call.results)
@@ -100,10 +95,8 @@ def _structure(trace: Trace, call: Call) -> list[Tensor]:
     ids = trace.identities
     every = call.name in ("cat", "concat", "concatenate", "stack")
 
-    def of(value: object) -> object:
-        if isinstance(value, Tensor):
-            return trace.labels(value).expand(value.shape).contiguous() if every or trace.is_followed(value) else value.cpu()
-        return type(value)(of(v) for v in value) if type(value) in (list, tuple) else value  # type: ignore[call-arg, attr-defined]
+    def of(value: Tensor) -> Tensor:
+        return trace.labels(value).expand(value.shape).contiguous() if every or trace.is_followed(value) else value.cpu()
 
     source = next(t for t in call.tensors() if every or trace.is_followed(t))
     before = trace.labels(source)
@@ -112,8 +105,9 @@ def _structure(trace: Trace, call: Call) -> list[Tensor]:
     if call.name in ("expand", "expand_as") and before.numel() == 1 and call.results[0].shape[-source.dim() :] != source.shape:
         ids.freeze(before, f"one value is spread over many channels at {call.where}")
         return [torch.full((1,) * call.results[0].dim(), ANY)]
-    found = tensors_in(call.function(*(of(a) for a in call.args), **{k: of(v) for k, v in call.kwargs.items()}))
-    if call.name in CHOOSES:
+    args, kwargs = tree_map_only(Tensor, of, (call.args, call.kwargs))
+    found = tensors_in(call.function(*args, **kwargs))
+    if call.name in CHOOSES.split():
         _choose(trace, call, before, found, source)
     return [ids.rectangular(labels, f"they are rearranged at {call.where}") for labels in found]
 
@@ -124,25 +118,15 @@ def _choose(trace: Trace, call: Call, before: Tensor, found: list[Tensor], sourc
     [dim] = [d for d in range(before.dim()) if before.shape[d] > 1] or [-1]
     if dim < 0 or all(set(before.flatten().tolist()) <= set(piece.flatten().tolist()) for piece in found):
         return
-    whole = before.flatten()
-    pieces = [along(p, dim, p.shape[dim]) if p.dim() == before.dim() else None for p in map(_shorten_others(dim), found)]
-    sizes = {len(piece) for piece in pieces if piece is not None}
-    if None not in pieces and len(sizes) == 1 and len(whole) % (size := sizes.pop()) == 0:
-        rows = whole.view(-1, size)
-        if all(any(torch.equal(row, piece) for row in rows) for piece in pieces if piece is not None):
+    # ``before`` varies along ``dim`` only, and a choice does not change that.
+    pieces = [p[tuple(slice(None) if d == dim else 0 for d in range(p.dim()))] for p in found if p.dim() == before.dim()]
+    sizes = {len(piece) for piece in pieces}
+    if len(pieces) == len(found) and len(sizes) == 1 and before.numel() % (size := sizes.pop()) == 0:
+        rows = before.view(-1, size)
+        if all((rows == piece).all(1).any() for piece in pieces):
             ids.join(rows, rows[:1], f"they are taken apart at {call.where}")
             return
     ids.freeze(before, f"{call.name} at {call.where} takes some of them by their number")
-
-
-def _shorten_others(dim: int) -> Callable[[Tensor], Tensor]:
-    def shorten(labels: Tensor) -> Tensor:
-        for d in range(labels.dim()):
-            if d != dim and labels.shape[d] > 1:
-                labels = labels.narrow(d, 0, 1)  # before varies along dim only, and a choice does not change that
-        return labels
-
-    return shorten
 
 
 def _pool(trace: Trace, call: Call) -> list[Tensor]:
@@ -200,9 +184,8 @@ def _reduce(trace: Trace, call: Call) -> list[Tensor]:
         elif call.name not in ("sum", "amax", "max") or (call.name != "sum" and not trace.is_nonnegative(source)):
             why = "of values that may be negative" if call.name in ("amax", "max") else "changes when some go"
             ids.freeze(before, f"{call.name} over the channels at {call.where} {why}")
-        ids.freeze_means(before, f"their mean is used by {call.name} at {call.where}")
         call.mixes = before
-    elif call.name not in ("mean", "sum", "amax", "max"):
+    if crossed or call.name not in ("mean", "sum", "amax", "max"):
         ids.freeze_means(before, f"their mean is used by {call.name} at {call.where}")
     if call.results[0].dim() != source.dim():
         labels = labels.reshape([labels.shape[d] for d in range(source.dim()) if d not in dims])
@@ -215,10 +198,9 @@ RULES: dict[str, Callable[[Trace, Call], list[Tensor]]] = {
     **dict.fromkeys(POOLS.split(), _pool),
     **dict.fromkeys(REDUCES.split(), _reduce),
     **dict.fromkeys(("softmax", "log_softmax", "cumsum", "layer_norm", "rms_norm"), _across),
-    **dict.fromkeys((f"{kind}{d}d" for kind in ("conv", "conv_transpose") for d in (1, 2, 3)), layer_rules.convolution),
+    **dict.fromkeys(("linear", *(f"{kind}{d}d" for kind in ("conv", "conv_transpose") for d in (1, 2, 3))), layer_rules.layer),
     **dict.fromkeys(("batch_norm", "instance_norm"), layer_rules.batch_norm),
     "group_norm": layer_rules.group_norm,
-    "linear": layer_rules.linear,
     "prelu": layer_rules.prelu,
     "pad": _pad,
 }

@@ -1,8 +1,4 @@
-"""Which channels to keep: scores for the units of channel groups, and the choice of those that stay.
-
-By hand: a group of the scores ``[3, 1, 2, 4]`` at sparsity 0.5 keeps units 0 and 3.
-
-Refuses: a sparsity outside (0, 1), scores that are missing or not finite, and a goal that cannot be reached; it names the nearest that can.
+"""Scores for the units of channel groups, which say what goes first.
 
 Sources: Li et al. 2017, arXiv:1608.08710 (norms); Liu et al. 2017, "Network Slimming", arXiv:1708.06519 (batch-norm scale); Molchanov et
 al. 2019, arXiv:1906.10771 (first-order Taylor, squared per batch).
@@ -38,7 +34,7 @@ def importance(network: nn.Module, groups: Groups, kind: str = "l2", losses: Ite
     """
     if kind not in KINDS:
         raise CompressError(f'importance (="{kind}") must be one of {", ".join(KINDS)}')
-    stored = {name: value.detach() for name, value in network.state_dict(keep_vars=True).items()}
+    stored = network.state_dict()
     if kind == "taylor":
         scores = _taylor(network, groups, losses)
     else:

@@ -1,23 +1,23 @@
 """Follow the channels of a network through one run of it: every operation is seen as it is called, and the labels of its result noted.
 
 The network is run as it stands, in eval and in train mode, under a ``TorchFunctionMode``; which labels an operation's result has, and what
-it joins, is in compress/rules.py. Because it runs, shapes may decide what it does; the data may not: a tensor made from the input that is
+it joins, is in operator_rules.py. Because it runs, shapes may decide what it does; the data may not: a tensor made from the input that is
 turned into a Python number or truth value is refused, naming module and line.
 """
 
 import copy
+import itertools
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
-from typing import Any, Self
+from traceback import walk_stack
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.hooks import RemovableHandle
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from ..errors import NetworkError, first_line
@@ -30,10 +30,9 @@ _HIDDEN = (str(Path(torch.__file__).parent), *(str(Path(__file__).with_name(name
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Operation:
-    """One call: what was called, where, and the labels that went in and came out; ``outputs`` is empty where no channel is in it."""
+    """One call: what was called, and the labels that went in and came out; ``outputs`` is empty where no channel is in it."""
 
     name: str
-    where: str
     inputs: tuple[Tensor, ...]
     shapes: tuple[torch.Size, ...]
     outputs: tuple[Tensor, ...]
@@ -75,38 +74,18 @@ class Watch(TorchFunctionMode):
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
         self.network = network
-        self.inside: list[tuple[str, nn.Module]] = []
-        self._handles: list[RemovableHandle] = []
+        self._names = {module: name for name, module in network.named_modules()}
 
-    def __enter__(self) -> Self:
-        self.inside.clear()
-        for name, module in self.network.named_modules():
-            self._handles.append(module.register_forward_pre_hook(self._begin(name)))
-            self._handles.append(module.register_forward_hook(self._end, always_call=True))
-        super().__enter__()
-        return self
-
-    def __exit__(self, *error: Any) -> None:
-        super().__exit__(*error)
-        for handle in self._handles:
-            handle.remove()
-        self._handles.clear()
-
-    def _begin(self, name: str) -> Callable[[nn.Module, Any], None]:
-        return lambda module, _: self.inside.append((name, module))
-
-    def _end(self, *_: Any) -> None:
-        self.inside.pop()
-
-    def where(self) -> str:
-        """``blocks.0.cbam (net.py:12)``; without the line where only torch's own modules ran."""
-        module = next((name for name, _ in reversed(self.inside) if name), "the network")
-        frame: FrameType | None = sys._getframe(1)
-        while frame is not None and frame.f_code is not run.__code__:
-            if not frame.f_code.co_filename.startswith(_HIDDEN):
-                return f"{module} ({Path(frame.f_code.co_filename).name}:{frame.f_lineno})"
-            frame = frame.f_back
-        return module
+    def stands(self) -> tuple[nn.Module | None, str]:
+        """The innermost module, and ``blocks.0.cbam (net.py:12)``; without the line where only torch's own modules ran."""
+        # From the caller on: a frame whose own variables hold it is freed by the garbage collector alone, and all tensors above with it.
+        frames = [frame for frame, _ in itertools.takewhile(lambda at: at[0].f_code is not run.__code__, walk_stack(sys._getframe(1)))]
+        called = [frame.f_locals["self"] for frame in frames if frame.f_code is nn.Module._call_impl.__code__]
+        inside = [module for module in called if module in self._names]
+        name = next(filter(None, map(self._names.get, inside)), "the network")
+        line = next((frame for frame in frames if not frame.f_code.co_filename.startswith(_HIDDEN)), None)
+        told = f"{name} ({Path(line.f_code.co_filename).name}:{line.f_lineno})" if line else name
+        return inside[0] if inside else None, told
 
 
 class Trace(Watch):
@@ -129,8 +108,7 @@ class Trace(Watch):
         self.operations: list[Operation] = []
         self.unknown: dict[str, str] = {}  # module, reason
         self.batch = 1
-        self._labels = WeakTensorKeyDictionary()
-        self._nonnegative = WeakTensorKeyDictionary()
+        self._known = WeakTensorKeyDictionary()  # labels, and whether no value is negative
 
     def follow(self, example: Tensor) -> None:
         """Run the network on it in both modes: what only one of them does (auxiliary outputs) must fit too."""
@@ -146,17 +124,16 @@ class Trace(Watch):
 
     def labels(self, tensor: Tensor) -> Tensor:
         """In short form; FIXED for what does not come from the input."""
-        known = self._labels.get(tensor)
-        return torch.full((1,) * tensor.dim(), FIXED) if known is None else known
+        return self._known[tensor][0] if self.is_followed(tensor) else torch.full((1,) * tensor.dim(), FIXED)
 
     def note(self, tensor: Tensor, labels: Tensor, nonnegative: bool = False) -> None:
-        self._labels[tensor], self._nonnegative[tensor] = labels, nonnegative
+        self._known[tensor] = labels, nonnegative
 
     def is_followed(self, tensor: Tensor) -> bool:
-        return tensor in self._labels
+        return tensor in self._known
 
     def is_nonnegative(self, tensor: Tensor) -> bool:
-        return bool(self._nonnegative.get(tensor, False))
+        return self.is_followed(tensor) and self._known[tensor][1]
 
     def tie(self, tensor: Tensor | None, dim: int, labels: Tensor, role: str, where: str) -> Tensor:
         """Dimension ``dim`` of a parameter goes with these labels, int64 (size,); returns the labels of both."""
@@ -166,10 +143,13 @@ class Trace(Watch):
         if name is None:
             self.identities.freeze(labels, f"{where} uses a tensor there that is no parameter or saved buffer")
             return labels
-        if (slot := self.slots.get((name, dim))) is None:
-            self.slots[name, dim] = Slot(labels=labels, role=role)
-            return labels
+        slot = self.slots.setdefault((name, dim), Slot(labels=labels, role=role))
         return self.identities.join(slot.labels, labels, f"{where} ties them to something that must stay")
+
+    def own(self, tensor: Tensor | None, dim: int, size: int) -> Tensor:
+        """The labels of a parameter's dimension: fresh ones, and the same at each use, so that its users share them."""
+        slot = self.slots.get((self.owned.get(id(tensor), ""), dim))
+        return slot.labels if slot else self.identities.fresh(size)
 
     def leave_whole(self, call: Call, reason: str, *, named: bool = False) -> list[Tensor]:
         """Everything that goes into the call stays; ``named``: say so of its module too, which may have channels that were not seen."""
@@ -180,38 +160,29 @@ class Trace(Watch):
         return [torch.full((1,) * result.dim(), FIXED) for result in call.results]
 
     def __torch_function__(self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        name = name_of(func)
+        kwargs, name = kwargs or {}, name_of(func)
         if name in PEEKS and any(self.is_followed(t) for t in tensors_in((args, kwargs))):
+            _, where = self.stands()
             raise NetworkError(
-                f"network: {self.where()} makes a Python value of the data ({name}), so what it does next depends on it and its channels "
+                f"network: {where} makes a Python value of the data ({name}), so what it does next depends on it and its channels "
                 "cannot be followed; take that out of forward, or prune weights, which needs no tracing"
             )
         result = func(*args, **kwargs)
         if results := tensors_in(result):
-            module = self.inside[-1][1] if self.inside else None
-            call = Call(name=name, where=self.where(), module=module, function=func, args=args, kwargs=kwargs, results=results)
-            self._follow(call)
+            module, where = self.stands()
+            self._follow(Call(name=name, where=where, module=module, function=func, args=args, kwargs=kwargs, results=results))
         return result
 
     def _follow(self, call: Call) -> None:
         before = tuple(self.labels(t) for t in call.tensors())
-        outputs = [shorten(labels) for labels in self.rule(self, call)]
+        outputs = tuple(shorten(labels) for labels in self.rule(self, call))
         for tensor, labels in zip(call.results, outputs, strict=bool(outputs)):
             assert labels.dim() == tensor.dim(), (call.name, labels.shape, tensor.shape)
             self.note(tensor, labels, call.nonnegative)
         if call.mixes is not None:
             self.mixed.append(call.mixes.flatten())
-        self.operations.append(
-            Operation(
-                name=call.name,
-                where=call.where,
-                inputs=before,
-                shapes=tuple(t.shape for t in call.results),
-                outputs=tuple(outputs),
-                mixes=call.mixes,
-            )
-        )
+        shapes = tuple(t.shape for t in call.results)
+        self.operations.append(Operation(name=call.name, inputs=before, shapes=shapes, outputs=outputs, mixes=call.mixes))
 
 
 def run(network: nn.Module, example: Tensor, mode: TorchFunctionMode) -> Any:

@@ -20,10 +20,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..graphs.gates import Gate
+from .figure import INK, WRONG, new_figure, png, show_image
 from .predictions import fonts_for, spelled
 
-INK, FAINT, RULE, RIGHT, WRONG = "#1a1a1a", "#6b7280", "#d0d7de", "#1b6e3c", "#b3261e"
+FAINT, RULE, RIGHT = "#6b7280", "#d0d7de", "#1b6e3c"
 GATES, EVIDENCE = "viridis", "RdBu_r"
+Scale = tuple[str, float, float]  # one of these, and the values at its ends
 LETTERS = 17  # that the column of names holds
 # Inches.
 MARGIN, CELL, GAP, TEXT, STRIPS, HEADING, PITCH, LEGEND = 0.25, 1.0, 0.14, 1.55, 1.7, 0.5, 1.22, 0.62
@@ -58,16 +60,11 @@ def shown_gates(seen: Sequence[Seen], every: bool) -> list[int]:
     The last one, say, may let everything through.
     """
     gates = [one.views[_lead(seen)].gates for one in seen]
-    spread = {
-        place: float(np.mean([image[place].values.std() for image in gates]))
-        for place, gate in enumerate(gates[0])
-        if gate.kind == "spatial"
-    }
+    spatial = [place for place, gate in enumerate(gates[0]) if gate.kind == "spatial"]
+    spread = {place: float(np.mean([image[place].values.std() for image in gates])) for place in spatial}
     if every:
-        return list(spread)
-    liveliest: dict[tuple[int, ...], int] = {}
-    for place in sorted(spread, key=lambda place: spread[place]):
-        liveliest[gates[0][place].values.shape] = place
+        return spatial
+    liveliest = {gates[0][place].values.shape: place for place in sorted(spread, key=spread.__getitem__)}
     return sorted(liveliest.values())
 
 
@@ -81,23 +78,18 @@ def draw_maps(seen: Sequence[Seen], target: Path, *, every: bool = False) -> Non
     """Draw ``seen`` into the PNG ``target``; ``every``: a column for each spatial gate, else as :func:`shown_gates` chooses."""
     sheet = _Sheet(seen, shown_gates(seen, every))
     sheet.draw_legend()
-    top = LEGEND
-    for one in seen:
-        sheet.draw_block(one, top)
-        top += sheet.block
+    for number, one in enumerate(seen):
+        sheet.draw_block(one, LEGEND + number * sheet.block)
     target.parent.mkdir(parents=True, exist_ok=True)
-    sheet.figure.savefig(target, format="png")
+    target.write_bytes(png(sheet.figure))
 
 
 class _Sheet:
     """Where everything stands, in inches from the upper left corner."""
 
     def __init__(self, seen: Sequence[Seen], columns: Sequence[int]) -> None:
-        from matplotlib.figure import Figure
-
         self.lead = _lead(seen)
         gates, views = seen[0].views[self.lead].gates, [view for one in seen for view in one.views]
-        self.columns = list(columns)
         self.headings = [f"{name}, {'x'.join(map(str, gate.values.shape))}" for name, gate in zip(gate_names(gates), gates, strict=True)]
         self.strips = sum(gate.kind == "channel" for gate in gates)
         self.ranges = {
@@ -106,11 +98,13 @@ class _Sheet:
         }
         self.block = HEADING + PITCH * len(seen[0].views)
         self.first = MARGIN + CELL + GAP + TEXT
-        self.strips_left = self.first + len(self.columns) * (CELL + GAP)
+        self.columns = {place: self.first + column * (CELL + GAP) for column, place in enumerate(columns)}
+        self.strips_left = self.first + len(columns) * (CELL + GAP)
         self.evidence_left = self.strips_left + (STRIPS + GAP if self.strips else 0)
+        self.answer_left = self.evidence_left + CELL + GAP
         self.width = self.evidence_left + 2 * (CELL + GAP) + MARGIN
         self.height = LEGEND + len(seen) * self.block
-        self.figure = Figure(figsize=(self.width, self.height), dpi=110, facecolor="white")
+        self.figure = new_figure(self.width, self.height, dpi=110, layout=None)
         words = [name for one in seen for name in (one.truth, *(view.label for view in one.views), *(view.network for view in one.views))]
         self.families, self.drawable = fonts_for("".join(words))
 
@@ -140,16 +134,13 @@ class _Sheet:
         line.spines["top"].set_color(RULE)
         self.write(MARGIN, top + 0.1, f"test image {seen.index}", size=9, fontweight="bold")
         self.write(MARGIN, top + 0.27, f"true: {seen.truth}", size=9)
-        for column, place in enumerate(self.columns):
-            heading = "{}\n{:.2f} to {:.2f}".format(self.headings[place], *self.ranges[place])
-            self.write(self.first + column * (CELL + GAP), top + 0.12, heading, size=7, colour=FAINT)
-        if self.strips:
-            heading = f"channel 1 to {self.strips}, a strip each:\nits channels, closed to open"
-            self.write(self.strips_left, top + 0.12, heading, size=7, colour=FAINT)
-        self.write(self.evidence_left, top + 0.12, "evidence for\nthe true class", size=7, colour=FAINT)
-        self.write(self.evidence_left + CELL + GAP, top + 0.12, "evidence for\nits answer", size=7, colour=FAINT)
+        names = [(at, "{}\n{:.2f} to {:.2f}".format(self.headings[place], *self.ranges[place])) for place, at in self.columns.items()]
+        names += [(self.strips_left, f"channel 1 to {self.strips}, a strip each:\nits channels, closed to open")] if self.strips else []
+        names += [(self.evidence_left, "evidence for\nthe true class"), (self.answer_left, "evidence for\nits answer")]
+        for left, name in names:
+            self.write(left, top + 0.12, name, size=7, colour=FAINT)
         middle = top + HEADING + (PITCH * len(seen.views) - (PITCH - CELL)) / 2 - CELL / 2
-        self._image(self.axes(MARGIN, middle, CELL, CELL), seen.image)
+        show_image(self.axes(MARGIN, middle, CELL, CELL), seen.image)
         strongest = max(float(np.abs(evidence).max()) for view in seen.views for evidence in (view.for_truth, view.for_label))
         for row, view in enumerate(seen.views):
             self._row(seen, view, top + HEADING + PITCH * row, strongest)
@@ -161,52 +152,42 @@ class _Sheet:
         label = view.label if len(view.label) <= LETTERS // 2 else view.label[: LETTERS // 2] + "..."
         answer = f"{label}  {view.probability:.0%}" + ("" if right else "  misread")
         self.write(left, top + 0.3 + 0.16 * len(name), answer, size=10, colour=RIGHT if right else WRONG)
-        for column, place in enumerate(self.columns):
-            axes = self.axes(self.first + column * (CELL + GAP), top, CELL, CELL)
-            if place < len(view.gates) and view.gates[place].kind == "spatial":
-                self._heat(axes, view.gates[place].values, seen.image, GATES, *self.ranges[place])
-            else:
-                self._empty(axes, "none")
-        if self.strips:
-            self._channels(seen, view, top)
-        self._heat(self.axes(self.evidence_left, top, CELL, CELL), view.for_truth, seen.image, EVIDENCE, -strongest, strongest)
-        axes = self.axes(self.evidence_left + CELL + GAP, top, CELL, CELL)
-        if right:
-            self._empty(axes, "the same")
-        else:
-            self._heat(axes, view.for_label, seen.image, EVIDENCE, -strongest, strongest)
+        for place, at in self.columns.items():
+            values = view.gates[place].values if place < len(view.gates) and view.gates[place].kind == "spatial" else None
+            self._map(at, top, values, "none", seen.image, (GATES, *self.ranges[place]))
+        self._channels(seen, view, top)
+        scale = (EVIDENCE, -strongest, strongest)
+        self._map(self.evidence_left, top, view.for_truth, "", seen.image, scale)
+        self._map(self.answer_left, top, None if right else view.for_label, "the same", seen.image, scale)
 
     def _channels(self, seen: Seen, view: View, top: float) -> None:
         """A strip for each channel gate; its channels in the order of the first network where both have as many, else in their own."""
         own, first = ([gate.values for gate in one.gates if gate.kind == "channel"] for one in (view, seen.views[self.lead]))
-        height = CELL / self.strips
+        height = CELL / max(1, self.strips)
         for place, values in enumerate(own[: self.strips]):
             by = first[place] if first[place].shape == values.shape else values
             axes = self.axes(self.strips_left, top + place * height, STRIPS, 0.84 * height)
             axes.imshow(values[np.argsort(by, kind="stable")][None], cmap=GATES, vmin=0, vmax=1, aspect="auto", interpolation="nearest")
             axes.axis("off")
 
-    def _heat(self, axes: Any, values: NDArray[Any], image: NDArray[np.uint8], colours: str, low: float, high: float) -> None:
+    def _map(self, left: float, top: float, values: NDArray[Any] | None, without: str, image: NDArray[np.uint8], scale: Scale) -> None:
+        """Values over the outlines of the image; a cell that says ``without`` where there are none."""
         from matplotlib.patheffects import withStroke
 
-        _, height, width = image.shape
+        axes = self.axes(left, top, CELL, CELL)
+        if values is None:
+            axes.set_facecolor("#f6f8fa")
+            axes.spines[:].set_color(RULE)
+            axes.text(0.5, 0.5, without, ha="center", va="center", fontsize=7, color=FAINT, transform=axes.transAxes)
+            return
+        (_, height, width), (colours, lowest, highest) = image.shape, scale
         reach = (-0.5, width - 0.5, height - 0.5, -0.5)
-        axes.imshow(values, cmap=colours, vmin=low, vmax=high, extent=reach, interpolation="nearest")
+        axes.imshow(values, cmap=colours, vmin=lowest, vmax=highest, extent=reach, interpolation="nearest")
         low, high = float(image.min()), float(image.max())
         if len(image) == 1 and low < high and min(height, width) > 1:  # a photograph has no ink
             outline = axes.contour(image[0], levels=[(low + high) / 2], colors=INK, linewidths=0.8)
             outline.set_path_effects([withStroke(linewidth=1.8, foreground="white")] if colours == GATES else [])
         axes.axis("off")
-
-    def _image(self, axes: Any, image: NDArray[np.uint8]) -> None:
-        axes.imshow(image[0] if len(image) == 1 else image.transpose(1, 2, 0), cmap="gray", vmin=0, vmax=255)
-        axes.axis("off")
-
-    def _empty(self, axes: Any, text: str) -> None:
-        axes.set_facecolor("#f6f8fa")
-        for spine in axes.spines.values():
-            spine.set_color(RULE)
-        axes.text(0.5, 0.5, text, ha="center", va="center", fontsize=7, color=FAINT, transform=axes.transAxes)
 
 
 def _lead(seen: Sequence[Seen]) -> int:

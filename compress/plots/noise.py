@@ -6,18 +6,15 @@ it what storing the exact output in 8 bits would give alone: far apart, the nois
 
 from __future__ import annotations
 
-import io
 import itertools
 import math
 import textwrap
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..benchmarks.plot import THEMES
 from ..quantization.noise import LayerNoise
+from .figure import LIGHT, new_figure, png
 
-LIGHT = THEMES["light"]
 INT8 = "#d1730b"
 Times = Mapping[str, float]  # microseconds by name of the node, as node_times gives them
 
@@ -30,14 +27,12 @@ def draw_noise(rows: Sequence[LayerNoise], title: str, times: tuple[Times, Times
         title: what was quantized, and how.
         times: of the float32 and of the int8 file.
     """
-    from matplotlib.figure import Figure
-
     layers = [row for row in rows if row.weights is not None]
     shown = [*layers, *(row for row in rows[-1:] if row.weights is None)]
     names = layer_names(shown)
     columns = 2 if times else 1
-    size = (1.2 + 0.068 * max(map(len, names)) + 3.9 * columns, 1.25 + 0.215 * len(shown))
-    figure = Figure(figsize=size, dpi=110, facecolor=LIGHT["paper"], layout="constrained")
+    width = 1.2 + 0.068 * max(map(len, names)) + 3.9 * columns
+    figure = new_figure(width, 1.25 + 0.215 * len(shown), dpi=110)
     left, *right = figure.subplots(1, columns, sharey=True, squeeze=False)[0]
     _draw_ratios(left, shown)
     left.set_yticks(range(len(names)), names, parse_math=False)
@@ -53,10 +48,8 @@ def draw_noise(rows: Sequence[LayerNoise], title: str, times: tuple[Times, Times
         axes.legend(
             loc="lower left", bbox_to_anchor=(-0.01, 1.0), ncols=2, fontsize=8, frameon=False, labelcolor=LIGHT["ink"], borderaxespad=0.2
         )
-    figure.suptitle(textwrap.fill(title, int(13 * size[0])), fontsize=9, color=LIGHT["ink"], parse_math=False)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
-    return buffer.getvalue()
+    figure.suptitle(textwrap.fill(title, int(13 * width)), fontsize=9, color=LIGHT["ink"], parse_math=False)
+    return png(figure)
 
 
 def layer_names(rows: Sequence[LayerNoise]) -> list[str]:
@@ -68,25 +61,21 @@ def layer_names(rows: Sequence[LayerNoise]) -> list[str]:
     parts = [name.split(".")[:-1] for name, row in zip(full, rows, strict=True) if row.weights is not None]
     same = itertools.takewhile(lambda part: len(set(part)) == 1, zip(*parts, strict=False))
     prefix = "".join(f"{part[0]}." for part in same)
-    seen: Counter[str] = Counter()
-    names = []
-    for name in full:
-        seen[name] += 1
-        names.append(name.removeprefix(prefix) + (f" ({seen[name]})" if seen[name] > 1 else ""))
-    return names
+    counts = [full[: place + 1].count(name) for place, name in enumerate(full)]
+    return [name.removeprefix(prefix) + (f" ({count})" if count > 1 else "") for name, count in zip(full, counts, strict=True)]
 
 
 def _draw_ratios(axes: Any, rows: Sequence[LayerNoise]) -> None:
     finite = [value for row in rows for value in (row.output_db, row.own_db) if value is not None and math.isfinite(value)]
     low, high = min([0.0, *finite]), max([10.0, *finite])
-    bars = [(y, row.output_db) for y, row in enumerate(rows) if math.isfinite(row.output_db)]
-    exact = [(y, high) for y, row in enumerate(rows) if row.output_db == math.inf]
-    for found, colour, name in ((bars, LIGHT["front"], "with the noise from before"), (exact, LIGHT["faint"], None)):
-        axes.barh([y for y, _ in found], [length for _, length in found], height=0.66, color=colour, label=name)
+    lengths = {y: min(row.output_db, high) for y, row in enumerate(rows) if row.output_db > -math.inf}
+    exact = [y for y in lengths if rows[y].output_db == math.inf]
+    noisy = [y for y in lengths if y not in exact]
+    for found, colour, name in ((noisy, LIGHT["front"], "with the noise from before"), (exact, LIGHT["faint"], None)):
+        axes.barh(found, [lengths[y] for y in found], height=0.66, color=colour, label=name)
     own = [(row.own_db, y) for y, row in enumerate(rows) if row.own_db is not None and math.isfinite(row.own_db)]
     if own:
         axes.scatter(*zip(*own, strict=True), marker="|", s=70, linewidths=2, color=LIGHT["ink"], zorder=3, label="of its own output alone")
-    lengths = dict(bars) | dict(exact)
     for y, row in enumerate(rows):
         text = f"{row.output_db:.0f}" if math.isfinite(row.output_db) else "exact" if row.output_db > 0 else "nothing left"
         length = lengths.get(y, 0.0)
@@ -105,10 +94,8 @@ def _draw_times(axes: Any, layers: Sequence[LayerNoise], exact: Times, int8: Tim
             [y + offset for y in range(len(layers))], [times.get(row.name, 0.0) for row in layers], height=0.34, color=colour, label=name
         )
     axes.set_xlim(0, 1.03 * axes.get_xlim()[1])
-    ours = {row.name for row in layers}
-    sums = [(sum(times.get(name, 0.0) for name in ours), sum(times.values())) for times in (exact, int8)]
-    (first, first_all), (second, second_all) = sums
+    first, second = (sum(times.get(name, 0.0) for name in {row.name for row in layers}) for times in (exact, int8))
     axes.set_xlabel(
         f"microseconds, profiled; these layers {first:.0f} and {second:.0f},\n"
-        f"all other nodes {first_all - first:.0f} and {second_all - second:.0f}"
+        f"all other nodes {sum(exact.values()) - first:.0f} and {sum(int8.values()) - second:.0f}"
     )

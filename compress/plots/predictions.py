@@ -11,6 +11,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from .figure import INK, WRONG, new_figure, png, show_image
+
 JAPANESE_FONTS = (
     "Noto Sans CJK JP",
     "Noto Sans JP",
@@ -36,8 +38,6 @@ class Prediction:
 
 def draw_grid(images: NDArray[np.uint8], predictions: Sequence[Prediction], target: Path) -> None:
     """Draw the images, uint8 (N, C, H, W), with their labels into the PNG ``target``; misread ones in red with the true class."""
-    from matplotlib.figure import Figure
-
     columns = min(8, max(1, round(len(images) ** 0.5)))
     rows = -(-len(images) // columns)
     wrong = [one.truth not in (None, one.label) for one in predictions]
@@ -46,15 +46,14 @@ def draw_grid(images: NDArray[np.uint8], predictions: Sequence[Prediction], targ
         for one, misread in zip(predictions, wrong, strict=True)
     ]
     families, drawable = fonts_for("".join(texts))
-    figure = Figure(figsize=(1.5 * columns, 1.75 * rows), dpi=120, layout="constrained")
+    figure = new_figure(1.5 * columns, 1.75 * rows)
     for index, (image, text, misread) in enumerate(zip(images, texts, wrong, strict=True)):
         axes = figure.add_subplot(rows, columns, index + 1)
-        axes.imshow(image[0] if len(image) == 1 else image.transpose(1, 2, 0), cmap="gray", vmin=0, vmax=255)
-        axes.axis("off")
-        colour = "#b3261e" if misread else "#1a1a1a"
+        show_image(axes, image)
+        colour = WRONG if misread else INK
         axes.set_title(spelled(text, drawable), fontsize=9, color=colour, fontfamily=families, parse_math=False)
     target.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(target, facecolor="white", format="png")
+    target.write_bytes(png(figure))
 
 
 def fonts_for(text: str) -> tuple[list[str], Set[int]]:

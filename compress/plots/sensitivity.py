@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 
-from ..benchmarks.plot import THEMES
+from .figure import LIGHT, new_figure, png
 
-LIGHT = THEMES["light"]
 # The exponent of the colours: 0.5 points and 1 must look different, and so must 20 and 60.
 GAMMA, TICKS = 0.4, (0, 1, 5, 20, 50, 100)
 
@@ -21,11 +19,8 @@ def draw_heat_map(names: Sequence[str], columns: Sequence[str], lost: Sequence[S
             every picture.
     """
     from matplotlib.colors import PowerNorm
-    from matplotlib.figure import Figure
 
-    longest = max(map(len, names))
-    size = (1.9 + 0.08 * longest + 0.62 * len(columns), 1.1 + 0.23 * len(names))
-    figure = Figure(figsize=size, dpi=120, facecolor=LIGHT["paper"], layout="constrained")
+    figure = new_figure(1.9 + 0.08 * max(map(len, names)) + 0.62 * len(columns), 1.1 + 0.23 * len(names))
     axes = figure.add_subplot()
     image = axes.imshow(lost, cmap="YlOrRd", norm=PowerNorm(GAMMA, 0, 100, clip=True), aspect="auto")
     axes.set_xticks(range(len(columns)), columns)
@@ -41,9 +36,7 @@ def draw_heat_map(names: Sequence[str], columns: Sequence[str], lost: Sequence[S
     bar = figure.colorbar(image, ax=axes, ticks=TICKS, format="%d", fraction=0.05)
     bar.outline.set_visible(False)
     bar.ax.tick_params(colors=LIGHT["ink"], labelsize=7, length=0)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
-    return buffer.getvalue()
+    return png(figure)
 
 
 def cell(points: float) -> str:

@@ -231,10 +231,9 @@ def _prunable(network: nn.Module) -> dict[str, nn.Parameter]:
 def _inputs(network: nn.Module, name: str) -> tuple[int, int]:
     """The dimension of a weight along which its inputs lie, and how many inputs each output has."""
     layer = network.get_submodule(name.rpartition(".")[0])
-    if isinstance(layer, nn.modules.conv._ConvNd):
-        return 0 if layer.transposed else 1, layer.in_channels // layer.groups
-    assert isinstance(layer, nn.Linear), "nothing else is prunable"
-    return 1, layer.in_features
+    if isinstance(layer, nn.modules.conv._ConvTransposeNd):
+        return 0, layer.in_channels // layer.groups
+    return 1, network.get_parameter(name).shape[1]
 
 
 def _magnitude(name: str, weight: Tensor) -> Tensor:

@@ -84,23 +84,24 @@ class Regrowing:
         choose: Callable[[Mapping[str, Tensor], Mapping[str, Tensor]], Mapping[str, Tensor]],
         steps: int,
     ) -> None:
-        self.layers = {name: network.get_submodule(name.rpartition(".")[0]) for name in masks}
-        self.choose, self.last = choose, int(UNTIL * steps)
+        self.network, self.choose, self.last = network, choose, int(UNTIL * steps)
+        self.masked: dict[str, _Masked] = {}
         self.done: int | None = None  # as the state says, which is read once: reading waits for a GPU
         places = Counter(map(id, dict(network.named_parameters(remove_duplicate=False)).values()))
         if shared := [name for name in masks if places[id(network.get_parameter(name))] > 1]:
             raise CompressError(f'regrow: "{shared[0]}" is shared by several layers, whose weights cannot come back; leave regrow out')
         for name, mask in masks.items():
-            weight = network.get_parameter(name)
+            weight, (layer, _, attribute) = network.get_parameter(name), name.rpartition(".")
             with torch.no_grad():
                 weight.copy_(dense[name])
-            parametrize.register_parametrization(self.layers[name], name.rpartition(".")[2], _Masked(mask.to(weight.device)))
+            self.masked[name] = _Masked(mask.to(weight.device))
+            parametrize.register_parametrization(network.get_submodule(layer), attribute, self.masked[name])
 
     def after_step(self) -> None:
         """Fade what is masked and, when it is time, choose the masks anew."""
-        parts = {name: _part(self.layers[name], name) for name in self.layers}
         with torch.no_grad():
-            for weight, masked in parts.values():
+            for name, masked in self.masked.items():
+                weight = self._dense(name)
                 weight.mul_(1 - FADE * ~masked.keep)
                 if weight.grad is not None:
                     masked.squares.mul_(MEMORY).addcmul_(weight.grad, weight.grad, value=1 - MEMORY)
@@ -109,19 +110,16 @@ class Regrowing:
                 self.done = int(masked.age) - 1
             self.done += 1
             if self.done % EVERY == 0 and self.done <= self.last:
-                weights = {name: weight for name, (weight, _) in parts.items()}
-                squares = {name: masked.squares for name, (_, masked) in parts.items()}
-                for name, mask in self.choose(weights, squares).items():
-                    parts[name][1].keep.copy_(mask)
+                squares = {name: masked.squares for name, masked in self.masked.items()}
+                for name, mask in self.choose({name: self._dense(name) for name in squares}, squares).items():
+                    self.masked[name].keep.copy_(mask)
 
     def finish(self) -> None:
         """Leave the network with plain parameters, zero where they are masked."""
-        for name, layer in self.layers.items():
-            parametrize.remove_parametrizations(layer, name.rpartition(".")[2], leave_parametrized=True)
+        for name in self.masked:
+            layer, _, attribute = name.rpartition(".")
+            parametrize.remove_parametrizations(self.network.get_submodule(layer), attribute, leave_parametrized=True)
 
-
-def _part(layer: nn.Module, name: str) -> tuple[nn.Parameter, _Masked]:
-    place = f"parametrizations.{name.rpartition('.')[2]}"
-    masked = layer.get_submodule(f"{place}.0")
-    assert isinstance(masked, _Masked)
-    return layer.get_parameter(f"{place}.original"), masked
+    def _dense(self, name: str) -> nn.Parameter:
+        layer, _, attribute = name.rpartition(".")
+        return self.network.get_submodule(layer).get_parameter(f"parametrizations.{attribute}.original")
