@@ -18,7 +18,7 @@ import hashlib
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -32,7 +32,7 @@ from ..graphs.edits import WEIGHTED, nodes_after_weights, nodes_before_weights, 
 from ..graphs.file import note, write_onnx
 from ..graphs.floats import check_images, fold, read_float
 from ..graphs.index import index, is_a, maker, readers
-from .calibration import METHODS, Histograms, observe
+from .calibration import Histograms, observe
 from .ort_quantizer import FLOAT_OUTPUT, OPERATORS, Types, held_back, insert_qdq, this_cpu
 from .qdq import rename_clashes
 from .records import Quantized
@@ -48,43 +48,15 @@ _WHY_NOT_DYNAMIC = {
 
 @dataclass(frozen=True, kw_only=True)
 class StaticConfig:
-    """How static quantization finds its scales, and which operators it takes.
+    """How static quantization finds its scales.
 
-    ``method``: one of ``calibration.METHODS``. ``per_channel``: one scale per output channel of a weight, else one per weight; neither is
-    always better (microsoft/onnxruntime#11415). ``reduce_range``: 7 bits per weight. ``activations``: "uint8" or "int8"; an image can be
-    read as it is only as uint8. None, for these two: what ``types_for`` says of this machine. ``operators``: the ONNX operator types to
-    quantize, None for all that ONNX Runtime can.
+    ``method``: one of ``search.METHODS``. ``per_channel``: one scale per output channel of a weight, else one per weight; neither is
+    always better (microsoft/onnxruntime#11415). ``types``: of activations and weights; an image can be read as it is only as uint8.
     """
 
     method: str = "minmax"
     per_channel: bool = True
-    reduce_range: bool | None = None
-    activations: str | None = None
-    operators: tuple[str, ...] | None = None
-
-    @property
-    def types(self) -> Types:
-        """Of activations and weights: those chosen, else those of this machine."""
-        suits = this_cpu()
-        return Types(
-            activations=self.activations or suits.activations,
-            weights=suits.weights,
-            reduce_range=suits.reduce_range if self.reduce_range is None else self.reduce_range,
-        )
-
-    def __post_init__(self) -> None:
-        if self.method not in METHODS:
-            raise CompressError(f'method (="{self.method}") must be one of {", ".join(METHODS)}; minmax is the plain one')
-        if self.activations not in (None, "uint8", "int8"):
-            raise CompressError(f'activations (="{self.activations}") must be uint8 or int8; leave it out to have what suits this CPU')
-        if self.operators is not None:
-            object.__setattr__(self, "operators", tuple(self.operators))
-            unknown = sorted(set(self.operators) - set(OPERATORS))
-            if unknown or not self.operators:
-                raise CompressError(
-                    f"operators (={self.operators}) must be operator types that ONNX Runtime quantizes, such as Conv, Gemm, MatMul, Add; "
-                    f"{', '.join(unknown) or 'none'} is not"
-                )
+    types: Types = field(default_factory=this_cpu)
 
 
 def quantize_dynamic(source: Path, target: Path) -> Quantized:
@@ -131,12 +103,14 @@ def quantize_dynamic(source: Path, target: Path) -> Quantized:
 class Prepared:
     """A float32 graph ready to be quantized many times, and what its activations were seen to be.
 
-    ``model``: constants and batch norm folded, every node named, shapes inferred; ``graph``: its, to look at. ``source``: as read; its
+    ``model``: constants and batch norm folded, every node named, shapes inferred; ``graph``: its, to look at. ``nodes``: those that static
+    quantization can take, in the order of computation: none before the first weights, nor after the logits. ``source``: as read; its
     metadata goes into what is written. ``name``: what messages call it. ``images``, ``sha256``: number and hash of the calibration images.
     """
 
     model: onnx.ModelProto
     graph: ir.Graph
+    nodes: list[ir.Node]
     source: onnx.ModelProto
     name: str
     histograms: Histograms
@@ -165,20 +139,18 @@ def prepare(source: Path, calibration: np.ndarray, *, change: Change | None = No
     with held_back(name):
         prepared = onnx.shape_inference.infer_shapes(prepared)
     graph = index(prepared)
+    left = {*nodes_before_weights(graph), *(node for node in nodes_after_weights(graph) if not is_a(node, "Relu", "Clip"))}
+    nodes = [node for node in graph if is_a(node, *OPERATORS) and node not in left]
     return Prepared(
         model=prepared,
         graph=graph,
+        nodes=nodes,
         source=model,
         name=name,
-        histograms=observe(prepared, _float_tensors(_quantizable(graph)), calibration),
+        histograms=observe(prepared, _float_tensors(nodes), calibration),
         images=len(calibration),
         sha256=hashlib.sha256(calibration.tobytes()).hexdigest(),
     )
-
-
-def quantizable(prepared: Prepared) -> list[ir.Node]:
-    """The nodes that static quantization can take, in the order of computation: none before the first weights, nor after the logits."""
-    return _quantizable(prepared.graph)
 
 
 def quantize_prepared(
@@ -188,23 +160,21 @@ def quantize_prepared(
 
     Args:
         prepared: stays as it is.
-        config: how to find the scales, and which operators to take.
-        nodes: names of the nodes to quantize, of those in ``quantizable``; None for all of them.
+        config: how to find the scales.
+        nodes: names of the nodes to quantize, of those in ``prepared.nodes``; None for all of them.
         change: alters the quantized graph in place, such as ``correct_bias``.
 
     Raises:
         CompressError: an unknown node, or none to quantize.
     """
-    known = {str(node.name): node for node in quantizable(prepared)}
-    unknown = sorted(set(nodes or ()) - set(known))
-    if unknown:
-        raise CompressError(
-            f'nodes (="{unknown[0]}") is no node of {prepared.name} that can be quantized, such as "{next(iter(known), "")}"'
-        )
-    chosen = {name for name in (known if nodes is None else nodes) if config.operators is None or known[name].op_type in config.operators}
+    known = [str(node.name) for node in prepared.nodes]
+    chosen = set(known if nodes is None else nodes)
+    if unknown := sorted(chosen - set(known)):
+        raise CompressError(f'nodes (="{unknown[0]}") is no node of {prepared.name} that can be quantized, such as "{"".join(known[:1])}"')
     if not chosen:
-        among = f"{len(known if nodes is None else nodes)} nodes chosen{f' and operators {config.operators}' if config.operators else ''}"
-        raise CompressError(f"{prepared.name} has nothing to quantize among the {among}; None takes all that ONNX Runtime can quantize")
+        raise CompressError(
+            f"{prepared.name} has nothing to quantize among the 0 nodes chosen; None takes all that ONNX Runtime can quantize"
+        )
     ranges = prepared.histograms.ranges(config.method)
     with held_back(prepared.name):
         quantized = insert_qdq(prepared.model, prepared.graph, ranges, chosen, config.types, per_channel=config.per_channel)
@@ -223,7 +193,7 @@ def write_quantized(
     Raises:
         CompressError: nothing in the graph is quantized, or it does not load.
     """
-    report = _report(quantized, config)
+    report = _report(quantized)
     if not report.operators:
         raise CompressError(f"{prepared.name} has nothing quantized in it; choose other nodes, a Conv or Gemm among them")
     if store is not None:
@@ -234,7 +204,7 @@ def write_quantized(
         "per_channel": str(config.per_channel).lower(),
         "reduce_range": str(config.types.reduce_range).lower(),
         "activations": config.types.activations,
-        "operators": "all" if config.operators is None else ",".join(config.operators),
+        "operators": "all",  # older versions could leave some out
         "int8": ", ".join(f"{kind} {count}" for kind, count in report.operators.items()),
         "float_weights": store or "float32",
         "calibration.images": str(prepared.images),
@@ -244,35 +214,13 @@ def write_quantized(
     return report
 
 
-def quantize_static(source: Path, target: Path, calibration: np.ndarray, config: StaticConfig) -> Quantized:
-    """Make weights and activations int8, with scales found on calibration images: the three functions above in one.
-
-    Args:
-        source: a float32 ONNX file with one input (B, C, H, W).
-        target: the file to write; replaced at once or not at all. ``source``'s metadata is kept, ``quantization.*`` added.
-        calibration: as ``prepare`` takes them.
-        config: how to find the scales, and which operators to take.
-
-    Raises:
-        CompressError: for what the module refuses.
-    """
-    prepared = prepare(source, calibration)
-    return write_quantized(quantize_prepared(prepared, config), prepared, config, target)
-
-
-def _quantizable(graph: ir.Graph) -> list[ir.Node]:
-    left = {*nodes_before_weights(graph), *(node for node in nodes_after_weights(graph) if not is_a(node, "Relu", "Clip"))}
-    return [node for node in graph if is_a(node, *OPERATORS) and node not in left]
-
-
 def _float_tensors(nodes: Collection[ir.Node]) -> set[str]:
     """What the nodes read and make, without constants."""
     values = {value for node in nodes for value in (*node.inputs, *node.outputs) if value is not None and value.const_value is None}
     return {str(value.name) for value in values if value.dtype == ir.DataType.FLOAT}
 
 
-def _report(model: onnx.ModelProto, config: StaticConfig) -> Quantized:
-    chosen = config.operators or OPERATORS
+def _report(model: onnx.ModelProto) -> Quantized:
     operators: Counter[str] = Counter()
     left: Counter[str] = Counter()
     for node in index(model):
@@ -281,10 +229,9 @@ def _report(model: onnx.ModelProto, config: StaticConfig) -> Quantized:
             users = [user for value in node.outputs for user in readers(value)]
             wanted = any(value.is_graph_output() for value in node.outputs) or not all(is_a(user, "QuantizeLinear") for user in users)
             between = all(maker(value, "DequantizeLinear") for value in read) and (node.op_type in FLOAT_OUTPUT or not wanted)
-            int8 = between and node.op_type in chosen
+            int8 = between and node.op_type in OPERATORS
             (operators if int8 else left)[node.op_type] += 1
-    reasons = {kind: "it was not among the operators to quantize" for kind in left if kind in OPERATORS and kind not in chosen}
-    reasons |= {kind: "ONNX Runtime has no int8 form of it" for kind in left if kind not in OPERATORS}
+    reasons = {kind: "ONNX Runtime has no int8 form of it" for kind in left if kind not in OPERATORS}
     reasons |= {kind: "it was not chosen, or lies before the first weights or beside float tensors" for kind in left if kind not in reasons}
     return Quantized(operators=dict(sorted(operators.items())), left=dict(sorted(left.items())), reasons=reasons)
 

@@ -16,6 +16,7 @@ import platform
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import onnx
@@ -48,10 +49,10 @@ _TYPES = {"uint8": quantization.QuantType.QUInt8, "int8": quantization.QuantType
 
 @dataclass(frozen=True, kw_only=True)
 class Types:
-    """Types of activations and weights, "uint8" or "int8"; ``reduce_range``: weights of 7 bits."""
+    """Types of activations and weights; ``reduce_range``: weights of 7 bits."""
 
-    activations: str
-    weights: str
+    activations: Literal["uint8", "int8"]
+    weights: Literal["uint8", "int8"]
     reduce_range: bool
 
 

@@ -45,7 +45,7 @@ from ..graphs.file import write_onnx
 from ..graphs.floats import MINIMUM_IMAGES
 from ..quantization.bias import correct_bias
 from ..quantization.equalise import equalise
-from ..quantization.int8 import Change, Prepared, StaticConfig, prepare, quantizable, quantize_dynamic, quantize_prepared, write_quantized
+from ..quantization.int8 import Change, Prepared, StaticConfig, prepare, quantize_dynamic, quantize_prepared, write_quantized
 from ..quantization.node_groups import node_groups
 from ..quantization.qat.network import GraphNetwork
 from ..quantization.search import Groups, Setting, choose
@@ -201,7 +201,7 @@ class Maker:
 
 def groups_of(prepared: Prepared) -> dict[str, tuple[str, ...]]:
     """The groups of nodes that static quantization can take, in the order of the graph."""
-    return node_groups(prepared.model, [node.name for node in quantizable(prepared)])
+    return node_groups(prepared.model, [node.name for node in prepared.nodes])
 
 
 def calibration_images(project: Project, config: QuantizeConfig) -> tuple[NDArray[np.int64], NDArray[np.uint8]]:

@@ -12,18 +12,19 @@ import onnxruntime
 import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
+from static_int8 import VNNI, quantize_static
 
 from compress.graphs.adopt import adopt
 from compress.graphs.edits import fold_constants, split_gemms
 from compress.graphs.rewrite import simplify
 from compress.quantization.bias import correct_bias
-from compress.quantization.int8 import StaticConfig, prepare, quantize_dynamic, quantize_prepared, quantize_static
+from compress.quantization.int8 import StaticConfig, prepare, quantize_dynamic, quantize_prepared
 from compress.quantization.noise import layer_noise
 from compress.quantization.qat.network import GraphNetwork
 from compress.quantization.weights_only import store_in
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (40, 1, 8, 8), dtype=np.uint8)
-CONFIG = StaticConfig(reduce_range=False, activations="uint8")
+CONFIG = StaticConfig(types=VNNI)
 Names = tuple[Sequence[str], Sequence[str]]  # of tensors, of nodes
 
 

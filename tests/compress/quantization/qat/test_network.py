@@ -9,6 +9,7 @@ import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
 from real_data import DATA, needs_data
+from static_int8 import OLD, VNNI, quantize_static
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -16,7 +17,7 @@ from compress.errors import CompressError
 from compress.graphs.edits import fold_constants
 from compress.graphs.export import export_onnx
 from compress.models import emnist
-from compress.quantization.int8 import StaticConfig, quantize_static
+from compress.quantization.int8 import StaticConfig
 from compress.quantization.qat.network import GraphNetwork
 from compress.train.fit import fit
 from compress.train.settings import FitConfig
@@ -55,7 +56,7 @@ class Graphs:
 
     def __init__(self, source: Path, *, images: np.ndarray = IMAGES, **config: object) -> None:
         target = source.with_name("int8.onnx")
-        settings = StaticConfig(**{"reduce_range": False, **config})  # type: ignore[arg-type]
+        settings = StaticConfig(**{"types": VNNI, **config})  # type: ignore[arg-type]
         quantize_static(source, target, images[:64], settings)
         self.float, self.int8 = onnx.load(source), onnx.load(target)
         self.weights = arrays(fold_constants(self.float, "float.onnx"))
@@ -253,8 +254,8 @@ def test_training_lowers_the_loss_keeps_zeros_and_is_what_runs(graphs: Graphs) -
 
 def test_weights_do_not_leave_their_range(exported: Path) -> None:
     """Seven bits where 16-bit sums would saturate (microsoft/onnxruntime#12072), and no -128 otherwise; activations keep all 8 bits."""
-    for reduce_range, limit in ((True, 64), (False, 127)):
-        network = GraphNetwork(Graphs(exported, reduce_range=reduce_range).int8)
+    for types, limit in ((OLD, 64), (VNNI, 127)):
+        network = GraphNetwork(Graphs(exported, types=types).int8)
         with torch.no_grad():
             for parameter in network.parameters():
                 if parameter.ndim > 1:
