@@ -18,15 +18,13 @@ from typing import Any
 import numpy as np
 import onnx
 import onnx_ir as ir
-import onnxruntime
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from .file import as_taken, open_session
 from .index import index, is_a, maker
-from .probe import with_outputs
+from .probe import run_in_batches, with_outputs
 
 Run = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
 _ATEN = torch.ops.aten
@@ -65,14 +63,7 @@ def graph_gates(model: onnx.ModelProto, images: NDArray[np.uint8]) -> list[Gate]
     if not pairs:
         return []
     names = list(dict.fromkeys(name for pair in pairs for name in pair))
-    options = onnxruntime.SessionOptions()
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    options.intra_op_num_threads = 1
-    session = open_session(with_outputs(model, names), "the graph, with its gates as outputs,", options)
-    taken = session.get_inputs()[0]
-    fed = as_taken(taken, images)
-    step = 1 if isinstance(taken.shape[0], int) else max(1, len(images))  # a fixed batch is a batch of one
-    parts = [session.run(names, {taken.name: fed[start : start + step]}) for start in range(0, len(fed), step)]
+    parts = [found for _, found in run_in_batches(with_outputs(model, names), images, len(images))]
     tensors = {name: np.concatenate(values) for name, values in zip(names, zip(*parts, strict=True), strict=True)}
     found = [_as_gate(tensors[factor], tensors[product].shape) for factor, product in pairs]
     return [gate for gate in found if gate is not None]

@@ -9,7 +9,7 @@ By hand: a tensor seen between -1 and 4 gets scale (4 - -1) / 255 = 0.0196 and z
 uint8 already: divided by 255, its scale is 1/255 and its zero point 0, and the first convolution reads it as it is. Other scalings of it
 stay float, and so do the logits: in 256 steps the two best of them tied for 0.8% of the images, and the answer was a matter of order.
 
-Refuses: what ``static`` refuses, unknown nodes and operators, a choice that leaves nothing quantized.
+Refuses: what ``read_float`` and ``check_images`` refuse, unknown nodes, a choice that leaves nothing quantized.
 
 Source: Jacob et al. 2018, arXiv:1712.05877; Krishnamoorthi 2018, arXiv:1806.08342; onnxruntime.quantization does the work.
 """
@@ -32,7 +32,7 @@ from ..graphs.edits import WEIGHTED, nodes_after_weights, nodes_before_weights, 
 from ..graphs.file import note, write_onnx
 from ..graphs.floats import check_images, fold, read_float
 from ..graphs.index import index, is_a, maker, readers
-from .calibration import Histograms, observe
+from .calibration import Histograms
 from .ort_quantizer import FLOAT_OUTPUT, OPERATORS, Types, held_back, insert_qdq, this_cpu
 from .qdq import rename_clashes
 from .records import Quantized
@@ -147,7 +147,7 @@ def prepare(source: Path, calibration: np.ndarray, *, change: Change | None = No
         nodes=nodes,
         source=model,
         name=name,
-        histograms=observe(prepared, _float_tensors(nodes), calibration),
+        histograms=Histograms(prepared, _float_tensors(nodes), calibration),
         images=len(calibration),
         sha256=hashlib.sha256(calibration.tobytes()).hexdigest(),
     )
