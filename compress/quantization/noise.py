@@ -11,8 +11,8 @@ Source: Bennett 1948, "Spectra of quantized signals" (s^2 / 12); Wu et al. 2020,
 
 import math
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 import numpy as np
 import onnx
@@ -39,11 +39,11 @@ class LayerNoise:
 
     name: str
     kind: str
-    weights: str | None
-    output_db: float
-    own_db: float | None
-    weight_db: float | None
-    clipped: float | None
+    weights: str | None = None
+    output_db: float = math.inf
+    own_db: float | None = None
+    weight_db: float | None = None
+    clipped: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,13 +54,10 @@ class GroupCost:
     changed: float
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class _Place:
+class _Place(NamedTuple):
     """Where the graphs are compared: ``tensor`` of the float one, ``twin`` of the other; ``quantize`` and ``dequantize`` what rounds it."""
 
-    node: ir.Node
-    weights: str | None
-    weight_db: float | None
+    layer: LayerNoise  # its noise is not known yet
     tensor: ir.Value
     twin: ir.Value
     quantize: ir.Node | None
@@ -100,22 +97,16 @@ def layer_noise(
     seen = iter(totals.tolist())
     *rows, last = [{what: next(seen) for what in found} for found in sums]
     return (
-        *(_row(place, row) for place, row in zip(places, rows, strict=True)),
-        LayerNoise(name=logits, kind="logits", weights=None, output_db=decibels(**last), own_db=None, weight_db=None, clipped=None),
+        *(_measured(place.layer, **row) for place, row in zip(places, rows, strict=True)),
+        _measured(LayerNoise(name=logits, kind="logits"), **last),
     )
 
 
-def _row(place: _Place, sums: Mapping[str, float]) -> LayerNoise:
-    rounded = "own" in sums
-    return LayerNoise(
-        name=str(place.node.name),
-        kind=place.node.op_type,
-        weights=place.weights,
-        output_db=decibels(sums["signal"], sums["noise"]),
-        own_db=decibels(sums["signal"], sums["own"]) if rounded else None,
-        weight_db=place.weight_db,
-        clipped=sums["clipped"] / sums["count"] if rounded and sums["count"] else None,
-    )
+def _measured(
+    layer: LayerNoise, *, signal: float, noise: float, own: float | None = None, clipped: float = 0, count: float = 0
+) -> LayerNoise:
+    own_db = None if own is None else decibels(signal, own)
+    return replace(layer, output_db=decibels(signal, noise), own_db=own_db, clipped=clipped / count if count else None)
 
 
 def group_costs(
@@ -173,15 +164,9 @@ def _places(exact: ir.Graph, rounded: ir.Graph) -> Iterator[_Place]:
         done.add(result)
         dequantize = readers(quantize.outputs[0])[0] if quantize is not None else None
         same = tensors.get(str(result.name))
-        yield _Place(
-            node=node,
-            weights=weights,
-            weight_db=weight_db,
-            tensor=same if same is not None and same.producer() is not None else before[last.name].outputs[0],
-            twin=result if dequantize is None else dequantize.outputs[0],
-            quantize=quantize,
-            dequantize=dequantize,
-        )
+        tensor = same if same is not None and same.producer() is not None else before[last.name].outputs[0]
+        layer = LayerNoise(name=str(node.name), kind=node.op_type, weights=weights, weight_db=weight_db)
+        yield _Place(layer, tensor, result if dequantize is None else dequantize.outputs[0], quantize, dequantize)
 
 
 def _ratio(exact: np.ndarray, rounded: np.ndarray) -> float:
