@@ -3,42 +3,13 @@
 Works on the main graph; nodes inside the branches of If, Loop and Scan are left alone.
 """
 
-import tempfile
-from pathlib import Path
-
 import numpy as np
 import onnx
 import onnx_ir as ir
-import onnxruntime
 
-from .file import open_session
-from .index import add_constant, constant, edited, fresh, is_a, make, settings, sweep
+from .index import add_constant, constant, edited, is_a, make, reached, settings, sweep
 
 WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
-
-
-def fold_constants(model: onnx.ModelProto, name: str) -> onnx.ModelProto:
-    """Fold constants and batch norm as ONNX Runtime's basic optimisation does; every node gets a name, and no inferred shapes are left.
-
-    Raises:
-        CompressError: ONNX Runtime cannot load the model, which the error calls ``name``.
-    """
-    options = onnxruntime.SessionOptions()
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
-    with tempfile.TemporaryDirectory(prefix="compress-") as folder:
-        options.optimized_model_filepath = str(Path(folder) / "folded.onnx")
-        open_session(model, name, options)
-        folded = onnx.load(Path(folder) / "folded.onnx")
-    del folded.graph.value_info[:]  # stale shapes of transposed weights: "Inferred shape and existing shape differ"
-    used = {node.domain for node in folded.graph.node} | {entry.domain for entry in model.opset_import}
-    imports = [entry for entry in folded.opset_import if entry.domain in used]  # ONNX Runtime adds every domain that it knows
-    del folded.opset_import[:]
-    folded.opset_import.extend(imports)
-    if not all(node.name for node in folded.graph.node):
-        with edited(folded) as graph:
-            for index, node in enumerate(graph):
-                node.name = node.name or fresh(graph, f"{node.op_type}_{index}", of_node=True)
-    return folded
 
 
 def is_weighted(node: ir.Node) -> bool:
@@ -47,25 +18,15 @@ def is_weighted(node: ir.Node) -> bool:
     return is_a(node, *WEIGHTED) and any(factor.dtype == ir.DataType.FLOAT for factor in factors)
 
 
-def weighted_nodes(graph: ir.Graph) -> list[ir.Node]:
-    return [node for node in graph if is_weighted(node)]
-
-
 def nodes_before_weights(graph: ir.Graph) -> list[ir.Node]:
     """The nodes that no weight has reached yet, such as the scaling of the image; a graph lists its nodes in the order of computation."""
-    reached: set[ir.Node] = set()
-    for node in graph:
-        if is_weighted(node) or not reached.isdisjoint(node.predecessors()):
-            reached.add(node)
-    return [node for node in graph if node not in reached]
+    behind = reached(graph, is_weighted, ir.Node.predecessors)
+    return [node for node in graph if node not in behind]
 
 
 def nodes_after_weights(graph: ir.Graph) -> list[ir.Node]:
     """The nodes that lead to no weights any more: the end of the network, and outputs made from the logits, such as probabilities."""
-    leading: set[ir.Node] = set()
-    for node in reversed(graph):
-        if is_weighted(node) or not leading.isdisjoint(node.successors()):
-            leading.add(node)
+    leading = reached(reversed(graph), is_weighted, ir.Node.successors)
     return [node for node in graph if node not in leading]
 
 

@@ -1,15 +1,16 @@
 """A float32 graph that can be quantized: read and checked, its constants folded."""
 
 import re
+import tempfile
 from pathlib import Path
 
 import numpy as np
 import onnx
 
 from ..errors import CompressError
-from .edits import WEIGHTED, fold_constants, weighted_nodes
-from .file import image_inputs, opset_of, read_onnx
-from .index import constant, index
+from .edits import WEIGHTED, is_weighted
+from .file import Level, image_inputs, open_session, opset_of, read_onnx
+from .index import constant, edited, fresh, index
 
 MINIMUM_IMAGES = 32  # below this the seen range depends more on the choice of images than on the network (pytorch/pytorch#45185)
 _QUANTIZED = re.compile("QuantizeLinear|Integer$|^QLinear|^QGemm|^DequantizeLinear")
@@ -55,13 +56,28 @@ def check_images(model: onnx.ModelProto, images: np.ndarray) -> None:
 
 
 def fold(model: onnx.ModelProto, name: str) -> onnx.ModelProto:
-    """The graph without what can be computed beforehand, its weights checked; ``name`` is what messages call it.
+    """The graph without what can be computed beforehand: constants and batch norm folded as ONNX Runtime's basic optimisation does.
 
-    ONNX Runtime's own quant_pre_process is not used: it raises TypeError on graphs with CBAM gates, and logs a failed step instead of
-    raising.
+    Every node gets a name, and no inferred shapes are left. ONNX Runtime's own quant_pre_process is not used: it raises TypeError on
+    graphs with CBAM gates, and logs a failed step instead of raising.
+
+    Raises:
+        CompressError: ONNX Runtime cannot load the model, which the error calls ``name``; it has no weights, or some that are not finite.
     """
-    folded = fold_constants(model, name)
-    weighted = weighted_nodes(index(folded))
+    with tempfile.TemporaryDirectory(prefix="compress-") as folder:
+        file = Path(folder) / "folded.onnx"
+        open_session(model, name, graph_optimization_level=Level.ORT_ENABLE_BASIC, optimized_model_filepath=str(file))
+        folded = onnx.load(file)
+    del folded.graph.value_info[:]  # stale shapes of transposed weights: "Inferred shape and existing shape differ"
+    used = {node.domain for node in folded.graph.node} | {entry.domain for entry in model.opset_import}
+    imports = [entry for entry in folded.opset_import if entry.domain in used]  # ONNX Runtime adds every domain that it knows
+    del folded.opset_import[:]
+    folded.opset_import.extend(imports)
+    if not all(node.name for node in folded.graph.node):
+        with edited(folded) as graph:
+            for number, node in enumerate(graph):
+                node.name = node.name or fresh(graph, f"{node.op_type}_{number}", of_node=True)
+    weighted = [node for node in index(folded) if is_weighted(node)]
     if not weighted:
         raise CompressError(f"{name} has no {', '.join(WEIGHTED)} with constant float32 weights; there is nothing to quantize")
     for weight in dict.fromkeys(value for node in weighted for value in node.inputs):

@@ -19,7 +19,6 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-import onnxruntime
 
 from .file import open_session, read_onnx
 from .index import index, maker, named
@@ -40,12 +39,9 @@ def node_times(path: Path, image_shape: tuple[int, int, int], *, calls: int = 20
         CompressError: for what the module refuses.
     """
     model = read_onnx(path)
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = options.inter_op_num_threads = 1
-    options.enable_profiling = True
     with tempfile.TemporaryDirectory(prefix="compress-") as folder:
-        options.profile_file_prefix = str(Path(folder) / "profile")
-        session = open_session(model, f'"{path}"', options)
+        profile = {"enable_profiling": True, "profile_file_prefix": str(Path(folder) / "profile")}
+        session = open_session(model, f'"{path}"', intra_op_num_threads=1, inter_op_num_threads=1, **profile)
         [entry] = session.get_inputs()
         image = np.zeros((1, *image_shape), np.uint8 if entry.type == "tensor(uint8)" else np.float32)
         for _ in range(_WARM_UP + calls):

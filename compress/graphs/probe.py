@@ -9,10 +9,9 @@ from typing import Any
 import numpy as np
 import onnx
 import onnx_ir as ir
-import onnxruntime
 from numpy.typing import NDArray
 
-from .file import as_taken, image_inputs, open_session
+from .file import Level, as_taken, image_inputs, open_session
 from .index import constant, maker, settings
 
 
@@ -56,10 +55,8 @@ def run_in_batches(
     """
     [entry] = image_inputs(model)
     fixed = entry.type.tensor_type.shape.dim[0].dim_value
-    options = onnxruntime.SessionOptions()
-    if as_written:
-        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    session = open_session(model, "the graph with the outputs to look at", options)
+    level = Level.ORT_DISABLE_ALL if as_written else Level.ORT_ENABLE_ALL
+    session = open_session(model, "the graph with the outputs to look at", graph_optimization_level=level)
     start, size = 0, fixed or (batch if most_bytes is None else 1)
     while start + (fixed or 1) <= len(images):
         taken = images[start : start + size]

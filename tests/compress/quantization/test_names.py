@@ -15,7 +15,8 @@ from onnx import TensorProto, helper, numpy_helper
 from static_int8 import VNNI, quantize_static
 
 from compress.graphs.adopt import adopt
-from compress.graphs.edits import fold_constants, split_gemms
+from compress.graphs.edits import split_gemms
+from compress.graphs.floats import fold
 from compress.graphs.rewrite import simplify
 from compress.quantization.bias import correct_bias
 from compress.quantization.int8 import StaticConfig, prepare, quantize_dynamic, quantize_prepared
@@ -143,7 +144,7 @@ def test_a_pass_makes_the_same_of_a_graph_that_has_its_names_already(name: str, 
 def test_unnamed_nodes_get_names_that_no_other_node_has() -> None:
     model = network((["t"], ["Conv_2"]))
     model.graph.node[2].name = ""
-    folded = fold_constants(model, "it")
+    folded = fold(model, "it")
     assert len({node.name for node in folded.graph.node}) == len(folded.graph.node)
 
 

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from compress.errors import CompressError
-from compress.graphs.edits import fold_constants
 from compress.graphs.export import export_onnx
+from compress.graphs.floats import fold
 from compress.models import emnist
 from compress.quantization.int8 import StaticConfig
 from compress.quantization.qat.network import GraphNetwork
@@ -59,7 +59,7 @@ class Graphs:
         settings = StaticConfig(**{"types": VNNI, **config})  # type: ignore[arg-type]
         quantize_static(source, target, images[:64], settings)
         self.float, self.int8 = onnx.load(source), onnx.load(target)
-        self.weights = arrays(fold_constants(self.float, "float.onnx"))
+        self.weights = arrays(fold(self.float, "float.onnx"))
 
 
 def export(network: nn.Module, folder: Path, shape: tuple[int, ...] = (1, 12, 12)) -> Path:
@@ -126,7 +126,7 @@ def hand_made(nodes: Iterable[onnx.NodeProto], *, kind: int = TensorProto.FLOAT,
 
 def test_float_graph_computes_what_onnx_runtime_does(graphs: Graphs) -> None:
     np.testing.assert_allclose(logits(GraphNetwork(graphs.float)), runtime(graphs.float), atol=1e-5)
-    np.testing.assert_allclose(logits(GraphNetwork(fold_constants(graphs.float, "it"))), runtime(graphs.float), atol=1e-5)
+    np.testing.assert_allclose(logits(GraphNetwork(fold(graphs.float, "it"))), runtime(graphs.float), atol=1e-5)
 
 
 @pytest.mark.parametrize("per_channel", [True, False])
