@@ -75,25 +75,16 @@ def quantize_dynamic(source: Path, target: Path) -> Quantized:
     split_gemms(folded)
     rename_clashes(folded)
     with tempfile.TemporaryDirectory(prefix="compress-") as folder, held_back(name):
-        prepared = onnx.shape_inference.infer_shapes(folded)
-        quantization.quant_utils.add_pre_process_metadata(prepared)
-        onnx.save(prepared, Path(folder) / "prepared.onnx")
-        quantization.quantize_dynamic(
-            Path(folder) / "prepared.onnx",
-            Path(folder) / "int8.onnx",
-            op_types_to_quantize=["MatMul"],
-            per_channel=True,
-            reduce_range=reduce_range,
-            weight_type=quantization.QuantType.QInt8,
-        )
-        quantized = onnx.load(Path(folder) / "int8.onnx")
+        file, int8 = Path(folder) / "int8.onnx", quantization.QuantType.QInt8
+        quantization.quantize_dynamic(folded, file, ["MatMul"], per_channel=True, reduce_range=reduce_range, weight_type=int8)
+        quantized = onnx.load(file)
     count = sum(node.op_type == "MatMulInteger" for node in quantized.graph.node)
     if not count:
         raise CompressError(
             f'"{source}" has no MatMul or Gemm with constant weights, which is all that dynamic quantization takes; use static quantization'
         )
     _finish(quantized, model, {"mode": "dynamic", "per_channel": "true", "reduce_range": str(reduce_range).lower()}, target)
-    left = Counter(node.op_type for node in prepared.graph.node if node.op_type != "MatMul")
+    left = Counter(node.op_type for node in folded.graph.node if node.op_type != "MatMul")
     left.update(node.op_type for node in quantized.graph.node if node.op_type == "MatMul")
     reasons = {kind: why for kind, why in _WHY_NOT_DYNAMIC.items() if kind in left}
     return Quantized(operators={"MatMul": count}, left=dict(sorted(left.items())), reasons=reasons)

@@ -101,7 +101,8 @@ def insert_qdq(
         types: of activations and weights.
         per_channel: one scale per output channel of a weight, else one per weight.
     """
-    images = _image_tensors(graph) if types.activations == "uint8" else {}
+    before = [value for node in nodes_before_weights(graph) for value in node.outputs] if types.activations == "uint8" else []
+    images = {str(value.name): image for value in before if (image := image_scale(value)) is not None}
     limits = dict(ranges) | {name: (-zero * scale, (255 - zero) * scale) for name, (_, scale, zero) in images.items()}
     data = {name: (np.float32(low), np.float32(high)) for name, (low, high) in limits.items()}
     copied = onnx.ModelProto()
@@ -130,12 +131,6 @@ def insert_qdq(
         pool_before_clipping(found)
         keep_outputs_float(found, FLOAT_OUTPUT, {node.name for node in nodes_after_weights(graph)})
     return quantized
-
-
-def _image_tensors(graph: ir.Graph) -> dict[str, tuple[str, float, int]]:
-    """What lies before the first weights and is a scaled uint8 image."""
-    found = {str(value.name): image_scale(value) for node in nodes_before_weights(graph) for value in node.outputs}
-    return {name: scale for name, scale in found.items() if scale is not None}
 
 
 @contextlib.contextmanager

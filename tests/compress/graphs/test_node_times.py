@@ -7,7 +7,8 @@ from onnx import TensorProto, helper, numpy_helper
 from static_int8 import VNNI, quantize_static
 
 from compress.errors import CompressError
-from compress.graphs.node_times import _Owners, node_times
+from compress.graphs.index import index
+from compress.graphs.node_times import _owner, node_times
 from compress.quantization.int8 import StaticConfig
 
 
@@ -60,7 +61,7 @@ def test_times_go_to_the_layers_of_the_file_whatever_was_fused(source: Path, tmp
     ],
 )
 def test_names_that_onnx_runtime_gives(source: Path, kernel: str, kind: str, owner: str) -> None:
-    assert _Owners(onnx.load(source)).of(kernel, kind) == owner
+    assert _owner(index(onnx.load(source)), kernel, kind) == owner
 
 
 def test_a_file_that_is_no_graph_is_one_line(source: Path, tmp_path: Path) -> None:
