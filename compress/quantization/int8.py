@@ -17,8 +17,8 @@ Source: Jacob et al. 2018, arXiv:1712.05877; Krishnamoorthi 2018, arXiv:1806.083
 import hashlib
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Collection
-from dataclasses import dataclass, field
+from collections.abc import Collection
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -32,31 +32,20 @@ from ..graphs.edits import WEIGHTED, nodes_after_weights, nodes_before_weights, 
 from ..graphs.file import note, write_onnx
 from ..graphs.floats import check_images, fold, read_float
 from ..graphs.index import index, is_a, maker, readers
+from .bias import correct_bias
 from .calibration import Histograms
+from .equalise import equalise
 from .ort_quantizer import FLOAT_OUTPUT, OPERATORS, Types, held_back, insert_qdq, this_cpu
 from .qdq import rename_clashes
 from .records import Quantized
+from .search import Setting
 from .weights_only import store_in
 
-Change = Callable[[onnx.ModelProto], object]
 _WHY_NOT_DYNAMIC = {
     "Conv": "its dynamic int8 form, ConvInteger, fails to load in ONNX Runtime",
     "Gemm": "its weight is not constant, or it scales or transposes more than a linear layer does",
     "MatMul": "neither factor is a constant weight",
 }
-
-
-@dataclass(frozen=True, kw_only=True)
-class StaticConfig:
-    """How static quantization finds its scales.
-
-    ``method``: one of ``search.METHODS``. ``per_channel``: one scale per output channel of a weight, else one per weight; neither is
-    always better (microsoft/onnxruntime#11415). ``types``: of activations and weights; an image can be read as it is only as uint8.
-    """
-
-    method: str = "minmax"
-    per_channel: bool = True
-    types: Types = field(default_factory=this_cpu)
 
 
 def quantize_dynamic(source: Path, target: Path) -> Quantized:
@@ -96,7 +85,8 @@ class Prepared:
 
     ``model``: constants and batch norm folded, every node named, shapes inferred; ``graph``: its, to look at. ``nodes``: those that static
     quantization can take, in the order of computation: none before the first weights, nor after the logits. ``source``: as read; its
-    metadata goes into what is written. ``name``: what messages call it. ``images``, ``sha256``: number and hash of the calibration images.
+    metadata goes into what is written. ``name``: what messages call it. ``calibration``, ``sha256``: the calibration images and their hash.
+    ``types``: those that activations and weights will have.
     """
 
     model: onnx.ModelProto
@@ -105,18 +95,20 @@ class Prepared:
     source: onnx.ModelProto
     name: str
     histograms: Histograms
-    images: int
+    calibration: np.ndarray
     sha256: str
+    types: Types
 
 
-def prepare(source: Path, calibration: np.ndarray, *, change: Change | None = None) -> Prepared:
+def prepare(source: Path, calibration: np.ndarray, *, equalised: bool = False, types: Types | None = None) -> Prepared:
     """Read, fold and calibrate a float32 file, for any number of ``quantize_prepared``.
 
     Args:
         source: a float32 ONNX file with one input (B, C, H, W).
         calibration: at least 32 images uint8 (N, C, H, W), or of the graph's input type; a graph that takes float32 gets uint8 as pixel /
             255. Take them from the training data, chosen by a seed; they are read in batches.
-        change: alters the folded float graph in place before it is calibrated, such as ``equalise``.
+        equalised: whether to ``equalise`` the folded float graph before it is calibrated.
+        types: of activations and weights, those that suit this CPU by default; an image can be read as it is only as uint8.
 
     Raises:
         CompressError: for what the module refuses.
@@ -125,8 +117,8 @@ def prepare(source: Path, calibration: np.ndarray, *, change: Change | None = No
     check_images(model, calibration)
     prepared = fold(model, name)
     rename_clashes(prepared)
-    if change is not None:
-        change(prepared)
+    if equalised:
+        equalise(prepared)
     with held_back(name):
         prepared = onnx.shape_inference.infer_shapes(prepared)
     graph = index(prepared)
@@ -139,24 +131,22 @@ def prepare(source: Path, calibration: np.ndarray, *, change: Change | None = No
         source=model,
         name=name,
         histograms=Histograms(prepared, _float_tensors(nodes), calibration),
-        images=len(calibration),
+        calibration=calibration,
         sha256=hashlib.sha256(calibration.tobytes()).hexdigest(),
+        types=types or this_cpu(),
     )
 
 
-def quantize_prepared(
-    prepared: Prepared, config: StaticConfig, nodes: Collection[str] | None = None, *, change: Change | None = None
-) -> onnx.ModelProto:
+def quantize_prepared(prepared: Prepared, setting: Setting, nodes: Collection[str] | None = None) -> onnx.ModelProto:
     """A quantized copy of the graph; the same bytes for the same arguments.
 
     Args:
-        prepared: stays as it is.
-        config: how to find the scales.
+        prepared: equalised or not, as ``setting`` says; stays as it is.
+        setting: how to find the scales.
         nodes: names of the nodes to quantize, of those in ``prepared.nodes``; None for all of them.
-        change: alters the quantized graph in place, such as ``correct_bias``.
 
     Raises:
-        CompressError: an unknown node, or none to quantize.
+        CompressError: an unknown method or node, or no node to quantize.
     """
     known = [str(node.name) for node in prepared.nodes]
     chosen = set(known if nodes is None else nodes)
@@ -166,16 +156,16 @@ def quantize_prepared(
         raise CompressError(
             f"{prepared.name} has nothing to quantize among the 0 nodes chosen; None takes all that ONNX Runtime can quantize"
         )
-    ranges = prepared.histograms.ranges(config.method)
+    ranges = prepared.histograms.ranges(setting.method)
     with held_back(prepared.name):
-        quantized = insert_qdq(prepared.model, prepared.graph, ranges, chosen, config.types, per_channel=config.per_channel)
-    if change is not None:
-        change(quantized)
+        quantized = insert_qdq(prepared.model, prepared.graph, ranges, chosen, prepared.types, per_channel=setting.per_channel)
+    if setting.correct_bias:
+        correct_bias(quantized, prepared.model, prepared.calibration)
     return quantized
 
 
 def write_quantized(
-    quantized: onnx.ModelProto, prepared: Prepared, config: StaticConfig, target: Path, *, store: str | None = None
+    quantized: onnx.ModelProto, prepared: Prepared, setting: Setting, target: Path, *, store: str | None = None
 ) -> Quantized:
     """Write a quantized graph with the source's metadata and ``quantization.*``, all or nothing, and say what it holds.
 
@@ -191,14 +181,14 @@ def write_quantized(
         store_in(quantized, prepared.name, bits=store)
     facts = {
         "mode": "static",
-        "method": config.method,
-        "per_channel": str(config.per_channel).lower(),
-        "reduce_range": str(config.types.reduce_range).lower(),
-        "activations": config.types.activations,
+        "method": setting.method,
+        "per_channel": str(setting.per_channel).lower(),
+        "reduce_range": str(prepared.types.reduce_range).lower(),
+        "activations": prepared.types.activations,
         "operators": "all",  # older versions could leave some out
         "int8": ", ".join(f"{kind} {count}" for kind, count in report.operators.items()),
         "float_weights": store or "float32",
-        "calibration.images": str(prepared.images),
+        "calibration.images": str(len(prepared.calibration)),
         "calibration.sha256": prepared.sha256,
     }
     _finish(quantized, prepared.source, facts, target)

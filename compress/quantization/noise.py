@@ -20,7 +20,8 @@ import onnx_ir as ir
 
 from ..graphs.index import add_constant, edited, fresh, index, is_a, make, maker, named, readers
 from ..graphs.probe import run_in_batches, stored_constant
-from .int8 import Prepared, StaticConfig, quantize_prepared
+from .int8 import Prepared, quantize_prepared
+from .search import Setting
 
 _TWIN = "int8/"  # before each name of the quantized graph, where both are one
 _CLIPPED = 0.501  # steps: what is further off than rounding can bring it was outside of the range
@@ -110,19 +111,19 @@ def _measured(
 
 
 def group_costs(
-    prepared: Prepared, config: StaticConfig, groups: Mapping[str, Collection[str]], images: np.ndarray, *, batch: int = 32
+    prepared: Prepared, setting: Setting, groups: Mapping[str, Collection[str]], images: np.ndarray, *, batch: int = 32
 ) -> dict[str, GroupCost]:
     """What each group of nodes costs when it alone is quantized, as ONNX Runtime computes it on this machine.
 
     Args:
-        prepared: of ``quantize.prepare``. config: how to quantize.
+        prepared: of ``int8.prepare``. setting: how to quantize.
         groups: names of the nodes of each group.
         images: uint8 (N, C, H, W).
     """
     exact = _logits(prepared.model, images, batch)
     costs = {}
     for name, nodes in groups.items():
-        found = _logits(quantize_prepared(prepared, config, nodes), images, batch)
+        found = _logits(quantize_prepared(prepared, setting, nodes), images, batch)
         ratio = decibels(float(np.square(exact).mean()), float(np.square(found - exact).mean()))
         costs[name] = GroupCost(logits_db=ratio, changed=float((found.argmax(1) != exact.argmax(1)).mean()))
     return costs

@@ -40,7 +40,11 @@ METHODS = ("minmax", "percentile", "entropy", "mse")
 
 @dataclass(frozen=True, kw_only=True)
 class Setting:
-    """How scales are found, see ``StaticConfig``."""
+    """How static quantization finds its scales.
+
+    ``method``: one of METHODS, see ``calibration``. ``per_channel``: one scale per output channel of a weight, else one per weight; neither
+    is always better (microsoft/onnxruntime#11415). ``equalise``, ``correct_bias``: as the modules of these names do.
+    """
 
     method: str = "minmax"
     per_channel: bool = True

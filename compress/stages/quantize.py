@@ -16,7 +16,6 @@ was removed is not there.
 """
 
 import dataclasses
-import functools
 import json
 import tempfile
 from collections.abc import Sequence
@@ -43,9 +42,7 @@ from ..benchmarks.runtimes import Candidate, check_logits, open_model
 from ..errors import CompressError
 from ..graphs.file import write_onnx
 from ..graphs.floats import MINIMUM_IMAGES
-from ..quantization.bias import correct_bias
-from ..quantization.equalise import equalise
-from ..quantization.int8 import Change, Prepared, StaticConfig, prepare, quantize_dynamic, quantize_prepared, write_quantized
+from ..quantization.int8 import Prepared, prepare, quantize_dynamic, quantize_prepared, write_quantized
 from ..quantization.node_groups import node_groups
 from ..quantization.qat.network import GraphNetwork
 from ..quantization.search import Groups, Setting, choose
@@ -63,7 +60,7 @@ class QuantizeConfig:
     static, dynamic, int8-weights and fp16-weights (stored so, computed in float32) make one by hand; float32 is a copy.
 
     The rest concerns static, and but for ``images`` and ``seed`` (calibration images drawn by it) auto finds it: ``method`` and
-    ``per_channel`` as ``StaticConfig`` has them, ``groups`` of nodes to take (none: all), see ``node_groups``, ``equalise`` and
+    ``per_channel`` as ``Setting`` has them, ``groups`` of nodes to take (none: all), see ``node_groups``, ``equalise`` and
     ``correct_bias``. ``epochs`` of fine-tuning from ``lr`` follow, with what int8 does to every tensor in the forward pass.
     """
 
@@ -168,7 +165,7 @@ class Maker:
         """The graph as the quantizer takes it, calibrated once; with cross-layer equalisation before or without."""
         if equalised not in self._prepared:
             self.project.console.progress("calibration", 0, 1)
-            self._prepared[equalised] = prepare(self.float32, self.images, change=equalise if equalised else None)
+            self._prepared[equalised] = prepare(self.float32, self.images, equalised=equalised)
         return self._prepared[equalised]
 
     def static(self, groups: Groups, setting: Setting) -> Path:
@@ -176,15 +173,11 @@ class Maker:
             target = self.folder / f"{len(self._files)}.onnx"
             prepared = self.prepared(setting.equalise)
             nodes = [name for group in self.groups if group in groups for name in self.groups_of[group]]
-            config = StaticConfig(method=setting.method, per_channel=setting.per_channel)
-            quantized = quantize_prepared(prepared, config, nodes, change=self.corrector(setting))
+            quantized = quantize_prepared(prepared, setting, nodes)
             store_in(quantized, prepared.name, bits="int8")
             write_onnx(quantized, target)
             self._files[groups, setting] = target
         return self._files[groups, setting]
-
-    def corrector(self, setting: Setting) -> Change | None:
-        return _corrector(self.prepared(setting.equalise), self.images) if setting.correct_bias else None
 
     def others(self) -> dict[str, Path]:
         files = {}
@@ -246,14 +239,13 @@ def _make(
     if config.mode in BITS:
         return Metrics(stored=store_weights(parent.payload, target, bits=BITS[config.mode]))
     indices, images = calibration_images(project, config)
-    prepared = prepare(parent.payload, images, change=equalise if config.equalise else None)
-    static = StaticConfig(method=config.method, per_channel=config.per_channel)
-    change = _corrector(prepared, images) if config.correct_bias else None
-    quantized = quantize_prepared(prepared, static, nodes_of(prepared, config.groups), change=change)
+    prepared = prepare(parent.payload, images, equalised=config.equalise)
+    setting = Setting(**{field.name: getattr(config, field.name) for field in dataclasses.fields(Setting)})
+    quantized = quantize_prepared(prepared, setting, nodes_of(prepared, config.groups))
     metrics = Metrics()
     if config.epochs:
         quantized, metrics = _fine_tune(project, prepared, quantized, tuning, distil, key, target.parent)
-    report = write_quantized(quantized, prepared, static, target, store="int8")
+    report = write_quantized(quantized, prepared, setting, target, store="int8")
     calibration = {"indices": indices.tolist(), "sha256": prepared.sha256, "data": project.data.fingerprint}
     (target.parent / "calibration.json").write_text(json.dumps(calibration) + "\n", encoding="utf-8")
     return dataclasses.replace(metrics, quantized=report, calibration=Calibration(images=len(indices), sha256=prepared.sha256))
@@ -267,10 +259,6 @@ def nodes_of(prepared: Prepared, groups: Sequence[str]) -> list[str] | None:
     if unknown := [name for name in groups if name not in known]:
         raise CompressError(f'group (="{unknown[0]}") is none of this graph; it has {", ".join(known)}')
     return [node for name in known if name in groups for node in known[name]]
-
-
-def _corrector(prepared: Prepared, images: NDArray[np.uint8]) -> Change:
-    return functools.partial(correct_bias, prepared_model=prepared.model, images=images)
 
 
 def _fine_tune(

@@ -4,12 +4,11 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
-from static_int8 import VNNI, quantize_static
+from static_int8 import quantize_static
 
 from compress.errors import CompressError
 from compress.graphs.index import index
 from compress.graphs.node_times import _owner, node_times
-from compress.quantization.int8 import StaticConfig
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +37,7 @@ def test_times_go_to_the_layers_of_the_file_whatever_was_fused(source: Path, tmp
     monkeypatch.chdir(tmp_path)
     images = np.random.default_rng(1).normal(size=(32, 3, 16, 16)).astype(np.float32)
     int8 = tmp_path / "int8" / "net.onnx"
-    quantize_static(source, int8, images, StaticConfig(types=VNNI))
+    quantize_static(source, int8, images)
     for path in (source, int8):
         names = {node.name for node in onnx.load(path).graph.node}
         times = node_times(path, (3, 16, 16), calls=20)

@@ -10,18 +10,19 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from static_int8 import OLD, VNNI, quantize_static
+from static_int8 import OLD, prepare, quantize_static
 from torch import Tensor, nn
 
 from compress.errors import CompressError
 from compress.graphs.export import export_onnx
 from compress.models import emnist, k49
-from compress.quantization.int8 import Prepared, StaticConfig, prepare, quantize_dynamic, quantize_prepared, write_quantized
+from compress.quantization.int8 import Prepared, quantize_dynamic, quantize_prepared, write_quantized
 from compress.quantization.ort_quantizer import OPERATORS, Types
+from compress.quantization.search import Setting
 from compress.quantization.weights_only import store_weights
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (80, 1, 12, 12), dtype=np.uint8)
-STATIC = StaticConfig(types=VNNI)
+STATIC = Setting()
 
 
 class Scale(nn.Module):
@@ -194,7 +195,7 @@ def test_a_scaling_that_is_no_uint8_stays_float(tmp_path: Path) -> None:
 @pytest.mark.parametrize("per_channel", [False, True])
 def test_every_choice_of_types_computes_the_same(per_channel: bool, reduce_range: bool, activations: str, prepared: Prepared) -> None:
     types = Types(activations=activations, weights="int8", reduce_range=reduce_range)  # type: ignore[arg-type]
-    model = quantize_prepared(prepared, StaticConfig(per_channel=per_channel, types=types))
+    model = quantize_prepared(dataclasses.replace(prepared, types=types), Setting(per_channel=per_channel))
     weights = [value for name, value in constants(model).items() if name.endswith("_quantized") and value.ndim >= 2]
     assert {value.dtype for value in weights} == {np.dtype(np.int8)}
     assert max(np.abs(value).max() for value in weights) == (64 if reduce_range else 127)
@@ -291,23 +292,29 @@ def test_a_prepared_graph_serves_many_times_and_stays_as_it_is(prepared: Prepare
     before = prepared.model.SerializeToString(deterministic=True), prepared.source.SerializeToString(deterministic=True)
     first = quantize_prepared(prepared, STATIC).SerializeToString(deterministic=True)
     for method in ("mse", "entropy"):
-        quantize_prepared(prepared, StaticConfig(method=method, per_channel=False))
+        quantize_prepared(prepared, Setting(method=method, per_channel=False))
     assert quantize_prepared(prepared, STATIC).SerializeToString(deterministic=True) == first
     assert (prepared.model.SerializeToString(deterministic=True), prepared.source.SerializeToString(deterministic=True)) == before
     assert quantize_prepared(prepare(source, IMAGES), STATIC).SerializeToString(deterministic=True) == first
 
 
-def test_changes_come_before_calibration_and_after_quantization(source: Path) -> None:
-    def double(model: onnx.ModelProto) -> None:
-        weight = next(entry for entry in model.graph.initializer if entry.dims == [8, 1, 3, 3])
-        weight.CopyFrom(onnx.numpy_helper.from_array(2 * onnx.numpy_helper.to_array(weight), weight.name))
-
-    plain, changed = prepare(source, IMAGES), prepare(source, IMAGES, change=double)
-    [relu] = [node.output[0] for node in plain.model.graph.node if node.op_type == "Relu"][:1]
-    assert changed.histograms.limits[relu][1] > 1.5 * plain.histograms.limits[relu][1]
-    seen: list[str] = []
-    quantize_prepared(plain, STATIC, change=lambda model: seen.extend(node.op_type for node in model.graph.node))
-    assert "DequantizeLinear" in seen
+def test_equalisation_comes_before_calibration_and_bias_correction_after_quantization(tmp_path: Path) -> None:
+    """Two channels of 100 and 1 meet at 10 (see ``equalise``); 0.3 of 1 in steps of 1 / 127 is 0.29921, which the bias makes up for."""
+    nodes = [
+        onnx.helper.make_node("Conv", ["x", "w", "b"], ["a"]),
+        onnx.helper.make_node("Relu", ["a"], ["r"]),
+        onnx.helper.make_node("Conv", ["r", "v", "c"], ["y"]),
+    ]
+    weights = {"w": np.float32([[[[100]]], [[[1]]]]), "b": np.zeros(2), "v": np.float32([[[[1]], [[100]]]]), "c": np.zeros(1)}
+    path = hand_made(tmp_path / "net.onnx", *nodes, **{name: np.float32(value) for name, value in weights.items()})
+    images = np.ones((32, 1, 2, 2), np.float32)
+    plain, equalised = prepare(path, images), prepare(path, images, equalised=True)
+    assert plain.histograms.limits["r"][1] == pytest.approx(100)
+    assert equalised.histograms.limits["r"][1] == pytest.approx(10)
+    coarse = Setting(per_channel=False)
+    [expected], [exact] = run(plain.model, images), run(quantize_prepared(plain, dataclasses.replace(coarse, correct_bias=True)), images)
+    [rounded] = run(quantize_prepared(plain, coarse), images)
+    assert np.abs(exact - expected).max() < np.abs(rounded - expected).max()
 
 
 def test_fused_steps_move_a_result_by_one_step_at_most(tmp_path: Path) -> None:
@@ -336,7 +343,7 @@ def test_another_process_gives_the_same_bytes(source: Path, tmp_path: Path) -> N
         "from compress.quantization.weights_only import store_weights\n"
         "images = np.random.default_rng(0).integers(0, 256, (80, 1, 12, 12), dtype=np.uint8)\n"
         "source, folder = Path(sys.argv[1]), Path(sys.argv[2])\n"
-        "quantize_static(source, folder / 'mse.onnx', images, StaticConfig(method='mse'))\n"
+        "quantize_static(source, folder / 'mse.onnx', images, Setting(method='mse'))\n"
         "quantize_dynamic(source, folder / 'dynamic.onnx'); store_weights(source, folder / 'stored.onnx', bits='int8')"
     )
     for seed in ("1", "2"):
@@ -361,7 +368,7 @@ def test_scales_by_hand(tmp_path: Path) -> None:
     quantize_static(path, tmp_path / "one.onnx", images, dataclasses.replace(STATIC, per_channel=False))
     tensors = {entry.name: onnx.numpy_helper.to_array(entry) for entry in onnx.load(tmp_path / "one.onnx").graph.initializer}
     assert tensors["w_scale"] == pytest.approx(2 / 127)
-    quantize_static(path, tmp_path / "seven.onnx", images, dataclasses.replace(STATIC, types=OLD))
+    quantize_static(path, tmp_path / "seven.onnx", images, STATIC, OLD)
     tensors = {entry.name: onnx.numpy_helper.to_array(entry) for entry in onnx.load(tmp_path / "seven.onnx").graph.initializer}
     assert np.abs(tensors["w_quantized"]).max() <= 64
 
@@ -391,7 +398,7 @@ def test_quantizing_again_gives_the_same_bytes_and_leaves_nothing_behind(
         if kind == "dynamic":
             quantize_dynamic(source, tmp_path / "out" / name)
         else:
-            quantize_static(source, tmp_path / "out" / name, IMAGES, StaticConfig(method=kind))
+            quantize_static(source, tmp_path / "out" / name, IMAGES, Setting(method=kind))
     assert (tmp_path / "out" / "one.onnx").read_bytes() == (tmp_path / "out" / "two.onnx").read_bytes()
     assert names(tmp_path / "out") == ["one.onnx", "two.onnx"]
     assert names(clean_cwd) == []
@@ -549,7 +556,7 @@ def test_inputs_that_are_no_images_are_refused(tmp_path: Path) -> None:
 
 def test_an_unknown_method_is_refused(prepared: Prepared) -> None:
     with pytest.raises(CompressError, match=r'method \(="max"\) must be one of minmax, percentile, entropy, mse'):
-        quantize_prepared(prepared, StaticConfig(method="max"))
+        quantize_prepared(prepared, Setting(method="max"))
 
 
 def test_weights_that_are_not_finite_never_become_a_file(tmp_path: Path) -> None:

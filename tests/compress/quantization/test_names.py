@@ -12,20 +12,21 @@ import onnxruntime
 import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
-from static_int8 import VNNI, quantize_static
+from static_int8 import prepare, quantize_static
 
 from compress.graphs.adopt import adopt
 from compress.graphs.edits import split_gemms
 from compress.graphs.floats import fold
 from compress.graphs.rewrite import simplify
 from compress.quantization.bias import correct_bias
-from compress.quantization.int8 import StaticConfig, prepare, quantize_dynamic, quantize_prepared
+from compress.quantization.int8 import quantize_dynamic, quantize_prepared
 from compress.quantization.noise import layer_noise
 from compress.quantization.qat.network import GraphNetwork
+from compress.quantization.search import Setting
 from compress.quantization.weights_only import store_in
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (40, 1, 8, 8), dtype=np.uint8)
-CONFIG = StaticConfig(types=VNNI)
+CONFIG = Setting()
 Names = tuple[Sequence[str], Sequence[str]]  # of tensors, of nodes
 
 

@@ -17,8 +17,9 @@ from compress.errors import CompressError
 from compress.graphs.export import export_onnx
 from compress.graphs.floats import fold
 from compress.models import emnist
-from compress.quantization.int8 import StaticConfig
+from compress.quantization.ort_quantizer import Types
 from compress.quantization.qat.network import GraphNetwork
+from compress.quantization.search import Setting
 from compress.train.fit import fit
 from compress.train.settings import FitConfig
 
@@ -54,10 +55,9 @@ class Gated(nn.Module):
 class Graphs:
     """A float32 graph and the weights in it, and the QDQ graph made of it."""
 
-    def __init__(self, source: Path, *, images: np.ndarray = IMAGES, **config: object) -> None:
+    def __init__(self, source: Path, *, images: np.ndarray = IMAGES, per_channel: bool = True, types: Types = VNNI) -> None:
         target = source.with_name("int8.onnx")
-        settings = StaticConfig(**{"types": VNNI, **config})  # type: ignore[arg-type]
-        quantize_static(source, target, images[:64], settings)
+        quantize_static(source, target, images[:64], Setting(per_channel=per_channel), types)
         self.float, self.int8 = onnx.load(source), onnx.load(target)
         self.weights = arrays(fold(self.float, "float.onnx"))
 
