@@ -59,7 +59,9 @@ def graph_gates(model: onnx.ModelProto, images: NDArray[np.uint8]) -> list[Gate]
     Raises:
         CompressError: ONNX Runtime cannot load the graph.
     """
-    pairs = _gated_products(index(model))
+    products = [node for node in index(model) if is_a(node, "Mul")]
+    factors = [(_gate_at(value), node.outputs[0]) for node in products for value in node.inputs]
+    pairs = [(str(factor.name), str(product.name)) for factor, product in factors if factor is not None]
     if not pairs:
         return []
     names = list(dict.fromkeys(name for pair in pairs for name in pair))
@@ -150,12 +152,6 @@ class _Watch(TorchDispatchMode):
                     gate = _as_gate(factor.detach().float().cpu().numpy(), tuple(result.shape))
                     self.gates += [gate] if gate is not None else []
         return result
-
-
-def _gated_products(graph: ir.Graph) -> list[tuple[str, str]]:
-    """Pairs of tensor names: what a sigmoid has become when it multiplies, and the product, in the order of computation."""
-    factors = [(_gate_at(value), node) for node in graph if is_a(node, "Mul") for value in node.inputs]
-    return [(str(factor.name), str(node.outputs[0].name)) for factor, node in factors if factor is not None]
 
 
 def _gate_at(value: ir.Value | None) -> ir.Value | None:

@@ -26,8 +26,7 @@ def stored_constant(value: ir.Value | None) -> NDArray[Any] | None:
     stored, scale, *zeros = (np.asarray(constant(one), np.float32) for one in node.inputs)
     zero = zeros[0] if zeros else np.zeros_like(scale)
     if scale.ndim == 1 and stored.ndim:
-        axis = settings(node).get("axis", 1) % stored.ndim
-        along = [-1 if index == axis else 1 for index in range(stored.ndim)]
+        along = -1, *[1] * (stored.ndim - 1 - settings(node).get("axis", 1) % stored.ndim)
         scale, zero = scale.reshape(along), zero.reshape(along)
     return (stored - zero) * scale
 

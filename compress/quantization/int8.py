@@ -124,13 +124,14 @@ def prepare(source: Path, calibration: np.ndarray, *, equalised: bool = False, t
     graph = index(prepared)
     left = {*nodes_before_weights(graph), *(node for node in nodes_after_weights(graph) if not is_a(node, "Relu", "Clip"))}
     nodes = [node for node in graph if is_a(node, *OPERATORS) and node not in left]
+    tensors = {value for node in nodes for value in (*node.inputs, *node.outputs) if value is not None and value.const_value is None}
     return Prepared(
         model=prepared,
         graph=graph,
         nodes=nodes,
         source=model,
         name=name,
-        histograms=Histograms(prepared, _float_tensors(nodes), calibration),
+        histograms=Histograms(prepared, [str(one.name) for one in tensors if one.dtype == ir.DataType.FLOAT], calibration),
         calibration=calibration,
         sha256=hashlib.sha256(calibration.tobytes()).hexdigest(),
         types=types or this_cpu(),
@@ -193,12 +194,6 @@ def write_quantized(
     }
     _finish(quantized, prepared.source, facts, target)
     return report
-
-
-def _float_tensors(nodes: Collection[ir.Node]) -> set[str]:
-    """What the nodes read and make, without constants."""
-    values = {value for node in nodes for value in (*node.inputs, *node.outputs) if value is not None and value.const_value is None}
-    return {str(value.name) for value in values if value.dtype == ir.DataType.FLOAT}
 
 
 def _report(model: onnx.ModelProto) -> Quantized:

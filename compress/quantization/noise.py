@@ -124,8 +124,7 @@ def group_costs(
     costs = {}
     for name, nodes in groups.items():
         found = _logits(quantize_prepared(prepared, setting, nodes), images, batch)
-        ratio = decibels(float(np.square(exact).mean()), float(np.square(found - exact).mean()))
-        costs[name] = GroupCost(logits_db=ratio, changed=float((found.argmax(1) != exact.argmax(1)).mean()))
+        costs[name] = GroupCost(logits_db=_ratio(exact, found), changed=float((found.argmax(1) != exact.argmax(1)).mean()))
     return costs
 
 
