@@ -1,4 +1,7 @@
-"""A float32 graph that can be quantized: read and checked, its constants folded."""
+"""A float32 graph that can be quantized: read and checked, its constants folded, and where its weights stand.
+
+Works on the main graph; nodes inside the branches of If, Loop and Scan are left alone.
+"""
 
 import re
 import tempfile
@@ -6,12 +9,13 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 
 from ..errors import CompressError
-from .edits import WEIGHTED, is_weighted
 from .file import Level, image_inputs, open_session, opset_of, read_onnx
-from .index import constant, edited, fresh, index
+from .index import add_constant, constant, edited, fresh, index, is_a, make, reached, settings, sweep
 
+WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 MINIMUM_IMAGES = 32  # below this the seen range depends more on the choice of images than on the network (pytorch/pytorch#45185)
 _QUANTIZED = re.compile("QuantizeLinear|Integer$|^QLinear|^QGemm|^DequantizeLinear")
 
@@ -85,3 +89,44 @@ def fold(model: onnx.ModelProto, name: str) -> onnx.ModelProto:
         if weight is not None and values is not None and not np.isfinite(values).all():
             raise CompressError(f'{name}: weight "{weight.name}" holds values that are not finite; train the network again')
     return folded
+
+
+def is_weighted(node: ir.Node) -> bool:
+    """Whether it is a convolution or matrix product that has a constant float32 factor."""
+    factors = [value.const_value for value in node.inputs[:2] if value is not None and value.const_value is not None]
+    return is_a(node, *WEIGHTED) and any(factor.dtype == ir.DataType.FLOAT for factor in factors)
+
+
+def nodes_before_weights(graph: ir.Graph) -> list[ir.Node]:
+    """The nodes that no weight has reached yet, such as the scaling of the image; a graph lists its nodes in the order of computation."""
+    behind = reached(graph, is_weighted, ir.Node.predecessors)
+    return [node for node in graph if node not in behind]
+
+
+def nodes_after_weights(graph: ir.Graph) -> list[ir.Node]:
+    """The nodes that lead to no weights any more: the end of the network, and outputs made from the logits, such as probabilities."""
+    leading = reached(reversed(graph), is_weighted, ir.Node.successors)
+    return [node for node in graph if node not in leading]
+
+
+def split_gemms(model: onnx.ModelProto) -> None:
+    """Turn each Gemm that is a linear layer with constant weights into MatMul and Add, in place.
+
+    ONNX Runtime's quantizer does so too, but transposes a weight once per Gemm that uses it: twice for CBAM's shared MLP.
+    """
+    transposed: dict[ir.Value, ir.Value] = {}
+    with edited(model) as graph:
+        for gemm in [node for node in graph if is_a(node, "Gemm")]:
+            own, (x, weight, *biases), result = settings(gemm), gemm.inputs, gemm.outputs[0]
+            values = constant(weight)
+            if weight is None or values is None or own.get("alpha", 1) != 1 or own.get("beta", 1) != 1 or own.get("transA", 0):
+                continue
+            if own.get("transB", 0):
+                if weight not in transposed:
+                    transposed[weight] = add_constant(graph, f"{weight.name}_transposed", np.ascontiguousarray(values.T))
+                weight = transposed[weight]
+            bias = [value for value in biases if value is not None]
+            product = make(graph, "MatMul", [x, weight], f"{result.name}_product" if bias else result, f"{result.name}_MatMul")
+            steps = [product, make(graph, "Add", [*product.outputs, *bias], result)] if bias else [product]
+            ir.convenience.replace_nodes_and_values(graph, gemm, [gemm], steps, [result], steps[-1].outputs)
+        sweep(graph)

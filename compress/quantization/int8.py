@@ -28,9 +28,8 @@ import onnxruntime
 from onnxruntime import quantization
 
 from ..errors import CompressError
-from ..graphs.edits import WEIGHTED, nodes_after_weights, nodes_before_weights, split_gemms
 from ..graphs.file import note, write_onnx
-from ..graphs.floats import check_images, fold, read_float
+from ..graphs.floats import WEIGHTED, check_images, fold, nodes_after_weights, nodes_before_weights, read_float, split_gemms
 from ..graphs.index import index, is_a, maker, readers
 from .bias import correct_bias
 from .calibration import Histograms

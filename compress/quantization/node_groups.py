@@ -16,7 +16,7 @@ from collections.abc import Collection
 import onnx
 import onnx_ir as ir
 
-from ..graphs.edits import is_weighted
+from ..graphs.floats import is_weighted
 from ..graphs.index import constant, index, is_a, maker, reached, readers, settings, sizes
 
 SIGMOIDS = ("Sigmoid", "HardSigmoid")

@@ -27,8 +27,8 @@ from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
 from onnxruntime.quantization.registry import QDQRegistry, QLinearOpsRegistry
 
 from ..errors import CompressError, first_line
-from ..graphs.edits import nodes_after_weights, nodes_before_weights
 from ..graphs.file import RUNTIME_ERRORS
+from ..graphs.floats import nodes_after_weights, nodes_before_weights
 from ..graphs.index import edited
 from .qdq import image_scale, keep_outputs_float, pool_before_clipping, read_image_directly
 

@@ -122,18 +122,18 @@ def choose(maker: Maker, times: Times, accuracy: Callable[[Path], float], *, max
 
     scored: list[Tried] = []
     for fast in [one for one in ends if one.ratio <= FASTER][:MOST_SETS]:
-        settings = _settings(fast, maker, drop, progress)
+        settings = search.settings(fast, drop)
         scored += settings
         if min(map(_lost, settings)) <= max_drop:
             break
-    finalists = _final(maker, times, drop, scored, ends, max_drop, progress)
+    finalists = search.finalists(scored, ends, drop, max_drop)
     winner = _winner(finalists, max_drop)
     tried = (*sorted(search.found.values(), key=lambda one: one.ratio), *scored)
     return Choice(best=winner, finalists=tuple(finalists), tried=tried, verdict=_verdict(winner, finalists, ends, max_drop))
 
 
 class _Search:
-    """The search for fast sets of groups; ``found`` has every set that was measured, with its last measurement."""
+    """The three parts of the search; ``found`` has every set of groups that was measured, with its last measurement."""
 
     def __init__(self, maker: Maker, times: Times, progress: Progress) -> None:
         self.maker, self.times, self.progress = maker, times, progress
@@ -187,6 +187,48 @@ class _Search:
                 self.found[one] = _tried(seconds, index, file, mode="static", groups=names, setting=Setting())
         return seconds
 
+    def settings(self, fast: Tried, drop: Callable[[Path], float]) -> list[Tried]:
+        """``fast`` with every setting tried for its groups and the points that it loses, the best first."""
+        scored: dict[Setting, Tried] = {}
+
+        def lost(setting: Setting) -> float:
+            if setting not in scored:
+                self.progress(f"accuracy with {setting}")
+                path = self.maker.static(frozenset(fast.groups), setting)
+                scored[setting] = replace(fast, setting=setting, drop=drop(path), size=path.stat().st_size)
+            return _lost(scored[setting])
+
+        best = min((Setting(method=method) for method in METHODS), key=lambda one: lost(one) - HELPS * (one.method == "minmax"))
+        changes: list[dict[str, Any]] = [{"per_channel": False}, {"equalise": True}, {"correct_bias": True}]
+        for change in changes:
+            other = replace(best, **change)
+            if lost(other) < lost(best) - HELPS:
+                best = other
+        return [scored.pop(best), *sorted(scored.values(), key=_lost)]
+
+    def finalists(self, scored: Sequence[Tried], ends: Sequence[Tried], drop: Callable[[Path], float], max_drop: float) -> list[Tried]:
+        """Float32, what stores or computes otherwise, and the most promising static ones, measured side by side."""
+        self.progress("the last ones, side by side")
+        static = [one for one in scored if one.drop is not None and one.drop <= max_drop]
+        # One with a scale per channel and one per tensor: the latter is often a little faster.
+        chosen = {one.setting.per_channel: one for one in reversed(static) if one.setting}
+        plain = next(one for one in ends if len(one.groups) == len(self.maker.groups))
+        shown = [plain, *chosen.values()]
+        if not static and ends[0].ratio <= FASTER:  # faster but less accurate: shown with what it loses
+            shown.append(ends[0])
+        candidates: dict[Path, dict[str, Any]] = {self.maker.float32: {"mode": "float32"}}
+        candidates |= {path: {"mode": mode} for mode, path in self.maker.others().items()}
+        for one in shown:
+            path = self.maker.static(frozenset(one.groups), one.setting or Setting())
+            candidates[path] = {"mode": "static", "groups": one.groups, "setting": one.setting}
+
+        def measured(rounds: int) -> list[Tried]:
+            seconds = self.times(list(candidates), rounds)
+            return [_tried(seconds, index, path, drop=drop(path), **about) for index, (path, about) in enumerate(candidates.items())]
+
+        found = measured(SURE)
+        return measured(CLOSE) if any(one.close for one in found) else found
+
 
 def _tried(seconds: NDArray[np.float64], index: int, file: Path, **about: Any) -> Tried:
     return Tried(rounds=len(seconds), size=file.stat().st_size, **_ratio(seconds, index), **about)
@@ -198,58 +240,6 @@ def _ratio(seconds: NDArray[np.float64], index: int, base: int = 0) -> dict[str,
     middle, spread = float(np.median(logs)), float(logs.std(ddof=1)) if len(logs) > 1 else math.inf
     margin = 2.2 * spread / math.sqrt(len(logs))  # Student's t for 12 rounds; a look with 3 decides nothing
     return {"ratio": math.exp(middle), "low": math.exp(middle - margin), "high": math.exp(middle + margin)}
-
-
-def _settings(fast: Tried, maker: Maker, drop: Callable[[Path], float], progress: Progress) -> list[Tried]:
-    """``fast`` with every setting tried for its groups and the points that it loses, the best first."""
-    scored: dict[Setting, Tried] = {}
-
-    def lost(setting: Setting) -> float:
-        if setting not in scored:
-            progress(f"accuracy with {setting}")
-            path = maker.static(frozenset(fast.groups), setting)
-            scored[setting] = replace(fast, setting=setting, drop=drop(path), size=path.stat().st_size)
-        return _lost(scored[setting])
-
-    best = min((Setting(method=method) for method in METHODS), key=lambda one: lost(one) - HELPS * (one.method == "minmax"))
-    changes: list[dict[str, Any]] = [{"per_channel": False}, {"equalise": True}, {"correct_bias": True}]
-    for change in changes:
-        other = replace(best, **change)
-        if lost(other) < lost(best) - HELPS:
-            best = other
-    return [scored.pop(best), *sorted(scored.values(), key=_lost)]
-
-
-def _final(
-    maker: Maker,
-    times: Times,
-    drop: Callable[[Path], float],
-    scored: Sequence[Tried],
-    ends: Sequence[Tried],
-    max_drop: float,
-    progress: Progress,
-) -> list[Tried]:
-    """Float32, what stores or computes otherwise, and the most promising static ones, measured side by side."""
-    progress("the last ones, side by side")
-    static = [one for one in scored if one.drop is not None and one.drop <= max_drop]
-    # One with a scale per channel and one per tensor: the latter is often a little faster.
-    chosen = {one.setting.per_channel: one for one in reversed(static) if one.setting}
-    plain = next(one for one in ends if len(one.groups) == len(maker.groups))
-    shown = [plain, *chosen.values()]
-    if not static and ends[0].ratio <= FASTER:  # faster but less accurate: shown with what it loses
-        shown.append(ends[0])
-    candidates: dict[Path, dict[str, Any]] = {maker.float32: {"mode": "float32"}}
-    candidates |= {path: {"mode": mode} for mode, path in maker.others().items()}
-    for one in shown:
-        path = maker.static(frozenset(one.groups), one.setting or Setting())
-        candidates[path] = {"mode": "static", "groups": one.groups, "setting": one.setting}
-
-    def measured(rounds: int) -> list[Tried]:
-        seconds = times(list(candidates), rounds)
-        return [_tried(seconds, index, path, drop=drop(path), **about) for index, (path, about) in enumerate(candidates.items())]
-
-    found = measured(SURE)
-    return measured(CLOSE) if any(one.close for one in found) else found
 
 
 def _winner(finalists: Sequence[Tried], max_drop: float) -> Tried:

@@ -15,8 +15,7 @@ from onnx import TensorProto, helper, numpy_helper
 from static_int8 import prepare, quantize_static
 
 from compress.graphs.adopt import adopt
-from compress.graphs.edits import split_gemms
-from compress.graphs.floats import fold
+from compress.graphs.floats import fold, split_gemms
 from compress.graphs.rewrite import simplify
 from compress.quantization.bias import correct_bias
 from compress.quantization.int8 import quantize_dynamic, quantize_prepared

@@ -3,8 +3,7 @@ import pytest
 from by_hand import graph, kinds, node, run
 
 from compress.errors import CompressError
-from compress.graphs.edits import is_weighted, nodes_after_weights, nodes_before_weights, split_gemms
-from compress.graphs.floats import fold
+from compress.graphs.floats import fold, is_weighted, nodes_after_weights, nodes_before_weights, split_gemms
 from compress.graphs.index import index
 
 W, B = np.float32([[1, 2], [3, 4]]), np.float32([10, 20])
