@@ -27,14 +27,12 @@ def read_float(source: Path) -> onnx.ModelProto:
         CompressError: for what ``read_onnx`` refuses; quantized already; an opset below 13.
     """
     model = read_onnx(source)
-    quantized = sorted({node.op_type for node in model.graph.node if _QUANTIZED.search(node.op_type)})
-    if quantized:
-        raise CompressError(f'"{source}" is quantized already (it has {", ".join(quantized)}); quantize the float32 file it came from')
-    opset = opset_of(model)
-    stored = next((entry.value for entry in model.metadata_props if entry.key == "quantization.mode"), None)
-    if stored:
-        raise CompressError(f'"{source}" is quantized already (its metadata says {stored}); quantize the float32 file it came from')
-    if opset < 13:
+    kinds = sorted({node.op_type for node in model.graph.node if _QUANTIZED.search(node.op_type)})
+    noted = next((entry.value for entry in model.metadata_props if entry.key == "quantization.mode"), None)
+    if kinds or noted:
+        told = f"it has {', '.join(kinds)}" if kinds else f"its metadata says {noted}"
+        raise CompressError(f'"{source}" is quantized already ({told}); quantize the float32 file it came from')
+    if (opset := opset_of(model)) < 13:
         raise CompressError(f'"{source}" has opset {opset}, but quantization needs at least 13; export it again with a newer opset')
     return model
 

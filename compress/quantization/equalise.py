@@ -101,8 +101,8 @@ def _next_layer(node: ir.Node) -> tuple[ir.Node | None, int]:
         if is_a(node, *_LAYERS):
             return node, each
         if is_a(node, *_OVER_SPACE):
-            axes = {axis % len(shape) for axis in _axes(node)} if shape else set()
-            if not axes or axes & {0, 1}:
+            axes = constant(node.inputs[1]) if len(node.inputs) > 1 else settings(node).get("axes")
+            if axes is None or not shape or len(axes) == 0 or not {0, 1}.isdisjoint(axis % len(shape) for axis in axes):
                 break
         elif is_a(node, *_FLATTEN):
             each *= math.prod(shape[2:])
@@ -111,11 +111,6 @@ def _next_layer(node: ir.Node) -> tuple[ir.Node | None, int]:
         elif not is_a(node, *_COMMUTE):
             break
     return None, 0
-
-
-def _axes(node: ir.Node) -> list[int]:
-    axes = constant(node.inputs[1]) if len(node.inputs) > 1 else settings(node).get("axes")
-    return [] if axes is None else [int(axis) for axis in axes]
 
 
 def _layer(node: ir.Node) -> _Layer | None:
