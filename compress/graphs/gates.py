@@ -71,7 +71,7 @@ def graph_gates(model: onnx.ModelProto, images: NDArray[np.uint8]) -> list[Gate]
     return [gate for gate in found if gate is not None]
 
 
-def occlusion(run: Run, image: NDArray[np.uint8], classes: Sequence[int], *, patch: int, stride: int | None = None) -> NDArray[np.float64]:
+def occlusion(run: Run, image: NDArray[np.uint8], classes: Sequence[int], *, patch: int) -> NDArray[np.float64]:
     """Evidence of each pixel for each class, float64 (len(classes), H, W), in logits: positive where covering it costs the class.
 
     What falls is the class's logit less the mean of all logits. A probability, also its logarithm, stands still as long as the network
@@ -82,9 +82,9 @@ def occlusion(run: Run, image: NDArray[np.uint8], classes: Sequence[int], *, pat
     Args:
         run: images uint8 (B, C, H, W) to logits (B, K). image: uint8 (C, H, W). classes: indices into the logits.
         patch: side of the square that is covered, in pixels, with the median colour of the image's border.
-        stride: from one square to the next; half a patch by default. A pixel's evidence is the mean over the squares that cover it.
+            From one square to the next it is half a patch, and a pixel's evidence is the mean over the squares that cover it.
     """
-    stride = stride or max(1, (patch + 1) // 2)
+    stride = max(1, (patch + 1) // 2)
     _, height, width = image.shape
     border = np.concatenate([image[:, 0], image[:, -1], image[:, :, 0], image[:, :, -1]], axis=1)
     background = np.median(border, axis=1).astype(np.uint8)[:, None, None]

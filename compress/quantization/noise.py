@@ -110,9 +110,7 @@ def _measured(
     return replace(layer, output_db=decibels(signal, noise), own_db=own_db, clipped=clipped / count if count else None)
 
 
-def group_costs(
-    prepared: Prepared, setting: Setting, groups: Mapping[str, Collection[str]], images: np.ndarray, *, batch: int = 32
-) -> dict[str, GroupCost]:
+def group_costs(prepared: Prepared, setting: Setting, groups: Mapping[str, Collection[str]], images: np.ndarray) -> dict[str, GroupCost]:
     """What each group of nodes costs when it alone is quantized, as ONNX Runtime computes it on this machine.
 
     Args:
@@ -120,10 +118,10 @@ def group_costs(
         groups: names of the nodes of each group.
         images: uint8 (N, C, H, W).
     """
-    exact = _logits(prepared.model, images, batch)
+    exact = _logits(prepared.model, images)
     costs = {}
     for name, nodes in groups.items():
-        found = _logits(quantize_prepared(prepared, setting, nodes), images, batch)
+        found = _logits(quantize_prepared(prepared, setting, nodes), images)
         costs[name] = GroupCost(logits_db=_ratio(exact, found), changed=float((found.argmax(1) != exact.argmax(1)).mean()))
     return costs
 
@@ -134,10 +132,10 @@ def logits_name(model: onnx.ModelProto) -> str:
     return "logits" if "logits" in names else names[0]
 
 
-def _logits(model: onnx.ModelProto, images: np.ndarray, batch: int) -> np.ndarray:
+def _logits(model: onnx.ModelProto, images: np.ndarray) -> np.ndarray:
     """(N, K) as float64."""
     where = [value.name for value in model.graph.output].index(logits_name(model))
-    return np.concatenate([found[where] for _, found in run_in_batches(model, images, batch, as_written=False)]).astype(np.float64)
+    return np.concatenate([found[where] for _, found in run_in_batches(model, images, 32, as_written=False)]).astype(np.float64)
 
 
 def _places(exact: ir.Graph, rounded: ir.Graph) -> Iterator[_Place]:

@@ -260,11 +260,8 @@ def _verdict(winner: Tried, finalists: Sequence[Tried], ends: Sequence[Tried], m
         what = f"Compute {_names(winner.groups)} in int8" if winner.mode == "static" else "Quantize dynamically"
         return f"{what} ({winner.setting}): {own}." if winner.setting else f"{what}: {own}."
     reason = _why_not(finalists, ends, max_drop)
-    keep = {
-        "float32": "Keep the float32 file.",
-        "int8-weights": f"Store the weights as int8 and compute in float32: {own}.",
-        "fp16-weights": f"Store the weights as fp16 and compute in float32: {own}.",
-    }[winner.mode]
+    store = f"Store the weights as {winner.mode.removesuffix('-weights')} and compute in float32: {own}."
+    keep = "Keep the float32 file." if winner.mode == "float32" else store
     return f"Do not compute in int8 on this machine: {reason}. {keep}"
 
 
@@ -301,6 +298,5 @@ def described(finalists: Sequence[Tried]) -> list[str]:
     return told
 
 
-def _names(groups: Iterable[str]) -> str:
-    names = list(groups)
+def _names(names: Sequence[str]) -> str:
     return ", ".join(names) if len(names) <= 4 else f"{', '.join(names[:3])} and {len(names) - 3} more groups"
