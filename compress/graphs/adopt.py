@@ -33,8 +33,7 @@ def image_shape(path: Path) -> tuple[int, int, int] | None:
     Raises:
         CompressError: for what the module refuses of inputs.
     """
-    shape = _entry(read_onnx(path), path).type.tensor_type.shape.dim
-    sizes = tuple(dim.dim_value for dim in shape[1:])
+    _, *sizes = _entry(read_onnx(path), path)[1]
     return (sizes[0], sizes[1], sizes[2]) if all(sizes) else None
 
 
@@ -53,11 +52,9 @@ def adopt(
         CompressError: for what the module refuses.
     """
     model = read_float(path)
-    entry = _entry(model, path)
-    sizes = [dim.dim_value for dim in entry.type.tensor_type.shape.dim]
-    if any(have not in (0, want) for have, want in zip(sizes[1:], shape, strict=True)):
-        raise CompressError(f'"{path}" takes images {tuple(sizes[1:])}, and image-shape (={shape}) is another; leave --image-shape out')
-    batch = sizes[0]
+    entry, (batch, *sizes) = _entry(model, path)
+    if any(have not in (0, want) for have, want in zip(sizes, shape, strict=True)):
+        raise CompressError(f'"{path}" takes images {tuple(sizes)}, and image-shape (={shape}) is another; leave --image-shape out')
     with edited(model) as graph:
         image = named(graph)[entry.name]
         graph.inputs.remove(image)
@@ -75,7 +72,8 @@ def adopt(
     raise CompressError(f'"{path}" does not give (B, K) for images {shape}; a classifier of one label per image is needed here')
 
 
-def _entry(model: onnx.ModelProto, path: Path) -> onnx.ValueInfoProto:
+def _entry(model: onnx.ModelProto, path: Path) -> tuple[onnx.ValueInfoProto, list[int]]:
+    """The input and its (B, C, H, W), 0 where it leaves one open."""
     entries = image_inputs(model)
     if len(entries) != 1:
         raise CompressError(f'"{path}" has {len(entries)} inputs ({", ".join(value.name for value in entries)}); one of images is needed')
@@ -87,7 +85,7 @@ def _entry(model: onnx.ModelProto, path: Path) -> onnx.ValueInfoProto:
         raise CompressError(f'"{path}" takes {tuple(sizes)}, channels last; export it with channels first, (B, C, H, W)')
     if kind not in (TensorProto.FLOAT, TensorProto.UINT8):
         raise CompressError(f'"{path}" takes {TensorProto.DataType.Name(kind)}; export it with float32 or uint8 input')
-    return entries[0]
+    return entries[0], sizes
 
 
 def _prepare(graph: ir.Graph, taken: ir.Value, mean: Sequence[float], std: Sequence[float]) -> ir.Value:

@@ -125,29 +125,30 @@ def parity(network: nn.Module, prepare: nn.Module, path: Path, images: np.ndarra
         raise CompressError(f"images (={images.dtype} {images.shape}) must be uint8 (N, C, H, W) with at least one image")
     deployed = _Deployed(prepare, network)
     session = open_session(read_onnx(path), f'"{path}"')
-    entry, (output, *others) = session.get_inputs()[0], [value.name for value in session.get_outputs()]
-    probable = "probabilities" in others
-    largest, largest_probable, same = 0.0, 0.0, 0
+    entry, (logits, *others) = session.get_inputs()[0], [value.name for value in session.get_outputs()]
+    names = [logits, *(name for name in others if name == "probabilities")]
+    largest, same = [0.0] * len(names), 0
     for start in range(0, len(images), batch):
         part = np.ascontiguousarray(images[start : start + batch])
         with torch.inference_mode():
             expected = deployed(torch.tensor(part)).numpy()  # a copy: the images may be read-only
         fed = as_taken(entry, part)
         try:
-            found, *rest = session.run([output, "probabilities"] if probable else [output], {entry.name: fed})
+            found = session.run(names, {entry.name: fed})
         except (ValueError, *RUNTIME_ERRORS) as error:
             raise CompressError(f'"{path}" does not take images of {part.dtype} {part.shape[1:]} ({first_line(error)})') from error
-        if found.shape != expected.shape:
-            raise CompressError(f'"{path}" gives {found.shape}, the network {expected.shape}; compare a file with the network it came from')
-        largest = max(largest, _difference(found, expected))
-        if probable:
-            largest_probable = max(largest_probable, _difference(rest[0], torch.from_numpy(expected).softmax(1).numpy()))
-        same += int((found.argmax(axis=1) == expected.argmax(axis=1)).sum())
+        if found[0].shape != expected.shape:
+            raise CompressError(
+                f'"{path}" gives {found[0].shape}, the network {expected.shape}; compare a file with the network it came from'
+            )
+        wanted = expected, torch.from_numpy(expected).softmax(1).numpy()
+        largest = [max(before, _difference(*pair)) for before, *pair in zip(largest, found, wanted, strict=False)]
+        same += int((found[0].argmax(axis=1) == expected.argmax(axis=1)).sum())
     return Parity(
         images=len(images),
-        largest_difference=largest,
+        largest_difference=largest[0],
         agreement=same / len(images),
-        probabilities=largest_probable if probable else None,
+        probabilities=largest[1] if len(largest) > 1 else None,
     )
 
 

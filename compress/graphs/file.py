@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from ..errors import CompressError, first_line, onnxruntime_errors
 
 RUNTIME_ERRORS = onnxruntime_errors()
+Level = onnxruntime.GraphOptimizationLevel
 
 
 def read_onnx(path: Path) -> onnx.ModelProto:
@@ -96,14 +97,16 @@ def write_onnx(model: onnx.ModelProto, target: Path) -> None:
             raise
 
 
-def open_session(model: onnx.ModelProto, name: str, options: onnxruntime.SessionOptions | None = None) -> onnxruntime.InferenceSession:
-    """Load a model on the CPU; ``name`` is what an error calls it.
+def open_session(model: onnx.ModelProto, name: str, **settings: Any) -> onnxruntime.InferenceSession:
+    """Load a model on the CPU; ``name`` is what an error calls it, ``settings`` are those of ``onnxruntime.SessionOptions``.
 
     Raises:
         CompressError: ONNX Runtime cannot load it.
     """
-    options = options or onnxruntime.SessionOptions()
-    options.log_severity_level = 4  # not on stderr: errors come as exceptions, and hints about fusions are nothing to act on
+    options = onnxruntime.SessionOptions()
+    # Not on stderr: errors come as exceptions, and hints about fusions are nothing to act on.
+    for setting, value in {"log_severity_level": 4, **settings}.items():
+        setattr(options, setting, value)
     try:
         return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
     except (*RUNTIME_ERRORS, EncodeError) as error:

@@ -1,17 +1,22 @@
-"""A float32 graph that can be quantized: read and checked, its constants folded."""
+"""A float32 graph that can be quantized: read and checked, its constants folded, and where its weights stand.
+
+Works on the main graph; nodes inside the branches of If, Loop and Scan are left alone.
+"""
 
 import re
+import tempfile
 from pathlib import Path
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 
 from ..errors import CompressError
-from .edits import WEIGHTED, fold_constants, weighted_nodes
-from .file import image_inputs, opset_of, read_onnx
-from .index import constant, index
+from .file import Level, image_inputs, open_session, opset_of, read_onnx
+from .index import add_constant, constant, edited, fresh, index, is_a, make, reached, settings, sweep
 from .records import MINIMUM_IMAGES
 
+WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 _QUANTIZED = re.compile("QuantizeLinear|Integer$|^QLinear|^QGemm|^DequantizeLinear")
 
 
@@ -22,14 +27,12 @@ def read_float(source: Path) -> onnx.ModelProto:
         CompressError: for what ``read_onnx`` refuses; quantized already; an opset below 13.
     """
     model = read_onnx(source)
-    quantized = sorted({node.op_type for node in model.graph.node if _QUANTIZED.search(node.op_type)})
-    if quantized:
-        raise CompressError(f'"{source}" is quantized already (it has {", ".join(quantized)}); quantize the float32 file it came from')
-    opset = opset_of(model)
-    stored = next((entry.value for entry in model.metadata_props if entry.key == "quantization.mode"), None)
-    if stored:
-        raise CompressError(f'"{source}" is quantized already (its metadata says {stored}); quantize the float32 file it came from')
-    if opset < 13:
+    kinds = sorted({node.op_type for node in model.graph.node if _QUANTIZED.search(node.op_type)})
+    noted = next((entry.value for entry in model.metadata_props if entry.key == "quantization.mode"), None)
+    if kinds or noted:
+        told = f"it has {', '.join(kinds)}" if kinds else f"its metadata says {noted}"
+        raise CompressError(f'"{source}" is quantized already ({told}); quantize the float32 file it came from')
+    if (opset := opset_of(model)) < 13:
         raise CompressError(f'"{source}" has opset {opset}, but quantization needs at least 13; export it again with a newer opset')
     return model
 
@@ -55,13 +58,28 @@ def check_images(model: onnx.ModelProto, images: np.ndarray) -> None:
 
 
 def fold(model: onnx.ModelProto, name: str) -> onnx.ModelProto:
-    """The graph without what can be computed beforehand, its weights checked; ``name`` is what messages call it.
+    """The graph without what can be computed beforehand: constants and batch norm folded as ONNX Runtime's basic optimisation does.
 
-    ONNX Runtime's own quant_pre_process is not used: it raises TypeError on graphs with CBAM gates, and logs a failed step instead of
-    raising.
+    Every node gets a name, and no inferred shapes are left. ONNX Runtime's own quant_pre_process is not used: it raises TypeError on
+    graphs with CBAM gates, and logs a failed step instead of raising.
+
+    Raises:
+        CompressError: ONNX Runtime cannot load the model, which the error calls ``name``; it has no weights, or some that are not finite.
     """
-    folded = fold_constants(model, name)
-    weighted = weighted_nodes(index(folded))
+    with tempfile.TemporaryDirectory(prefix="compress-") as folder:
+        file = Path(folder) / "folded.onnx"
+        open_session(model, name, graph_optimization_level=Level.ORT_ENABLE_BASIC, optimized_model_filepath=str(file))
+        folded = onnx.load(file)
+    del folded.graph.value_info[:]  # stale shapes of transposed weights: "Inferred shape and existing shape differ"
+    used = {node.domain for node in folded.graph.node} | {entry.domain for entry in model.opset_import}
+    imports = [entry for entry in folded.opset_import if entry.domain in used]  # ONNX Runtime adds every domain that it knows
+    del folded.opset_import[:]
+    folded.opset_import.extend(imports)
+    if not all(node.name for node in folded.graph.node):
+        with edited(folded) as graph:
+            for number, node in enumerate(graph):
+                node.name = node.name or fresh(graph, f"{node.op_type}_{number}", of_node=True)
+    weighted = [node for node in index(folded) if is_weighted(node)]
     if not weighted:
         raise CompressError(f"{name} has no {', '.join(WEIGHTED)} with constant float32 weights; there is nothing to quantize")
     for weight in dict.fromkeys(value for node in weighted for value in node.inputs):
@@ -69,3 +87,44 @@ def fold(model: onnx.ModelProto, name: str) -> onnx.ModelProto:
         if weight is not None and values is not None and not np.isfinite(values).all():
             raise CompressError(f'{name}: weight "{weight.name}" holds values that are not finite; train the network again')
     return folded
+
+
+def is_weighted(node: ir.Node) -> bool:
+    """Whether it is a convolution or matrix product that has a constant float32 factor."""
+    factors = [value.const_value for value in node.inputs[:2] if value is not None and value.const_value is not None]
+    return is_a(node, *WEIGHTED) and any(factor.dtype == ir.DataType.FLOAT for factor in factors)
+
+
+def nodes_before_weights(graph: ir.Graph) -> list[ir.Node]:
+    """The nodes that no weight has reached yet, such as the scaling of the image; a graph lists its nodes in the order of computation."""
+    behind = reached(graph, is_weighted, ir.Node.predecessors)
+    return [node for node in graph if node not in behind]
+
+
+def nodes_after_weights(graph: ir.Graph) -> list[ir.Node]:
+    """The nodes that lead to no weights any more: the end of the network, and outputs made from the logits, such as probabilities."""
+    leading = reached(reversed(graph), is_weighted, ir.Node.successors)
+    return [node for node in graph if node not in leading]
+
+
+def split_gemms(model: onnx.ModelProto) -> None:
+    """Turn each Gemm that is a linear layer with constant weights into MatMul and Add, in place.
+
+    ONNX Runtime's quantizer does so too, but transposes a weight once per Gemm that uses it: twice for CBAM's shared MLP.
+    """
+    transposed: dict[ir.Value, ir.Value] = {}
+    with edited(model) as graph:
+        for gemm in [node for node in graph if is_a(node, "Gemm")]:
+            own, (x, weight, *biases), result = settings(gemm), gemm.inputs, gemm.outputs[0]
+            values = constant(weight)
+            if weight is None or values is None or own.get("alpha", 1) != 1 or own.get("beta", 1) != 1 or own.get("transA", 0):
+                continue
+            if own.get("transB", 0):
+                if weight not in transposed:
+                    transposed[weight] = add_constant(graph, f"{weight.name}_transposed", np.ascontiguousarray(values.T))
+                weight = transposed[weight]
+            bias = [value for value in biases if value is not None]
+            product = make(graph, "MatMul", [x, weight], f"{result.name}_product" if bias else result, f"{result.name}_MatMul")
+            steps = [product, make(graph, "Add", [*product.outputs, *bias], result)] if bias else [product]
+            ir.convenience.replace_nodes_and_values(graph, gemm, [gemm], steps, [result], steps[-1].outputs)
+        sweep(graph)

@@ -18,15 +18,13 @@ from typing import Any
 import numpy as np
 import onnx
 import onnx_ir as ir
-import onnxruntime
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from .file import as_taken, open_session
 from .index import index, is_a, maker
-from .probe import with_outputs
+from .probe import run_in_batches, with_outputs
 
 Run = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
 _ATEN = torch.ops.aten
@@ -61,24 +59,19 @@ def graph_gates(model: onnx.ModelProto, images: NDArray[np.uint8]) -> list[Gate]
     Raises:
         CompressError: ONNX Runtime cannot load the graph.
     """
-    pairs = _gated_products(index(model))
+    products = [node for node in index(model) if is_a(node, "Mul")]
+    factors = [(_gate_at(value), node.outputs[0]) for node in products for value in node.inputs]
+    pairs = [(str(factor.name), str(product.name)) for factor, product in factors if factor is not None]
     if not pairs:
         return []
     names = list(dict.fromkeys(name for pair in pairs for name in pair))
-    options = onnxruntime.SessionOptions()
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    options.intra_op_num_threads = 1
-    session = open_session(with_outputs(model, names), "the graph, with its gates as outputs,", options)
-    taken = session.get_inputs()[0]
-    fed = as_taken(taken, images)
-    step = 1 if isinstance(taken.shape[0], int) else max(1, len(images))  # a fixed batch is a batch of one
-    parts = [session.run(names, {taken.name: fed[start : start + step]}) for start in range(0, len(fed), step)]
+    parts = [found for _, found in run_in_batches(with_outputs(model, names), images, len(images))]
     tensors = {name: np.concatenate(values) for name, values in zip(names, zip(*parts, strict=True), strict=True)}
     found = [_as_gate(tensors[factor], tensors[product].shape) for factor, product in pairs]
     return [gate for gate in found if gate is not None]
 
 
-def occlusion(run: Run, image: NDArray[np.uint8], classes: Sequence[int], *, patch: int, stride: int | None = None) -> NDArray[np.float64]:
+def occlusion(run: Run, image: NDArray[np.uint8], classes: Sequence[int], *, patch: int) -> NDArray[np.float64]:
     """Evidence of each pixel for each class, float64 (len(classes), H, W), in logits: positive where covering it costs the class.
 
     What falls is the class's logit less the mean of all logits. A probability, also its logarithm, stands still as long as the network
@@ -89,9 +82,9 @@ def occlusion(run: Run, image: NDArray[np.uint8], classes: Sequence[int], *, pat
     Args:
         run: images uint8 (B, C, H, W) to logits (B, K). image: uint8 (C, H, W). classes: indices into the logits.
         patch: side of the square that is covered, in pixels, with the median colour of the image's border.
-        stride: from one square to the next; half a patch by default. A pixel's evidence is the mean over the squares that cover it.
+            From one square to the next it is half a patch, and a pixel's evidence is the mean over the squares that cover it.
     """
-    stride = stride or max(1, (patch + 1) // 2)
+    stride = max(1, (patch + 1) // 2)
     _, height, width = image.shape
     border = np.concatenate([image[:, 0], image[:, -1], image[:, :, 0], image[:, :, -1]], axis=1)
     background = np.median(border, axis=1).astype(np.uint8)[:, None, None]
@@ -159,12 +152,6 @@ class _Watch(TorchDispatchMode):
                     gate = _as_gate(factor.detach().float().cpu().numpy(), tuple(result.shape))
                     self.gates += [gate] if gate is not None else []
         return result
-
-
-def _gated_products(graph: ir.Graph) -> list[tuple[str, str]]:
-    """Pairs of tensor names: what a sigmoid has become when it multiplies, and the product, in the order of computation."""
-    factors = [(_gate_at(value), node) for node in graph if is_a(node, "Mul") for value in node.inputs]
-    return [(str(factor.name), str(node.outputs[0].name)) for factor, node in factors if factor is not None]
 
 
 def _gate_at(value: ir.Value | None) -> ir.Value | None:

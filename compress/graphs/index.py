@@ -10,7 +10,7 @@ By hand: in ``image -> Conv(weight) -> a -> Relu -> b``, the tensor ``a`` is mad
 Source: onnx.ai/ir-py.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -76,6 +76,19 @@ def only_reader(value: ir.Value, *kinds: str) -> ir.Node | None:
     found = readers(value)
     alone = len(found) == 1 and not value.is_graph_output()
     return found[0] if alone and (not kinds or is_a(found[0], *kinds)) else None
+
+
+def reached(
+    nodes: Iterable[ir.Node], begins: Callable[[ir.Node], bool], neighbours: Callable[[ir.Node], Sequence[ir.Node]]
+) -> dict[ir.Node, None]:
+    """Of nodes in the order of a way, those where it begins and all that lie behind them: with ``ir.Node.predecessors`` as neighbours the
+    way of computation, with ``successors`` the way back.
+    """
+    found: dict[ir.Node, None] = {}
+    for node in nodes:
+        if begins(node) or not found.keys().isdisjoint(neighbours(node)):
+            found[node] = None
+    return found
 
 
 def constant(value: ir.Value | None) -> NDArray[Any] | None:

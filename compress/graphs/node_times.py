@@ -18,8 +18,7 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
-import onnx
-import onnxruntime
+import onnx_ir as ir
 
 from .file import open_session, read_onnx
 from .index import index, maker, named
@@ -40,12 +39,9 @@ def node_times(path: Path, image_shape: tuple[int, int, int], *, calls: int = 20
         CompressError: for what the module refuses.
     """
     model = read_onnx(path)
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = options.inter_op_num_threads = 1
-    options.enable_profiling = True
     with tempfile.TemporaryDirectory(prefix="compress-") as folder:
-        options.profile_file_prefix = str(Path(folder) / "profile")
-        session = open_session(model, f'"{path}"', options)
+        profile = {"enable_profiling": True, "profile_file_prefix": str(Path(folder) / "profile")}
+        session = open_session(model, f'"{path}"', intra_op_num_threads=1, inter_op_num_threads=1, **profile)
         [entry] = session.get_inputs()
         image = np.zeros((1, *image_shape), np.uint8 if entry.type == "tensor(uint8)" else np.float32)
         for _ in range(_WARM_UP + calls):
@@ -55,34 +51,27 @@ def node_times(path: Path, image_shape: tuple[int, int, int], *, calls: int = 20
     for event in events:
         if event.get("cat") == "Node" and event["name"].endswith("_kernel_time"):
             durations.setdefault((event["name"], event["args"]["op_name"]), []).append(event["dur"])
-    owner = _Owners(model)
+    graph = index(model)
     times: dict[str, float] = {}
     for (name, kind), found in durations.items():
         each = len(found) // (_WARM_UP + calls)  # kernels of one name
         kept = np.sort(found[each * _WARM_UP :])
         quarter = len(kept) // 4
-        whose = owner.of(name, kind)
+        whose = _owner(graph, name, kind)
         times[whose] = times.get(whose, 0.0) + each * float(kept[quarter : len(kept) - quarter].mean())
     return times
 
 
-class _Owners:
-    """Which node of a file a kernel computes."""
-
-    def __init__(self, model: onnx.ModelProto) -> None:
-        graph = index(model)
-        self.nodes, self.tensors = {node.name for node in graph if node.name}, named(graph)
-
-    def of(self, name: str, kind: str) -> str:
-        """The node's name, or its operator in brackets. By hand: "relu_nchwc", "Conv" is the Conv in front of what makes "relu"."""
-        name = _ADDED.sub("", name)
-        if name in self.nodes:
-            return name
-        node = maker(self.tensors.get(name))
-        near = [] if node is None else [node]
-        for node in near:
-            if node.op_type == kind:
-                return str(node.name)
-            if len(near) < 4:  # Conv, Add, Relu is the longest that is fused
-                near.extend(node.predecessors())
-        return str(near[0].name) if near else f"({kind})"
+def _owner(graph: ir.Graph, name: str, kind: str) -> str:
+    """The node of a kernel, or its operator in brackets. By hand: "relu_nchwc", "Conv" is the Conv in front of what makes "relu"."""
+    name = _ADDED.sub("", name)
+    if name and any(node.name == name for node in graph):
+        return name
+    node = maker(named(graph).get(name))
+    near = [] if node is None else [node]
+    for node in near:
+        if node.op_type == kind:
+            return str(node.name)
+        if len(near) < 4:  # Conv, Add, Relu is the longest that is fused
+            near.extend(node.predecessors())
+    return str(near[0].name) if near else f"({kind})"

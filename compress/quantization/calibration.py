@@ -21,13 +21,11 @@ from functools import cached_property
 
 import numpy as np
 import onnx
-import onnxruntime
 
 from ..errors import CompressError
-from ..graphs.file import as_taken, image_inputs, open_session
-from ..graphs.probe import with_outputs
+from ..graphs.probe import run_in_batches, with_outputs
+from .search import METHODS
 
-METHODS = ("minmax", "percentile", "entropy", "mse")
 BINS = 2048
 INSIDE = 0.99999  # of the values, for "percentile"; what is cut off is shared by both ends
 _LEVELS = 256
@@ -35,20 +33,24 @@ _STEP_BYTES = 64 * 2**20  # of activations per batch: more is not faster, and la
 
 
 class Histograms:
-    """Ranges of named tensors over a set of images, as ``observe`` saw them.
+    """What named tensors are while images run through a graph, and the ranges to represent that follow from it.
 
     ``limits``: least and greatest value by tensor, or 0 where that lies beyond. The histograms are counted when a method first needs them,
     so that minmax costs one pass, not two.
+
+    Args:
+        model: a float32 graph with one input of images.
+        tensors: names of float32 tensors in it.
+        images: uint8 (N, C, H, W), or of the input's type. Those that do not fill the batch that a graph may prescribe are left out.
+        batch: images per step at most; fewer where their activations would take more than 64 MiB.
+
+    Raises:
+        CompressError: the graph does not load, or a tensor takes values that are not finite.
     """
 
-    def __init__(self, model: onnx.ModelProto, tensors: Collection[str], images: np.ndarray, batch: int) -> None:
-        [self._entry] = image_inputs(model)
-        self._input = self._entry.name
+    def __init__(self, model: onnx.ModelProto, tensors: Collection[str], images: np.ndarray, *, batch: int = 32) -> None:
         self._tensors = sorted(tensors)
-        self._made = [name for name in self._tensors if name != self._input]
-        self._images, self._batch = images, batch
-        self._prescribed = self._entry.type.tensor_type.shape.dim[0].dim_value
-        self._model = with_outputs(model, self._made)
+        self._model, self._images, self._batch = with_outputs(model, self._tensors), images, batch
         self._ranges: dict[str, dict[str, tuple[float, float]]] = {}
         self.limits = self._seen()
 
@@ -103,35 +105,10 @@ class Histograms:
 
     def _activations(self) -> Iterator[tuple[str, np.ndarray]]:
         """Name and values of one tensor for one batch at a time."""
-        options = onnxruntime.SessionOptions()
-        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL  # every tensor as it stands in the graph
-        session = open_session(self._model, "the graph to calibrate", options) if self._made else None
-        size: int = self._prescribed or 1  # the first image alone tells how many fit into one step
-        start = 0
-        while start + (self._prescribed or 1) <= len(self._images):
-            batch = as_taken(self._entry, self._images[start : start + size])
-            found = session.run(self._made, {self._input: batch}) if session is not None else []
-            start += size
-            if not self._prescribed and size == 1:
-                size = max(1, min(self._batch, _STEP_BYTES // max(1, sum(values.nbytes for values in found))))
-            if self._input in self._tensors:
-                yield self._input, batch
-            yield from zip(self._made, found, strict=True)
-
-
-def observe(model: onnx.ModelProto, tensors: Collection[str], images: np.ndarray, *, batch: int = 32) -> Histograms:
-    """Run the images through the graph and note what the tensors are.
-
-    Args:
-        model: a float32 graph with one input of images.
-        tensors: names of float32 tensors in it.
-        images: uint8 (N, C, H, W), or of the input's type. Those that do not fill the batch that a graph may prescribe are left out.
-        batch: images per step at most; fewer where their activations would take more than 64 MiB.
-
-    Raises:
-        CompressError: the graph does not load, or a tensor takes values that are not finite.
-    """
-    return Histograms(model, tensors, images, batch)
+        if not self._tensors:  # ONNX Runtime does not run a graph for nothing
+            return
+        for _, found in run_in_batches(self._model, self._images, self._batch, most_bytes=_STEP_BYTES):
+            yield from zip(self._tensors, found, strict=True)
 
 
 def _bins(values: np.ndarray, low: float, high: float) -> np.ndarray:

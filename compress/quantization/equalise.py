@@ -48,22 +48,6 @@ class _Layer:
     def inputs(self) -> int:
         return self.channels.shape[0] * self.channels.shape[2]
 
-    def output_range(self) -> np.ndarray:
-        return np.abs(self.channels).max(axis=(2, 3)).reshape(-1)
-
-    def input_range(self, channels: int) -> np.ndarray:
-        """The largest weight on each of the channels; behind a flattening each of them stands for several inputs in a row."""
-        return np.abs(self.channels).max(axis=(1, 3)).reshape(channels, -1).max(axis=1)
-
-    def divide_outputs(self, by: np.ndarray) -> None:
-        self.channels /= by.reshape(*self.channels.shape[:2], 1, 1)
-        if self.bias is not None:
-            self.bias /= by
-
-    def multiply_inputs(self, by: np.ndarray) -> None:
-        groups, _, each, _ = self.channels.shape
-        self.channels *= np.repeat(by, self.inputs // len(by)).reshape(groups, 1, each, 1)
-
 
 def equalise(model: onnx.ModelProto) -> int:
     """Equalise every pair of layers, in place; the answers stay the same up to float32 rounding.
@@ -93,12 +77,16 @@ def equalise(model: onnx.ModelProto) -> int:
 
 def _equalise_pair(first: _Layer, second: _Layer) -> float:
     """Equalise one pair; how far the furthest scale was from 1, as the absolute natural logarithm."""
-    one, two = first.output_range(), second.input_range(first.outputs)
+    one = np.abs(first.channels).max(axis=(2, 3)).reshape(-1)
+    two = np.abs(second.channels).max(axis=(1, 3)).reshape(len(one), -1).max(axis=1)  # several inputs in a row where it was flattened
     alive = (one > _DEAD * one.max()) & (two > _DEAD * two.max())
     scale = np.ones_like(one)
     scale[alive] = np.sqrt(one[alive] / two[alive])
-    first.divide_outputs(scale)
-    second.multiply_inputs(scale)
+    first.channels /= scale.reshape(*first.channels.shape[:2], 1, 1)
+    if first.bias is not None:
+        first.bias /= scale
+    groups, _, each, _ = second.channels.shape
+    second.channels *= np.repeat(scale, second.inputs // len(scale)).reshape(groups, 1, each, 1)
     return float(np.abs(np.log(scale)).max())
 
 
@@ -113,8 +101,8 @@ def _next_layer(node: ir.Node) -> tuple[ir.Node | None, int]:
         if is_a(node, *_LAYERS):
             return node, each
         if is_a(node, *_OVER_SPACE):
-            axes = {axis % len(shape) for axis in _axes(node)} if shape else set()
-            if not axes or axes & {0, 1}:
+            axes = constant(node.inputs[1]) if len(node.inputs) > 1 else settings(node).get("axes")
+            if axes is None or not shape or len(axes) == 0 or not {0, 1}.isdisjoint(axis % len(shape) for axis in axes):
                 break
         elif is_a(node, *_FLATTEN):
             each *= math.prod(shape[2:])
@@ -123,11 +111,6 @@ def _next_layer(node: ir.Node) -> tuple[ir.Node | None, int]:
         elif not is_a(node, *_COMMUTE):
             break
     return None, 0
-
-
-def _axes(node: ir.Node) -> list[int]:
-    axes = constant(node.inputs[1]) if len(node.inputs) > 1 else settings(node).get("axes")
-    return [] if axes is None else [int(axis) for axis in axes]
 
 
 def _layer(node: ir.Node) -> _Layer | None:

@@ -9,7 +9,7 @@ By hand: a tensor seen between -1 and 4 gets scale (4 - -1) / 255 = 0.0196 and z
 uint8 already: divided by 255, its scale is 1/255 and its zero point 0, and the first convolution reads it as it is. Other scalings of it
 stay float, and so do the logits: in 256 steps the two best of them tied for 0.8% of the images, and the answer was a matter of order.
 
-Refuses: what ``static`` refuses, unknown nodes and operators, a choice that leaves nothing quantized.
+Refuses: what ``read_float`` and ``check_images`` refuse, unknown nodes, a choice that leaves nothing quantized.
 
 Source: Jacob et al. 2018, arXiv:1712.05877; Krishnamoorthi 2018, arXiv:1806.08342; onnxruntime.quantization does the work.
 """
@@ -17,7 +17,7 @@ Source: Jacob et al. 2018, arXiv:1712.05877; Krishnamoorthi 2018, arXiv:1806.083
 import hashlib
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,63 +28,23 @@ import onnxruntime
 from onnxruntime import quantization
 
 from ..errors import CompressError
-from ..graphs.edits import WEIGHTED, nodes_after_weights, nodes_before_weights, split_gemms
 from ..graphs.file import note, write_onnx
-from ..graphs.floats import check_images, fold, read_float
+from ..graphs.floats import WEIGHTED, check_images, fold, nodes_after_weights, nodes_before_weights, read_float, split_gemms
 from ..graphs.index import index, is_a, maker, readers
-from .calibration import METHODS, Histograms, observe
+from .bias import correct_bias
+from .calibration import Histograms
+from .equalise import equalise
 from .ort_quantizer import FLOAT_OUTPUT, OPERATORS, Types, held_back, insert_qdq, this_cpu
 from .qdq import rename_clashes
 from .records import Quantized
+from .search import Setting
 from .weights_only import store_in
 
-Change = Callable[[onnx.ModelProto], object]
 _WHY_NOT_DYNAMIC = {
     "Conv": "its dynamic int8 form, ConvInteger, fails to load in ONNX Runtime",
     "Gemm": "its weight is not constant, or it scales or transposes more than a linear layer does",
     "MatMul": "neither factor is a constant weight",
 }
-
-
-@dataclass(frozen=True, kw_only=True)
-class StaticConfig:
-    """How static quantization finds its scales, and which operators it takes.
-
-    ``method``: one of ``calibration.METHODS``. ``per_channel``: one scale per output channel of a weight, else one per weight; neither is
-    always better (microsoft/onnxruntime#11415). ``reduce_range``: 7 bits per weight. ``activations``: "uint8" or "int8"; an image can be
-    read as it is only as uint8. None, for these two: what ``types_for`` says of this machine. ``operators``: the ONNX operator types to
-    quantize, None for all that ONNX Runtime can.
-    """
-
-    method: str = "minmax"
-    per_channel: bool = True
-    reduce_range: bool | None = None
-    activations: str | None = None
-    operators: tuple[str, ...] | None = None
-
-    @property
-    def types(self) -> Types:
-        """Of activations and weights: those chosen, else those of this machine."""
-        suits = this_cpu()
-        return Types(
-            activations=self.activations or suits.activations,
-            weights=suits.weights,
-            reduce_range=suits.reduce_range if self.reduce_range is None else self.reduce_range,
-        )
-
-    def __post_init__(self) -> None:
-        if self.method not in METHODS:
-            raise CompressError(f'method (="{self.method}") must be one of {", ".join(METHODS)}; minmax is the plain one')
-        if self.activations not in (None, "uint8", "int8"):
-            raise CompressError(f'activations (="{self.activations}") must be uint8 or int8; leave it out to have what suits this CPU')
-        if self.operators is not None:
-            object.__setattr__(self, "operators", tuple(self.operators))
-            unknown = sorted(set(self.operators) - set(OPERATORS))
-            if unknown or not self.operators:
-                raise CompressError(
-                    f"operators (={self.operators}) must be operator types that ONNX Runtime quantizes, such as Conv, Gemm, MatMul, Add; "
-                    f"{', '.join(unknown) or 'none'} is not"
-                )
 
 
 def quantize_dynamic(source: Path, target: Path) -> Quantized:
@@ -103,25 +63,16 @@ def quantize_dynamic(source: Path, target: Path) -> Quantized:
     split_gemms(folded)
     rename_clashes(folded)
     with tempfile.TemporaryDirectory(prefix="compress-") as folder, held_back(name):
-        prepared = onnx.shape_inference.infer_shapes(folded)
-        quantization.quant_utils.add_pre_process_metadata(prepared)
-        onnx.save(prepared, Path(folder) / "prepared.onnx")
-        quantization.quantize_dynamic(
-            Path(folder) / "prepared.onnx",
-            Path(folder) / "int8.onnx",
-            op_types_to_quantize=["MatMul"],
-            per_channel=True,
-            reduce_range=reduce_range,
-            weight_type=quantization.QuantType.QInt8,
-        )
-        quantized = onnx.load(Path(folder) / "int8.onnx")
+        file, int8 = Path(folder) / "int8.onnx", quantization.QuantType.QInt8
+        quantization.quantize_dynamic(folded, file, ["MatMul"], per_channel=True, reduce_range=reduce_range, weight_type=int8)
+        quantized = onnx.load(file)
     count = sum(node.op_type == "MatMulInteger" for node in quantized.graph.node)
     if not count:
         raise CompressError(
             f'"{source}" has no MatMul or Gemm with constant weights, which is all that dynamic quantization takes; use static quantization'
         )
     _finish(quantized, model, {"mode": "dynamic", "per_channel": "true", "reduce_range": str(reduce_range).lower()}, target)
-    left = Counter(node.op_type for node in prepared.graph.node if node.op_type != "MatMul")
+    left = Counter(node.op_type for node in folded.graph.node if node.op_type != "MatMul")
     left.update(node.op_type for node in quantized.graph.node if node.op_type == "MatMul")
     reasons = {kind: why for kind, why in _WHY_NOT_DYNAMIC.items() if kind in left}
     return Quantized(operators={"MatMul": count}, left=dict(sorted(left.items())), reasons=reasons)
@@ -131,27 +82,32 @@ def quantize_dynamic(source: Path, target: Path) -> Quantized:
 class Prepared:
     """A float32 graph ready to be quantized many times, and what its activations were seen to be.
 
-    ``model``: constants and batch norm folded, every node named, shapes inferred; ``graph``: its, to look at. ``source``: as read; its
-    metadata goes into what is written. ``name``: what messages call it. ``images``, ``sha256``: number and hash of the calibration images.
+    ``model``: constants and batch norm folded, every node named, shapes inferred; ``graph``: its, to look at. ``nodes``: those that static
+    quantization can take, in the order of computation: none before the first weights, nor after the logits. ``source``: as read; its
+    metadata goes into what is written. ``name``: what messages call it. ``calibration``, ``sha256``: the calibration images and their hash.
+    ``types``: those that activations and weights will have.
     """
 
     model: onnx.ModelProto
     graph: ir.Graph
+    nodes: list[ir.Node]
     source: onnx.ModelProto
     name: str
     histograms: Histograms
-    images: int
+    calibration: np.ndarray
     sha256: str
+    types: Types
 
 
-def prepare(source: Path, calibration: np.ndarray, *, change: Change | None = None) -> Prepared:
+def prepare(source: Path, calibration: np.ndarray, *, equalised: bool = False, types: Types | None = None) -> Prepared:
     """Read, fold and calibrate a float32 file, for any number of ``quantize_prepared``.
 
     Args:
         source: a float32 ONNX file with one input (B, C, H, W).
         calibration: at least 32 images uint8 (N, C, H, W), or of the graph's input type; a graph that takes float32 gets uint8 as pixel /
             255. Take them from the training data, chosen by a seed; they are read in batches.
-        change: alters the folded float graph in place before it is calibrated, such as ``equalise``.
+        equalised: whether to ``equalise`` the folded float graph before it is calibrated.
+        types: of activations and weights, those that suit this CPU by default; an image can be read as it is only as uint8.
 
     Raises:
         CompressError: for what the module refuses.
@@ -160,61 +116,56 @@ def prepare(source: Path, calibration: np.ndarray, *, change: Change | None = No
     check_images(model, calibration)
     prepared = fold(model, name)
     rename_clashes(prepared)
-    if change is not None:
-        change(prepared)
+    if equalised:
+        equalise(prepared)
     with held_back(name):
         prepared = onnx.shape_inference.infer_shapes(prepared)
     graph = index(prepared)
+    left = {*nodes_before_weights(graph), *(node for node in nodes_after_weights(graph) if not is_a(node, "Relu", "Clip"))}
+    nodes = [node for node in graph if is_a(node, *OPERATORS) and node not in left]
+    tensors = {value for node in nodes for value in (*node.inputs, *node.outputs) if value is not None and value.const_value is None}
     return Prepared(
         model=prepared,
         graph=graph,
+        nodes=nodes,
         source=model,
         name=name,
-        histograms=observe(prepared, _float_tensors(_quantizable(graph)), calibration),
-        images=len(calibration),
+        histograms=Histograms(prepared, [str(one.name) for one in tensors if one.dtype == ir.DataType.FLOAT], calibration),
+        calibration=calibration,
         sha256=hashlib.sha256(calibration.tobytes()).hexdigest(),
+        types=types or this_cpu(),
     )
 
 
-def quantizable(prepared: Prepared) -> list[ir.Node]:
-    """The nodes that static quantization can take, in the order of computation: none before the first weights, nor after the logits."""
-    return _quantizable(prepared.graph)
-
-
-def quantize_prepared(
-    prepared: Prepared, config: StaticConfig, nodes: Collection[str] | None = None, *, change: Change | None = None
-) -> onnx.ModelProto:
+def quantize_prepared(prepared: Prepared, setting: Setting, nodes: Collection[str] | None = None) -> onnx.ModelProto:
     """A quantized copy of the graph; the same bytes for the same arguments.
 
     Args:
-        prepared: stays as it is.
-        config: how to find the scales, and which operators to take.
-        nodes: names of the nodes to quantize, of those in ``quantizable``; None for all of them.
-        change: alters the quantized graph in place, such as ``correct_bias``.
+        prepared: equalised or not, as ``setting`` says; stays as it is.
+        setting: how to find the scales.
+        nodes: names of the nodes to quantize, of those in ``prepared.nodes``; None for all of them.
 
     Raises:
-        CompressError: an unknown node, or none to quantize.
+        CompressError: an unknown method or node, or no node to quantize.
     """
-    known = {str(node.name): node for node in quantizable(prepared)}
-    unknown = sorted(set(nodes or ()) - set(known))
-    if unknown:
-        raise CompressError(
-            f'nodes (="{unknown[0]}") is no node of {prepared.name} that can be quantized, such as "{next(iter(known), "")}"'
-        )
-    chosen = {name for name in (known if nodes is None else nodes) if config.operators is None or known[name].op_type in config.operators}
+    known = [str(node.name) for node in prepared.nodes]
+    chosen = set(known if nodes is None else nodes)
+    if unknown := sorted(chosen - set(known)):
+        raise CompressError(f'nodes (="{unknown[0]}") is no node of {prepared.name} that can be quantized, such as "{"".join(known[:1])}"')
     if not chosen:
-        among = f"{len(known if nodes is None else nodes)} nodes chosen{f' and operators {config.operators}' if config.operators else ''}"
-        raise CompressError(f"{prepared.name} has nothing to quantize among the {among}; None takes all that ONNX Runtime can quantize")
-    ranges = prepared.histograms.ranges(config.method)
+        raise CompressError(
+            f"{prepared.name} has nothing to quantize among the 0 nodes chosen; None takes all that ONNX Runtime can quantize"
+        )
+    ranges = prepared.histograms.ranges(setting.method)
     with held_back(prepared.name):
-        quantized = insert_qdq(prepared.model, prepared.graph, ranges, chosen, config.types, per_channel=config.per_channel)
-    if change is not None:
-        change(quantized)
+        quantized = insert_qdq(prepared.model, prepared.graph, ranges, chosen, prepared.types, per_channel=setting.per_channel)
+    if setting.correct_bias:
+        correct_bias(quantized, prepared.model, prepared.calibration)
     return quantized
 
 
 def write_quantized(
-    quantized: onnx.ModelProto, prepared: Prepared, config: StaticConfig, target: Path, *, store: str | None = None
+    quantized: onnx.ModelProto, prepared: Prepared, setting: Setting, target: Path, *, store: str | None = None
 ) -> Quantized:
     """Write a quantized graph with the source's metadata and ``quantization.*``, all or nothing, and say what it holds.
 
@@ -223,56 +174,28 @@ def write_quantized(
     Raises:
         CompressError: nothing in the graph is quantized, or it does not load.
     """
-    report = _report(quantized, config)
+    report = _report(quantized)
     if not report.operators:
         raise CompressError(f"{prepared.name} has nothing quantized in it; choose other nodes, a Conv or Gemm among them")
     if store is not None:
         store_in(quantized, prepared.name, bits=store)
     facts = {
         "mode": "static",
-        "method": config.method,
-        "per_channel": str(config.per_channel).lower(),
-        "reduce_range": str(config.types.reduce_range).lower(),
-        "activations": config.types.activations,
-        "operators": "all" if config.operators is None else ",".join(config.operators),
+        "method": setting.method,
+        "per_channel": str(setting.per_channel).lower(),
+        "reduce_range": str(prepared.types.reduce_range).lower(),
+        "activations": prepared.types.activations,
+        "operators": "all",  # older versions could leave some out
         "int8": ", ".join(f"{kind} {count}" for kind, count in report.operators.items()),
         "float_weights": store or "float32",
-        "calibration.images": str(prepared.images),
+        "calibration.images": str(len(prepared.calibration)),
         "calibration.sha256": prepared.sha256,
     }
     _finish(quantized, prepared.source, facts, target)
     return report
 
 
-def quantize_static(source: Path, target: Path, calibration: np.ndarray, config: StaticConfig) -> Quantized:
-    """Make weights and activations int8, with scales found on calibration images: the three functions above in one.
-
-    Args:
-        source: a float32 ONNX file with one input (B, C, H, W).
-        target: the file to write; replaced at once or not at all. ``source``'s metadata is kept, ``quantization.*`` added.
-        calibration: as ``prepare`` takes them.
-        config: how to find the scales, and which operators to take.
-
-    Raises:
-        CompressError: for what the module refuses.
-    """
-    prepared = prepare(source, calibration)
-    return write_quantized(quantize_prepared(prepared, config), prepared, config, target)
-
-
-def _quantizable(graph: ir.Graph) -> list[ir.Node]:
-    left = {*nodes_before_weights(graph), *(node for node in nodes_after_weights(graph) if not is_a(node, "Relu", "Clip"))}
-    return [node for node in graph if is_a(node, *OPERATORS) and node not in left]
-
-
-def _float_tensors(nodes: Collection[ir.Node]) -> set[str]:
-    """What the nodes read and make, without constants."""
-    values = {value for node in nodes for value in (*node.inputs, *node.outputs) if value is not None and value.const_value is None}
-    return {str(value.name) for value in values if value.dtype == ir.DataType.FLOAT}
-
-
-def _report(model: onnx.ModelProto, config: StaticConfig) -> Quantized:
-    chosen = config.operators or OPERATORS
+def _report(model: onnx.ModelProto) -> Quantized:
     operators: Counter[str] = Counter()
     left: Counter[str] = Counter()
     for node in index(model):
@@ -281,10 +204,9 @@ def _report(model: onnx.ModelProto, config: StaticConfig) -> Quantized:
             users = [user for value in node.outputs for user in readers(value)]
             wanted = any(value.is_graph_output() for value in node.outputs) or not all(is_a(user, "QuantizeLinear") for user in users)
             between = all(maker(value, "DequantizeLinear") for value in read) and (node.op_type in FLOAT_OUTPUT or not wanted)
-            int8 = between and node.op_type in chosen
+            int8 = between and node.op_type in OPERATORS
             (operators if int8 else left)[node.op_type] += 1
-    reasons = {kind: "it was not among the operators to quantize" for kind in left if kind in OPERATORS and kind not in chosen}
-    reasons |= {kind: "ONNX Runtime has no int8 form of it" for kind in left if kind not in OPERATORS}
+    reasons = {kind: "ONNX Runtime has no int8 form of it" for kind in left if kind not in OPERATORS}
     reasons |= {kind: "it was not chosen, or lies before the first weights or beside float tensors" for kind in left if kind not in reasons}
     return Quantized(operators=dict(sorted(operators.items())), left=dict(sorted(left.items())), reasons=reasons)
 

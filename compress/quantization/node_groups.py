@@ -16,8 +16,8 @@ from collections.abc import Collection
 import onnx
 import onnx_ir as ir
 
-from ..graphs.edits import is_weighted
-from ..graphs.index import constant, index, is_a, maker, readers, settings, sizes
+from ..graphs.floats import is_weighted
+from ..graphs.index import constant, index, is_a, maker, reached, readers, settings, sizes
 
 SIGMOIDS = ("Sigmoid", "HardSigmoid")
 
@@ -93,12 +93,6 @@ def _gates(graph: ir.Graph) -> dict[ir.Node, str]:
 
 def _between(graph: ir.Graph, tensor: ir.Value | None, last: ir.Node) -> list[ir.Node]:
     """The nodes on the ways from ``tensor`` to ``last``, both ends left out."""
-    behind: dict[ir.Node, None] = {}
-    for node in graph:  # in the order of computation
-        if tensor in node.inputs or not behind.keys().isdisjoint(node.predecessors()):
-            behind[node] = None
-    inside = {last: None}
-    for node in reversed(behind):
-        if not inside.keys().isdisjoint(node.successors()):
-            inside[node] = None
-    return [node for node in inside if node is not last] if last in behind else []
+    behind = reached(graph, lambda node: tensor in node.inputs, ir.Node.predecessors)
+    inside = reached(reversed(behind), lambda node: node is last, ir.Node.successors)
+    return [node for node in inside if node is not last]

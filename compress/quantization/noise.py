@@ -11,8 +11,8 @@ Source: Bennett 1948, "Spectra of quantized signals" (s^2 / 12); Wu et al. 2020,
 
 import math
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 import numpy as np
 import onnx
@@ -20,7 +20,8 @@ import onnx_ir as ir
 
 from ..graphs.index import add_constant, edited, fresh, index, is_a, make, maker, named, readers
 from ..graphs.probe import run_in_batches, stored_constant
-from .int8 import Prepared, StaticConfig, quantize_prepared
+from .int8 import Prepared, quantize_prepared
+from .search import Setting
 
 _TWIN = "int8/"  # before each name of the quantized graph, where both are one
 _CLIPPED = 0.501  # steps: what is further off than rounding can bring it was outside of the range
@@ -39,11 +40,11 @@ class LayerNoise:
 
     name: str
     kind: str
-    weights: str | None
-    output_db: float
-    own_db: float | None
-    weight_db: float | None
-    clipped: float | None
+    weights: str | None = None
+    output_db: float = math.inf
+    own_db: float | None = None
+    weight_db: float | None = None
+    clipped: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,13 +55,10 @@ class GroupCost:
     changed: float
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class _Place:
+class _Place(NamedTuple):
     """Where the graphs are compared: ``tensor`` of the float one, ``twin`` of the other; ``quantize`` and ``dequantize`` what rounds it."""
 
-    node: ir.Node
-    weights: str | None
-    weight_db: float | None
+    layer: LayerNoise  # its noise is not known yet
     tensor: ir.Value
     twin: ir.Value
     quantize: ir.Node | None
@@ -100,40 +98,31 @@ def layer_noise(
     seen = iter(totals.tolist())
     *rows, last = [{what: next(seen) for what in found} for found in sums]
     return (
-        *(_row(place, row) for place, row in zip(places, rows, strict=True)),
-        LayerNoise(name=logits, kind="logits", weights=None, output_db=decibels(**last), own_db=None, weight_db=None, clipped=None),
+        *(_measured(place.layer, **row) for place, row in zip(places, rows, strict=True)),
+        _measured(LayerNoise(name=logits, kind="logits"), **last),
     )
 
 
-def _row(place: _Place, sums: Mapping[str, float]) -> LayerNoise:
-    rounded = "own" in sums
-    return LayerNoise(
-        name=str(place.node.name),
-        kind=place.node.op_type,
-        weights=place.weights,
-        output_db=decibels(sums["signal"], sums["noise"]),
-        own_db=decibels(sums["signal"], sums["own"]) if rounded else None,
-        weight_db=place.weight_db,
-        clipped=sums["clipped"] / sums["count"] if rounded and sums["count"] else None,
-    )
+def _measured(
+    layer: LayerNoise, *, signal: float, noise: float, own: float | None = None, clipped: float = 0, count: float = 0
+) -> LayerNoise:
+    own_db = None if own is None else decibels(signal, own)
+    return replace(layer, output_db=decibels(signal, noise), own_db=own_db, clipped=clipped / count if count else None)
 
 
-def group_costs(
-    prepared: Prepared, config: StaticConfig, groups: Mapping[str, Collection[str]], images: np.ndarray, *, batch: int = 32
-) -> dict[str, GroupCost]:
+def group_costs(prepared: Prepared, setting: Setting, groups: Mapping[str, Collection[str]], images: np.ndarray) -> dict[str, GroupCost]:
     """What each group of nodes costs when it alone is quantized, as ONNX Runtime computes it on this machine.
 
     Args:
-        prepared: of ``quantize.prepare``. config: how to quantize.
+        prepared: of ``int8.prepare``. setting: how to quantize.
         groups: names of the nodes of each group.
         images: uint8 (N, C, H, W).
     """
-    exact = _logits(prepared.model, images, batch)
+    exact = _logits(prepared.model, images)
     costs = {}
     for name, nodes in groups.items():
-        found = _logits(quantize_prepared(prepared, config, nodes), images, batch)
-        ratio = decibels(float(np.square(exact).mean()), float(np.square(found - exact).mean()))
-        costs[name] = GroupCost(logits_db=ratio, changed=float((found.argmax(1) != exact.argmax(1)).mean()))
+        found = _logits(quantize_prepared(prepared, setting, nodes), images)
+        costs[name] = GroupCost(logits_db=_ratio(exact, found), changed=float((found.argmax(1) != exact.argmax(1)).mean()))
     return costs
 
 
@@ -143,10 +132,10 @@ def logits_name(model: onnx.ModelProto) -> str:
     return "logits" if "logits" in names else names[0]
 
 
-def _logits(model: onnx.ModelProto, images: np.ndarray, batch: int) -> np.ndarray:
+def _logits(model: onnx.ModelProto, images: np.ndarray) -> np.ndarray:
     """(N, K) as float64."""
     where = [value.name for value in model.graph.output].index(logits_name(model))
-    return np.concatenate([found[where] for _, found in run_in_batches(model, images, batch, as_written=False)]).astype(np.float64)
+    return np.concatenate([found[where] for _, found in run_in_batches(model, images, 32, as_written=False)]).astype(np.float64)
 
 
 def _places(exact: ir.Graph, rounded: ir.Graph) -> Iterator[_Place]:
@@ -173,15 +162,9 @@ def _places(exact: ir.Graph, rounded: ir.Graph) -> Iterator[_Place]:
         done.add(result)
         dequantize = readers(quantize.outputs[0])[0] if quantize is not None else None
         same = tensors.get(str(result.name))
-        yield _Place(
-            node=node,
-            weights=weights,
-            weight_db=weight_db,
-            tensor=same if same is not None and same.producer() is not None else before[last.name].outputs[0],
-            twin=result if dequantize is None else dequantize.outputs[0],
-            quantize=quantize,
-            dequantize=dequantize,
-        )
+        tensor = same if same is not None and same.producer() is not None else before[last.name].outputs[0]
+        layer = LayerNoise(name=str(node.name), kind=node.op_type, weights=weights, weight_db=weight_db)
+        yield _Place(layer, tensor, result if dequantize is None else dequantize.outputs[0], quantize, dequantize)
 
 
 def _ratio(exact: np.ndarray, rounded: np.ndarray) -> float:

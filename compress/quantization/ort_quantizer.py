@@ -16,6 +16,7 @@ import platform
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import onnx
@@ -26,8 +27,8 @@ from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
 from onnxruntime.quantization.registry import QDQRegistry, QLinearOpsRegistry
 
 from ..errors import CompressError, first_line
-from ..graphs.edits import nodes_after_weights, nodes_before_weights
 from ..graphs.file import RUNTIME_ERRORS
+from ..graphs.floats import nodes_after_weights, nodes_before_weights
 from ..graphs.index import edited
 from .qdq import image_scale, keep_outputs_float, pool_before_clipping, read_image_directly
 
@@ -48,10 +49,10 @@ _TYPES = {"uint8": quantization.QuantType.QUInt8, "int8": quantization.QuantType
 
 @dataclass(frozen=True, kw_only=True)
 class Types:
-    """Types of activations and weights, "uint8" or "int8"; ``reduce_range``: weights of 7 bits."""
+    """Types of activations and weights; ``reduce_range``: weights of 7 bits."""
 
-    activations: str
-    weights: str
+    activations: Literal["uint8", "int8"]
+    weights: Literal["uint8", "int8"]
     reduce_range: bool
 
 
@@ -100,7 +101,8 @@ def insert_qdq(
         types: of activations and weights.
         per_channel: one scale per output channel of a weight, else one per weight.
     """
-    images = _image_tensors(graph) if types.activations == "uint8" else {}
+    before = [value for node in nodes_before_weights(graph) for value in node.outputs] if types.activations == "uint8" else []
+    images = {str(value.name): image for value in before if (image := image_scale(value)) is not None}
     limits = dict(ranges) | {name: (-zero * scale, (255 - zero) * scale) for name, (_, scale, zero) in images.items()}
     data = {name: (np.float32(low), np.float32(high)) for name, (low, high) in limits.items()}
     copied = onnx.ModelProto()
@@ -129,12 +131,6 @@ def insert_qdq(
         pool_before_clipping(found)
         keep_outputs_float(found, FLOAT_OUTPUT, {node.name for node in nodes_after_weights(graph)})
     return quantized
-
-
-def _image_tensors(graph: ir.Graph) -> dict[str, tuple[str, float, int]]:
-    """What lies before the first weights and is a scaled uint8 image."""
-    found = {str(value.name): image_scale(value) for node in nodes_before_weights(graph) for value in node.outputs}
-    return {name: scale for name, scale in found.items() if scale is not None}
 
 
 @contextlib.contextmanager

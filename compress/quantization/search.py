@@ -19,7 +19,8 @@ Source: the search is coordinate descent; statistics as in ``latency``.
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -39,7 +40,11 @@ METHODS = ("minmax", "percentile", "entropy", "mse")
 
 @dataclass(frozen=True, kw_only=True)
 class Setting:
-    """How scales are found, see ``StaticConfig``."""
+    """How static quantization finds its scales.
+
+    ``method``: one of METHODS, see ``calibration``. ``per_channel``: one scale per output channel of a weight, else one per weight; neither
+    is always better (microsoft/onnxruntime#11415). ``equalise``, ``correct_bias``: as the modules of these names do.
+    """
 
     method: str = "minmax"
     per_channel: bool = True
@@ -110,36 +115,29 @@ def choose(maker: Maker, times: Times, accuracy: Callable[[Path], float], *, max
     """
     search = _Search(maker, times, progress)
     ends = search.ends()
-    known = {maker.float32: accuracy(maker.float32)}
+    score = cache(accuracy)
 
     def drop(path: Path) -> float:
-        if path not in known:
-            known[path] = accuracy(path)
-        return 100 * (known[maker.float32] - known[path])
+        return 100 * (score(maker.float32) - score(path))
 
     scored: list[Tried] = []
-    for tried in [one for one in ends if one.ratio <= FASTER][:MOST_SETS]:
-        settings = _settings(frozenset(tried.groups), maker, drop, progress)
-        scored += [replace(tried, setting=setting, drop=lost, size=path.stat().st_size) for setting, lost, path in settings]
-        if min(lost for _, lost, _ in settings) <= max_drop:
+    for fast in [one for one in ends if one.ratio <= FASTER][:MOST_SETS]:
+        settings = search.settings(fast, drop)
+        scored += settings
+        if min(map(_lost, settings)) <= max_drop:
             break
-    finalists = _final(maker, times, drop, scored, ends, max_drop, progress)
+    finalists = search.finalists(scored, ends, drop, max_drop)
     winner = _winner(finalists, max_drop)
-    return Choice(
-        best=winner, finalists=tuple(finalists), tried=(*search.table, *scored), verdict=_verdict(winner, finalists, ends, max_drop)
-    )
+    tried = (*sorted(search.found.values(), key=lambda one: one.ratio), *scored)
+    return Choice(best=winner, finalists=tuple(finalists), tried=tried, verdict=_verdict(winner, finalists, ends, max_drop))
 
 
 class _Search:
-    """The search for fast sets of groups; ``table`` has every set that was measured, with its last measurement."""
+    """The three parts of the search; ``found`` has every set of groups that was measured, with its last measurement."""
 
     def __init__(self, maker: Maker, times: Times, progress: Progress) -> None:
         self.maker, self.times, self.progress = maker, times, progress
         self.found: dict[Groups, Tried] = {}
-
-    @property
-    def table(self) -> tuple[Tried, ...]:
-        return tuple(sorted(self.found.values(), key=lambda one: one.ratio))
 
     def ends(self) -> list[Tried]:
         """Where the two ways end and int8 everywhere, the fastest first, measured once more side by side."""
@@ -156,124 +154,92 @@ class _Search:
 
     def _climb(self, current: Groups) -> Groups:
         for _ in range(2 * len(self.maker.groups)):
-            flips = [current ^ {name} for name in self.maker.groups]
-            seconds = self.measure([frozenset(), current, *flips], QUICK)
-            gains = {flip: _ratio(seconds, 1, 2 + index).value for index, flip in enumerate(flips)}
-            good = [flip for flip in flips if gains[flip] < 1 - GAIN]
+            gains = self._against(current, [current ^ {name} for name in self.maker.groups], QUICK)
+            good = [flip for flip, gain in gains.items() if gain < 1 - GAIN]
             if not good:
                 break
             together = current
             for flip in good:
-                together = together ^ (flip ^ current)
-            candidates = list(dict.fromkeys([min(good, key=gains.__getitem__), together]))
-            seconds = self.measure([frozenset(), current, *candidates], SURE)
-            sure = {one: _ratio(seconds, 1, 2 + index).value for index, one in enumerate(candidates)}
-            best = min(candidates, key=sure.__getitem__)
+                together ^= flip ^ current
+            sure = self._against(current, dict.fromkeys([min(good, key=gains.__getitem__), together]), SURE)
+            best = min(sure, key=sure.__getitem__)
             if sure[best] >= 1 - GAIN:
                 break
             current = best
         return current
+
+    def _against(self, current: Groups, others: Iterable[Groups], rounds: int) -> dict[Groups, float]:
+        """Latency of other sets as a fraction of that of the current one."""
+        sets = [frozenset(), current, *others]
+        seconds = self.measure(sets, rounds)
+        return {one: _ratio(seconds, index, base=1)["ratio"] for index, one in enumerate(sets) if index > 1}
 
     def measure(self, sets: Sequence[Groups], rounds: int) -> NDArray[np.float64]:
         """Seconds (rounds, sets); ``sets`` begins with the empty one, which is float32."""
         fastest = min(self.found.values(), key=lambda one: one.ratio, default=None)
         told = f", fastest so far {fastest.ratio:.2f}x" if fastest else ""
         self.progress(f"{len(self.found)} sets of nodes timed{told}")
-        files = [self._file(one) for one in sets]
+        files = [self.maker.static(one, Setting()) if one else self.maker.float32 for one in sets]
         seconds = self.times(files, rounds)
         for index, (one, file) in enumerate(zip(sets, files, strict=True)):
             if one and (one not in self.found or self.found[one].rounds <= rounds):
-                self.found[one] = self._tried(one, file, _ratio(seconds, 0, index), rounds)
+                names = tuple(name for name in self.maker.groups if name in one)
+                self.found[one] = _tried(seconds, index, file, mode="static", groups=names, setting=Setting())
         return seconds
 
-    def _file(self, groups: Groups) -> Path:
-        return self.maker.static(groups, Setting()) if groups else self.maker.float32
+    def settings(self, fast: Tried, drop: Callable[[Path], float]) -> list[Tried]:
+        """``fast`` with every setting tried for its groups and the points that it loses, the best first."""
+        scored: dict[Setting, Tried] = {}
 
-    def _tried(self, groups: Groups, file: Path, ratio: "_Ratio", rounds: int) -> Tried:
-        names = tuple(name for name in self.maker.groups if name in groups)
-        return Tried(mode="static", groups=names, setting=Setting(), rounds=rounds, size=file.stat().st_size, **asdict(ratio))
+        def lost(setting: Setting) -> float:
+            if setting not in scored:
+                self.progress(f"accuracy with {setting}")
+                path = self.maker.static(frozenset(fast.groups), setting)
+                scored[setting] = replace(fast, setting=setting, drop=drop(path), size=path.stat().st_size)
+            return _lost(scored[setting])
+
+        best = min((Setting(method=method) for method in METHODS), key=lambda one: lost(one) - HELPS * (one.method == "minmax"))
+        changes: list[dict[str, Any]] = [{"per_channel": False}, {"equalise": True}, {"correct_bias": True}]
+        for change in changes:
+            other = replace(best, **change)
+            if lost(other) < lost(best) - HELPS:
+                best = other
+        return [scored.pop(best), *sorted(scored.values(), key=_lost)]
+
+    def finalists(self, scored: Sequence[Tried], ends: Sequence[Tried], drop: Callable[[Path], float], max_drop: float) -> list[Tried]:
+        """Float32, what stores or computes otherwise, and the most promising static ones, measured side by side."""
+        self.progress("the last ones, side by side")
+        static = [one for one in scored if one.drop is not None and one.drop <= max_drop]
+        # One with a scale per channel and one per tensor: the latter is often a little faster.
+        chosen = {one.setting.per_channel: one for one in reversed(static) if one.setting}
+        plain = next(one for one in ends if len(one.groups) == len(self.maker.groups))
+        shown = [plain, *chosen.values()]
+        if not static and ends[0].ratio <= FASTER:  # faster but less accurate: shown with what it loses
+            shown.append(ends[0])
+        candidates: dict[Path, dict[str, Any]] = {self.maker.float32: {"mode": "float32"}}
+        candidates |= {path: {"mode": mode} for mode, path in self.maker.others().items()}
+        for one in shown:
+            path = self.maker.static(frozenset(one.groups), one.setting or Setting())
+            candidates[path] = {"mode": "static", "groups": one.groups, "setting": one.setting}
+
+        def measured(rounds: int) -> list[Tried]:
+            seconds = self.times(list(candidates), rounds)
+            return [_tried(seconds, index, path, drop=drop(path), **about) for index, (path, about) in enumerate(candidates.items())]
+
+        found = measured(SURE)
+        return measured(CLOSE) if any(one.close for one in found) else found
 
 
-@dataclass(frozen=True)
-class _Ratio:
-    ratio: float
-    low: float
-    high: float
-
-    @property
-    def value(self) -> float:
-        return self.ratio
+def _tried(seconds: NDArray[np.float64], index: int, file: Path, **about: Any) -> Tried:
+    return Tried(rounds=len(seconds), size=file.stat().st_size, **_ratio(seconds, index), **about)
 
 
-def _ratio(seconds: NDArray[np.float64], base: int, other: int) -> _Ratio:
-    """Latency of file ``other`` / that of ``base``, the median over the rounds, with the 95% interval of their mean logarithm."""
-    logs = np.log(seconds[:, other] / seconds[:, base])
+def _ratio(seconds: NDArray[np.float64], index: int, base: int = 0) -> dict[str, Any]:
+    """Latency of a file as a fraction of that of ``base``, the median over the rounds, with the 95% interval of their mean logarithm."""
+    logs = np.log(seconds[:, index] / seconds[:, base])
     middle, spread = float(np.median(logs)), float(logs.std(ddof=1)) if len(logs) > 1 else math.inf
     margin = 2.2 * spread / math.sqrt(len(logs))  # Student's t for 12 rounds; a look with 3 decides nothing
-    return _Ratio(math.exp(middle), math.exp(middle - margin), math.exp(middle + margin))
-
-
-def _settings(groups: Groups, maker: Maker, drop: Callable[[Path], float], progress: Progress) -> list[tuple[Setting, float, Path]]:
-    """Every setting tried for ``groups`` with the points it loses and its file, the best first."""
-    scored: dict[Setting, tuple[float, Path]] = {}
-
-    def lost(setting: Setting) -> float:
-        if setting not in scored:
-            progress(f"accuracy with {setting}")
-            path = maker.static(groups, setting)
-            scored[setting] = drop(path), path
-        return scored[setting][0]
-
-    best = min((Setting(method=method) for method in METHODS), key=lambda one: lost(one) - HELPS * (one.method == "minmax"))
-    changes: list[dict[str, Any]] = [{"per_channel": False}, {"equalise": True}, {"correct_bias": True}]
-    for change in changes:
-        other = replace(best, **change)
-        if lost(other) < lost(best) - HELPS:
-            best = other
-    others = sorted((one for one in scored if one != best), key=lost)
-    return [(one, *scored[one]) for one in (best, *others)]
-
-
-def _final(
-    maker: Maker,
-    times: Times,
-    drop: Callable[[Path], float],
-    scored: Sequence[Tried],
-    ends: Sequence[Tried],
-    max_drop: float,
-    progress: Progress,
-) -> list[Tried]:
-    """Float32, what stores or computes otherwise, and the most promising static ones, measured side by side."""
-    progress("the last ones, side by side")
-    static = [one for one in scored if one.drop is not None and one.drop <= max_drop]
-    # One with a scale per channel and one per tensor: the latter is often a little faster.
-    chosen = {one.setting.per_channel: one for one in reversed(static) if one.setting}
-    plain = next(one for one in ends if len(one.groups) == len(maker.groups))
-    candidates = {
-        maker.float32: ("float32", (), None),
-        **{path: (mode, (), None) for mode, path in maker.others().items()},
-        maker.static(frozenset(plain.groups), Setting()): ("static", plain.groups, Setting()),
-        **{maker.static(frozenset(one.groups), _set(one)): ("static", one.groups, one.setting) for one in chosen.values()},
-    }
-    if not static and ends[0].ratio <= FASTER:  # faster but less accurate: shown with what it loses
-        candidates[maker.static(frozenset(ends[0].groups), Setting())] = ("static", ends[0].groups, Setting())
-
-    def measured(rounds: int) -> list[Tried]:
-        seconds = times(list(candidates), rounds)
-        return [
-            Tried(
-                mode=mode, groups=tuple(groups), setting=setting, rounds=rounds, size=path.stat().st_size,
-                drop=drop(path), **asdict(_ratio(seconds, 0, index)),
-            )
-            for index, (path, (mode, groups, setting)) in enumerate(candidates.items())
-        ]  # fmt: skip
-
-    found = measured(SURE)
-    return measured(CLOSE) if any(one.close for one in found) else found
-
-
-def _set(tried: Tried) -> Setting:
-    return tried.setting or Setting()
+    return {"ratio": math.exp(middle), "low": math.exp(middle - margin), "high": math.exp(middle + margin)}
 
 
 def _winner(finalists: Sequence[Tried], max_drop: float) -> Tried:
@@ -294,11 +260,8 @@ def _verdict(winner: Tried, finalists: Sequence[Tried], ends: Sequence[Tried], m
         what = f"Compute {_names(winner.groups)} in int8" if winner.mode == "static" else "Quantize dynamically"
         return f"{what} ({winner.setting}): {own}." if winner.setting else f"{what}: {own}."
     reason = _why_not(finalists, ends, max_drop)
-    keep = {
-        "float32": "Keep the float32 file.",
-        "int8-weights": f"Store the weights as int8 and compute in float32: {own}.",
-        "fp16-weights": f"Store the weights as fp16 and compute in float32: {own}.",
-    }[winner.mode]
+    store = f"Store the weights as {winner.mode.removesuffix('-weights')} and compute in float32: {own}."
+    keep = "Keep the float32 file." if winner.mode == "float32" else store
     return f"Do not compute in int8 on this machine: {reason}. {keep}"
 
 
@@ -329,12 +292,11 @@ def described(finalists: Sequence[Tried]) -> list[str]:
     for one in finalists:
         if one.mode == "static":
             where = "everywhere" if len(one.groups) == everywhere else f"of {_names(one.groups)}"
-            told.append(f"static int8 {where}; {_set(one)}")
+            told.append(f"static int8 {where}; {one.setting or Setting()}")
         else:
             told.append({"float32": "fp32", "dynamic": "dynamic int8"}.get(one.mode, one.mode.replace("-", " ")))
     return told
 
 
-def _names(groups: Iterable[str]) -> str:
-    names = list(groups)
+def _names(names: Sequence[str]) -> str:
     return ", ".join(names) if len(names) <= 4 else f"{', '.join(names[:3])} and {len(names) - 3} more groups"

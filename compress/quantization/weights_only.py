@@ -71,7 +71,7 @@ def store_in(model: onnx.ModelProto, name: str, *, bits: str) -> dict[str, float
                     f'{name}: weight "{own}" (up to {np.abs(values).max():.4g}) must lie within {_FP16_MAX:.0f} to be fp16; use int8'
                 )
             del graph.initializers[own]
-            scale = _scale(values, _channel_axis(weight, values.ndim)) if bits == "int8" else None
+            scale = _scale(weight, values) if bits == "int8" else None
             small = values.astype(np.float16) if scale is None else np.rint(values / scale).astype(np.int8)
             noise[own] = _noise(values, small.astype(np.float32) * (1 if scale is None else scale))
             stored = add_constant(graph, f"{own}_{bits}", small)
@@ -86,18 +86,15 @@ def store_in(model: onnx.ModelProto, name: str, *, bits: str) -> dict[str, float
     return noise
 
 
-def _channel_axis(weight: ir.Value, rank: int) -> int:
-    """The axis of the output channels, for the first node that has it as its weight."""
-    node = next((use.node for use in weight.uses() if use.idx == 1), None)
+def _scale(weight: ir.Value, values: np.ndarray) -> np.ndarray:
+    """Greatest magnitude per output channel over 127, 1 where a channel is all zeros, of a shape that multiplies with the values."""
+    node = next((use.node for use in weight.uses() if use.idx == 1), None)  # the first that has it as its weight
+    axis = 0
     if node is not None and is_a(node, "MatMul"):
-        return rank - 1
-    return int(node is not None and (is_a(node, "ConvTranspose") or (is_a(node, "Gemm") and not settings(node).get("transB", 0))))
-
-
-def _scale(values: np.ndarray, axis: int) -> np.ndarray:
-    """Greatest magnitude per channel over 127, 1 where a channel is all zeros, of a shape that multiplies with the values."""
-    others = tuple(index for index in range(values.ndim) if index != axis)
-    greatest = np.abs(values).max(axis=others, keepdims=True)
+        axis = values.ndim - 1
+    elif node is not None and (is_a(node, "ConvTranspose") or (is_a(node, "Gemm") and not settings(node).get("transB", 0))):
+        axis = 1
+    greatest = np.abs(values).max(axis=tuple({*range(values.ndim)} - {axis}), keepdims=True)
     return np.where(greatest > 0, greatest / np.float32(127), np.float32(1)).astype(np.float32)
 
 

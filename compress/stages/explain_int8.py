@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -42,7 +43,7 @@ def explain_quantization(project: Project, parent: Artifact, config: QuantizeCon
             return new.artifact
         from ..graphs.node_times import node_times
         from ..plots.noise import draw_noise, layer_names
-        from ..quantization.int8 import StaticConfig, quantize_prepared
+        from ..quantization.int8 import quantize_prepared
         from ..quantization.noise import group_costs, layer_noise
         from .int8_files import Maker, calibration_images, nodes_of
 
@@ -50,12 +51,12 @@ def explain_quantization(project: Project, parent: Artifact, config: QuantizeCon
         images = part.images[stratified_sample(part.labels, min(SEEN, len(part.labels)), config.seed)]
         with tempfile.TemporaryDirectory(dir=new.folder) as scratch:
             maker = Maker(project, parent.payload, calibration_images(project, config)[1], Path(scratch))
-            prepared, static = maker.prepared(setting.equalise), StaticConfig(method=config.method, per_channel=config.per_channel)
+            prepared = maker.prepared(setting.equalise)
             project.console.progress("noise of each layer", 0, 2)
-            quantized = quantize_prepared(prepared, static, nodes_of(prepared, config.groups), change=maker.corrector(setting))
+            quantized = quantize_prepared(prepared, setting, nodes_of(prepared, config.groups))
             layers = layer_noise(prepared.model, quantized, images)
             project.console.progress("each group of nodes alone", 1, 2)
-            costs = group_costs(prepared, static, maker.groups_of, images)
+            costs = group_costs(prepared, replace(setting, correct_bias=False), maker.groups_of, images)
             latencies = _latencies(project, maker, setting, config.seed)
             int8 = maker.static(frozenset(config.groups or maker.groups), setting)
             times = node_times(maker.float32, project.spec.shape), node_times(int8, project.spec.shape)

@@ -1,7 +1,6 @@
 """Int8 files of a graph: the candidates of a search, and the one that was chosen, fine-tuned where that is asked for, scored and proved."""
 
 import dataclasses
-import functools
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,9 +19,7 @@ from ..benchmarks.runtimes import Candidate, check_logits, open_model
 from ..errors import CompressError
 from ..graphs.file import write_onnx
 from ..pruning.masks import apply_masks
-from ..quantization.bias import correct_bias
-from ..quantization.equalise import equalise
-from ..quantization.int8 import Change, Prepared, StaticConfig, prepare, quantizable, quantize_dynamic, quantize_prepared, write_quantized
+from ..quantization.int8 import Prepared, prepare, quantize_dynamic, quantize_prepared, write_quantized
 from ..quantization.node_groups import node_groups
 from ..quantization.qat.network import GraphNetwork
 from ..quantization.search import Groups, Setting
@@ -53,7 +50,7 @@ class Maker:
         """The graph as the quantizer takes it, calibrated once; with cross-layer equalisation before or without."""
         if equalised not in self._prepared:
             self.project.console.progress("calibration", 0, 1)
-            self._prepared[equalised] = prepare(self.float32, self.images, change=equalise if equalised else None)
+            self._prepared[equalised] = prepare(self.float32, self.images, equalised=equalised)
         return self._prepared[equalised]
 
     def static(self, groups: Groups, setting: Setting) -> Path:
@@ -61,15 +58,11 @@ class Maker:
             target = self.folder / f"{len(self._files)}.onnx"
             prepared = self.prepared(setting.equalise)
             nodes = [name for group in self.groups if group in groups for name in self.groups_of[group]]
-            config = StaticConfig(method=setting.method, per_channel=setting.per_channel)
-            quantized = quantize_prepared(prepared, config, nodes, change=self.corrector(setting))
+            quantized = quantize_prepared(prepared, setting, nodes)
             store_in(quantized, prepared.name, bits="int8")
             write_onnx(quantized, target)
             self._files[groups, setting] = target
         return self._files[groups, setting]
-
-    def corrector(self, setting: Setting) -> Change | None:
-        return _corrector(self.prepared(setting.equalise), self.images) if setting.correct_bias else None
 
     def others(self) -> dict[str, Path]:
         files = {}
@@ -86,7 +79,7 @@ class Maker:
 
 def groups_of(prepared: Prepared) -> dict[str, tuple[str, ...]]:
     """The groups of nodes that static quantization can take, in the order of the graph."""
-    return node_groups(prepared.model, [node.name for node in quantizable(prepared)])
+    return node_groups(prepared.model, [node.name for node in prepared.nodes])
 
 
 def calibration_images(project: Project, config: QuantizeConfig) -> tuple[NDArray[np.int64], NDArray[np.uint8]]:
@@ -116,14 +109,13 @@ def _make(project: Project, new: New, parent: Artifact, config: QuantizeConfig, 
     if config.mode in BITS:
         return Metrics(stored=store_weights(parent.payload, target, bits=BITS[config.mode]))
     indices, images = calibration_images(project, config)
-    prepared = prepare(parent.payload, images, change=equalise if config.equalise else None)
-    static = StaticConfig(method=config.method, per_channel=config.per_channel)
-    change = _corrector(prepared, images) if config.correct_bias else None
-    quantized = quantize_prepared(prepared, static, nodes_of(prepared, config.groups), change=change)
+    prepared = prepare(parent.payload, images, equalised=config.equalise)
+    setting = Setting(**{field.name: getattr(config, field.name) for field in dataclasses.fields(Setting)})
+    quantized = quantize_prepared(prepared, setting, nodes_of(prepared, config.groups))
     metrics = Metrics()
     if config.epochs:
         quantized, metrics = _fine_tune(project, new, prepared, quantized, config, tutoring)
-    report = write_quantized(quantized, prepared, static, target, store="int8")
+    report = write_quantized(quantized, prepared, setting, target, store="int8")
     calibration = {"indices": indices.tolist(), "sha256": prepared.sha256, "data": project.data.fingerprint}
     (new.folder / "calibration.json").write_text(json.dumps(calibration) + "\n", encoding="utf-8")
     return dataclasses.replace(metrics, quantized=report, calibration=Calibration(images=len(indices), sha256=prepared.sha256))
@@ -137,10 +129,6 @@ def nodes_of(prepared: Prepared, groups: Sequence[str]) -> list[str] | None:
     if unknown := [name for name in groups if name not in known]:
         raise CompressError(f'group (="{unknown[0]}") is none of this graph; it has {", ".join(known)}')
     return [node for name in known if name in groups for node in known[name]]
-
-
-def _corrector(prepared: Prepared, images: NDArray[np.uint8]) -> Change:
-    return functools.partial(correct_bias, prepared_model=prepared.model, images=images)
 
 
 def _fine_tune(

@@ -21,7 +21,7 @@ import dataclasses
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from msgspec import UNSET, Meta, UnsetType
@@ -38,9 +38,6 @@ from ..errors import CompressError
 from ..graphs.records import MINIMUM_IMAGES
 from ..quantization.search import Setting, choose
 
-if TYPE_CHECKING:
-    pass
-
 
 @dataclass(frozen=True, kw_only=True)
 class QuantizeConfig:
@@ -48,7 +45,7 @@ class QuantizeConfig:
     static, dynamic, int8-weights and fp16-weights (stored so, computed in float32) make one by hand; float32 is a copy.
 
     The rest concerns static, and but for ``images`` and ``seed`` (calibration images drawn by it) auto finds it: ``method`` and
-    ``per_channel`` as ``StaticConfig`` has them, ``groups`` of nodes to take (none: all), see ``node_groups``, ``equalise`` and
+    ``per_channel`` as ``Setting`` has them, ``groups`` of nodes to take (none: all), see ``node_groups``, ``equalise`` and
     ``correct_bias``. ``epochs`` of fine-tuning from ``lr`` follow, with what int8 does to every tensor in the forward pass.
     """
 

@@ -96,10 +96,7 @@ def grid_of(node: ir.Node) -> Grid:
         )
     zero_point, limits = int(zero_points.flat[0]), np.iinfo(dtype)
     low, high = int(limits.min) - zero_point, min(int(limits.max) - zero_point, _LARGEST)
-    shape: list[int] = []
-    if value is not None and scale.size > 1:
-        shape = [1] * value.ndim
-        shape[settings(node).get("axis", 1)] = -1
+    shape = (-1, *[1] * (value.ndim - 1 - settings(node).get("axis", 1) % value.ndim)) if value is not None and scale.size > 1 else ()
     if dtype == np.int8 and zero_point == 0 and value is not None and value.size and value.min() > limits.min:
         # Of a symmetric weight the quantizer leaves out -128; without VNNI all beyond 64, so that sums in 16 bits do not saturate.
         high = 64 if max(value.max(), -value.min()) <= 64 else high

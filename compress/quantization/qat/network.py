@@ -19,7 +19,7 @@ Source: Jacob et al. 2018, arXiv:1712.05877 (training on the integer grid).
 """
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
@@ -40,14 +40,14 @@ from .operators import CHOOSING, INSTEAD, VIEWS, Function, label_of, make_functi
 _SUFFIX = "_quantized"  # what ONNX Runtime's quantizer appends to the name of a weight
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True)
 class _Step:
     """One function of the forward pass; ``last_used`` are the values that nothing after it needs."""
 
     function: Function
-    inputs: tuple[str, ...]
-    outputs: tuple[str, ...]
-    last_used: tuple[str, ...] = ()
+    inputs: Sequence[str]
+    outputs: Sequence[str]
+    last_used: Sequence[str] = ()
 
 
 @dataclass(kw_only=True)
@@ -55,14 +55,18 @@ class _Plan:
     """What is found on the way through the graph, in terms of the names of its values."""
 
     graph: ir.Graph
+    constants: dict[str, np.ndarray]
+    trained: Collection[str]  # of the constants
     steps: list[_Step] = field(default_factory=list)
-    alias: dict[str, str] = field(default_factory=dict)  # a value to the one that it equals
     grids: dict[str, Grid] = field(default_factory=dict)  # of the values that lie on one
     stored: dict[str, Grid | None] = field(default_factory=dict)  # trained constant to its grid in the file, None for float32
     held: dict[str, Tensor] = field(default_factory=dict)  # constants that the steps read
 
-    def resolve(self, name: str) -> str:
-        return self.alias.get(name, name)
+    def add(self, function: Function, inputs: Sequence[str], outputs: Sequence[str], grid: Grid | None = None) -> None:
+        """Note a step, and the grid that its outputs lie on."""
+        self.steps.append(_Step(function=function, inputs=inputs, outputs=outputs))
+        if grid is not None:
+            self.grids.update(dict.fromkeys(outputs, grid))
 
     def hold(self, name: str, value: Tensor) -> str:
         """Note a constant that the file has not; the name that it gets."""
@@ -90,7 +94,7 @@ class GraphNetwork(nn.Module):
             LiftConstantsToInitializersPass(size_limit=0)(ir.Model(graph, ir_version=model.ir_version))
         constants = {weight.name: onnx.numpy_helper.to_array(weight) for weight in self._model.graph.initializer}
         plan = _make_plan(self._model, constants)
-        self._entry, self._exit = self._model.graph.input[0].name, plan.resolve(self._model.graph.output[0].name)
+        self._entry, self._exit = self._model.graph.input[0].name, self._model.graph.output[0].name
         self._stored = plan.stored
         self._quantized = bool(plan.grids)
         self.weights = nn.ParameterList(_start(name, constants[name], grid, weights or {}) for name, grid in plan.stored.items())
@@ -98,15 +102,17 @@ class GraphNetwork(nn.Module):
             raise CompressError(
                 f"weights ({', '.join(list(weights)[:3])}, ...) are none of this graph's; take those of the graph it was made from"
             )
-        self._held: dict[str, str] = {}
-        for count, (name, value) in enumerate(plan.held.items()):
-            self._held[name] = f"constant_{count}"
+        self._held, self._steps = list(plan.held), plan.steps
+        for count, value in enumerate(plan.held.values()):
             self.register_buffer(f"constant_{count}", value, persistent=False)
-        self._steps = _forget_early(plan.steps, self._exit)
+        needed = {self._exit}
+        for step in reversed(self._steps):
+            step.last_used = [name for name in dict.fromkeys((*step.inputs, *step.outputs)) if name not in needed]
+            needed.update(step.inputs)
 
     def forward(self, image: Tensor) -> Tensor:
         """Logits float32 (B, K) of images uint8, or float32 in 0..255 where the graph takes uint8, (B, C, H, W)."""
-        values: dict[str, Tensor] = {name: self._buffers[buffer] for name, buffer in self._held.items()}  # type: ignore[misc]
+        values: dict[str, Any] = dict(zip(self._held, self._buffers.values(), strict=True))
         values.update(zip(self._stored, self.weights, strict=True))
         # In bfloat16 the steps of an int8 tensor cannot be told apart.
         with torch.autocast(image.device.type, enabled=False) if self._quantized else nullcontext():
@@ -140,14 +146,15 @@ def _make_plan(model: onnx.ModelProto, constants: dict[str, np.ndarray]) -> _Pla
     del graph.outputs[1:]
     sweep(graph)
     trained = _trained(graph)
-    plan = _Plan(graph=graph, stored={name: None for name in trained if constants[name].dtype == np.float32})
+    stored: dict[str, Grid | None] = {name: None for name in trained if constants[name].dtype == np.float32}
+    plan = _Plan(graph=graph, constants=constants, trained=trained, stored=stored)
     for node in graph:
         if is_a(node, "DequantizeLinear"):
-            _add_dequantize(plan, node, constants, model.graph.input[0].name, trained)
+            _add_dequantize(plan, node, model.graph.input[0].name)
         elif is_a(node, "QuantizeLinear"):
-            _add_quantize(plan, plan.resolve(_source(node)), node, grid_of(node))
+            _add_quantize(plan, node, grid_of(node))
         else:
-            _add_function(plan, node, constants)
+            _add_function(plan, node)
     if not plan.stored:
         raise CompressError(f"model has no constant weights of convolutions or matrix products, so there is nothing to train; {INSTEAD}")
     return plan
@@ -173,53 +180,48 @@ def _trained(graph: ir.Graph) -> dict[str, None]:
     return found
 
 
-def _source(node: ir.Node) -> str:
-    assert node.inputs[0] is not None, "the first input of these operators is none that may be left out"
-    return str(node.inputs[0].name)
-
-
-def _add_dequantize(plan: _Plan, node: ir.Node, constants: dict[str, np.ndarray], image: str, trained: dict[str, None]) -> None:
-    name, output, grid = plan.resolve(_source(node)), str(node.outputs[0].name), grid_of(node)
-    if name in trained:
-        if name not in plan.stored:
-            plan.stored[name] = grid
-        elif not grid.same(plan.stored[name]):
+def _add_dequantize(plan: _Plan, node: ir.Node, image: str) -> None:
+    (name, output), grid = _ends(node), grid_of(node)
+    if name in plan.trained:
+        if not grid.same(plan.stored.setdefault(name, grid)):
             raise CompressError(f'{label_of(node)} reads "{name}" with other scales than another node does; quantize with this toolkit')
-        _add_quantize(plan, name, node, grid)
-    elif name in constants:
-        plan.held[output] = grid.read(constants[name])
+        _add_quantize(plan, node, grid)
+    elif name in plan.constants:
+        plan.held[output] = grid.read(plan.constants[name])
     elif name == image:
         # The image is its own quantized form; what a distortion made of it is not rounded.
-        scale = plan.hold(f"{output} scale", grid.scale)
-        plan.steps.append(_Step(function=lambda x, scale: (x - grid.zero_point) * scale, inputs=(name, scale), outputs=(output,)))
+        plan.add(lambda x, scale: (x - grid.zero_point) * scale, [name, plan.hold(f"{output} scale", grid.scale)], [output])
     elif grid.same(plan.grids.get(name)):
-        plan.alias[output] = name
+        plan.add(_as_it_is, [name], [output], grid)
     else:
         raise CompressError(f'{label_of(node)} reads "{name}" otherwise than a QuantizeLinear wrote it; quantize with this toolkit')
 
 
-def _add_quantize(plan: _Plan, name: str, node: ir.Node, grid: Grid) -> None:
-    output = str(node.outputs[0].name)
+def _add_quantize(plan: _Plan, node: ir.Node, grid: Grid) -> None:
+    name, output = _ends(node)
     if grid.same(plan.grids.get(name)):  # rounding again changes nothing
-        plan.alias[output] = name
-        return
-    scale = plan.hold(f"{output} scale", grid.scale)
-
-    def function(x: Tensor, scale: Tensor) -> Any:
-        return FakeQuantize.apply(x, scale, grid.low, grid.high, grid.wide)
-
-    plan.steps.append(_Step(function=function, inputs=(name, scale), outputs=(output,)))
-    plan.grids[output] = grid
+        plan.add(_as_it_is, [name], [output], grid)
+    else:
+        scale = plan.hold(f"{output} scale", grid.scale)
+        plan.add(lambda x, scale: FakeQuantize.apply(x, scale, grid.low, grid.high, grid.wide), [name, scale], [output], grid)
 
 
-def _add_function(plan: _Plan, node: ir.Node, constants: dict[str, np.ndarray]) -> None:
-    (function, names), outputs = make_function(node), tuple(str(value.name) for value in node.outputs)
-    inputs = tuple(plan.resolve(name) for name in names)
-    plan.held.update((name, torch.tensor(constants[name])) for name in inputs if name in constants and name not in plan.stored)
-    plan.steps.append(_Step(function=function, inputs=inputs, outputs=outputs))
+def _ends(node: ir.Node) -> tuple[str, str]:
+    """The names of what the node reads first and makes first."""
+    assert node.inputs[0] is not None, "the first input of these operators is none that may be left out"
+    return str(node.inputs[0].name), str(node.outputs[0].name)
+
+
+def _as_it_is(x: Tensor) -> Tensor:
+    return x
+
+
+def _add_function(plan: _Plan, node: ir.Node) -> None:
+    function, inputs = make_function(node)
+    plan.held |= {name: torch.tensor(plan.constants[name]) for name in inputs if name in plan.constants and name not in plan.stored}
     grid = plan.grids.get(inputs[0])
-    if is_a(node, *CHOOSING) and grid is not None and all(grid.same(plan.grids.get(name)) for name in inputs):
-        plan.grids.update((name, grid) for name in outputs)
+    same = is_a(node, *CHOOSING) and grid is not None and all(grid.same(plan.grids.get(name)) for name in inputs)
+    plan.add(function, inputs, [str(value.name) for value in node.outputs], grid if same else None)
 
 
 def _start(name: str, value: np.ndarray, grid: Grid | None, weights: Mapping[str, np.ndarray]) -> nn.Parameter:
@@ -234,14 +236,3 @@ def _start(name: str, value: np.ndarray, grid: Grid | None, weights: Mapping[str
 
 def _float_name(name: str) -> str:
     return name.removesuffix(_SUFFIX)
-
-
-def _forget_early(steps: list[_Step], kept: str) -> list[_Step]:
-    """The steps, each with the values that none of the later ones needs."""
-    needed = {kept}
-    done = []
-    for step in reversed(steps):
-        last_used = tuple(name for name in dict.fromkeys((*step.inputs, *step.outputs)) if name not in needed)
-        needed.update(step.inputs)
-        done.append(_Step(function=step.function, inputs=step.inputs, outputs=step.outputs, last_used=last_used))
-    return done[::-1]

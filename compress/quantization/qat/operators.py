@@ -1,7 +1,8 @@
 """The ONNX operators of image classifiers as torch functions, whose gradients torch knows.
 
-``make_function`` turns one node into a function of its tensors; what must be known beforehand (axes, shapes, bounds) is taken from the
-graph's constants. Checked against ONNX Runtime, operator by operator.
+``make_function`` turns one node into a function of its tensors: a torch function, or one below that takes the node's attributes by their
+ONNX names and with their ONNX defaults. What must be known beforehand (axes, shapes, bounds) is taken from the graph's constants. Checked
+against ONNX Runtime, operator by operator.
 
 Refuses: an operator that is not in ``OPERATORS``, settings that torch has no counterpart for (``auto_pad`` other than NOTSET and VALID,
 negative steps of Slice, asymmetric pads of AveragePool, casts to anything but float32), and axes, shapes or bounds that are computed.
@@ -10,11 +11,10 @@ Source: https://onnx.ai/onnx/operators
 """
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
-import numpy as np
 import onnx
 import onnx_ir as ir
 import torch
@@ -30,24 +30,6 @@ VIEWS = ("Flatten", "Reshape", "Slice", "Split", "Squeeze", "Transpose", "Unsque
 CHOOSING = ("Concat", "GlobalMaxPool", "MaxPool", "ReduceMax", "Relu", *VIEWS)  # every number of their output is one of their input, or 0
 
 
-@dataclass(frozen=True, kw_only=True)
-class Operation:
-    """One node: ``label`` for messages, its attributes by name, ``fixed``: its inputs behind the tensors (None where left out)."""
-
-    label: str
-    attributes: dict[str, Any]
-    fixed: Sequence[np.ndarray | None]
-    outputs: int
-
-    def numbers(self, index: int, attribute: str) -> list[int] | None:
-        """Whole numbers that are a fixed input, or an attribute in older opsets."""
-        value = self.fixed[index] if index < len(self.fixed) else None
-        return self.attributes.get(attribute) if value is None else [int(number) for number in value.ravel()]
-
-    def refuse(self, what: str) -> CompressError:
-        return CompressError(f"{self.label} {what}; {INSTEAD}")
-
-
 def make_function(node: ir.Node) -> tuple[Function, list[str]]:
     """The torch function of a node, and the names of the tensors that it takes.
 
@@ -57,209 +39,159 @@ def make_function(node: ir.Node) -> tuple[Function, list[str]]:
     label = label_of(node)
     if node.op_type not in OPERATORS or node.domain:
         raise CompressError(f"{label} is an operator that has no torch function here (known are {', '.join(sorted(OPERATORS))}); {INSTEAD}")
-    make, tensors = OPERATORS[node.op_type]
-    fixed = [constant(value) for value in node.inputs[tensors:]]
-    if computed := [one for one, found in zip(node.inputs[tensors:], fixed, strict=True) if one is not None and found is None]:
-        raise CompressError(
-            f'{label} takes "{computed[0].name}" from the graph, but it must be constant; fold the constants of the graph first'
-        )
-    operation = Operation(label=label, attributes=settings(node), fixed=fixed, outputs=len(node.outputs))
-    return make(operation), [str(value.name) for value in node.inputs[:tensors] if value is not None]
+    function, tensors, *names = OPERATORS[node.op_type]
+    own = settings(node) | ({"num_outputs": len(node.outputs)} if node.op_type == "Split" else {})
+    for name, value in zip(names, node.inputs[tensors:], strict=False):
+        if value is not None:
+            if (values := constant(value)) is None:
+                raise CompressError(
+                    f'{label} takes "{value.name}" from the graph, but it must be constant; fold the constants of the graph first'
+                )
+            own[name] = values.ravel().tolist()
+    if told := _refusal(node.op_type, own):
+        raise CompressError(f"{label} {told}; {INSTEAD}")
+    if own.pop("auto_pad", "NOTSET") == "VALID":
+        own["pads"] = ()
+    return partial(function, **own), [str(value.name) for value in node.inputs[:tensors] if value is not None]
 
 
 def label_of(node: ir.Node) -> str:
     return f'{node.op_type} "{node.name or node.outputs[0].name}"'
 
 
-def _conv(operation: Operation) -> Function:
-    attributes = operation.attributes
-    before, padding = _padding(operation)
-    stride, dilation = attributes.get("strides", 1), attributes.get("dilations", 1)
-    groups = attributes.get("group", 1)
-
-    def conv(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-        convolve: Function = {3: torch.conv1d, 4: torch.conv2d, 5: torch.conv3d}[weight.ndim]
-        return convolve(functional.pad(x, before) if before else x, weight, bias, stride, padding, dilation, groups)
-
-    return conv
-
-
-def _padding(operation: Operation) -> tuple[list[int], Any]:
-    """What must be put around the tensor beforehand (as ``functional.pad`` takes it), and what torch's operator pads by itself."""
-    pads = list(operation.attributes.get("pads", ()))
-    automatic = operation.attributes.get("auto_pad", "NOTSET")
+def _refusal(kind: str, own: Mapping[str, Any]) -> str:
+    """What of a node's settings torch has no counterpart for; empty where it has."""
+    automatic, pads = own.get("auto_pad", "NOTSET"), own.get("pads", ())
     if automatic not in ("NOTSET", "VALID"):
-        raise operation.refuse(f'has auto_pad (="{automatic}"), but must have its pads as numbers')
+        return f'has auto_pad (="{automatic}"), but must have its pads as numbers'
+    lopsided = automatic == "NOTSET" and pads[: len(pads) // 2] != pads[len(pads) // 2 :]
+    if kind == "AveragePool" and (lopsided or set(own.get("dilations", ())) - {1}):
+        return "is dilated or pads one side more than the other, which torch cannot"
+    if kind == "Cast" and own["to"] != onnx.TensorProto.FLOAT:
+        return f"casts to {onnx.TensorProto.DataType.Name(own['to'])}, but must cast to FLOAT"
+    if kind == "Slice" and min(own.get("steps", (1,))) < 1:
+        return f"has steps (={own['steps']}), but torch needs them positive"
+    return ""
+
+
+def _pad(x: Tensor, pads: Sequence[int], value: float = 0.0) -> tuple[Tensor, Any]:
+    """The tensor, padded where the two sides differ, and what torch's operator has to pad by itself."""
     begin, end = pads[: len(pads) // 2], pads[len(pads) // 2 :]
-    if automatic == "VALID" or begin == end:
-        return [], begin if begin and automatic != "VALID" else 0
-    return [size for pair in zip(reversed(begin), reversed(end), strict=True) for size in pair], 0
+    if begin == end:
+        return x, begin or 0
+    return functional.pad(x, [size for pair in zip(reversed(begin), reversed(end), strict=True) for size in pair], value=value), 0
 
 
-def _max_pool(operation: Operation) -> Function:
-    attributes = operation.attributes
-    before, padding = _padding(operation)
-    kernel = attributes["kernel_shape"]
-    stride, dilation, ceil = attributes.get("strides", 1), attributes.get("dilations", 1), bool(attributes.get("ceil_mode", 0))
-
-    def pool(x: Tensor) -> Tensor:
-        x = functional.pad(x, before, value=-math.inf) if before else x
-        return functional.max_pool2d(x, kernel, stride, padding, dilation, ceil)
-
-    return pool
+def _conv(
+    x: Tensor, weight: Tensor, bias: Tensor | None = None, *, pads: Any = (), strides: Any = 1, dilations: Any = 1, group: int = 1, **_: Any
+) -> Tensor:
+    x, padding = _pad(x, pads)
+    convolve: Function = {3: torch.conv1d, 4: torch.conv2d, 5: torch.conv3d}[weight.ndim]
+    return convolve(x, weight, bias, strides, padding, dilations, group)
 
 
-def _average_pool(operation: Operation) -> Function:
-    attributes = operation.attributes
-    before, padding = _padding(operation)
-    if before or set(attributes.get("dilations", ())) - {1}:
-        raise operation.refuse("is dilated or pads one side more than the other, which torch cannot")
-    kernel, stride = attributes["kernel_shape"], attributes.get("strides", 1)
-    ceil, count = bool(attributes.get("ceil_mode", 0)), bool(attributes.get("count_include_pad", 0))
-    return lambda x: functional.avg_pool2d(x, kernel, stride, padding, ceil, count)
+def _max_pool(
+    x: Tensor, *, kernel_shape: Any, pads: Any = (), strides: Any = 1, dilations: Any = 1, ceil_mode: int = 0, **_: Any
+) -> Tensor:
+    x, padding = _pad(x, pads, -math.inf)
+    return functional.max_pool2d(x, kernel_shape, strides, padding, dilations, bool(ceil_mode))
 
 
-def _reduce(function: Function) -> Callable[[Operation], Function]:
-    def make(operation: Operation) -> Function:
-        axes, keep = operation.numbers(0, "axes") or (), bool(operation.attributes.get("keepdims", 1))
-        if not axes and operation.attributes.get("noop_with_empty_axes", 0):
-            return lambda x: x
-        return lambda x: function(x, axes, keep)  # no axes are all axes, in torch too
-
-    return make
+def _average_pool(
+    x: Tensor, *, kernel_shape: Any, pads: Any = (), strides: Any = 1, ceil_mode: int = 0, count_include_pad: int = 0, **_: Any
+) -> Tensor:
+    x, padding = _pad(x, pads)
+    return functional.avg_pool2d(x, kernel_shape, strides, padding, bool(ceil_mode), bool(count_include_pad))
 
 
-def _gemm(operation: Operation) -> Function:
-    attributes = operation.attributes
-    alpha, beta = attributes.get("alpha", 1.0), attributes.get("beta", 1.0)
-    turn_a, turn_b = attributes.get("transA", 0), attributes.get("transB", 0)
-
-    def gemm(a: Tensor, b: Tensor, c: Tensor | None = None) -> Tensor:
-        a, b = a.T if turn_a else a, b.T if turn_b else b
-        return alpha * (a @ b) if c is None else torch.addmm(c, a, b, alpha=alpha, beta=beta)
-
-    return gemm
+def _reduce(function: Function, x: Tensor, *, axes: Sequence[int] = (), keepdims: int = 1, noop_with_empty_axes: int = 0) -> Tensor:
+    return x if noop_with_empty_axes and not axes else function(x, axes, bool(keepdims))  # no axes are all axes, in torch too
 
 
-def _clip(operation: Operation) -> Function:
-    low, high = (None if value is None else float(value) for value in (*operation.fixed, None, None)[:2])
-    if low is None and high is None:
-        return lambda x: x
-    return lambda x: torch.clamp(x, low, high)
+def _over_pixels(function: Function, x: Tensor) -> Tensor:
+    return function(x, tuple(range(2, x.ndim)), True)
 
 
-def _hard_sigmoid(operation: Operation) -> Function:
-    alpha, beta = operation.attributes.get("alpha", 0.2), operation.attributes.get("beta", 0.5)
-    return lambda x: torch.clamp(x * alpha + beta, 0, 1)
+def _gemm(
+    a: Tensor, b: Tensor, c: Tensor | None = None, *, alpha: float = 1.0, beta: float = 1.0, transA: int = 0, transB: int = 0
+) -> Tensor:
+    a, b = a.T if transA else a, b.T if transB else b
+    return alpha * (a @ b) if c is None else torch.addmm(c, a, b, alpha=alpha, beta=beta)
 
 
-def _cast(operation: Operation) -> Function:
-    if operation.attributes["to"] != onnx.TensorProto.FLOAT:
-        raise operation.refuse(f"casts to {onnx.TensorProto.DataType.Name(operation.attributes['to'])}, but must cast to FLOAT")
-    return lambda x: x.float()
+def _clip(x: Tensor, *, low: Sequence[float] = (-math.inf,), high: Sequence[float] = (math.inf,)) -> Tensor:
+    return torch.clamp(x, low[0], high[0])
 
 
-def _reshape(operation: Operation) -> Function:
-    shape = operation.numbers(0, "shape") or []
-    if operation.attributes.get("allowzero", 0):
-        return lambda x: x.reshape(shape)
-    return lambda x: x.reshape([size or x.shape[axis] for axis, size in enumerate(shape)])
+def _hard_sigmoid(x: Tensor, *, alpha: float = 0.2, beta: float = 0.5) -> Tensor:
+    return torch.clamp(x * alpha + beta, 0, 1)
 
 
-def _flatten(operation: Operation) -> Function:
-    axis = operation.attributes.get("axis", 1)
-    return lambda x: x.reshape(math.prod(x.shape[:axis]), -1)
+def _reshape(x: Tensor, *, shape: Sequence[int], allowzero: int = 0) -> Tensor:
+    return x.reshape(shape if allowzero else [size or x.shape[axis] for axis, size in enumerate(shape)])
 
 
-def _transpose(operation: Operation) -> Function:
-    order = operation.attributes.get("perm")
-    return lambda x: x.permute(order or tuple(reversed(range(x.ndim))))
+def _flatten(x: Tensor, *, axis: int = 1) -> Tensor:
+    return x.reshape(math.prod(x.shape[:axis]), -1)
 
 
-def _squeeze(operation: Operation) -> Function:
-    axes = operation.numbers(0, "axes")
-    return lambda x: x.squeeze() if axes is None else x.squeeze(tuple(axes))
+def _transpose(x: Tensor, *, perm: tuple[int, ...] | None = None) -> Tensor:
+    return x.permute(perm or tuple(reversed(range(x.ndim))))
 
 
-def _unsqueeze(operation: Operation) -> Function:
-    axes = operation.numbers(0, "axes") or []
-
-    def unsqueeze(x: Tensor) -> Tensor:
-        for axis in sorted(axis % (x.ndim + len(axes)) for axis in axes):
-            x = x.unsqueeze(axis)
-        return x
-
-    return unsqueeze
+def _squeeze(x: Tensor, *, axes: Sequence[int] | None = None) -> Tensor:
+    return x.squeeze() if axes is None else x.squeeze(tuple(axes))
 
 
-def _slice(operation: Operation) -> Function:
-    starts, ends = (operation.numbers(index, "") or [] for index in (0, 1))
-    axes, steps = operation.numbers(2, "") or list(range(len(starts))), operation.numbers(3, "") or [1] * len(starts)
-    if min(steps) < 1:
-        raise operation.refuse(f"has steps (={steps}), but torch needs them positive")
-
-    def cut(x: Tensor) -> Tensor:
-        index = [slice(None)] * x.ndim
-        for axis, start, end, step in zip(axes, starts, ends, steps, strict=True):
-            index[axis] = slice(start, end, step)
-        return x[tuple(index)]
-
-    return cut
+def _unsqueeze(x: Tensor, *, axes: Sequence[int]) -> Tensor:
+    for axis in sorted(axis % (x.ndim + len(axes)) for axis in axes):
+        x = x.unsqueeze(axis)
+    return x
 
 
-def _split(operation: Operation) -> Function:
-    sizes, axis = operation.numbers(0, "split"), operation.attributes.get("axis", 0)
-    return lambda x: tuple(x.split(sizes or math.ceil(x.shape[axis] / operation.outputs), axis))
+def _slice(
+    x: Tensor, *, starts: Sequence[int], ends: Sequence[int], axes: Sequence[int] | None = None, steps: Sequence[int] | None = None
+) -> Tensor:
+    index = [slice(None)] * x.ndim
+    for axis, *cut in zip(axes or range(len(starts)), starts, ends, steps or [1] * len(starts), strict=True):
+        index[axis] = slice(*cut)
+    return x[tuple(index)]
 
 
-def _concat(operation: Operation) -> Function:
-    axis = operation.attributes["axis"]
-    return lambda *parts: torch.cat(parts, axis)
+def _split(x: Tensor, *, num_outputs: int, split: Sequence[int] = (), axis: int = 0) -> tuple[Tensor, ...]:
+    return tuple(x.split(split or math.ceil(x.shape[axis] / num_outputs), axis))
 
 
-def _softmax(operation: Operation) -> Function:
-    axis = operation.attributes.get("axis", -1)
-    return lambda x: x.softmax(axis)
-
-
-def _just(function: Function) -> Callable[[Operation], Function]:
-    return lambda operation: function
-
-
-def _over_pixels(function: Function) -> Callable[[Operation], Function]:
-    return _just(lambda x: function(x, tuple(range(2, x.ndim)), True))
-
-
-# Operator type to what makes its function, and how many of its inputs are tensors; those behind them must be constant.
-OPERATORS: dict[str, tuple[Callable[[Operation], Function], int]] = {
-    "Add": (_just(torch.add), 2),
+# Operator type to its function, how many of its inputs are tensors, and what those behind them are called, which must be constant.
+OPERATORS: dict[str, tuple[Any, ...]] = {
+    "Add": (torch.add, 2),
     "AveragePool": (_average_pool, 1),
-    "Cast": (_cast, 1),
-    "Clip": (_clip, 1),
-    "Concat": (_concat, 1_000),
+    "Cast": (lambda x, **_: x.float(), 1),
+    "Clip": (_clip, 1, "low", "high"),
+    "Concat": (lambda *parts, axis: torch.cat(parts, axis), 1_000),
     "Conv": (_conv, 3),
-    "Div": (_just(torch.div), 2),
+    "Div": (torch.div, 2),
     "Flatten": (_flatten, 1),
     "Gemm": (_gemm, 3),
-    "GlobalAveragePool": (_over_pixels(torch.mean), 1),
-    "GlobalMaxPool": (_over_pixels(torch.amax), 1),
+    "GlobalAveragePool": (partial(_over_pixels, torch.mean), 1),
+    "GlobalMaxPool": (partial(_over_pixels, torch.amax), 1),
     "HardSigmoid": (_hard_sigmoid, 1),
-    "HardSwish": (_just(functional.hardswish), 1),
-    "Identity": (_just(lambda x: x), 1),
-    "MatMul": (_just(torch.matmul), 2),
+    "HardSwish": (functional.hardswish, 1),
+    "Identity": (lambda x: x, 1),
+    "MatMul": (torch.matmul, 2),
     "MaxPool": (_max_pool, 1),
-    "Mul": (_just(torch.mul), 2),
-    "ReduceMax": (_reduce(torch.amax), 1),
-    "ReduceMean": (_reduce(torch.mean), 1),
-    "ReduceSum": (_reduce(torch.sum), 1),
-    "Relu": (_just(torch.relu), 1),
-    "Reshape": (_reshape, 1),
-    "Sigmoid": (_just(torch.sigmoid), 1),
-    "Slice": (_slice, 1),
-    "Softmax": (_softmax, 1),
-    "Split": (_split, 1),
-    "Squeeze": (_squeeze, 1),
-    "Sub": (_just(torch.sub), 2),
+    "Mul": (torch.mul, 2),
+    "ReduceMax": (partial(_reduce, torch.amax), 1, "axes"),
+    "ReduceMean": (partial(_reduce, torch.mean), 1, "axes"),
+    "ReduceSum": (partial(_reduce, torch.sum), 1, "axes"),
+    "Relu": (torch.relu, 1),
+    "Reshape": (_reshape, 1, "shape"),
+    "Sigmoid": (torch.sigmoid, 1),
+    "Slice": (_slice, 1, "starts", "ends", "axes", "steps"),
+    "Softmax": (lambda x, axis=-1: x.softmax(axis), 1),
+    "Split": (_split, 1, "split"),
+    "Squeeze": (_squeeze, 1, "axes"),
+    "Sub": (torch.sub, 2),
     "Transpose": (_transpose, 1),
-    "Unsqueeze": (_unsqueeze, 1),
+    "Unsqueeze": (_unsqueeze, 1, "axes"),
 }

@@ -41,7 +41,18 @@ def test_the_defaults_of_every_network_are_valid(model: str) -> None:
 
 
 def test_every_recipe_file_is_one_of_a_network_or_for_all_others() -> None:
-    names = {"k49", "emnist", "any", "k49-reference", "k49-second", "k49-edge", "k49-sparse", "emnist-edge", "emnist-reference"}
+    names = {
+        "k49",
+        "emnist",
+        "any",
+        "k49-digits",
+        "k49-reference",
+        "k49-second",
+        "k49-edge",
+        "k49-sparse",
+        "emnist-edge",
+        "emnist-reference",
+    }
     assert {path.stem for path in RECIPES.glob("*.toml")} == names
 
 

@@ -4,10 +4,11 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
+from static_int8 import quantize_static
 
 from compress.errors import CompressError
-from compress.graphs.node_times import _Owners, node_times
-from compress.quantization.int8 import StaticConfig, quantize_static
+from compress.graphs.index import index
+from compress.graphs.node_times import _owner, node_times
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +37,7 @@ def test_times_go_to_the_layers_of_the_file_whatever_was_fused(source: Path, tmp
     monkeypatch.chdir(tmp_path)
     images = np.random.default_rng(1).normal(size=(32, 3, 16, 16)).astype(np.float32)
     int8 = tmp_path / "int8" / "net.onnx"
-    quantize_static(source, int8, images, StaticConfig(reduce_range=False))
+    quantize_static(source, int8, images)
     for path in (source, int8):
         names = {node.name for node in onnx.load(path).graph.node}
         times = node_times(path, (3, 16, 16), calls=20)
@@ -59,7 +60,7 @@ def test_times_go_to_the_layers_of_the_file_whatever_was_fused(source: Path, tmp
     ],
 )
 def test_names_that_onnx_runtime_gives(source: Path, kernel: str, kind: str, owner: str) -> None:
-    assert _Owners(onnx.load(source)).of(kernel, kind) == owner
+    assert _owner(index(onnx.load(source)), kernel, kind) == owner
 
 
 def test_a_file_that_is_no_graph_is_one_line(source: Path, tmp_path: Path) -> None:

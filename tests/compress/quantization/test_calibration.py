@@ -9,7 +9,16 @@ from onnxruntime import quantization
 
 from compress.errors import CompressError
 from compress.quantization import calibration
-from compress.quantization.calibration import BINS, METHODS, divergence, entropy_range, mse_range, observe, percentile_range, rounding_error
+from compress.quantization.calibration import (
+    BINS,
+    METHODS,
+    Histograms,
+    divergence,
+    entropy_range,
+    mse_range,
+    percentile_range,
+    rounding_error,
+)
 
 node = onnx.helper.make_node
 RANDOM = np.random.default_rng(0)
@@ -64,13 +73,13 @@ def test_minmax_equals_the_calibrator_of_onnxruntime(tmp_path: Path) -> None:
     )
     theirs.collect_data(Reader(values))
     expected = {name: tuple(np.asarray(value).item() for value in entry.range_value) for name, entry in theirs.compute_data().items()}
-    found = observe(model, ["x", "a", "b", "y"], values).ranges("minmax")
+    found = Histograms(model, ["x", "a", "b", "y"], values).ranges("minmax")
     assert {name: (min(0.0, low), max(0.0, high)) for name, (low, high) in expected.items()} == found
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_every_range_holds_zero_and_lies_in_what_was_seen(method: str) -> None:
-    seen = observe(network(), ["x", "a", "b", "y"], images(40))
+    seen = Histograms(network(), ["x", "a", "b", "y"], images(40))
     for name, (low, high) in seen.ranges(method).items():
         assert seen.limits[name][0] <= low <= 0 <= high <= seen.limits[name][1]
         assert low < high
@@ -80,7 +89,7 @@ def test_every_range_holds_zero_and_lies_in_what_was_seen(method: str) -> None:
 
 def test_a_batch_in_other_steps_gives_the_same_ranges() -> None:
     values = images(50)
-    one, other = (observe(network(), ["a", "b"], values, batch=batch) for batch in (1, 32))
+    one, other = (Histograms(network(), ["a", "b"], values, batch=batch) for batch in (1, 32))
     for method in METHODS:
         assert one.ranges(method).keys() == other.ranges(method).keys()
         np.testing.assert_allclose([*one.ranges(method).values()], [*other.ranges(method).values()], rtol=1e-5)
@@ -90,16 +99,20 @@ def test_a_prescribed_batch_is_kept_to() -> None:
     """The 33rd image fills no batch of two and is left out."""
     values = images(33)
     values[32] *= 100
-    assert observe(network(2), ["x"], values).limits == observe(network(), ["x"], values[:32]).limits
+    assert Histograms(network(2), ["x"], values).limits == Histograms(network(), ["x"], values[:32]).limits
 
 
 def test_pixels_are_seen_as_the_graph_casts_them() -> None:
     pixels = np.random.default_rng(0).integers(3, 200, (40, 1, 8, 8), dtype=np.uint8)
-    assert observe(network(kind=onnx.TensorProto.UINT8), ["x"], pixels).limits == {"x": (0.0, pixels.max())}
+    assert Histograms(network(kind=onnx.TensorProto.UINT8), ["x"], pixels).limits == {"x": (0.0, pixels.max())}
+
+
+def test_no_tensors_have_no_limits() -> None:
+    assert Histograms(network(), [], images(32)).limits == {}
 
 
 def test_a_tensor_that_is_always_zero_has_an_empty_range() -> None:
-    seen = observe(network(weight=0.0), ["a", "b"], images(32))
+    seen = Histograms(network(weight=0.0), ["a", "b"], images(32))
     assert {method: seen.ranges(method) for method in METHODS} == {key: {"a": (0, 0), "b": (0, 0)} for key in METHODS}
 
 
@@ -109,7 +122,7 @@ def test_memory_does_not_grow_with_the_images() -> None:
     for count in (256, 2048):
         values = images(count, 16)
         tracemalloc.start()
-        seen = observe(network(size=16), ["a", "b", "y"], values)
+        seen = Histograms(network(size=16), ["a", "b", "y"], values)
         seen.ranges("entropy")
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
@@ -120,7 +133,7 @@ def test_memory_does_not_grow_with_the_images() -> None:
 def test_large_activations_shrink_the_step(monkeypatch: pytest.MonkeyPatch) -> None:
     """One image makes 3 * 4 * 64 * 4 bytes; with room for 10,000 bytes three go at a time."""
     monkeypatch.setattr(calibration, "_STEP_BYTES", 10_000)
-    seen = observe(network(), ["a", "b", "y"], images(32))
+    seen = Histograms(network(), ["a", "b", "y"], images(32))
     sizes = [len(values) for name, values in seen._activations() if name == "a"]
     assert sizes == [1, *[3] * 10, 1]
 
@@ -129,12 +142,12 @@ def test_values_that_are_not_finite_are_named() -> None:
     values = images(40)
     values[35, 0, 2, 2] = np.nan
     with pytest.raises(CompressError, match=r'calibration: tensor "a" takes values that are not finite'):
-        observe(network(), ["a"], values)
+        Histograms(network(), ["a"], values)
 
 
 def test_an_unknown_method_is_refused() -> None:
     with pytest.raises(CompressError, match=r'method \(="max"\) must be one of minmax, percentile, entropy, mse'):
-        observe(network(), ["a"], images(32)).ranges("max")
+        Histograms(network(), ["a"], images(32)).ranges("max")
 
 
 def test_percentile_by_hand() -> None:
@@ -217,6 +230,6 @@ def test_zeros_do_not_count_where_rounding_decides() -> None:
     dense = np.abs(draw.standard_t(3, (640, 1, 16, 16))).astype(np.float32)
     sparse = np.concatenate([dense, np.zeros((9 * 640, 1, 16, 16), np.float32)])
     for method in ("mse", "entropy"):
-        one, other = (observe(network(size=16), ["x"], values).ranges(method)["x"] for values in (dense, sparse))
+        one, other = (Histograms(network(size=16), ["x"], values).ranges(method)["x"] for values in (dense, sparse))
         assert one == other
         assert one[1] < 0.99 * dense.max()

@@ -12,18 +12,20 @@ import onnxruntime
 import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
+from static_int8 import prepare, quantize_static
 
 from compress.graphs.adopt import adopt
-from compress.graphs.edits import fold_constants, split_gemms
+from compress.graphs.floats import fold, split_gemms
 from compress.graphs.rewrite import simplify
 from compress.quantization.bias import correct_bias
-from compress.quantization.int8 import StaticConfig, prepare, quantize_dynamic, quantize_prepared, quantize_static
+from compress.quantization.int8 import quantize_dynamic, quantize_prepared
 from compress.quantization.noise import layer_noise
 from compress.quantization.qat.network import GraphNetwork
+from compress.quantization.search import Setting
 from compress.quantization.weights_only import store_in
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (40, 1, 8, 8), dtype=np.uint8)
-CONFIG = StaticConfig(reduce_range=False, activations="uint8")
+CONFIG = Setting()
 Names = tuple[Sequence[str], Sequence[str]]  # of tensors, of nodes
 
 
@@ -142,7 +144,7 @@ def test_a_pass_makes_the_same_of_a_graph_that_has_its_names_already(name: str, 
 def test_unnamed_nodes_get_names_that_no_other_node_has() -> None:
     model = network((["t"], ["Conv_2"]))
     model.graph.node[2].name = ""
-    folded = fold_constants(model, "it")
+    folded = fold(model, "it")
     assert len({node.name for node in folded.graph.node}) == len(folded.graph.node)
 
 

@@ -8,11 +8,13 @@ import onnx
 import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
+from static_int8 import prepare
 
-from compress.quantization.int8 import Prepared, StaticConfig, prepare, quantizable, quantize_prepared
+from compress.quantization.int8 import Prepared, quantize_prepared
 from compress.quantization.noise import LayerNoise, decibels, group_costs, layer_noise
+from compress.quantization.search import Setting
 
-CONFIG = StaticConfig(reduce_range=False)
+CONFIG = Setting()
 
 
 def value(name: str, values: object, dtype: type = np.float32) -> onnx.TensorProto:
@@ -133,7 +135,7 @@ def test_a_quantized_network_agrees_with_its_tensors_taken_out(prepared: Prepare
 
 
 def test_the_noise_of_weights_by_hand(prepared: Prepared, images: np.ndarray) -> None:
-    quantized = quantize_prepared(prepared, StaticConfig(per_channel=False, reduce_range=False))
+    quantized = quantize_prepared(prepared, Setting(per_channel=False))
     row = layer_noise(prepared.model, quantized, images)[0]
     [weights] = [numpy_helper.to_array(one).astype(np.float64) for one in prepared.model.graph.initializer if one.name == "w1"]
     step = np.abs(weights).max() / 127
@@ -149,8 +151,8 @@ def test_rows_do_not_depend_on_the_batch(prepared: Prepared, images: np.ndarray)
 
 
 def test_a_group_costs_what_it_costs_alone(prepared: Prepared, images: np.ndarray) -> None:
-    names = [node.name for node in quantizable(prepared)]
-    coarse = StaticConfig(per_channel=False, reduce_range=False)
+    names = [node.name for node in prepared.nodes]
+    coarse = Setting(per_channel=False)
     costs = group_costs(prepared, coarse, {"coarse": ["first"], "fine": ["fc"], "all": names}, images)
     assert list(costs) == ["coarse", "fine", "all"]
     assert max(costs["all"].logits_db, costs["coarse"].logits_db) < costs["fine"].logits_db - 5

@@ -6,14 +6,13 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+from static_int8 import OLD, VNNI
 
 from compress.errors import CompressError
 from compress.graphs.floats import fold
 from compress.graphs.index import index
 from compress.quantization.ort_quantizer import Types, held_back, insert_qdq, this_cpu, types_for
 
-VNNI = Types(activations="uint8", weights="int8", reduce_range=False)
-OLD = Types(activations="uint8", weights="int8", reduce_range=True)
 ARM = Types(activations="int8", weights="int8", reduce_range=False)
 
 

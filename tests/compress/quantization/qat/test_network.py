@@ -9,15 +9,17 @@ import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
 from real_data import DATA, needs_data
+from static_int8 import OLD, VNNI, quantize_static
 from torch import Tensor, nn
 from torch.nn import functional
 
 from compress.errors import CompressError
-from compress.graphs.edits import fold_constants
 from compress.graphs.export import export_onnx
+from compress.graphs.floats import fold
 from compress.models import emnist
-from compress.quantization.int8 import StaticConfig, quantize_static
+from compress.quantization.ort_quantizer import Types
 from compress.quantization.qat.network import GraphNetwork
+from compress.quantization.search import Setting
 from compress.train.fit import fit
 from compress.train.settings import FitConfig
 
@@ -53,12 +55,11 @@ class Gated(nn.Module):
 class Graphs:
     """A float32 graph and the weights in it, and the QDQ graph made of it."""
 
-    def __init__(self, source: Path, *, images: np.ndarray = IMAGES, **config: object) -> None:
+    def __init__(self, source: Path, *, images: np.ndarray = IMAGES, per_channel: bool = True, types: Types = VNNI) -> None:
         target = source.with_name("int8.onnx")
-        settings = StaticConfig(**{"reduce_range": False, **config})  # type: ignore[arg-type]
-        quantize_static(source, target, images[:64], settings)
+        quantize_static(source, target, images[:64], Setting(per_channel=per_channel), types)
         self.float, self.int8 = onnx.load(source), onnx.load(target)
-        self.weights = arrays(fold_constants(self.float, "float.onnx"))
+        self.weights = arrays(fold(self.float, "float.onnx"))
 
 
 def export(network: nn.Module, folder: Path, shape: tuple[int, ...] = (1, 12, 12)) -> Path:
@@ -125,7 +126,7 @@ def hand_made(nodes: Iterable[onnx.NodeProto], *, kind: int = TensorProto.FLOAT,
 
 def test_float_graph_computes_what_onnx_runtime_does(graphs: Graphs) -> None:
     np.testing.assert_allclose(logits(GraphNetwork(graphs.float)), runtime(graphs.float), atol=1e-5)
-    np.testing.assert_allclose(logits(GraphNetwork(fold_constants(graphs.float, "it"))), runtime(graphs.float), atol=1e-5)
+    np.testing.assert_allclose(logits(GraphNetwork(fold(graphs.float, "it"))), runtime(graphs.float), atol=1e-5)
 
 
 @pytest.mark.parametrize("per_channel", [True, False])
@@ -253,8 +254,8 @@ def test_training_lowers_the_loss_keeps_zeros_and_is_what_runs(graphs: Graphs) -
 
 def test_weights_do_not_leave_their_range(exported: Path) -> None:
     """Seven bits where 16-bit sums would saturate (microsoft/onnxruntime#12072), and no -128 otherwise; activations keep all 8 bits."""
-    for reduce_range, limit in ((True, 64), (False, 127)):
-        network = GraphNetwork(Graphs(exported, reduce_range=reduce_range).int8)
+    for types, limit in ((OLD, 64), (VNNI, 127)):
+        network = GraphNetwork(Graphs(exported, types=types).int8)
         with torch.no_grad():
             for parameter in network.parameters():
                 if parameter.ndim > 1:

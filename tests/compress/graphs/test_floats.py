@@ -3,7 +3,7 @@ import pytest
 from by_hand import graph, kinds, node, run
 
 from compress.errors import CompressError
-from compress.graphs.edits import fold_constants, nodes_after_weights, nodes_before_weights, split_gemms, weighted_nodes
+from compress.graphs.floats import fold, is_weighted, nodes_after_weights, nodes_before_weights, split_gemms
 from compress.graphs.index import index
 
 W, B = np.float32([[1, 2], [3, 4]]), np.float32([10, 20])
@@ -35,24 +35,24 @@ def test_nodes_before_the_first_weights_and_those_beside_them() -> None:
         s=np.float32(0.5),
         w=W,
     )
-    assert [entry.name for entry in weighted_nodes(index(model))] == ["first"]
+    assert [entry.name for entry in index(model) if is_weighted(entry)] == ["first"]
     assert [entry.name for entry in nodes_before_weights(index(model))] == ["scale", "beside"]
 
 
 def test_folding_computes_constants_names_nodes_and_adds_no_domains() -> None:
     model = graph(node("Transpose", ["w"], ["t"], perm=[1, 0]), node("MatMul", ["x", "t"], ["y"]), w=W)
-    assert weighted_nodes(index(model)) == []
-    folded = fold_constants(model, "the graph")
+    assert not any(is_weighted(entry) for entry in index(model))
+    folded = fold(model, "the graph")
     assert kinds(folded) == ["MatMul"]
     assert folded.graph.node[0].name
     assert [entry.domain for entry in folded.opset_import] == [""]
-    assert len(weighted_nodes(index(folded))) == 1
+    assert [is_weighted(entry) for entry in index(folded)] == [True]
     np.testing.assert_array_equal(run(folded, X), run(model, X))
 
 
 def test_a_graph_that_does_not_load_is_named() -> None:
     with pytest.raises(CompressError, match=r"the graph does not load in ONNX Runtime .*Nonsense"):
-        fold_constants(graph(node("Nonsense", ["x"], ["y"])), "the graph")
+        fold(graph(node("Nonsense", ["x"], ["y"])), "the graph")
 
 
 def test_nodes_after_the_last_weights() -> None:

@@ -1,0 +1,24 @@
+"""Static quantization with types that do not depend on the machine that the tests run on, and of a file in one call."""
+
+from pathlib import Path
+
+import numpy as np
+
+from compress.quantization import int8
+from compress.quantization.int8 import Prepared, quantize_prepared, write_quantized
+from compress.quantization.ort_quantizer import Types
+from compress.quantization.records import Quantized
+from compress.quantization.search import Setting
+
+VNNI = Types(activations="uint8", weights="int8", reduce_range=False)
+OLD = Types(activations="uint8", weights="int8", reduce_range=True)
+PLAIN = Setting()
+
+
+def prepare(source: Path, images: np.ndarray, *, equalised: bool = False, types: Types = VNNI) -> Prepared:
+    return int8.prepare(source, images, equalised=equalised, types=types)
+
+
+def quantize_static(source: Path, target: Path, images: np.ndarray, setting: Setting = PLAIN, types: Types = VNNI) -> Quantized:
+    prepared = prepare(source, images, types=types)
+    return write_quantized(quantize_prepared(prepared, setting), prepared, setting, target)
