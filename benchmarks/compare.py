@@ -25,7 +25,7 @@ from .accuracy import ScoreInterval
 from .errors import BenchmarkError
 from .formats import factor, milliseconds, percent, title
 from .results import Measurement, Result
-from .statistics import T_QUANTILES, Speedup
+from .statistics import Speedup, t_quantile
 
 SAME_MACHINE = ("cpu", "architecture", "flags", "cores", "governor", "gpu")
 SAME_SETTINGS = ("threads", "batch")
@@ -114,7 +114,7 @@ def unpaired_speedup(old: np.ndarray, new: np.ndarray) -> Speedup:
     if sum(shares) > 0:
         freedom = sum(shares) ** 2 / sum(share**2 / (len(one) - 1) for share, one in zip(shares, logs, strict=True))
         # The next lower whole number of degrees of freedom: a little too wide.
-        margin = T_QUANTILES[max(1, min(int(freedom + 1e-9), len(T_QUANTILES))) - 1] * math.sqrt(sum(shares))
+        margin = t_quantile(max(1, int(freedom + 1e-9))) * math.sqrt(sum(shares))
     return Speedup(value=math.exp(value), low=math.exp(value - margin), high=math.exp(value + margin))
 
 

@@ -17,9 +17,8 @@ Everything that was tried stands in the table. What is measured and how is hande
 Source: the search is coordinate descent; statistics as in ``latency``.
 """
 
-import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -29,6 +28,20 @@ from numpy.typing import NDArray
 Groups = frozenset[str]
 Times = Callable[[Sequence[Path], int], NDArray[np.float64]]  # files, rounds -> seconds per call (rounds, files), taken in turns
 Progress = Callable[[str], None]
+
+
+class Between(Protocol):
+    """A figure with its 95% interval."""
+
+    @property
+    def value(self) -> float: ...
+    @property
+    def low(self) -> float: ...
+    @property
+    def high(self) -> float: ...
+
+
+Summary = Callable[[NDArray[np.float64]], Between | None]  # of one ratio per round; None for fewer than two
 QUICK, SURE, CLOSE = 3, 12, 48  # rounds to look with, to decide with, and where the interval does not say on which side of FASTER
 GAIN = 0.01  # of the latency, below which a step is not taken
 FASTER = 0.98  # of float32's latency: what int8 has to reach to be worth it
@@ -98,17 +111,20 @@ class Maker(Protocol):
         ...
 
 
-def choose(maker: Maker, times: Times, accuracy: Callable[[Path], float], *, max_drop: float, progress: Progress) -> Choice:
+def choose(
+    maker: Maker, times: Times, accuracy: Callable[[Path], float], *, interval: Summary, max_drop: float, progress: Progress
+) -> Choice:
     """Search as the module says.
 
     Args:
         maker: makes the candidates.
         times: measures files in turns.
         accuracy: the balanced accuracy of a file, 0 to 1, on images that are not test images.
+        interval: summarises ratios of latencies, one per round.
         max_drop: points of it that may be lost.
         progress: told in a few words what is being done.
     """
-    search = _Search(maker, times, progress)
+    search = _Search(maker, times, interval, progress)
     ends = search.ends()
     known = {maker.float32: accuracy(maker.float32)}
 
@@ -123,7 +139,7 @@ def choose(maker: Maker, times: Times, accuracy: Callable[[Path], float], *, max
         scored += [replace(tried, setting=setting, drop=lost, size=path.stat().st_size) for setting, lost, path in settings]
         if min(lost for _, lost, _ in settings) <= max_drop:
             break
-    finalists = _final(maker, times, drop, scored, ends, max_drop, progress)
+    finalists = _final(maker, times, interval, drop, scored, ends, max_drop, progress)
     winner = _winner(finalists, max_drop)
     return Choice(
         best=winner, finalists=tuple(finalists), tried=(*search.table, *scored), verdict=_verdict(winner, finalists, ends, max_drop)
@@ -133,8 +149,8 @@ def choose(maker: Maker, times: Times, accuracy: Callable[[Path], float], *, max
 class _Search:
     """The search for fast sets of groups; ``table`` has every set that was measured, with its last measurement."""
 
-    def __init__(self, maker: Maker, times: Times, progress: Progress) -> None:
-        self.maker, self.times, self.progress = maker, times, progress
+    def __init__(self, maker: Maker, times: Times, interval: Summary, progress: Progress) -> None:
+        self.maker, self.times, self.interval, self.progress = maker, times, interval, progress
         self.found: dict[Groups, Tried] = {}
 
     @property
@@ -158,7 +174,7 @@ class _Search:
         for _ in range(2 * len(self.maker.groups)):
             flips = [current ^ {name} for name in self.maker.groups]
             seconds = self.measure([frozenset(), current, *flips], QUICK)
-            gains = {flip: _ratio(seconds, 1, 2 + index).value for index, flip in enumerate(flips)}
+            gains = {flip: _ratio(seconds, 1, 2 + index, self.interval)["ratio"] for index, flip in enumerate(flips)}
             good = [flip for flip in flips if gains[flip] < 1 - GAIN]
             if not good:
                 break
@@ -167,7 +183,7 @@ class _Search:
                 together = together ^ (flip ^ current)
             candidates = list(dict.fromkeys([min(good, key=gains.__getitem__), together]))
             seconds = self.measure([frozenset(), current, *candidates], SURE)
-            sure = {one: _ratio(seconds, 1, 2 + index).value for index, one in enumerate(candidates)}
+            sure = {one: _ratio(seconds, 1, 2 + index, self.interval)["ratio"] for index, one in enumerate(candidates)}
             best = min(candidates, key=sure.__getitem__)
             if sure[best] >= 1 - GAIN:
                 break
@@ -183,34 +199,22 @@ class _Search:
         seconds = self.times(files, rounds)
         for index, (one, file) in enumerate(zip(sets, files, strict=True)):
             if one and (one not in self.found or self.found[one].rounds <= rounds):
-                self.found[one] = self._tried(one, file, _ratio(seconds, 0, index), rounds)
+                self.found[one] = self._tried(one, file, _ratio(seconds, 0, index, self.interval), rounds)
         return seconds
 
     def _file(self, groups: Groups) -> Path:
         return self.maker.static(groups, Setting()) if groups else self.maker.float32
 
-    def _tried(self, groups: Groups, file: Path, ratio: "_Ratio", rounds: int) -> Tried:
+    def _tried(self, groups: Groups, file: Path, ratio: dict[str, float], rounds: int) -> Tried:
         names = tuple(name for name in self.maker.groups if name in groups)
-        return Tried(mode="static", groups=names, setting=Setting(), rounds=rounds, size=file.stat().st_size, **asdict(ratio))
+        return Tried(mode="static", groups=names, setting=Setting(), rounds=rounds, size=file.stat().st_size, **ratio)
 
 
-@dataclass(frozen=True)
-class _Ratio:
-    ratio: float
-    low: float
-    high: float
-
-    @property
-    def value(self) -> float:
-        return self.ratio
-
-
-def _ratio(seconds: NDArray[np.float64], base: int, other: int) -> _Ratio:
-    """Latency of file ``other`` / that of ``base``, the median over the rounds, with the 95% interval of their mean logarithm."""
-    logs = np.log(seconds[:, other] / seconds[:, base])
-    middle, spread = float(np.median(logs)), float(logs.std(ddof=1)) if len(logs) > 1 else math.inf
-    margin = 2.2 * spread / math.sqrt(len(logs))  # Student's t for 12 rounds; a look with 3 decides nothing
-    return _Ratio(math.exp(middle), math.exp(middle - margin), math.exp(middle + margin))
+def _ratio(seconds: NDArray[np.float64], base: int, other: int, interval: Summary) -> dict[str, float]:
+    """Latency of file ``other`` / that of ``base``, one ratio per round; by the names that ``Tried`` has for it."""
+    found = interval(seconds[:, other] / seconds[:, base])
+    assert found is not None, "files are timed in two rounds and more"
+    return {"ratio": found.value, "low": found.low, "high": found.high}
 
 
 def _settings(groups: Groups, maker: Maker, drop: Callable[[Path], float], progress: Progress) -> list[tuple[Setting, float, Path]]:
@@ -237,6 +241,7 @@ def _settings(groups: Groups, maker: Maker, drop: Callable[[Path], float], progr
 def _final(
     maker: Maker,
     times: Times,
+    interval: Summary,
     drop: Callable[[Path], float],
     scored: Sequence[Tried],
     ends: Sequence[Tried],
@@ -263,7 +268,7 @@ def _final(
         return [
             Tried(
                 mode=mode, groups=tuple(groups), setting=setting, rounds=rounds, size=path.stat().st_size,
-                drop=drop(path), **asdict(_ratio(seconds, 0, index)),
+                drop=drop(path), **_ratio(seconds, 0, index, interval),
             )
             for index, (path, (mode, groups, setting)) in enumerate(candidates.items())
         ]  # fmt: skip

@@ -40,6 +40,7 @@ from ..artifacts.records import write_record
 from ..artifacts.vectors import TOLERANCE, write_vectors
 from ..benchmarks.machine import DECIDING, machine_facts
 from ..benchmarks.runtimes import Candidate, check_logits, open_model
+from ..benchmarks.statistics import over_launches
 from ..errors import CompressError
 from ..graphs.file import write_onnx
 from ..graphs.floats import MINIMUM_IMAGES
@@ -142,6 +143,7 @@ def choose_quantization(project: Project, parent: Artifact, config: QuantizeConf
                 maker,
                 lambda files, rounds: in_turns(list(files), images, rounds, generator),
                 lambda file: _scores(project, file).balanced_accuracy,
+                interval=over_launches,
                 max_drop=config.max_drop,
                 progress=lambda told: project.console.progress(told, 0, 1),
             )
