@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from .answers import as_text
 from .errors import BenchmarkError
 from .gauges import energy_source
 from .machine import machine_facts
@@ -93,7 +94,7 @@ def run_benchmark(
     settings, energy = {**asdict(config), "warm_up": WARM_RULE}, energy_source()
     seen = {**data, "images": len(images), "classes": classes, "shape": list(images.shape[1:])}
     about: dict[str, Any] = {"created": created, "machine": machine, "data": seen, "settings": settings, "peak": peak, "energy": energy}
-    return Result(**about, baseline=index, measurements=measurements)
+    return Result(**about, baseline=index, measurements=measurements, labels=as_text(labels, classes))
 
 
 def _check(candidates: Sequence[Candidate], images: np.ndarray, labels: np.ndarray) -> None:

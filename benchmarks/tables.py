@@ -18,7 +18,7 @@ from .statistics import Interval
 from .verdict import Verdict, drop
 
 Cell = tuple[str, str]  # the value, and its interval or nothing
-RAW = ("samples_ns", "warmup_ns", "turns", "load_ns", "first_ns", "device_ns", "flips")
+RAW = ("samples_ns", "warmup_ns", "turns", "load_ns", "first_ns", "device_ns", "flips", "answers")
 SCORES = ("balanced_accuracy", "accuracy", "macro_f1", "macro_precision")
 
 

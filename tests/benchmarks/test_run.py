@@ -93,6 +93,10 @@ def test_accuracy_agreement_and_samples_are_those_of_each_file(pixel_model: Make
     assert np.shape(right.samples_ns) == (2, 2, 20) and len(right.warmup_ns) >= 2 * (30 + 2 * 5)
     assert right.latency is not None and right.latency.p90 is not None and right.latency.p99 is None
     assert right.latency.p50 == pytest.approx(np.exp(np.log(np.median(right.samples_ns, axis=(1, 2))).mean()) / 1e9)
+    answers = found.answers_of(wrong)
+    assert found.true_labels is not None and found.true_labels.tolist() == LABELS.tolist()
+    assert answers is not None and answers.tolist() == IMAGES.reshape(300, 16)[:, 5:8].argmax(axis=1).tolist()
+    assert right.path == str(tmp_path / "right.onnx")
     assert right.size_bytes == (tmp_path / "right.onnx").stat().st_size
     assert told[-1] == ("sweeps", 2, 2) and ("rounds", 4, 4) in told and ("test images read", 300, 300) in told
     assert right.intervals["balanced_accuracy"].value == 1.0 and right.comparison is None and right.flips == ()
