@@ -242,6 +242,9 @@ def damage(result: Result) -> str | None:
             return f"samples_ns of '{one.name}' are not of the same number in every launch and round"
         if one.reason is None and not (2 <= len(launches) <= MOST_LAUNCHES and launches[0] and launches[0][0]):
             return f"samples_ns of '{one.name}' must be those of 2 to {MOST_LAUNCHES} launches"
+    rounds = [[len(launch) for launch in one.samples_ns] for one in result.measurements if one.reason is None]
+    if any(found != rounds[0] for found in rounds):
+        return "samples_ns are not of the same launches and rounds for every candidate"
     return None
 
 

@@ -23,6 +23,7 @@ else:
 
 P = ParamSpec("P")
 R = TypeVar("R")
+LIMITS = ("max_drop", "accept_unproved", "max_latency", "max_size")
 SHARED = ("weights", "pretrained", "out", "force", "resume")  # options that say where to start and what becomes of what is made
 
 

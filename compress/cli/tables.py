@@ -236,7 +236,8 @@ def outcome_text(outcome: Outcome) -> str:
     parts = []
     for result, verdict in zip(outcome.results, outcome.verdicts, strict=True):
         parts += [result_text(result, verdict.ship), verdict.headline]
-    return "\n\n".join([*parts, f"Report: {outcome.folder / 'report.html'}"])
+    parts.append(f"Report: {outcome.folder / 'report.html'}")
+    return "\n\n".join([*parts, f"Shipped: {outcome.shipped}; next: compress verify {outcome.shipped}"] if outcome.shipped else parts)
 
 
 def result_text(result: Result, ship: str | None = None) -> str:
@@ -252,6 +253,7 @@ def outcome_summary(outcome: Outcome) -> dict[str, Any]:
     """What ``--json`` shows of a report."""
     return {
         "report": str(outcome.folder / "report.html"),
+        "shipped": str(outcome.shipped) if outcome.shipped else None,
         "sections": [as_json(result, verdict) for result, verdict in zip(outcome.results, outcome.verdicts, strict=True)],
     }
 
@@ -264,7 +266,7 @@ def _row(one: Measurement, baseline: Measurement, ship: str | None) -> dict[str,
     cells = (
         name,
         f"{one.runtime} {one.device}",
-        milliseconds(one.latency.p50),
+        milliseconds(one.latency.p50) + (" (?)" if one.doubts else ""),
         milliseconds(one.latency.p90) if one.latency.p90 is not None else MISSING,
         "baseline" if one is baseline else f"{speed.value:.2f} ({speed.low:.2f} to {speed.high:.2f})" if speed else MISSING,
         f"{100 * one.scores['balanced_accuracy']:.2f}%",

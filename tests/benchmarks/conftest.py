@@ -61,6 +61,11 @@ def pixel_model(tmp_path: Path) -> Callable[..., Path]:
     return make
 
 
+def samples(*launches: float) -> tuple[tuple[tuple[int, ...], ...], ...]:
+    """Two rounds of two calls in each launch, which takes so many seconds per call."""
+    return tuple(((round(1e9 * seconds),) * 2,) * 2 for seconds in launches)
+
+
 def measurement(
     name: str, p50: float = 1e-3, *, balanced: float = 0.97, ratio: tuple[float, float, float] | None = None, **other: Any
 ) -> Measurement:
@@ -72,6 +77,7 @@ def measurement(
         stage="export",
         artifact="0123abcd",
         file="model.onnx",
+        path=f"runs/{name}/model.onnx",
         facts={"params": 258_123, "nonzeros": 51_625, "macs": 24_000_000},
         size_bytes=1_000_000,
         gzip_bytes=900_000,
@@ -95,7 +101,7 @@ def measurement(
         answers=answering(round(max(0.0, 0.97 - balanced) * IMAGES), round(max(0.0, balanced - 0.97) * IMAGES)),
         agreement=1.0,
         warmup_ns=(1, 2),
-        samples_ns=(((1, 2), (3, 4)), ((5, 6), (7, 8))),
+        samples_ns=samples(p50, p50, p50),
         turns=(Turn(wall_ns=9, thread_ns=8, stolen_ms=None, khz=None, energy_uj=None),) * 4,
         load_ns=(1, 2),
         first_ns=(3, 4),
@@ -147,5 +153,6 @@ def made() -> Any:
         missing = staticmethod(unmeasured)
         result = staticmethod(result)
         answering = staticmethod(answering)
+        samples = staticmethod(samples)
 
     return Made

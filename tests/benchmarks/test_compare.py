@@ -10,7 +10,8 @@ from scipy import stats
 
 from compress.benchmarks.accuracy import ScoreInterval
 from compress.benchmarks.answers import as_text
-from compress.benchmarks.compare import compare, points_lost, rows, unpaired_speedup
+from compress.benchmarks.compare import compare, rows, unpaired_speedup
+from compress.benchmarks.drops import points_lost
 from compress.benchmarks.errors import BenchmarkError
 from compress.benchmarks.results import Measurement, Result
 

@@ -29,7 +29,7 @@ def test_result_reads_back_as_it_was_written(made: Any, tmp_path: Path) -> None:
 
 def test_lists_of_samples_take_one_line_and_names_stay_as_they_are(made: Any, tmp_path: Path) -> None:
     write_results(made.result(made.one("[ 1, 2 ]")), tmp_path / "benchmark.json")
-    assert "[5,6]" in (tmp_path / "benchmark.json").read_text()
+    assert "[1000000,1000000]" in (tmp_path / "benchmark.json").read_text()
     assert read_results(tmp_path / "benchmark.json").measurements[0].name == "[ 1, 2 ]"
 
 
