@@ -197,7 +197,8 @@ class _Row:
         moved = "keeps" if lost == 0 else f"loses {lost:.2f} points of" if lost > 0 else f"gains {-lost:.2f} points of"
         before, after = (percent(one.scores["balanced_accuracy"]) for one in (self.baseline, self.one))
         sizes = f"{size(self.one.size_bytes)} instead of {size(self.baseline.size_bytes)}"
-        return f"{moved} balanced accuracy ({before} to {after}, {self.bound}) and its file has {sizes}"
+        bound = f", {self.bound}" if self.proved else ""  # else a sentence of its own says it
+        return f"{moved} balanced accuracy ({before} to {after}{bound}) and its file has {sizes}"
 
     @property
     def bound(self) -> str:
@@ -319,7 +320,7 @@ def _reason(row: _Row, chosen: _Row | None) -> str:
         return f"{row.name}: not chosen, it {' and '.join(row.broken)}."
     if row.is_baseline:
         return f"{row.name}: the baseline, {milliseconds(row.p50)}."
-    if not row.proved and not (chosen and not chosen.proved):
+    if is_faster(row.one) and not row.proved and (chosen is None or chosen.proved):
         return f"{row.name}: not chosen, it {row.speed} and {row.unproved}."
     if is_faster(row.one):
         larger = chosen is not None and row.one.size_bytes > chosen.one.size_bytes and _as_fast(chosen, row)
