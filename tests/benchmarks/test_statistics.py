@@ -11,6 +11,7 @@ def test_quantiles_of_student_are_those_of_printed_tables() -> None:
     assert (T_QUANTILES[0], T_QUANTILES[3], T_QUANTILES[9], T_QUANTILES[28]) == (12.706, 2.776, 2.228, 2.045)
     assert MOST_LAUNCHES == 30
     assert [t_quantile(freedom) for freedom in range(1, 200)] == pytest.approx(stats.t.ppf(0.975, range(1, 200)), abs=6e-4)
+    assert [t_quantile(freedom) for freedom in range(30, 200)] == pytest.approx(stats.t.ppf(0.975, range(30, 200)), abs=1.2e-4)
 
 
 @pytest.mark.parametrize(("rank", "least"), [(90, 64), (99, 662)])

@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 
 from compress.benchmarks.answers import as_text
+from compress.benchmarks.paired import Drop
 from compress.benchmarks.results import Result
-from compress.benchmarks.statistics import speedup
-from compress.benchmarks.verdict import Limits, between, decide
+from compress.benchmarks.statistics import Speedup, speedup
+from compress.benchmarks.verdict import Limits, between, decide, surely_faster, surely_slower
 
 SLOWER, SAME, FASTER = (0.87, 0.84, 0.90), (1.01, 0.98, 1.04), (1.25, 1.20, 1.30)
 
@@ -260,4 +261,115 @@ def test_no_verdict_without_a_baseline(made: Any) -> None:
 def test_a_path_from_a_file_stays_on_its_line(made: Any) -> None:
     verdict = decide(made.result(made.one("fp32", path="runs/\n\x1b[2Jx.onnx")), Limits())
     assert verdict.headline.endswith("The file: runs/??[2Jx.onnx.")
-    assert decide(made.result(made.one("fp32", path=None)), Limits()).headline.endswith("The file: model.onnx of 0123abcd.")
+    assert decide(made.result(made.one("fp32", path=None, artifact="0123456789abcdef")), Limits()).headline.endswith(
+        "model.onnx of 0123456789ab."
+    )
+
+
+@pytest.mark.parametrize(("ratio", "faster", "slower"), [((1.25, 1.0, 1.5), False, False), ((0.8, 0.7, 1.0), False, False)])
+def test_an_interval_that_ends_at_one_says_nothing(ratio: Any, faster: bool, slower: bool) -> None:
+    value, low, high = ratio
+    touching, clear = Speedup(value=value, low=low, high=high), Speedup(value=value, low=low + 1e-9, high=high - 1e-9)
+    assert (surely_faster(touching), surely_slower(touching)) == (faster, slower)
+    assert (surely_faster(clear), surely_slower(clear)) == (value > 1, value < 1)
+
+
+def test_a_change_of_exactly_one_percent_is_worth_the_name() -> None:
+    assert surely_faster(Speedup(value=1.01, low=1.001, high=1.02)) and not surely_faster(Speedup(value=1.0099, low=1.001, high=1.02))
+    assert surely_slower(Speedup(value=0.99, low=0.98, high=0.999)) and not surely_slower(Speedup(value=0.9901, low=0.98, high=0.999))
+
+
+def test_the_baseline_loses_nothing_for_sure(made: Any) -> None:
+    found = decide(made.result(made.one("fp32"), made.one("int8", 1.15e-3, ratio=SLOWER)), Limits(max_drop=0.0))
+    assert found.ship == "fp32" and found.decided == "bound" and found.loss is not None
+    assert found.loss.drop == Drop(value=0.0, low=0.0, high=0.0, bound=0.0, images=30_000)
+
+
+def test_limits_are_allowed_to_be_reached(made: Any) -> None:
+    """0.8 ms and 300,000 bytes."""
+    one = made.result(made.one("fp32"), made.one("int8", 8e-4, ratio=FASTER, size_bytes=300_000))
+    assert decide(one, Limits(max_latency=0.8, max_size=300_000)).ship == "int8"
+    assert decide(one, Limits(max_latency=0.799)).ship is None
+    assert decide(one, Limits(max_size=299_999)).ship is None
+    told = decide(one, Limits(max_latency=0.799, max_size=299_999)).headline
+    assert told.endswith("Nearest is int8: it takes 0.800 ms, 0.799 ms are allowed and takes 300 kB, 300 kB are allowed.")
+
+
+@pytest.mark.parametrize(
+    ("limits", "nearest"),
+    [
+        (Limits(max_latency=0.5), "quick"),  # 0.6, 0.8 and 1 ms
+        (Limits(max_size=100_000), "small"),  # 900, 300 and 1000 kB
+        (Limits(max_latency=0.5, max_size=250_000), "small"),  # 1.2 and 3.6 times too much, 1.6 and 1.2 times
+        (Limits(max_latency=0.1, max_size=250_000), "quick"),  # 6 and 3.6 times too much, 8 and 1.2 times
+        (Limits(max_latency=0.5, max_drop=0.05), "small"),  # quick loses too much besides
+        (Limits(max_latency=0.5, max_drop=0.1), "quick"),
+    ],
+)
+def test_nearest_misses_by_the_smallest_factor(made: Any, limits: Limits, nearest: str) -> None:
+    quick = made.one("quick", 6e-4, ratio=(1.6, 1.5, 1.7), size_bytes=900_000, balanced=0.969)
+    small = made.one("small", 8e-4, ratio=FASTER, size_bytes=300_000)
+    verdict = decide(made.result(made.one("fp32"), quick, small), limits)
+    assert verdict.ship is None and f" Nearest is {nearest}: it " in verdict.headline
+
+
+def test_of_several_that_do_not_ship_the_best_is_named(made: Any) -> None:
+    slow, same = made.one("slow", 1.15e-3, ratio=SLOWER), made.one("same", 1e-3, ratio=SAME)
+    assert decide(made.result(made.one("fp32"), slow, same), Limits()).headline.startswith(
+        "Ship fp32: no variant is clearly faster; same is not clearly faster or slower than fp32 (1.01x, 95% interval 0.98 to 1.04). The"
+    )
+    slower = made.one("slower", 2e-3, ratio=(0.5, 0.4, 0.6))
+    for order in ((slow, slower), (slower, slow)):
+        told = decide(made.result(made.one("fp32"), *order), Limits()).headline
+        assert told.startswith("Ship fp32: slow is slower here (0.87x, 95% interval 0.84 to 0.90), and the others more so.")
+    lossy = made.one("lossy", 8e-4, ratio=FASTER, balanced=0.9)
+    assert decide(made.result(made.one("fp32"), slow, lossy), Limits()).headline.startswith(
+        "Ship fp32: lossy is faster than fp32 (1.25x, 95% interval 1.20 to 1.30) but loses 7.00 points of balanced accuracy, 0.5 are"
+    )
+
+
+def test_the_alternative_for_size_is_the_smallest_that_is_smaller_and_not_slower(made: Any) -> None:
+    rows = [
+        made.one("equal", ratio=SAME),
+        made.one("half", ratio=SAME, size_bytes=500_000),
+        made.one("third", ratio=SAME, size_bytes=333_000),
+        made.one("slow", 1.15e-3, ratio=SLOWER, size_bytes=1_000),
+        made.one("lossy", ratio=SAME, size_bytes=1_000, balanced=0.9),
+    ]
+    assert "take third: it" in decide(made.result(made.one("fp32"), *rows), Limits()).headline
+    assert "If size counts" not in decide(made.result(made.one("fp32"), rows[0], *rows[3:]), Limits()).headline
+
+
+def test_reasons_say_what_each_lacked(made: Any) -> None:
+    """`big` is as fast as what ships and larger, `late` is slower than it, `twin` of the same size."""
+    ships = made.one("ships", 5e-4, ratio=(2.0, 1.9, 2.1), size_bytes=300_000)
+    big = made.one("big", 5.01e-4, ratio=(1.99, 1.9, 2.1), size_bytes=400_000)
+    twin = made.one("twin", 5.01e-4, ratio=(1.99, 1.9, 2.1), size_bytes=300_000)
+    late = made.one("late", 8e-4, ratio=FASTER, size_bytes=200_000)
+    lossy = made.one("lossy", 4e-4, ratio=(2.5, 2.4, 2.6), balanced=0.9)
+    reasons = dict(
+        reason.split(": ", 1) for reason in decide(made.result(made.one("fp32"), ships, big, twin, late, lossy), Limits()).reasons
+    )
+    assert reasons == {
+        "fp32": "the baseline, 1.00 ms.",
+        "big": "not chosen, it is faster than fp32 (1.99x, 95% interval 1.90 to 2.10), but not clearly faster than ships, and larger.",
+        "twin": "not chosen, it is faster than fp32 (1.99x, 95% interval 1.90 to 2.10), but its 0.501 ms are not the least.",
+        "late": "not chosen, it is faster than fp32 (1.25x, 95% interval 1.20 to 1.30), but its 0.800 ms are not the least.",
+        "lossy": "not chosen, it loses 7.00 points of balanced accuracy, 0.5 are allowed.",
+    }
+
+
+def test_gains_are_told_as_such(made: Any) -> None:
+    """300 of 30,000 gained is a point, and surely most of it; 3 gained are 0.01, of which none is sure."""
+    sure = decide(made.result(made.one("fp32"), made.one("int8", 8e-4, ratio=FASTER, balanced=0.98)), Limits()).headline
+    assert "gains 1.00 points of balanced accuracy (97.00% to 98.00%, at least 0.91 gained with 95% confidence)" in sure
+    hardly = decide(made.result(made.one("fp32"), made.one("int8", 8e-4, ratio=FASTER, balanced=0.9701)), Limits()).headline
+    assert "gains 0.01 points of balanced accuracy (97.00% to 97.01%, at most 0.00 lost with 95% confidence)" in hardly
+
+
+def test_what_ships_for_the_limits_says_so_where_the_baseline_is_no_candidate(made: Any) -> None:
+    verdict = decide(made.result(made.one("net", runtime="torch"), made.one("int8", ratio=SAME)), Limits())
+    assert verdict.ship == "int8"
+    assert (
+        "not for speed (1.01x, 95% interval 0.98 to 1.04 against net): net was not measured in ONNX Runtime on the CPU." in verdict.headline
+    )
