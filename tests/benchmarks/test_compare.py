@@ -194,3 +194,43 @@ def test_what_cannot_be_compared_is_refused(made: Any) -> None:
         compare(older(made.result(good)), made.result(dataclasses.replace(good, intervals={})))
     with pytest.raises(BenchmarkError, match=r"fail if slower \(=-1\) must be 0 or more"):
         compare(made.result(good), made.result(good), slower=-1)
+
+
+def test_one_candidate_that_fails_is_enough(made: Any) -> None:
+    old = made.result(measured(made, "fp32", 100, 100.2, 99.8), measured(made, "int8", 50, 50.1, 49.9))
+    new = made.result(measured(made, "fp32", 100, 100.2, 99.8), measured(made, "int8", 60, 60.1, 59.9))
+    found = compare(old, new, slower=5)
+    assert ([one.too_slow for one in found.changes], found.fails) == ([False, True], True)
+    assert [row["verdict"] for row in rows(found)] == ["no clear change", "too slow"]
+    assert [row["verdict"] for row in rows(compare(old, new))] == ["no clear change", "slower"]
+    assert [row["verdict"] for row in rows(compare(new, old))] == ["no clear change", "faster"]
+    both = compare(
+        old, made.result(measured(made, "fp32", 200, 200), measured(made, "int8", 50, 50, balanced=0.9)), slower=5, less_accurate=1
+    )
+    assert [row["verdict"] for row in rows(both)] == ["too slow", "too inaccurate"]
+
+
+def test_a_disturbed_call_costs_nothing_and_few_launches_are_believed_little() -> None:
+    quiet, disturbed = np.full((3, 2, 5), 1_000), np.full((3, 2, 5), 1_000)
+    disturbed[:, 0, 0] = 90_000
+    assert unpaired_speedup(quiet, disturbed).value == pytest.approx(1)
+    # Logarithms 0 and 0.02 of two launches, 0 and 0 of the others: one degree of freedom, deviation 0.02 / sqrt 2, margin 12.706 * 0.01.
+    two = (1e9 * np.exp([0, 0.02])).astype(np.int64)[:, None, None]
+    found = unpaired_speedup(two, np.full((2, 1, 1), 10**9))
+    assert math.log(found.high / found.value) == pytest.approx(12.706 * 0.01, rel=1e-5)
+
+
+@pytest.mark.parametrize("samples", [(((1, 2),), ()), (((1, 2),), ((),)), (((1, 2), ()), ((1, 2), (3, 4)))])
+def test_launches_without_samples_are_refused(made: Any, samples: Any) -> None:
+    good = made.result(measured(made, "fp32", 1, 2))
+    bad = made.result(dataclasses.replace(good.measurements[0], samples_ns=samples))
+    with pytest.raises(BenchmarkError, match=r"samples \(of fp32 .*\) must be of at least 2 launches for an interval"):
+        compare(good, bad)
+
+
+def test_a_fact_that_only_one_machine_tells_is_a_difference(made: Any) -> None:
+    old = made.result(measured(made, "fp32", 1, 2))
+    with pytest.raises(BenchmarkError, match=r"flags was \['avx2'\], is not known"):
+        compare(old, with_changes(old, "machine", flags=None))
+    with pytest.raises(BenchmarkError, match=r"flags was not known, is \['avx2'\]"):
+        compare(with_changes(old, "machine", flags=None), old)

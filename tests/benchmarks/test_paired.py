@@ -55,6 +55,26 @@ def test_gains_and_losses_change_places() -> None:
     assert (one.value, one.low, one.high) == pytest.approx((-other.value, -other.high, -other.low))
 
 
+@pytest.mark.parametrize("images", [(100_000,), (40_000, 90_000), (300_000, 30_000, 3_000)])
+def test_many_events_are_bounded_as_by_the_normal_distribution(images: tuple[int, ...]) -> None:
+    """30% lost and 5% gained in each class: the variance of a mean of differences of shares, multinomial within each class, by hand."""
+    sizes = np.array(images, float)
+    lost, gained = 0.3 * sizes, 0.05 * sizes
+    found = drop_of_counts(lost, gained, sizes)
+    deviation = 100 * np.sqrt(((0.35 - 0.25**2) / sizes).sum()) / len(sizes)
+    assert found.value == pytest.approx(25)
+    assert found.bound - found.value == pytest.approx(1.645 * deviation, rel=0.02)
+    assert found.high - found.low == pytest.approx(2 * 1.96 * deviation, rel=0.02)
+
+
+def test_all_ten_lost_might_have_been_seven() -> None:
+    """Garwood's bounds of 10 and 0, narrowed by sqrt(1 - 10² / (12 * 11)); and the same for all gained, which cannot be more than all."""
+    found, other = paired_drop(*answers(10, 10, 0)), paired_drop(*answers(10, 0, 10))
+    margin = np.hypot(10 - stats.chi2.ppf(0.025, 20) / 2, stats.chi2.ppf(0.975, 2) / 2) * np.sqrt(1 - 100 / 132)
+    assert found.low == pytest.approx(100 - 10 * margin, rel=0.02)
+    assert (found.high, found.bound, other.low, other.value) == (100, 100, -100, -100)
+
+
 FLAT, STEEP = np.full(10, 0.1), 0.7 ** np.arange(10) / (0.7 ** np.arange(10)).sum()
 
 
@@ -93,7 +113,10 @@ def test_images_to_tell_by_hand() -> None:
     """None lost: three in n. Nothing helps where the drop itself reaches the limit. Two digits, upwards."""
     assert images_to_tell(*answers(1_000, 0, 0), limit=0.1) == 3_000
     assert images_to_tell(*answers(360, 0, 0), limit=0.5) == 600
+    assert images_to_tell(*answers(100, 0, 0), limit=7) == 43
     assert images_to_tell(*answers(1_000, 5, 0), limit=0.5) is None
+    assert (images_to_tell(*answers(1_000, 5, 0), limit=0.503) or 0) > 1_000_000
+    assert images_to_tell(*answers(1_000, 5, 0), limit=0.5 + 1e-7) is None, "a billion would not do"
     needed = images_to_tell(*answers(1_000, 3, 1), limit=0.5)
     assert needed is not None and needed > 1_000
     many, few = (paired_drop(*answers(size, 3 * size // 1000, size // 1000)) for size in (needed, needed - 400))

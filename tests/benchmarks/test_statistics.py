@@ -45,6 +45,14 @@ def test_speedup_is_baseline_over_candidate_and_one_disturbed_round_costs_nothin
     assert speedup(candidate, baseline).value == pytest.approx(0.5)
 
 
+def test_a_disturbed_call_costs_a_latency_nothing() -> None:
+    samples = np.full((2, 3, 5), 1_000_000)
+    samples[:, 0, 0] = 90_000_000
+    assert latency(samples).p50 == pytest.approx(1e-3)
+    samples[1] *= 4
+    assert latency(samples).p50 == pytest.approx(2e-3)
+
+
 def test_interval_lies_around_the_mean_of_the_logarithms() -> None:
     found = over_launches([1, 1, 8])
     assert found is not None and found.value == pytest.approx(2)
