@@ -202,6 +202,8 @@ def test_one_candidate_that_fails_is_enough(made: Any) -> None:
     found = compare(old, new, slower=5)
     assert ([one.too_slow for one in found.changes], found.fails) == ([False, True], True)
     assert [row["verdict"] for row in rows(found)] == ["no clear change", "too slow"]
+    still = made.result(measured(made, "fp32", 100, 100))
+    assert [row["verdict"] for row in rows(compare(still, still))] == ["no clear change"]
     assert [row["verdict"] for row in rows(compare(old, new))] == ["no clear change", "slower"]
     assert [row["verdict"] for row in rows(compare(new, old))] == ["no clear change", "faster"]
     both = compare(

@@ -373,3 +373,14 @@ def test_what_ships_for_the_limits_says_so_where_the_baseline_is_no_candidate(ma
     assert (
         "not for speed (1.01x, 95% interval 0.98 to 1.04 against net): net was not measured in ONNX Runtime on the CPU." in verdict.headline
     )
+
+
+def test_of_several_that_keep_the_limits_and_are_no_faster_the_fastest_ships(made: Any) -> None:
+    small = [made.one(name, p50, ratio=SLOWER, size_bytes=300_000) for name, p50 in (("slow", 1.3e-3), ("less slow", 1.15e-3))]
+    for order in (small, small[::-1]):
+        assert decide(made.result(made.one("fp32"), *order), Limits(max_size=400_000)).ship == "less slow"
+
+
+def test_the_best_of_those_that_do_not_ship_is_told_by_its_speedup_and_not_by_a_wide_interval(made: Any) -> None:
+    wide, sure = made.one("wide", ratio=(0.99, 0.5, 2.0)), made.one("sure", ratio=(1.0, 0.99, 1.01))
+    assert "; sure is not clearly faster" in decide(made.result(made.one("fp32"), wide, sure), Limits()).headline
