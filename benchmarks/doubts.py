@@ -18,6 +18,13 @@ LAUNCHES_APART = 0.10  # of the slowest launch against the fastest
 STOLEN, STOLEN_MS, WAITED = 0.01, 30, 0.05  # of the time that the turns took; the kernel counts stolen time in steps of 10 ms or so
 FREQUENCY = 0.05  # of the highest clock rate against the lowest
 RESOLUTION = 0.01  # of the median latency
+# What to do about a doubt, by words that are in it, the first that fits; and about any other.
+CURES = (
+    ("stolen time", "measure again when the host has time, or on a machine of its own"),
+    ("clock rate", "fix the clock rate (`cpupower frequency-set -g performance`) and measure again"),
+    ("the clock's steps", "measure again with more images per call (batch in [benchmark])"),
+)
+CURE = "measure again with nothing else running"
 SEPARATION, SHARE, STEP = 4.0, 0.10, 0.05  # of two heaps of samples, see `heaps`
 
 
@@ -55,6 +62,12 @@ def _found(samples: np.ndarray, turns: Sequence[Turn], unsteady: int, resolution
         yield f"the clock rate changed between {min(rates) / 1e6:.2f} and {max(rates) / 1e6:.2f} GHz"
     if resolution_ns > RESOLUTION * middle:
         yield f"the clock's steps of {resolution_ns} ns are {100 * resolution_ns / middle:.0f}% of a call"
+
+
+def cure(doubts: Sequence[str]) -> str:
+    """What to do so that these doubts do not arise again."""
+    told = next((what for words, what in CURES if any(words in doubt for doubt in doubts)), CURE)
+    return f"{told}: `compress benchmark --force`"
 
 
 def heaps(samples: np.ndarray) -> tuple[float, float] | None:

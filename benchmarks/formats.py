@@ -43,6 +43,11 @@ def count(value: object) -> str:
     return f"{value:,.0f}"
 
 
+def printable(text: str) -> str:
+    """Text from a file on one line, whatever it holds."""
+    return "".join(letter if letter.isprintable() else "?" for letter in text)
+
+
 def percent(fraction: float | None) -> str:
     """``0.98291`` as ``98.29%``."""
     return MISSING if fraction is None else f"{100 * fraction:.2f}%"

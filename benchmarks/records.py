@@ -11,6 +11,7 @@ from msgspec import Meta
 
 from . import cost, results
 from .accuracy import compare_predictions, score_intervals
+from .answers import as_text
 from .doubts import doubts
 from .gauges import Turn
 from .pictures import flips
@@ -58,6 +59,7 @@ class Answers:
         """Those fields of a measurement that follow from its predictions, and the baseline's where there are any."""
         found: dict[str, Any] = {
             "scores": dict(self.score(self.labels, predictions, self.classes)),
+            "answers": as_text(predictions, self.classes),
             "intervals": score_intervals(self.labels, predictions, self.classes, self.score, seed=self.seed),
         }
         if baseline is not None:
@@ -100,6 +102,7 @@ def measurement(record: Record, baseline: Record, answers: Answers, config: Benc
         stage=candidate.stage,
         artifact=candidate.artifact,
         file=candidate.path.name,
+        path=str(candidate.path),
         facts=results.Facts(**candidate.facts),  # type: ignore[typeddict-item]
         size_bytes=size,
         gzip_bytes=zipped,

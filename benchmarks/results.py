@@ -13,11 +13,13 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, TypedDict
+from typing import Annotated, Any, TypedDict
 
+import numpy as np
 from msgspec import Meta
 
 from .accuracy import Comparison, ScoreInterval
+from .answers import from_text
 from .gauges import Turn
 from .machine import Machine
 from .pictures import Flip
@@ -25,7 +27,7 @@ from .statistics import MOST_LAUNCHES, Count, Interval, Latency, Share, Speedup
 from .sweep import Sweep
 
 SCHEMA = "compress-benchmark"
-VERSION = 2
+VERSION = 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,6 +96,7 @@ class Measurement:
 
     Args:
         file: the file's name. artifact: the artifact's hash. facts: what its maker knows of it.
+        path: where the file, or for torch its folder, lay, as the caller named it; before version 3 nobody knows.
         size_bytes, gzip_bytes: bytes on disk, and after gzip.
         providers: what the runtime really used. placement: nodes per operator per provider, see `profile.Profile`.
         load, first: from the file to a model that can be called; its first call.
@@ -102,6 +105,7 @@ class Measurement:
         memory_bytes: the most that a process held that only timed calls. activation_bytes: see `profile.Profile`.
         energy: joules per image of the whole processor package. peak_share: of the machine's float32 matrix product, `Result.peak`.
         scores: fractions in [0, 1], ``balanced_accuracy`` among them; intervals: the same names, with bounds.
+        answers: the class that it says of each test image, as `answers.as_text` writes them; a result before version 3 has none.
         agreement: fraction of images classified as the baseline does. comparison, flips: what is read differently than by the baseline.
         doubts: what makes the latency doubtful, in words.
         warmup_ns: calls before the clock counted. samples_ns: nanoseconds, by launch, round and call. turns: one per launch and round.
@@ -118,6 +122,7 @@ class Measurement:
     size_bytes: Count
     gzip_bytes: Count
     reason: str | None
+    path: str | None = None
     providers: tuple[str, ...] = ()
     placement: Mapping[str, Mapping[str, Count]] = field(default_factory=dict)
     latency: Latency | None = None
@@ -133,6 +138,7 @@ class Measurement:
     peak_share: float | None = None
     scores: Mapping[str, Share] = field(default_factory=dict)
     intervals: Mapping[str, ScoreInterval] = field(default_factory=dict)
+    answers: str | None = None
     agreement: float | None = None
     comparison: Comparison | None = None
     flips: tuple[Flip, ...] = ()
@@ -170,6 +176,7 @@ class Result:
         peak: multiply-accumulates per second of a float32 matrix product on as many threads; None where it could not be measured.
         energy: where the energy comes from, or why there is none.
         baseline: the index in `measurements` that speedups, drops and agreement refer to.
+        labels: the true class of each test image, as `answers.as_text` writes them.
     """
 
     created: str
@@ -180,6 +187,19 @@ class Result:
     energy: str
     baseline: int
     measurements: tuple[Measurement, ...]
+    labels: str | None = None
+
+    @property
+    def true_labels(self) -> np.ndarray | None:
+        """The true class of each test image, int64 ``(N,)``; None in a result before version 3."""
+        return self._decoded(self.labels)
+
+    def answers_of(self, one: Measurement) -> np.ndarray | None:
+        """What a candidate says of each test image, int64 ``(N,)``; None where it was not measured, or before version 3."""
+        return self._decoded(one.answers)
+
+    def _decoded(self, text: str | None) -> np.ndarray | None:
+        return None if text is None else from_text(text, self.data.get("images", 0), self.data.get("classes", 0))
 
 
 def write_results(result: Result, path: Path) -> None:
@@ -195,10 +215,23 @@ def write_results(result: Result, path: Path) -> None:
     temporary.replace(path)
 
 
+def upgraded(found: dict[str, Any], version: int) -> dict[str, Any]:
+    """The values of a file of an older version as those of this one: before 3 no answers were kept, and no paths."""
+    if version < 3:
+        measurements = found.get("measurements")
+        for one in measurements if isinstance(measurements, list) else ():
+            if isinstance(one, dict):
+                one |= {"answers": None, "path": None} | one
+        return {"labels": None} | found
+    return found
+
+
 def damage(result: Result) -> str | None:
     """What is wrong with a result whose every value is of its type, in words; None where nothing is."""
     if not 0 <= result.baseline < len(result.measurements):
         return "baseline names no measurement"
+    if wrong := _wrong_answers(result):
+        return wrong
     for one in result.measurements:
         launches = one.samples_ns
         if one.reason is None and one.latency is None:
@@ -209,4 +242,20 @@ def damage(result: Result) -> str | None:
             return f"samples_ns of '{one.name}' are not of the same number in every launch and round"
         if one.reason is None and not (2 <= len(launches) <= MOST_LAUNCHES and launches[0] and launches[0][0]):
             return f"samples_ns of '{one.name}' must be those of 2 to {MOST_LAUNCHES} launches"
+    rounds = [[len(launch) for launch in one.samples_ns] for one in result.measurements if one.reason is None]
+    if any(found != rounds[0] for found in rounds):
+        return "samples_ns are not of the same launches and rounds for every candidate"
+    return None
+
+
+def _wrong_answers(result: Result) -> str | None:
+    told = "labels"
+    try:
+        known = result.true_labels is not None
+        for one in result.measurements:
+            told = f"answers of '{one.name}'"
+            if result.answers_of(one) is not None and not known:
+                return f"{told} are there without labels"
+    except ValueError as error:
+        return f"{told} {error}"
     return None

@@ -12,13 +12,18 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from .drops import loss
 from .formats import MISSING, bytes_or_missing, count, factor, milliseconds, percent, size
 from .results import Measurement, Result
 from .statistics import Interval
-from .verdict import Verdict, drop
+from .verdict import Verdict
 
 Cell = tuple[str, str]  # the value, and its interval or nothing
-RAW = ("samples_ns", "warmup_ns", "turns", "load_ns", "first_ns", "device_ns", "flips")
+RAW = ("samples_ns", "warmup_ns", "turns", "load_ns", "first_ns", "device_ns", "flips", "answers")
+DECIDING_NOTE = (
+    "A number followed by (?) is doubtful; the doubt stands under the name. Intervals: 95%; the drop, in points of balanced accuracy "
+    "against the baseline, is at most so much with 95% confidence."
+)
 SCORES = ("balanced_accuracy", "accuracy", "macro_f1", "macro_precision")
 
 
@@ -58,9 +63,7 @@ def tables(result: Result, verdict: Verdict) -> tuple[Table, ...]:
         "Intervals: 95%, over test sets with as many images per class (bootstrap). McNemar: how often two equally accurate models would "
     )
     return (
-        table(
-            "Variants", "A number followed by (?) is doubtful; the doubt stands under the name.", lambda one: _deciding(one, baseline), True
-        ),
+        table("Variants", DECIDING_NOTE, lambda one: _deciding(one, result), True),
         table("Scores", chances + "differ on as many images or more.", lambda one: _scores(one, baseline)),
         table("Other ways to run", _other_note(result), lambda one: _other_ways(one, result)),
         table("Cost", _cost_note(result), _cost),
@@ -80,8 +83,10 @@ def _row(one: Measurement, cells: dict[str, Cell], verdict: Verdict, first: bool
     )
 
 
-def _deciding(one: Measurement, baseline: Measurement) -> dict[str, Cell]:
+def _deciding(one: Measurement, result: Result) -> dict[str, Cell]:
     assert one.latency is not None
+    baseline = result.measurements[result.baseline]
+    lost = None if one is baseline or baseline.reason else loss(result, baseline, result, one).drop
     p50, doubtful = milliseconds(one.latency.p50, unit=False), " (?)" if one.doubts else ""
     return {
         "p50, ms": (p50 + doubtful, _between(Interval(value=0, low=one.latency.low, high=one.latency.high), _ms)),
@@ -89,7 +94,7 @@ def _deciding(one: Measurement, baseline: Measurement) -> dict[str, Cell]:
         "p99, ms": (milliseconds(one.latency.p99, unit=False), ""),
         "Speedup": ("baseline", "") if one is baseline else factor(one.speedup) if one.speedup else (MISSING, ""),
         "Balanced accuracy": _score(one, "balanced_accuracy"),
-        "Drop, points": (MISSING if one is baseline or baseline.reason else f"{drop(one, baseline):.2f}", ""),
+        "Drop, points": (f"{lost.value:.2f}", f"at most {lost.bound:.2f}") if lost else (MISSING, ""),
         "Size": (size(one.size_bytes), ""),
         "Gzipped": (size(one.gzip_bytes), ""),
     }
@@ -175,8 +180,8 @@ def _between(interval: Interval, tell: Callable[[float], str]) -> str:
     return f"{tell(interval.low)} to {tell(interval.high)}"
 
 
-def plain(one: Measurement) -> dict[str, Any]:
-    """One variant as flat columns."""
+def plain(result: Result, one: Measurement) -> dict[str, Any]:
+    """One variant of a result as flat columns."""
     latency, best, compared = one.latency, one.throughput, one.comparison
     columns: dict[str, Any] = {name: getattr(one, name) for name in ("name", "runtime", "device", "stage", "artifact", "file", "reason")}
     for name in ("p50", "low", "high", "p90", "p99"):
@@ -190,6 +195,9 @@ def plain(one: Measurement) -> dict[str, Any]:
             f"{name}_low": getattr(interval, "low", None),
             f"{name}_high": getattr(interval, "high", None),
         }
+    baseline = result.measurements[result.baseline]
+    lost = None if one.reason or baseline.reason else loss(result, baseline, result, one).drop
+    columns |= {f"drop{name}_points": getattr(lost, name.strip("_") or "value", None) for name in ("", "_low", "_high", "_bound")}
     columns |= {"agreement": one.agreement, "lost": compared and len(compared.lost), "gained": compared and len(compared.gained)}
     columns |= {"mcnemar_p": compared and compared.p_value, "size_bytes": one.size_bytes, "gzip_bytes": one.gzip_bytes}
     columns |= {name: one.facts.get(name) for name in ("params", "nonzeros", "macs")}
@@ -203,7 +211,7 @@ def as_csv(results: Sequence[Result]) -> str:
     """One line per variant of every result, with when and on which machine it was measured."""
     lines = [
         {"created": result.created, "cpu": result.machine.get("cpu"), "gpu": result.machine.get("gpu"), "data": result.data.get("name")}
-        | plain(one)
+        | plain(result, one)
         for result in results
         for one in result.measurements
     ]

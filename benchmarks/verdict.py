@@ -1,20 +1,32 @@
 """Which variant to ship, in words, from one result. A pure function: no clock, no file, no rounding before comparing.
 
-The choice is among ONNX Runtime files measured on the CPU. One is allowed where its balanced accuracy lies at most `max_drop` points under
-the baseline's and it meets the limits on latency and size. One is faster only where the whole 95% interval of its speedup lies above 1; a
-variant that is not, or by less than 1%, is never recommended for speed. Refused: limits that make no sense.
+The choice is among ONNX Runtime files measured on the CPU. A variant keeps its accuracy where that is *proved*: the one-sided 95% bound
+of its drop, counted image by image against the baseline (`paired`), lies within `max_drop` points. Where the drop as counted is within the
+limit and the bound is not, the images cannot tell; such a variant ships only if the caller accepts that. A test set of 360 images proves
+next to nothing, and the verdict says so, with the number that would tell.
+
+Of two variants the faster one is told by the ratios of the same rounds (`statistics.speedup`), be one of them the baseline or not: the
+whole 95% interval must lie on one side of 1, and the change be at least 1%. Doubts of the two rows stand in the same sentence.
+
+Refused: limits that make no sense.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Literal
 
+import numpy as np
 from msgspec import Meta
 
-from .formats import milliseconds, percent, size, times
+from . import statistics
+from .doubts import cure
+from .drops import Loss, loss, needed
+from .formats import milliseconds, percent, printable, size, times
+from .paired import Drop
 from .results import Measurement, Result
+from .statistics import Speedup
 
 # Under this a speedup is no reason to ship another file: a 95% interval misses 1 in one of twenty comparisons of a file with itself, and
 # those misses are smaller than this.
@@ -26,24 +38,14 @@ class Limits:
     """What a variant must keep.
 
     Args:
-        max_drop: points of balanced accuracy that may be lost. max_latency: largest p50 in milliseconds. max_size: largest file in bytes.
+        max_drop: points of balanced accuracy that may be lost. accept_unproved: whether it is enough that no more are lost as counted.
+        max_latency: largest p50 in milliseconds. max_size: largest file in bytes.
     """
 
     max_drop: Annotated[float, Meta(ge=0, le=100, description="points, 0.5 allows 97.0% to become 96.5%")] = 0.5
+    accept_unproved: bool = False
     max_latency: Annotated[float, Meta(gt=0, description="milliseconds, leave it out for no limit")] | None = None
     max_size: Annotated[int, Meta(gt=0, description="bytes, leave it out for no limit")] | None = None
-
-    def broken_by(self, one: Measurement, baseline: Measurement) -> list[str]:
-        """The limits that a measured candidate breaks, as ends of the sentence "it ..."."""
-        assert one.latency is not None
-        found = []
-        if drop(one, baseline) > self.max_drop:
-            found.append(f"loses {drop(one, baseline):.2f} points of balanced accuracy, {self.max_drop:g} are allowed")
-        if self.max_latency is not None and one.latency.p50 * 1e3 > self.max_latency:
-            found.append(f"takes {milliseconds(one.latency.p50)}, {self.max_latency:g} ms are allowed")
-        if self.max_size is not None and one.size_bytes > self.max_size:
-            found.append(f"takes {size(one.size_bytes)}, {size(self.max_size)} are allowed")
-        return found
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,14 +53,24 @@ class Verdict:
     """What to ship and why. Of several variants whose speedups cannot be told apart, the one with the smallest file ships.
 
     Args:
-        ship: the variant's name, or None where nothing can be recommended.
+        ship: the variant's name, or None where nothing can be recommended. path: of its file, where that is known.
+        decided: whether it is the bound of the drop that keeps the limit, or only the drop as counted. loss: both.
+        unproved: what would ship if the drop as counted decided, where that is something else. unproved_path: of its file.
+        doubts: of the two rows that the headline compares. cure: what to do about them.
         headline: the verdict in a sentence or two.
         reasons: one sentence for each other variant, why it was not chosen.
     """
 
     ship: str | None
+    path: str | None = None
+    decided: Literal["bound", "point estimate"] | None = None
+    loss: Loss | None = None
+    unproved: str | None = None
+    unproved_path: str | None = None
+    doubts: tuple[str, ...] = ()
+    cure: str | None = None
     headline: str
-    reasons: tuple[str, ...]
+    reasons: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         return self.headline
@@ -67,133 +79,253 @@ class Verdict:
 def decide(result: Result, limits: Limits) -> Verdict:
     """Choose the variant to ship.
 
-    fp32 at 1.00 ms, int8 at 0.80 ms (speedup 1.25x, 1.20 to 1.30), 0.1 points lost: ship int8. The same at 1.15 ms (0.87x, 0.84 to
-    0.90): ship fp32, int8 is slower here.
+    fp32 at 1.00 ms, int8 at 0.80 ms (speedup 1.25x, 1.20 to 1.30), 30 of 30,000 images lost, so at most 0.14 points: ship int8. The same
+    with one of 360 images lost, 0.28 points and at most 1.32: ship fp32, int8 is not proved. At 1.15 ms: ship fp32, int8 is slower here.
     """
     baseline = result.measurements[result.baseline]
     if baseline.reason is not None:
-        return Verdict(ship=None, headline=f"No verdict: the baseline, {baseline.name}, was not measured: {baseline.reason}.", reasons=())
-    field = [one for one in result.measurements if one.runtime == "onnxruntime" and one.device == "cpu" and one.reason is None]
-    allowed = [one for one in field if not limits.broken_by(one, baseline)]
-    faster = [one for one in allowed if one is not baseline and is_faster(one)]
-    if not field:
-        return Verdict(ship=None, headline="No verdict: no file was measured in ONNX Runtime on the CPU.", reasons=())
-    if not allowed:
-        return Verdict(ship=None, headline=_nothing(field, baseline, limits), reasons=_reasons(field, None, baseline, limits))
-    if faster:
-        fastest = min(faster, key=_p50)
-        chosen = min((one for one in faster if _as_fast(one, fastest)), key=lambda one: (one.size_bytes, _p50(one)))
-        headline = f"Ship {chosen.name}: it is faster than {baseline.name} ({_times(chosen)}), {_change(chosen, baseline)}."
-    elif baseline in allowed:
-        chosen = baseline
-        headline = _keep(allowed, [one for one in field if one is not baseline], baseline, limits)
-    else:
-        chosen = min(allowed, key=_p50)
-        broken = " and ".join(limits.broken_by(baseline, baseline))
-        headline = (
-            f"Ship {chosen.name} for the limits, not for speed ({_times(chosen)} against {baseline.name}): {baseline.name} {broken}. "
-            f"{chosen.name} takes {milliseconds(_p50(chosen))} and {_change(chosen, baseline)}."
-        )
-    return Verdict(ship=chosen.name, headline=headline, reasons=_reasons(field, chosen, baseline, limits))
+        return Verdict(ship=None, headline=f"No verdict: the baseline, {baseline.name}, was not measured: {baseline.reason}.")
+    measured = [one for one in result.measurements if one.runtime == "onnxruntime" and one.device == "cpu" and one.reason is None]
+    if not measured:
+        return Verdict(ship=None, headline="No verdict: no file was measured in ONNX Runtime on the CPU.")
+    rows = [_row(result, one, limits) for one in measured]
+    within = [row for row in rows if not row.broken]
+    chosen = _choose([row for row in within if row.proved or limits.accept_unproved])
+    best = _choose(within)
+    unproved = best if best is not chosen else None
+    headline, compared = _headline(rows, chosen, unproved, limits)
+    doubts = tuple(f"{row.name}: {doubt}" for row in compared for doubt in row.one.doubts)
+    return Verdict(
+        ship=chosen.name if chosen else None,
+        path=chosen.one.path if chosen else None,
+        decided=None if chosen is None else "bound" if chosen.proved else "point estimate",
+        loss=chosen.loss if chosen else None,
+        unproved=unproved.name if unproved else None,
+        unproved_path=unproved.one.path if unproved else None,
+        doubts=doubts,
+        cure=cure(doubts) if doubts else None,
+        headline=headline,
+        reasons=tuple(_reason(row, chosen) for row in rows if row is not chosen),
+    )
 
 
-def drop(one: Measurement, baseline: Measurement) -> float:
-    """Points of balanced accuracy lost against the baseline; negative where something was gained."""
-    lost = 100 * (baseline.scores["balanced_accuracy"] - one.scores["balanced_accuracy"])
-    return round(lost, 9)  # 97.0 - 96.5 in floats is a hair above 0.5, which a limit of 0.5 is meant to allow
+def between(other: Measurement, one: Measurement) -> Speedup:
+    """Latency of ``other`` / latency of ``one``, by the rounds in which both had a turn; above 1 ``one`` is faster."""
+    return statistics.speedup(*(np.array(each.samples_ns, np.int64) for each in (other, one)))
 
 
 def is_faster(one: Measurement) -> bool:
     """Whether the whole interval of the speedup lies above 1, and the speedup is worth the name (`LEAST_CHANGE`)."""
-    return one.speedup is not None and one.speedup.low > 1 and one.speedup.value >= 1 + LEAST_CHANGE
-
-
-def _as_fast(one: Measurement, other: Measurement) -> bool:
-    """Whether the intervals of two speedups over the baseline overlap: then the smaller file is the better one of the two."""
-    return one.speedup is not None and other.speedup is not None and one.speedup.high >= other.speedup.low
+    return one.speedup is not None and surely_faster(one.speedup)
 
 
 def is_slower(one: Measurement) -> bool:
     """Whether the whole interval of the speedup lies under 1, and by enough to be worth the name (`LEAST_CHANGE`)."""
-    return one.speedup is not None and one.speedup.high < 1 and one.speedup.value <= 1 - LEAST_CHANGE
+    return one.speedup is not None and surely_slower(one.speedup)
 
 
-def _p50(one: Measurement) -> float:
-    assert one.latency is not None
-    return one.latency.p50
+def surely_faster(found: Speedup) -> bool:
+    """Whether the interval says so, and the change is worth the name."""
+    return found.low > 1 and found.value >= 1 + LEAST_CHANGE
 
 
-def _times(one: Measurement) -> str:
-    assert one.speedup is not None
-    return times(one.speedup)
+def surely_slower(found: Speedup) -> bool:
+    """The other way round."""
+    return found.high < 1 and found.value <= 1 - LEAST_CHANGE
 
 
-def _change(one: Measurement, baseline: Measurement) -> str:
-    lost = drop(one, baseline)
-    moved = "keeps" if lost == 0 else f"loses {lost:.2f} points of" if lost > 0 else f"gains {-lost:.2f} points of"
-    return (
-        f"{moved} balanced accuracy ({percent(baseline.scores['balanced_accuracy'])} to {percent(one.scores['balanced_accuracy'])}) "
-        f"and its file has {size(one.size_bytes)} instead of {size(baseline.size_bytes)}"
-    )
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Row:
+    """A file that was measured beside the baseline, and how it stands to the limits.
 
+    `broken`: the limits that it breaks as counted, as ends of the sentence "it ...". `tells`: images that would bound its drop.
+    """
 
-def _speed(one: Measurement, baseline: Measurement) -> str:
-    word = "faster than" if is_faster(one) else "slower here than" if is_slower(one) else "not clearly faster or slower than"
-    return f"is {word} {baseline.name} ({_times(one)})"
+    one: Measurement
+    baseline: Measurement
+    loss: Loss
+    broken: tuple[str, ...]
+    proved: bool
+    limit: float
+    tells: int | None
 
+    @property
+    def name(self) -> str:
+        return self.one.name
 
-def _keep(allowed: Sequence[Measurement], others: Sequence[Measurement], baseline: Measurement, limits: Limits) -> str:
-    """Why the baseline ships, and the size alternative where there is one."""
-    if not others:
-        return f"Ship {baseline.name}: nothing else was measured in ONNX Runtime on the CPU."
-    best = max(others, key=lambda one: one.speedup.value if one.speedup else 0.0)
-    if all(is_slower(one) for one in others):
-        said = f"{best.name} is slower here ({_times(best)})" + ("" if len(others) == 1 else ", and the others more so")
-    else:
-        said = ("" if is_faster(best) else "no variant is clearly faster; ") + f"{best.name} {_speed(best, baseline)}"
-        said = " but ".join([said, *limits.broken_by(best, baseline)])
-    headline = f"Ship {baseline.name}: {said}."
-    smaller = [one for one in allowed if one.size_bytes < baseline.size_bytes and not is_slower(one)]
-    if smaller:
-        least = min(smaller, key=lambda one: one.size_bytes)
-        headline += (
-            f" If size counts more, take {least.name}: it {_change(least, baseline)}, and it is not clearly slower ({_times(least)})."
-        )
-    return headline
+    @property
+    def is_baseline(self) -> bool:
+        return self.one is self.baseline
 
+    @property
+    def p50(self) -> float:
+        assert self.one.latency is not None
+        return self.one.latency.p50
 
-def _nothing(field: Sequence[Measurement], baseline: Measurement, limits: Limits) -> str:
-    """No variant keeps the limits: say so, and name the one that misses them by the smallest factor."""
+    @property
+    def file(self) -> str:
+        """Where it lies, as far as that is known."""
+        return printable(self.one.path or f"{self.one.file} of {self.one.artifact[:12] or self.name}")
 
-    def excess(one: Measurement) -> tuple[bool, float]:
-        factors = [_p50(one) * 1e3 / limits.max_latency] if limits.max_latency is not None else []
-        factors += [one.size_bytes / limits.max_size] if limits.max_size is not None else []
-        return drop(one, baseline) > limits.max_drop, max(factors, default=0.0)
+    @property
+    def times(self) -> str:
+        assert self.one.speedup is not None
+        return times(self.one.speedup)
 
-    nearest = min(field, key=excess)
-    return (
-        f"Ship nothing yet: no variant keeps the limits. Nearest is {nearest.name}: it {' and '.join(limits.broken_by(nearest, baseline))}."
-    )
+    @property
+    def speed(self) -> str:
+        """``is faster than fp32 (1.25x, 95% interval 1.20 to 1.30)``."""
+        word = "faster than" if is_faster(self.one) else "slower here than" if is_slower(self.one) else "not clearly faster or slower than"
+        return f"is {word} {self.baseline.name} ({self.times})"
 
+    @property
+    def doubtful_times(self) -> str:
+        """The speedup with the doubts of its two rows and what to do about them: a doubt stands where the number stands."""
+        told = [
+            f"{one.name}: {one.doubts[0]}" + (f" and {len(one.doubts) - 1} more" if len(one.doubts) > 1 else "")
+            for one in (self.one, self.baseline)
+            if one.doubts
+        ]
+        if not told:
+            return self.times
+        return f"{self.times}; doubtful, {', '.join(told)}; {cure([*self.one.doubts, *self.baseline.doubts])}"
 
-def _reasons(field: Sequence[Measurement], chosen: Measurement | None, baseline: Measurement, limits: Limits) -> tuple[str, ...]:
-    sentences = []
-    for one in field:
-        if one is chosen:
-            continue
-        broken = limits.broken_by(one, baseline)
-        if broken:
-            sentences.append(f"{one.name}: not chosen, it {' and '.join(broken)}.")
-        elif one is baseline:
-            sentences.append(f"{one.name}: the baseline, {milliseconds(_p50(one))}.")
-        elif is_faster(one):
-            larger = chosen is not None and one.size_bytes > chosen.size_bytes and _as_fast(chosen, one)
-            but = (
-                f"not clearly faster than {chosen.name}, and larger"
-                if chosen and larger
-                else f"its {milliseconds(_p50(one))} are not the least"
-            )
-            sentences.append(f"{one.name}: not chosen, it {_speed(one, baseline)}, but {but}.")
+    @property
+    def change(self) -> str:
+        """``loses 0.10 points of balanced accuracy (97.00% to 96.90%, at most ...) and its file has 300 kB instead of 1.00 MB``."""
+        lost = self.loss.drop.value
+        moved = "keeps" if lost == 0 else f"loses {lost:.2f} points of" if lost > 0 else f"gains {-lost:.2f} points of"
+        before, after = (percent(one.scores["balanced_accuracy"]) for one in (self.baseline, self.one))
+        sizes = f"{size(self.one.size_bytes)} instead of {size(self.baseline.size_bytes)}"
+        bound = f", {self.bound}" if self.proved else ""  # else a sentence of its own says it
+        return f"{moved} balanced accuracy ({before} to {after}{bound}) and its file has {sizes}"
+
+    @property
+    def bound(self) -> str:
+        bound = self.loss.drop.bound
+        told = f"at most {bound:.2f} lost" if bound >= 0 else f"at least {-bound:.2f} gained"
+        return f"{told} with 95% confidence"
+
+    @property
+    def unproved(self) -> str:
+        """``not proved within 0.5 points with 360 images: 0.28 lost as counted, at most 1.32 lost with 95% confidence; ...``."""
+        if not self.loss.paired:
+            tell = "; this benchmark kept no answers to compare one by one, `compress benchmark --force` does"
         else:
-            sentences.append(f"{one.name}: not chosen, it {_speed(one, baseline)}.")
-    return tuple(sentences)
+            tell = f"; about {self.tells:,} images would tell" if self.tells else ""
+        drop = self.loss.drop
+        return f"not proved within {self.limit:g} points with {drop.images:,} images: {drop.value:.2f} lost as counted, {self.bound}{tell}"
+
+
+def _row(result: Result, one: Measurement, limits: Limits) -> _Row:
+    assert one.latency is not None
+    baseline = result.measurements[result.baseline]
+    found = loss(result, baseline, result, one)
+    if one is baseline:
+        found = Loss(drop=Drop(value=0.0, low=0.0, high=0.0, bound=0.0, images=found.drop.images), paired=found.paired)
+    broken = []
+    if found.drop.value > limits.max_drop:
+        broken.append(f"loses {found.drop.value:.2f} points of balanced accuracy, {limits.max_drop:g} are allowed")
+    if limits.max_latency is not None and one.latency.p50 * 1e3 > limits.max_latency:
+        broken.append(f"takes {milliseconds(one.latency.p50)}, {limits.max_latency:g} ms are allowed")
+    if limits.max_size is not None and one.size_bytes > limits.max_size:
+        broken.append(f"takes {size(one.size_bytes)}, {size(limits.max_size)} are allowed")
+    proved = found.drop.bound <= limits.max_drop
+    tells = None if proved else needed(result, one, limits.max_drop)
+    return _Row(
+        one=one, baseline=baseline, loss=found, broken=tuple(broken), proved=proved, limit=limits.max_drop, tells=tells
+    )  # fmt: skip
+
+
+def _choose(allowed: Sequence[_Row]) -> _Row | None:
+    """The smallest of those that are as fast as the fastest; the baseline where none is faster; else the fastest that there is."""
+    faster = [row for row in allowed if not row.is_baseline and is_faster(row.one)]
+    if faster:
+        fastest = min(faster, key=lambda row: row.p50)
+        return min((row for row in faster if _as_fast(row, fastest)), key=lambda row: (row.one.size_bytes, row.p50))
+    return next((row for row in allowed if row.is_baseline), min(allowed, key=lambda row: row.p50, default=None))
+
+
+def _as_fast(row: _Row, fastest: _Row) -> bool:
+    """Whether it is not surely slower, round by round: then the smaller file is the better one of the two."""
+    return row is fastest or not surely_slower(between(fastest.one, row.one))
+
+
+def _headline(rows: Sequence[_Row], chosen: _Row | None, unproved: _Row | None, limits: Limits) -> tuple[str, list[_Row]]:
+    """The sentences, and the rows whose latencies they compare."""
+    waits = ""
+    if unproved is not None:
+        waits = f" `compress report --accept-unproved` ships {unproved.name}: {unproved.file}."
+    if chosen is None:
+        if unproved is None:
+            nearest = _nearest(rows, limits)
+            return f"Ship nothing yet: no variant keeps the limits. Nearest is {nearest.name}: it {' and '.join(nearest.broken)}.", []
+        return f"Ship nothing yet: no variant is proved to keep the limits. {unproved.name} is {unproved.unproved}.{waits}", []
+    baseline, file = chosen.baseline, f" The file: {chosen.file}."
+    accepted = "" if chosen.proved else f" It is {chosen.unproved}; that was accepted."
+    compared = [row for row in rows if row is chosen or row.is_baseline]
+    if not chosen.is_baseline:
+        if is_faster(chosen.one):
+            told = f"Ship {chosen.name}: it is faster than {baseline.name} ({chosen.doubtful_times}), {chosen.change}."
+        else:
+            broken = " and ".join(next((row.broken for row in rows if row.is_baseline), ("was not measured in ONNX Runtime on the CPU",)))
+            told = (
+                f"Ship {chosen.name} for the limits, not for speed ({chosen.doubtful_times} against {baseline.name}): {baseline.name} "
+                f"{broken}. {chosen.name} takes {milliseconds(chosen.p50)} and {chosen.change}."
+            )
+        if unproved is not None:
+            waits = f" {unproved.name} {unproved.speed}, but {unproved.unproved}.{waits}"
+        return told + accepted + file + waits, compared
+    if unproved is not None:
+        told = f"Ship {baseline.name}: nothing faster is proved. {unproved.name} is faster ({unproved.doubtful_times}), but "
+        return f"{told}{unproved.unproved}.{waits} The file of {baseline.name}: {chosen.file}.", [unproved, chosen]
+    others = [row for row in rows if not row.is_baseline]
+    if not others:
+        return f"Ship {baseline.name}: nothing else was measured in ONNX Runtime on the CPU.{file}", []
+    best = max(others, key=lambda row: row.one.speedup.value if row.one.speedup else 0.0)
+    return _keep(others, best, limits) + file, [best, chosen]
+
+
+def _keep(others: Sequence[_Row], best: _Row, limits: Limits) -> str:
+    """Why the baseline ships, and the size alternative where there is one."""
+    if all(is_slower(row.one) for row in others):
+        said = f"{best.name} is slower here ({best.doubtful_times})" + ("" if len(others) == 1 else ", and the others more so")
+    else:
+        speed = best.speed.replace(best.times, best.doubtful_times)
+        said = ("" if is_faster(best.one) else "no variant is clearly faster; ") + f"{best.name} {speed}"
+        said = " but ".join([said, *best.broken])
+    told = f"Ship {best.baseline.name}: {said}."
+    smaller = [row for row in others if not row.broken and row.one.size_bytes < best.baseline.size_bytes and not is_slower(row.one)]
+    if smaller:
+        least = min(smaller, key=lambda row: row.one.size_bytes)
+        told += f" If size counts more, take {least.name}: it {least.change}, and it is not clearly slower ({least.times})"
+        told += f": {least.file}." if least.proved else f", but it is {least.unproved}: {least.file}."
+    return told
+
+
+def _nearest(rows: Sequence[_Row], limits: Limits) -> _Row:
+    """Of those that break a limit, the one that misses the limits on latency and size by the smallest factor."""
+
+    def excess(row: _Row) -> tuple[bool, float]:
+        factors = [row.p50 * 1e3 / limits.max_latency] if limits.max_latency is not None else []
+        factors += [row.one.size_bytes / limits.max_size] if limits.max_size is not None else []
+        return row.loss.drop.value > limits.max_drop, max(factors, default=0.0)
+
+    return min(rows, key=excess)
+
+
+def _reason(row: _Row, chosen: _Row | None) -> str:
+    """Why it was not chosen."""
+    if row.broken:
+        return f"{row.name}: not chosen, it {' and '.join(row.broken)}."
+    if row.is_baseline:
+        return f"{row.name}: the baseline, {milliseconds(row.p50)}."
+    if is_faster(row.one) and not row.proved and (chosen is None or chosen.proved):
+        return f"{row.name}: not chosen, it {row.speed} and {row.unproved}."
+    if is_faster(row.one):
+        larger = chosen is not None and row.one.size_bytes > chosen.one.size_bytes and _as_fast(chosen, row)
+        but = (
+            f"not clearly faster than {chosen.name}, and larger" if chosen and larger else f"its {milliseconds(row.p50)} are not the least"
+        )
+        return f"{row.name}: not chosen, it {row.speed}, but {but}."
+    return f"{row.name}: not chosen, it {row.speed}."

@@ -144,6 +144,12 @@ class Session:
         """Class indices, int64 ``(B,)``."""
         return check_logits(self._predict(images), len(images), self._classes).argmax(axis=1).astype(np.int64)
 
+    def release(self) -> bool:
+        """Give back the memory of the batches that were read."""
+        if self._model is not None and self._model.release is not None:
+            self._model.release()
+        return True
+
     def warm_up(self) -> tuple[np.ndarray, bool]:
         """All samples, int64 nanoseconds, and whether calls became steady."""
         return warm_up(self._predict, self._inputs)

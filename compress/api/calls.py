@@ -21,6 +21,7 @@ Options = Mapping[str, Any]
 Stages = tuple[str, ...]
 P = ParamSpec("P")
 R = TypeVar("R")
+LIMITS = ("max_drop", "accept_unproved", "max_latency", "max_size")
 SHARED = ("weights", "pretrained", "out", "force", "fresh")  # options that say where to start and what becomes of what is made
 
 

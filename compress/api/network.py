@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Unpack
 
 from ..errors import CompressError, refuse_torchrun
 from . import options as of
-from .calls import Start, begin, begin_graph, fields_of, measuring, opened, some, takes
+from .calls import LIMITS, Start, begin, begin_graph, fields_of, measuring, opened, some, takes
 
 if TYPE_CHECKING:
     from ..artifacts.artifact import Artifact
@@ -195,14 +195,16 @@ class Network:
     def report(self, *results: Path | str, **options: Unpack[of.ReportOptions]) -> "Outcome":
         """Say which variant to ship and why, as HTML, Markdown, CSV and JSON.
 
-        RESULTS are benchmark.json files, also of several machines; without any, the newest benchmark of the network.
+        RESULTS are benchmark.json files, also of several machines; without any, the newest benchmark of the network. What loses less
+        than is allowed as counted, but not surely so with the images that there are, does not ship unless that is accepted.
         """
         from ..stages.report import newest_result, report
 
         context, recipe = opened(self._context, None, options)
         folder = context.folder(recipe)
         files = [Path(one) for one in results] or [newest_result(folder)]
-        return report(files, context.out or folder / "report", some(options, "max_drop", "max_latency", "max_size"))
+        limits = {**recipe.table("report"), **some(options, *LIMITS)}
+        return report(files, context.out or folder / "report", limits, Path(options["ship"]) if "ship" in options else None)
 
     @takes(of.RunOptions)
     def run(self, **options: Unpack[of.RunOptions]) -> "Outcome":
@@ -210,7 +212,7 @@ class Network:
         from ..stages.run_all import run_all
 
         context, recipe = opened(self._context, None, options)
-        return run_all(context, recipe, measuring(options), some(options, "max_drop", "max_latency", "max_size"))
+        return run_all(context, recipe, measuring(options), some(options, *LIMITS))
 
     @takes(of.PredictOptions)
     def predict(self, *files: Path | str, start: Start = None, **options: Unpack[of.PredictOptions]) -> "Predictions":

@@ -151,12 +151,14 @@ class BenchmarkOptions(MeasureOptions, PretrainedOptions, total=False):
 
 
 class LimitOptions(TypedDict, total=False):
-    max_drop: Annotated[float, "Balanced accuracy that may be lost, in points.  [default: 0.5]"]
+    max_drop: Annotated[float, "Balanced accuracy that may be lost, in points, as a 95% bound.  [default: 0.5]"]
+    accept_unproved: Annotated[bool, "Let the loss as counted decide where the images are too few to bound it."]
     max_latency: Annotated[float, "Largest p50 allowed, in milliseconds."]
     max_size: Annotated[int, "Largest file allowed, in bytes."]
 
 
 class ReportOptions(LimitOptions, total=False):
+    ship: Annotated[File, "Copy what ships into this new folder: the file, labels, test vectors, verdict, its data's licence."]
     out: Annotated[File, "Where the report goes.  [default: runs/MODEL/report]"]
 
 

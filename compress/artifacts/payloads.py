@@ -10,7 +10,7 @@ from typing import Annotated, Literal, TypeVar
 from msgspec import Meta
 
 from ..benchmarks.errors import BenchmarkError
-from ..benchmarks.results import SCHEMA, VERSION, Result, damage
+from ..benchmarks.results import SCHEMA, VERSION, Result, damage, upgraded
 from ..benchmarks.statistics import Count, Interval, Share
 from ..errors import ArtifactError, shown
 from ..quantization.search import Tried
@@ -19,6 +19,7 @@ from .parts import Baseline, Scores
 from .records import as_record, parse_json, read_bytes, read_record
 
 T = TypeVar("T")
+READ_VERSIONS = (2, VERSION)
 Some = Annotated[tuple[T, ...], Meta(min_length=1)]
 
 
@@ -162,9 +163,9 @@ def read_results(path: Path) -> Result:
     found = parse_json(read_bytes(path, BenchmarkError), where=where, again=again, error=BenchmarkError)
     if not isinstance(found, dict) or found.pop("schema", None) != SCHEMA:
         raise BenchmarkError(f"{where} is not a benchmark's result; {again}")
-    if (version := found.pop("version", None)) != VERSION:
+    if (version := found.pop("version", None)) not in READ_VERSIONS:
         raise BenchmarkError(f"{where} has schema version {shown(version)}, this program reads version {VERSION}; {again}")
-    result = as_record(found, Result, where=where, again=again, error=BenchmarkError)
+    result = as_record(upgraded(found, version), Result, where=where, again=again, error=BenchmarkError)
     if wrong := damage(result):
         raise BenchmarkError(f"{where} is damaged: {shown(wrong, 160)}; {again}")
     return result

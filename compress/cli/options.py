@@ -26,7 +26,15 @@ PATH = click.Path(path_type=Path)
 # Options that are called otherwise in Python, where one argument holds several.
 NAMES = {"options": "option", "sparsities": "sparsity", "groups": "group", "runtimes": "runtime", "variants": "variant", "start": "from"}
 START = Annotated[of.File, "Start from this artifact.  [default: the newest fitting one; train: a new network]"]
-METAVARS = {"data": "NAME|FOLDER", "model": "NAME", "recipe": "FILE|NAME", "start": "FOLDER", "out": "FOLDER", "storage": "URL|FILE"}
+METAVARS = {
+    "data": "NAME|FOLDER",
+    "model": "NAME",
+    "recipe": "FILE|NAME",
+    "start": "FOLDER",
+    "out": "FOLDER",
+    "ship": "FOLDER",
+    "storage": "URL|FILE",
+}
 DEFAULTS = {"grid": Path("predictions.png")}  # what is taken where nothing was said, and Python does not
 OPENS: Mapping[str, Any] = {"model": of.Model, **typing.get_type_hints(of.OpenOptions, include_extras=True)}
 

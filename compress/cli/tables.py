@@ -235,7 +235,8 @@ def outcome_text(outcome: Outcome) -> str:
     """For each machine the table of its variants and the verdict; then where the report lies."""
     told = zip(outcome.results, outcome.verdicts, strict=True)
     sections = (part for result, verdict in told for part in (result_text(result, verdict.ship), verdict.headline))
-    return paragraphs(*sections, f"Report: {outcome.folder / 'report.html'}")
+    shipped = f"Shipped: {outcome.shipped}; next: compress verify {outcome.shipped}" if outcome.shipped else ""
+    return paragraphs(*sections, f"Report: {outcome.folder / 'report.html'}", shipped)
 
 
 def result_text(result: Result, ship: str | None = None) -> str:
@@ -250,6 +251,7 @@ def outcome_summary(outcome: Outcome) -> dict[str, Any]:
     """What ``--json`` shows of a report."""
     return {
         "report": str(outcome.folder / "report.html"),
+        "shipped": str(outcome.shipped) if outcome.shipped else None,
         "sections": [as_json(result, verdict) for result, verdict in zip(outcome.results, outcome.verdicts, strict=True)],
     }
 
@@ -261,8 +263,8 @@ def _row(one: Measurement, baseline: Measurement, ship: str | None) -> dict[str,
     return {
         "variant": one.name + (" *" if chosen else ""),
         "runtime": f"{one.runtime} {one.device}",
-        "p50": milliseconds(one.latency.p50),
-        "p90": milliseconds(one.latency.p90),
+        "p50": milliseconds(one.latency.p50) + (" (?)" if one.doubts else ""),
+        "p90": milliseconds(one.latency.p90) if one.latency.p90 is not None else MISSING,
         "speedup (95%)": "baseline" if one is baseline else speedup,
         "balanced acc.": percent(one.scores["balanced_accuracy"]),
         "accuracy": percent(one.scores.get("accuracy")),

@@ -17,7 +17,6 @@ Everything that was tried stands in the table. What is measured and how is hande
 Source: the search is coordinate descent; statistics as in ``latency``.
 """
 
-import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
@@ -30,6 +29,20 @@ from numpy.typing import NDArray
 Groups = frozenset[str]
 Times = Callable[[Sequence[Path], int], NDArray[np.float64]]  # files, rounds -> seconds per call (rounds, files), taken in turns
 Progress = Callable[[str], None]
+
+
+class Between(Protocol):
+    """A figure with its 95% interval."""
+
+    @property
+    def value(self) -> float: ...
+    @property
+    def low(self) -> float: ...
+    @property
+    def high(self) -> float: ...
+
+
+Summary = Callable[[NDArray[np.float64]], Between | None]  # of one ratio per round; None for fewer than two
 QUICK, SURE, CLOSE = 3, 12, 48  # rounds to look with, to decide with, and where the interval does not say on which side of FASTER
 GAIN = 0.01  # of the latency, below which a step is not taken
 FASTER = 0.98  # of float32's latency: what int8 has to reach to be worth it
@@ -103,17 +116,20 @@ class Maker(Protocol):
         ...
 
 
-def choose(maker: Maker, times: Times, accuracy: Callable[[Path], float], *, max_drop: float, progress: Progress) -> Choice:
+def choose(
+    maker: Maker, times: Times, accuracy: Callable[[Path], float], *, interval: Summary, max_drop: float, progress: Progress
+) -> Choice:
     """Search as the module says.
 
     Args:
         maker: makes the candidates.
         times: measures files in turns.
         accuracy: the balanced accuracy of a file, 0 to 1, on images that are not test images.
+        interval: summarises ratios of latencies, one per round.
         max_drop: points of it that may be lost.
         progress: told in a few words what is being done.
     """
-    search = _Search(maker, times, progress)
+    search = _Search(maker, times, interval, progress)
     ends = search.ends()
     score = cache(accuracy)
 
@@ -135,8 +151,8 @@ def choose(maker: Maker, times: Times, accuracy: Callable[[Path], float], *, max
 class _Search:
     """The three parts of the search; ``found`` has every set of groups that was measured, with its last measurement."""
 
-    def __init__(self, maker: Maker, times: Times, progress: Progress) -> None:
-        self.maker, self.times, self.progress = maker, times, progress
+    def __init__(self, maker: Maker, times: Times, interval: Summary, progress: Progress) -> None:
+        self.maker, self.times, self.interval, self.progress = maker, times, interval, progress
         self.found: dict[Groups, Tried] = {}
 
     def ends(self) -> list[Tried]:
@@ -172,7 +188,7 @@ class _Search:
         """Latency of other sets as a fraction of that of the current one."""
         sets = [frozenset(), current, *others]
         seconds = self.measure(sets, rounds)
-        return {one: _ratio(seconds, index, base=1)["ratio"] for index, one in enumerate(sets) if index > 1}
+        return {one: self._ratio(seconds, index, base=1)["ratio"] for index, one in enumerate(sets) if index > 1}
 
     def measure(self, sets: Sequence[Groups], rounds: int) -> NDArray[np.float64]:
         """Seconds (rounds, sets); ``sets`` begins with the empty one, which is float32."""
@@ -184,8 +200,17 @@ class _Search:
         for index, (one, file) in enumerate(zip(sets, files, strict=True)):
             if one and (one not in self.found or self.found[one].rounds <= rounds):
                 names = tuple(name for name in self.maker.groups if name in one)
-                self.found[one] = _tried(seconds, index, file, mode="static", groups=names, setting=Setting())
+                self.found[one] = self._tried(seconds, index, file, mode="static", groups=names, setting=Setting())
         return seconds
+
+    def _tried(self, seconds: NDArray[np.float64], index: int, file: Path, **about: Any) -> Tried:
+        return Tried(rounds=len(seconds), size=file.stat().st_size, **self._ratio(seconds, index), **about)
+
+    def _ratio(self, seconds: NDArray[np.float64], index: int, base: int = 0) -> dict[str, Any]:
+        """Latency of a file as a fraction of that of ``base``, one ratio per round; by the names that ``Tried`` has for it."""
+        found = self.interval(seconds[:, index] / seconds[:, base])
+        assert found is not None, "files are timed in two rounds and more"
+        return {"ratio": found.value, "low": found.low, "high": found.high}
 
     def settings(self, fast: Tried, drop: Callable[[Path], float]) -> list[Tried]:
         """``fast`` with every setting tried for its groups and the points that it loses, the best first."""
@@ -224,22 +249,10 @@ class _Search:
 
         def measured(rounds: int) -> list[Tried]:
             seconds = self.times(list(candidates), rounds)
-            return [_tried(seconds, index, path, drop=drop(path), **about) for index, (path, about) in enumerate(candidates.items())]
+            return [self._tried(seconds, index, path, drop=drop(path), **about) for index, (path, about) in enumerate(candidates.items())]
 
         found = measured(SURE)
         return measured(CLOSE) if any(one.close for one in found) else found
-
-
-def _tried(seconds: NDArray[np.float64], index: int, file: Path, **about: Any) -> Tried:
-    return Tried(rounds=len(seconds), size=file.stat().st_size, **_ratio(seconds, index), **about)
-
-
-def _ratio(seconds: NDArray[np.float64], index: int, base: int = 0) -> dict[str, Any]:
-    """Latency of a file as a fraction of that of ``base``, the median over the rounds, with the 95% interval of their mean logarithm."""
-    logs = np.log(seconds[:, index] / seconds[:, base])
-    middle, spread = float(np.median(logs)), float(logs.std(ddof=1)) if len(logs) > 1 else math.inf
-    margin = 2.2 * spread / math.sqrt(len(logs))  # Student's t for 12 rounds; a look with 3 decides nothing
-    return {"ratio": math.exp(middle), "low": math.exp(middle - margin), "high": math.exp(middle + margin)}
 
 
 def _winner(finalists: Sequence[Tried], max_drop: float) -> Tried:

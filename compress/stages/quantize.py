@@ -34,6 +34,7 @@ from ..artifacts.recipe import Tutoring
 from ..artifacts.records import write_record
 from ..artifacts.vectors import TOLERANCE
 from ..benchmarks.machine import DECIDING, machine_facts
+from ..benchmarks.statistics import over_launches
 from ..errors import CompressError
 from ..graphs.records import MINIMUM_IMAGES
 from ..quantization.search import Setting, choose
@@ -121,6 +122,7 @@ def choose_quantization(project: Project, parent: Artifact, config: QuantizeConf
                 maker,
                 lambda files, rounds: in_turns(list(files), images, rounds, generator),
                 lambda file: scores_of(project, file).balanced_accuracy,
+                interval=over_launches,
                 max_drop=config.max_drop,
                 progress=lambda told: project.console.progress(told, 0, 1),
             )

@@ -11,12 +11,14 @@ import pytest
 from onnx import TensorProto, helper
 
 from compress.benchmarks.accuracy import ScoreInterval
+from compress.benchmarks.answers import as_text
 from compress.benchmarks.gauges import Turn
 from compress.benchmarks.results import Measurement, Result
 from compress.benchmarks.statistics import Interval, Latency, Speedup
 from compress.benchmarks.sweep import Sweep
 
-CLASSES = 3
+CLASSES, IMAGES = 3, 30_000
+TRUTH = np.arange(IMAGES) % CLASSES
 
 
 @pytest.fixture
@@ -59,10 +61,15 @@ def pixel_model(tmp_path: Path) -> Callable[..., Path]:
     return make
 
 
+def samples(*launches: float) -> tuple[tuple[tuple[int, ...], ...], ...]:
+    """Two rounds of two calls in each launch, which takes so many seconds per call."""
+    return tuple(((round(1e9 * seconds),) * 2,) * 2 for seconds in launches)
+
+
 def measurement(
     name: str, p50: float = 1e-3, *, balanced: float = 0.97, ratio: tuple[float, float, float] | None = None, **other: Any
 ) -> Measurement:
-    """A candidate measured at `p50` seconds; `ratio` is its speedup with its interval."""
+    """A candidate measured at `p50` seconds; `ratio` is its speedup with its interval; its answers are those of `balanced`."""
     made = Measurement(
         name=name,
         runtime="onnxruntime",
@@ -70,6 +77,7 @@ def measurement(
         stage="export",
         artifact="0123abcd",
         file="model.onnx",
+        path=f"runs/{name}/model.onnx",
         facts={"params": 258_123, "nonzeros": 51_625, "macs": 24_000_000},
         size_bytes=1_000_000,
         gzip_bytes=900_000,
@@ -90,9 +98,10 @@ def measurement(
         peak_share=0.48,
         scores={"accuracy": balanced + 0.001, "balanced_accuracy": balanced},
         intervals={"balanced_accuracy": ScoreInterval(value=balanced, low=balanced - 0.003, high=balanced + 0.004)},
+        answers=answering(round(max(0.0, 0.97 - balanced) * IMAGES), round(max(0.0, balanced - 0.97) * IMAGES)),
         agreement=1.0,
         warmup_ns=(1, 2),
-        samples_ns=(((1, 2), (3, 4)), ((5, 6), (7, 8))),
+        samples_ns=samples(p50, p50, p50),
         turns=(Turn(wall_ns=9, thread_ns=8, stolen_ms=None, khz=None, energy_uj=None),) * 4,
         load_ns=(1, 2),
         first_ns=(3, 4),
@@ -107,26 +116,43 @@ def unmeasured(name: str, reason: str, **other: Any) -> Measurement:
     return Measurement(name=name, reason=reason, **{field: getattr(like, field) for field in known})
 
 
+def answering(lost: int = 0, gained: int = 0) -> str:
+    """Answers to the 30,000 images of `result`: of the 900 that the baseline misreads so many are gained, and so many others are lost."""
+    read = np.arange(IMAGES) >= 900 - gained
+    read[900 : 900 + lost] = False
+    return as_text(np.where(read, TRUTH, (TRUTH + 1) % CLASSES), CLASSES)
+
+
 def result(*measurements: Measurement, baseline: int = 0, **machine: Any) -> Result:
     return Result(
         created="2026-01-02T03:04:05+00:00",
         machine={"cpu": "Toy CPU", "flags": ["avx2"], "libraries": {"numpy": "2.4"}, **machine},
-        data={"name": "toy", "network": "k49", "fingerprint": "f00d", "images": 3, "class_names": ["あ", "|b|", "<c>"]},
+        data={
+            "name": "toy",
+            "network": "k49",
+            "fingerprint": "f00d",
+            "images": IMAGES,
+            "classes": CLASSES,
+            "class_names": ["あ", "|b|", "<c>"],
+        },
         settings={"threads": 1, "batch": 1, "launches": 2, "rounds": 2, "samples": 2, "seed": 0, "warm_up": "none"},
         peak=5e10,
         energy="RAPL, packages: 1",
         baseline=baseline,
         measurements=measurements,
+        labels=as_text(TRUTH, CLASSES),
     )
 
 
 @pytest.fixture
 def made() -> Any:
-    """The three functions above, for tests that pytest imports without a package."""
+    """The functions above, for tests that pytest imports without a package."""
 
     class Made:
         one = staticmethod(measurement)
         missing = staticmethod(unmeasured)
         result = staticmethod(result)
+        answering = staticmethod(answering)
+        samples = staticmethod(samples)
 
     return Made

@@ -9,7 +9,9 @@ import pytest
 from scipy import stats
 
 from compress.benchmarks.accuracy import ScoreInterval
-from compress.benchmarks.compare import compare, points_lost, rows, unpaired_speedup
+from compress.benchmarks.answers import as_text
+from compress.benchmarks.compare import compare, rows, unpaired_speedup
+from compress.benchmarks.drops import points_lost
 from compress.benchmarks.errors import BenchmarkError
 from compress.benchmarks.results import Measurement, Result
 
@@ -23,8 +25,15 @@ def score(value: float, margin: float = 0.004) -> dict[str, ScoreInterval]:
     return {"balanced_accuracy": ScoreInterval(value=value, low=value - margin, high=value + margin)}
 
 
-def measured(made: Any, name: str, *medians: float, balanced: float = 0.97, **other: Any) -> Measurement:
-    return made.one(name, 1e-6 * float(np.median(medians)), samples_ns=launches(*medians), intervals=score(balanced), **other)
+def measured(made: Any, name: str, *medians: float, balanced: float = 0.97, margin: float = 0.004, **other: Any) -> Measurement:
+    p50, scores = 1e-6 * float(np.median(medians)), score(balanced, margin)
+    return made.one(name, p50, samples_ns=launches(*medians), intervals=scores, balanced=balanced, **other)
+
+
+def older(result: Result) -> Result:
+    """As a version wrote it that kept no answers."""
+    without = tuple(dataclasses.replace(one, answers=None) for one in result.measurements)
+    return dataclasses.replace(result, labels=None, measurements=without)
 
 
 def test_interval_is_that_of_welch() -> None:
@@ -83,10 +92,42 @@ def test_only_a_whole_interval_beyond_the_limit_is_too_slow(
 
 
 @pytest.mark.parametrize(("balanced", "limit", "fails"), [(0.95, 1.0, True), (0.95, 1.5, False), (0.98, 0.0, False), (0.5, None, False)])
-def test_only_a_sure_loss_is_too_inaccurate(made: Any, balanced: float, limit: float | None, fails: bool) -> None:
+def test_only_a_sure_loss_is_too_inaccurate_without_answers(made: Any, balanced: float, limit: float | None, fails: bool) -> None:
     """97% and 95%, both +- 0.4: 2 points, +- 0.57."""
-    old, new = (made.result(measured(made, "fp32", 100, 101, balanced=value)) for value in (0.97, balanced))
-    assert compare(old, new, less_accurate=limit).fails is fails
+    old, new = (older(made.result(measured(made, "fp32", 100, 101, balanced=value))) for value in (0.97, balanced))
+    found = compare(old, new, less_accurate=limit)
+    assert found.fails is fails and not found.changes[0].paired
+    assert found.remarks[1].endswith("which is too wide: the old result and the new result kept no answers; measure again.")
+
+
+def test_the_same_images_are_compared_one_by_one(made: Any) -> None:
+    """200 lost and 60 gained of 14,100 are 0.77 to 1.22 points; as two intervals of 0.45 points each, 0.36 to 1.63."""
+    truth, read = np.zeros(14_100, int), np.ones(14_100, bool)
+    read[:700] = False
+    now = read.copy()
+    now[640:900] = np.arange(260) < 60
+    assert (np.count_nonzero(read & ~now), np.count_nonzero(now & ~read)) == (200, 60)
+    results = []
+    for right in (read, now):
+        one = measured(made, "fp32", 100, 101, balanced=float(right.mean()), margin=0.0045, answers=as_text(~right, 2))
+        result = dataclasses.replace(made.result(one), labels=as_text(truth, 2))
+        results.append(dataclasses.replace(result, data={**result.data, "images": 14_100, "classes": 2}))
+    found = compare(*results, less_accurate=0.5)
+    drop = found.changes[0].drop
+    assert (drop.value, drop.low, drop.high) == pytest.approx((0.993, 0.77, 1.22), abs=0.01)
+    assert found.changes[0].paired and found.fails and len(found.remarks) == 1
+    assert not compare(*results, less_accurate=0.8).fails
+    for pair in ((older(results[0]), results[1]), (results[0], older(results[1]))):
+        strangers = compare(*pair, less_accurate=0.5)
+        drop = strangers.changes[0].drop
+        assert (drop.low, drop.high) == pytest.approx((0.36, 1.63), abs=0.01)
+        assert not strangers.fails and "too wide: the " in strangers.remarks[1]
+
+
+def test_other_labels_under_one_name_are_refused(made: Any) -> None:
+    old = made.result(measured(made, "fp32", 1, 2))
+    with pytest.raises(BenchmarkError, match=r"labels of the two results differ although their data have one name; measure both"):
+        compare(old, dataclasses.replace(old, labels=as_text(np.zeros(30_000, int), 3)))
 
 
 def test_table_and_remarks_say_what_a_reader_must_know(made: Any) -> None:
@@ -103,7 +144,7 @@ def test_table_and_remarks_say_what_a_reader_must_know(made: Any) -> None:
         ("int8 (onnxruntime, cpu)", "0.0600 ms", "too slow"),
     ]
     assert rows(found)[1]["speedup (95%)"] == "0.83x (0.83 to 0.83)"
-    assert rows(found)[1]["points lost (95%)"] == "0.00 (-0.57 to 0.57)"
+    assert rows(found)[1]["points lost (95%)"] == "0.00 (-0.01 to 0.01)"
     assert found.remarks[0].startswith("Intervals are unpaired: two runs at different times")
     assert found.remarks[1:] == (
         "fp32 (onnxruntime, cuda): was not measured before: no CUDA device",
@@ -150,6 +191,48 @@ def test_what_cannot_be_compared_is_refused(made: Any) -> None:
     with pytest.raises(BenchmarkError, match=r"samples \(of fp32 .*\) must be of at least 2 launches for an interval"):
         compare(made.result(good), made.result(measured(made, "fp32", 1)))
     with pytest.raises(BenchmarkError, match=r"balanced_accuracy \(of fp32 .*\) has no interval to compare by"):
-        compare(made.result(good), made.result(dataclasses.replace(good, intervals={})))
+        compare(older(made.result(good)), made.result(dataclasses.replace(good, intervals={})))
     with pytest.raises(BenchmarkError, match=r"fail if slower \(=-1\) must be 0 or more"):
         compare(made.result(good), made.result(good), slower=-1)
+
+
+def test_one_candidate_that_fails_is_enough(made: Any) -> None:
+    old = made.result(measured(made, "fp32", 100, 100.2, 99.8), measured(made, "int8", 50, 50.1, 49.9))
+    new = made.result(measured(made, "fp32", 100, 100.2, 99.8), measured(made, "int8", 60, 60.1, 59.9))
+    found = compare(old, new, slower=5)
+    assert ([one.too_slow for one in found.changes], found.fails) == ([False, True], True)
+    assert [row["verdict"] for row in rows(found)] == ["no clear change", "too slow"]
+    still = made.result(measured(made, "fp32", 100, 100))
+    assert [row["verdict"] for row in rows(compare(still, still))] == ["no clear change"]
+    assert [row["verdict"] for row in rows(compare(old, new))] == ["no clear change", "slower"]
+    assert [row["verdict"] for row in rows(compare(new, old))] == ["no clear change", "faster"]
+    both = compare(
+        old, made.result(measured(made, "fp32", 200, 200), measured(made, "int8", 50, 50, balanced=0.9)), slower=5, less_accurate=1
+    )
+    assert [row["verdict"] for row in rows(both)] == ["too slow", "too inaccurate"]
+
+
+def test_a_disturbed_call_costs_nothing_and_few_launches_are_believed_little() -> None:
+    quiet, disturbed = np.full((3, 2, 5), 1_000), np.full((3, 2, 5), 1_000)
+    disturbed[:, 0, 0] = 90_000
+    assert unpaired_speedup(quiet, disturbed).value == pytest.approx(1)
+    # Logarithms 0 and 0.02 of two launches, 0 and 0 of the others: one degree of freedom, deviation 0.02 / sqrt 2, margin 12.706 * 0.01.
+    two = (1e9 * np.exp([0, 0.02])).astype(np.int64)[:, None, None]
+    found = unpaired_speedup(two, np.full((2, 1, 1), 10**9))
+    assert math.log(found.high / found.value) == pytest.approx(12.706 * 0.01, rel=1e-5)
+
+
+@pytest.mark.parametrize("samples", [(((1, 2),), ()), (((1, 2),), ((),)), (((1, 2), ()), ((1, 2), (3, 4)))])
+def test_launches_without_samples_are_refused(made: Any, samples: Any) -> None:
+    good = made.result(measured(made, "fp32", 1, 2))
+    bad = made.result(dataclasses.replace(good.measurements[0], samples_ns=samples))
+    with pytest.raises(BenchmarkError, match=r"samples \(of fp32 .*\) must be of at least 2 launches for an interval"):
+        compare(good, bad)
+
+
+def test_a_fact_that_only_one_machine_tells_is_a_difference(made: Any) -> None:
+    old = made.result(measured(made, "fp32", 1, 2))
+    with pytest.raises(BenchmarkError, match=r"flags was \['avx2'\], is not known"):
+        compare(old, with_changes(old, "machine", flags=None))
+    with pytest.raises(BenchmarkError, match=r"flags was not known, is \['avx2'\]"):
+        compare(with_changes(old, "machine", flags=None), old)

@@ -18,7 +18,7 @@ from compress.artifacts.payloads import read_results
 from compress.benchmarks import run, sweep
 from compress.benchmarks.errors import BenchmarkError
 from compress.benchmarks.results import Result, write_results
-from compress.benchmarks.run import BenchmarkConfig, baseline_index, run_benchmark
+from compress.benchmarks.run import BenchmarkConfig, baseline_index, run_benchmark, scoring_batch
 from compress.benchmarks.runtimes import Candidate
 
 Make = Callable[..., Path]
@@ -92,9 +92,13 @@ def test_accuracy_agreement_and_samples_are_those_of_each_file(pixel_model: Make
     assert (right.stage, right.artifact, right.facts, right.file) == ("export", "ab12", {"params": 48}, "right.onnx")
     assert np.shape(right.samples_ns) == (2, 2, 20) and len(right.warmup_ns) >= 2 * (30 + 2 * 5)
     assert right.latency is not None and right.latency.p90 is not None and right.latency.p99 is None
-    assert right.latency.p50 == pytest.approx(np.median(right.samples_ns) / 1e9)
+    assert right.latency.p50 == pytest.approx(np.exp(np.log(np.median(right.samples_ns, axis=(1, 2))).mean()) / 1e9)
+    answers = found.answers_of(wrong)
+    assert found.true_labels is not None and found.true_labels.tolist() == LABELS.tolist()
+    assert answers is not None and answers.tolist() == IMAGES.reshape(300, 16)[:, 5:8].argmax(axis=1).tolist()
+    assert right.path == str(tmp_path / "right.onnx")
     assert right.size_bytes == (tmp_path / "right.onnx").stat().st_size
-    assert told[-1] == ("sweeps", 2, 2) and ("rounds", 4, 4) in told and ("test images read", 300, 300) in told
+    assert told[-1] == ("sweeps", 2, 2) and ("rounds", 4, 4) in told and ("test images read", 600, 600) in told
     assert right.intervals["balanced_accuracy"].value == 1.0 and right.comparison is None and right.flips == ()
     assert wrong.comparison is not None and len(wrong.comparison.lost) == round(300 * (1 - agreement)) and len(wrong.flips) == 12
     assert wrong.placement["CPUExecutionProvider"]["MatMul"] == 1 and (wrong.activation_bytes or 0) >= 200 * 200 * 4
@@ -104,6 +108,32 @@ def test_accuracy_agreement_and_samples_are_those_of_each_file(pixel_model: Make
     assert multiprocessing.active_children() == []
     write_results(found, tmp_path / "benchmark.json")
     assert read_results(tmp_path / "benchmark.json") == found
+
+
+@pytest.mark.parametrize(
+    ("shape", "batch"), [((1, 28, 28), 256), ((3, 32, 32), 256), ((3, 96, 96), 75), ((3, 224, 224), 13), ((3, 2048, 2048), 1)]
+)
+def test_images_are_read_in_batches_by_bytes(shape: tuple[int, ...], batch: int) -> None:
+    assert scoring_batch(int(np.prod(shape))) == batch
+
+
+def test_only_one_worker_reads_test_images_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each worker answers a batch before any other gets one, and gives its memory back before the next begins."""
+    told: list[tuple[str, str]] = []
+
+    class Told:
+        def __init__(self, name: str) -> None:
+            self.name = name
+
+        def ask(self, command: str, *images: np.ndarray) -> np.ndarray | None:
+            told.append((self.name, command))
+            return np.zeros(len(images[0]), np.int64) if images else None
+
+    monkeypatch.setattr(run, "PREDICT_BYTES", 16 * 100)
+    records = [run.Record(candidate=Candidate(name=name, path=Path(name)), points=[]) for name in "ab"]
+    run._predict([(Told(record.candidate.name), record) for record in records], IMAGES, None)  # type: ignore[misc]
+    assert told == [("a", "predict")] * 3 + [("a", "release")] + [("b", "predict")] * 3 + [("b", "release")]
+    assert [len(np.concatenate(record.predictions)) for record in records] == [300, 300]
 
 
 def test_sweeps_are_taken_in_every_launch_and_share_of_the_peak_follows_from_latency(

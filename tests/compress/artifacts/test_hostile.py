@@ -206,8 +206,13 @@ def test_a_payload_whose_values_are_others_is_refused(cls: type) -> None:
             folds_text(parse_record(text, Folds, where="x", again="y"))
 
 
-def test_a_benchmark_whose_values_are_others_is_refused_or_told(tmp_path: Path) -> None:
+@pytest.mark.parametrize("version", [2, 3])
+def test_a_benchmark_whose_values_are_others_is_refused_or_told(version: int, tmp_path: Path) -> None:
     raw = json.loads((Path(__file__).parent / "benchmark.json").read_text(encoding="utf-8"))
+    if version == 3:
+        raw |= {"version": 3, "labels": "AAEC"}
+        raw["data"] |= {"classes": 3}
+        raw["measurements"] = [one | {"answers": "AAEA", "path": "runs/k49/model.onnx"} for one in raw["measurements"]]
     path = tmp_path / "benchmark.json"
 
     def read(text: str) -> None:

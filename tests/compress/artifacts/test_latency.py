@@ -1,7 +1,7 @@
-"""Latency while pruning. What a real run can show without a clock to trust is that ten times the work takes longer; the rest is checked
-against made-up times, by hand."""
+"""Latency while pruning, on a clock that only the calls move: what comes out is known by hand, on a machine as busy as it may be."""
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -50,12 +50,61 @@ def script(monkeypatch: pytest.MonkeyPatch) -> Script:
     return Script(monkeypatch)
 
 
-def test_a_narrow_network_is_surely_faster(tmp_path: Path) -> None:
-    """64 channels are 2.4 million MACs, 4 are ten thousand: truth enough on a machine as busy as this one may be."""
-    clock = Clock(net(64), SPEC, tmp_path, rounds=6)
-    found = clock.ratio(net(4))
-    assert found.low <= found.value <= found.high < 1
-    assert clock.ratio(net(64)).value > found.high  # the same graph again: near 1
+class Session:
+    """In the place of ONNX Runtime: each call moves the clock by the next of ``milliseconds``, over and over; remembers its images."""
+
+    def __init__(self, clock: list[int], milliseconds: list[float], kind: str = "tensor(uint8)") -> None:
+        self.clock, self.milliseconds, self.kind, self.fed = clock, milliseconds, kind, []
+
+    def get_inputs(self) -> list[Any]:
+        return [SimpleNamespace(name="images", type=self.kind)]
+
+    def run(self, outputs: None, fed: dict[str, np.ndarray]) -> list[np.ndarray]:
+        self.clock[0] += round(1e6 * self.milliseconds[len(self.fed) % len(self.milliseconds)])
+        self.fed.append(fed["images"])
+        return [np.zeros((1, 3), np.float32)]
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Nanoseconds that only calls move."""
+    now = [0]
+    monkeypatch.setattr("compress.benchmarks.worker.time.perf_counter_ns", lambda: now[0])
+    return now
+
+
+IMAGES = [np.full((1, 1, 8, 8), value, np.uint8) for value in range(7)]
+
+
+@pytest.mark.parametrize(("milliseconds", "calls"), [(1.0, 30), (0.01, 200), (20.0, 5), (4.0, 7)])
+def test_a_turn_is_the_median_of_as_many_calls_as_fit_after_a_few_to_wake_up(clock: list[int], milliseconds: float, calls: int) -> None:
+    """30 ms of calls, at least 5 and at most 200, after 5 that do not count; they cycle over the images."""
+    session = Session(clock, [milliseconds])
+    assert latency._turn(session, IMAGES) == pytest.approx(milliseconds / 1e3)
+    assert len(session.fed) == 5 + calls
+    assert [int(image.flat[0]) for image in session.fed] == [number % 7 for number in range(5 + calls)]
+
+
+def test_calls_to_wake_up_do_not_count_and_a_disturbed_one_costs_nothing(clock: list[int]) -> None:
+    slow_start = Session(clock, [9.0, 9.0, 9.0, 9.0, 9.0] + [1.0] * 8)
+    assert latency._turn(slow_start, IMAGES) == pytest.approx(1e-3)
+    disturbed = Session(clock, [2.0, 2.0, 2.0, 2.0, 500.0])
+    assert latency._turn(disturbed, IMAGES) == pytest.approx(2e-3)
+
+
+def test_images_are_fed_as_the_graph_takes_them(clock: list[int]) -> None:
+    session = Session(clock, [1.0], "tensor(float)")
+    latency._turn(session, [np.full((1, 1, 8, 8), 255, np.uint8)])
+    assert session.fed[0].dtype == np.float32 and session.fed[0].max() == 1
+
+
+def test_a_real_network_is_exported_once_and_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Through the exporter and ONNX Runtime, with the number of logits in the place of the seconds."""
+    monkeypatch.setattr(latency, "_turn", lambda session, images: float(np.prod(session.run(None, {"image": images[0]})[0].shape)))
+    clock = Clock(net(64), SPEC, tmp_path, rounds=2)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["0.onnx"]
+    assert clock.ratio(net(4)).value == pytest.approx(1)  # three logits of either
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["0.onnx", "1.onnx"]
 
 
 def test_a_ratio_is_candidate_over_baseline_of_the_same_round(script: Script) -> None:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from compress.benchmarks.statistics import over_launches
 from compress.quantization.search import CLOSE, SURE, Choice, Groups, Setting, choose
 
 NAMES = ("first", "middle", "gates", "last")
@@ -59,7 +60,7 @@ class Machine:
 
     def choose(self, max_drop: float = 0.3) -> Choice:
         self.scored: list[Path] = []
-        return choose(self, self.times, self.accuracy, max_drop=max_drop, progress=lambda told: None)
+        return choose(self, self.times, self.accuracy, interval=over_launches, max_drop=max_drop, progress=lambda told: None)
 
     def accuracy(self, path: Path) -> float:
         self.scored.append(path)

@@ -1,0 +1,145 @@
+"""What `compress report --ship` puts into the folder for the board, and when it refuses to. The file is a stand-in: nothing runs it."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from stand_ins import recorded
+
+from compress.artifacts.artifact import Artifact, InputSpec, Manifest, sha256_of, write_artifact
+from compress.artifacts.parts import Model
+from compress.artifacts.payloads import read_results
+from compress.benchmarks.errors import BenchmarkError
+from compress.benchmarks.results import Measurement, Result, write_results
+from compress.errors import CompressError
+from compress.stages.report import Outcome, report
+
+RESULT = Path(__file__).parents[1] / "artifacts" / "benchmark.json"
+
+
+@pytest.fixture
+def graph(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Artifact:
+    """An exported graph, in ``runs`` of the working directory."""
+    monkeypatch.chdir(tmp_path)
+    return made_from("digits")
+
+
+def made_from(source: str) -> Artifact:
+    def make(folder: Path) -> Manifest:
+        (folder / "model.onnx").write_bytes(b"net")
+        (folder / "vectors.npz").write_bytes(b"vectors")
+        model = Model(reference="k49", options={}, source=None)
+        data = dataclasses.replace(recorded("digits"), source=source)
+        about: dict[str, Any] = {"model": model, "input": InputSpec(), "classes": ("a", "b\x1b"), "config": {}, "data": data}
+        return Manifest(kind="graph", stage="export", key="", **about)
+
+    return write_artifact(Path("runs/k49/export/ab"), make)
+
+
+def written(one: Path, **changes: Any) -> Path:
+    """A benchmark of that file, far below it in ``runs``."""
+    result: Result = read_results(RESULT)
+    [row] = result.measurements
+    row: Measurement = dataclasses.replace(row, path=str(one), **changes)
+    target = Path("runs/k49/benchmark/cd/benchmark.json")
+    write_results(dataclasses.replace(result, measurements=(row,)), target)
+    return target
+
+
+def shipped(file: Path, ship: str = "board", **limits: Any) -> Outcome:
+    return report([file], Path("report"), limits, Path(ship))
+
+
+def test_folder_for_the_board_holds_the_file_and_all_that_belongs_to_it(graph: Artifact) -> None:
+    outcome = shipped(written(graph.payload, artifact=graph.manifest.hash), "new/board")
+    board = Path("new/board")
+    assert outcome.shipped == board
+    assert sorted(path.name for path in board.iterdir()) == [
+        "DATA.txt", "labels.txt", "model.onnx", "vectors.npz", "verdict.json", "verdict.txt",
+    ]  # fmt: skip
+    assert ((board / "model.onnx").read_bytes(), (board / "vectors.npz").read_bytes()) == (b"net", b"vectors")
+    assert (board / "labels.txt").read_text() == "a\nb?\n"
+    assert (board / "verdict.txt").read_text().splitlines()[0] == outcome.verdicts[0].headline
+    assert outcome.verdicts[0].headline.endswith("The file: runs/k49/export/ab/model.onnx.")
+    told = json.loads((board / "verdict.json").read_text())
+    assert (told["verdict"]["ship"], told["verdict"]["decided"], told["variant"]["name"]) == ("fp32", "bound", "fp32")
+    assert told["verdict"]["path"] == "runs/k49/export/ab/model.onnx" and told["machine"]["cpu"] == "Toy CPU"
+    assert "CC BY 4.0" in (board / "DATA.txt").read_text() and "fingerprint" in (board / "DATA.txt").read_text()
+    assert [path.name for path in Path("new").iterdir()] == ["board"], "nothing is left beside it"
+
+
+def test_licence_files_beside_the_data_go_with_the_file(graph: Artifact, tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "LICENSE.txt").write_text("mine")
+    own = made_from(str(tmp_path / "mine"))
+    shipped(written(own.payload, artifact=own.manifest.hash))
+    assert Path("board/DATA-LICENSE.txt").read_text() == "mine"
+    assert Path("board/DATA.txt").read_text().endswith("Its terms: DATA-LICENSE.txt.\n")
+    (tmp_path / "mine" / "LICENSE.txt").unlink()
+    shipped(written(own.payload, artifact=own.manifest.hash), "other")
+    assert Path("other/DATA.txt").read_text().endswith("Its licence is not known to this toolkit; its terms go with the file.\n")
+
+
+def test_a_file_of_another_tool_ships_by_its_hash_and_without_vectors(graph: Artifact) -> None:
+    Path("net.onnx").write_bytes(b"net")
+    shipped(written(Path("net.onnx"), artifact=sha256_of(Path("net.onnx"))))
+    assert not Path("board/vectors.npz").exists()
+    assert Path("board/labels.txt").read_text() == "あ\n|b|\n<c>\n"
+    assert "What it was trained on is not known" in Path("board/DATA.txt").read_text()
+
+
+def test_it_is_found_from_another_folder_too(graph: Artifact, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    file = written(graph.payload, artifact=graph.manifest.hash).resolve()
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert shipped(file).shipped == Path("board") and Path("board/model.onnx").read_bytes() == b"net"
+
+
+def test_a_folder_with_something_in_it_is_refused_and_an_empty_one_is_taken(graph: Artifact) -> None:
+    file = written(graph.payload, artifact=graph.manifest.hash)
+    Path("board").mkdir()
+    shipped(file)
+    before = sorted(Path("board").iterdir())
+    with pytest.raises(CompressError, match=r"^ship \(=board\) exists and is not empty; name a new folder$"):
+        shipped(file)
+    assert sorted(Path("board").iterdir()) == before
+    with pytest.raises(CompressError, match=r"ship \(=net\) exists and is not empty"):
+        Path("net").write_text("a file")
+        shipped(file, "net")
+    with pytest.raises(CompressError, match=r"ship \(=two\) takes the verdict of one result, not of 2; name the one of the board"):
+        report([file, file], Path("report"), {}, Path("two"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"artifact": "f00d"},
+            r"path \(=runs/k49/export/ab/model.onnx\) is not the file that was measured; run `compress benchmark` again",
+        ),
+        (
+            {"path": "runs/gone.onnx"},
+            r"path \(=runs/gone.onnx\) of fp32 is not there any more; run `compress benchmark` again where it lies",
+        ),
+        ({"path": None}, r"results \(=.*benchmark.json\) do not say where fp32 lies; run `compress benchmark --force`, and report again"),
+        ({"path": "/etc/hostname"}, r"path \(=/etc/hostname\) of fp32 is not there any more"),  # only an .onnx file is ever copied
+    ],
+)
+def test_what_is_not_the_file_that_was_measured_is_refused_and_leaves_nothing(graph: Artifact, changes: Any, message: str) -> None:
+    file = written(graph.payload, artifact=graph.manifest.hash)
+    result = read_results(file)
+    write_results(dataclasses.replace(result, measurements=(dataclasses.replace(result.measurements[0], **changes),)), file)
+    with pytest.raises(CompressError, match=message):
+        shipped(file)
+    assert not Path("board").exists() and not list(Path().glob(".board*"))
+
+
+def test_a_verdict_that_ships_nothing_is_refused(graph: Artifact) -> None:
+    file = written(graph.payload, artifact=graph.manifest.hash)
+    with pytest.raises(CompressError, match=r"ship \(=board\): there is nothing to ship. Ship nothing yet: no variant keeps the limits"):
+        shipped(file, max_size=1)
+    with pytest.raises((CompressError, BenchmarkError), match="there is no such file"):
+        shipped(Path("none.json"))
+    assert not Path("board").exists()
