@@ -31,7 +31,10 @@ class BenchmarkConfig:
 
     Args:
         threads: CPU threads of each runtime. batch: images per timed call.
-        launches: fresh processes per candidate, 2 to 30. rounds: turns per launch. samples: timed calls per turn.
+        launches: fresh processes per candidate, 2 to 30, and more of them, up to 30, as long as the interval of a speedup in ONNX Runtime
+            on the CPU is wider than `within` (0.02 is 2% from end to end) and `time_limit` seconds have not passed. Only the width counts,
+            not on which side of 1 it lies, so this does not look until it has found something.
+        rounds: turns per launch. samples: timed calls per turn.
         seed: of the order of turns and the choice of timed images.
         sweeps: whether to measure other batch sizes and numbers of threads too, at the end of each launch.
     """
@@ -39,6 +42,8 @@ class BenchmarkConfig:
     threads: Annotated[int, Meta(ge=1)] = 1
     batch: Annotated[int, Meta(ge=1)] = 1
     launches: Annotated[int, Meta(ge=2, le=MOST_LAUNCHES, description="an interval needs two, 5 is the default")] = 5
+    within: Annotated[float, Meta(gt=0, description="0.02 is an interval of 2% from end to end")] = 0.02
+    time_limit: Annotated[float, Meta(ge=0, description="seconds, 0 for no launch more than asked for")] = 60
     rounds: Annotated[int, Meta(ge=1)] = 4
     samples: Annotated[int, Meta(ge=1)] = 50
     seed: Annotated[int, Meta(ge=0)] = 0
@@ -90,6 +95,10 @@ class Record:
     profile: Profile | None = None
     sweeps: list[list[np.ndarray]] = field(default_factory=list)
 
+    def timed(self, config: BenchmarkConfig) -> np.ndarray:
+        """All samples, int64 nanoseconds ``(launches, rounds, samples)``."""
+        return np.concatenate(self.samples).reshape(-1, config.rounds, config.samples)
+
 
 def measurement(record: Record, baseline: Record, answers: Answers, config: BenchmarkConfig, peak: float | None) -> Measurement:
     """What a record amounts to, beside the baseline's record; `peak` as `Result` has it."""
@@ -111,8 +120,7 @@ def measurement(record: Record, baseline: Record, answers: Answers, config: Benc
     )
     if record.reason is not None:
         return about
-    shape = (config.launches, config.rounds, config.samples)
-    samples, profile = np.concatenate(record.samples).reshape(shape), record.profile
+    samples, profile = record.timed(config), record.profile
     found, compared = latency(samples), baseline.reason is None
     alone, step = candidate.device == "cpu" and config.threads == 1, max(facts.clock_step for facts in record.facts)
     macs, images = candidate.facts.get("macs"), config.samples * config.batch
@@ -122,7 +130,7 @@ def measurement(record: Record, baseline: Record, answers: Answers, config: Benc
         providers=record.facts[0].providers,
         placement=profile.placement if profile else {},
         latency=found,
-        speedup=speedup(np.concatenate(baseline.samples).reshape(shape), samples) if compared else None,
+        speedup=speedup(baseline.timed(config), samples) if compared else None,
         load=over_launches([facts.load_ns / 1e9 for facts in record.facts]),
         first=over_launches([facts.first_ns / 1e9 for facts in record.facts]),
         on_device=over_launches([float(np.median(calls)) / 1e9 for calls in record.device]),

@@ -11,6 +11,7 @@ settings out of range.
 from __future__ import annotations
 
 import tempfile
+import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
@@ -28,6 +29,7 @@ from .peak import gemm_peak
 from .records import Answers, BenchmarkConfig, Record, Score, measurement
 from .results import Data, Result
 from .runtimes import Candidate
+from .statistics import MOST_LAUNCHES, speedup
 from .sweep import points_of
 from .worker import WARM_RULE, Worker
 
@@ -71,7 +73,8 @@ def run_benchmark(
     inputs = [np.ascontiguousarray(images[pick]) for pick in picked]
     machine, created, peak = machine_facts(), datetime.now(UTC).isoformat(timespec="seconds"), gemm_peak(config.threads)
     order = np.arange(len(candidates))
-    for launch in range(config.launches):
+    launch, until = 0, time.monotonic() + config.time_limit
+    while launch < config.launches or (launch < MOST_LAUNCHES and time.monotonic() < until and _too_wide(records, records[index], config)):
         # A file against itself, always started first and barely warmed up, came out 0.6% slower in 23 of 24 benchmarks. So the order is
         # drawn anew for every second launch and reversed in the next: that takes such an effect out of the mean and into the interval.
         order = order[::-1] if launch % 2 else generator.permutation(len(candidates))
@@ -89,9 +92,10 @@ def run_benchmark(
                 record.reason = worker.reason
             # Nothing from here on can disturb the comparison, or undo it where it fails.
             _look_around(pairs, launch, config, generator, progress)
+        launch += 1
     answers = Answers(images=images, labels=labels, classes=classes, score=score, seed=config.seed)
     measurements = tuple(measurement(record, records[index], answers, config, peak) for record in records)
-    settings, energy = {**asdict(config), "warm_up": WARM_RULE}, energy_source()
+    settings, energy = {**asdict(config), "launches": launch, "warm_up": WARM_RULE}, energy_source()
     seen = {**data, "images": len(images), "classes": classes, "shape": list(images.shape[1:])}
     about: dict[str, Any] = {"created": created, "machine": machine, "data": seen, "settings": settings, "peak": peak, "energy": energy}
     return Result(**about, baseline=index, measurements=measurements, labels=as_text(labels, classes))
@@ -120,6 +124,15 @@ def baseline_index(candidates: Sequence[Candidate], name: str) -> int:
         raise BenchmarkError(f"baseline (={name}) is none of the candidates; choose one of: {known}")
     onnx = [index for index in named if (candidates[index].runtime, candidates[index].device) == ("onnxruntime", "cpu")]
     return (onnx or named)[0]
+
+
+def _too_wide(records: Sequence[Record], baseline: Record, config: BenchmarkConfig) -> bool:
+    """Whether a speedup that decides is known less well than it has to be."""
+    if baseline.reason is not None:
+        return False
+    rivals = [one for one in records if one is not baseline and one.reason is None and one.candidate.decides]
+    known = (speedup(baseline.timed(config), one.timed(config)) for one in rivals)
+    return any(found.high / found.low - 1 > config.within for found in known)
 
 
 def _open(pairs: Pairs) -> None:
@@ -165,7 +178,7 @@ def _time(pairs: Pairs, launch: int, config: BenchmarkConfig, generator: np.rand
                 record.samples.append(answer[1])
                 record.turns.append(answer[2])
         if progress:
-            progress("rounds", launch * config.rounds + turn + 1, config.launches * config.rounds)
+            progress("rounds", launch * config.rounds + turn + 1, max(config.launches, launch + 1) * config.rounds)
 
 
 def _look_around(pairs: Pairs, launch: int, config: BenchmarkConfig, generator: np.random.Generator, progress: Progress | None) -> None:
@@ -188,4 +201,4 @@ def _look_around(pairs: Pairs, launch: int, config: BenchmarkConfig, generator: 
                 record.sweeps.append(answer)
         record.sweep_reason = worker.reason
     if progress:
-        progress("sweeps", launch + 1, config.launches)
+        progress("sweeps", launch + 1, max(config.launches, launch + 1))

@@ -86,6 +86,11 @@ class Candidate:
             raise BenchmarkError(f"load (=None) of '{self.name}' must be a function for torch; hand in one that builds the network")
 
     @property
+    def decides(self) -> bool:
+        """Whether a verdict may choose it: a file in ONNX Runtime on the CPU."""
+        return (self.runtime, self.device) == ("onnxruntime", "cpu")
+
+    @property
     def library(self) -> str:
         """The Python package that the runtime is part of."""
         return self.runtime.partition(".")[0]
