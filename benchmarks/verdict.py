@@ -214,7 +214,8 @@ class _Row:
         else:
             tell = f"; about {self.tells:,} images would tell" if self.tells else ""
         drop = self.loss.drop
-        return f"not proved within {self.limit:g} points with {drop.images:,} images: {drop.value:.2f} lost as counted, {self.bound}{tell}"
+        counted = f"{drop.value:.2f} lost" if drop.value >= 0 else f"{-drop.value:.2f} gained"
+        return f"not proved within {self.limit:g} points with {drop.images:,} images: {counted} as counted, {self.bound}{tell}"
 
 
 def _row(result: Result, one: Measurement, limits: Limits) -> _Row:

@@ -160,6 +160,11 @@ def test_what_few_images_cannot_prove_is_named_with_what_would_tell(made: Any) -
     assert accepted.headline.endswith("about 2,900 images would tell; that was accepted. The file: runs/int8/model.onnx.")
 
 
+def test_a_gain_that_proves_nothing_is_told_as_a_gain(made: Any) -> None:
+    one = few(made.result(made.one("fp32"), made.one("int8", 8e-4, ratio=FASTER)), 360, 0, gained=1)
+    assert "not proved within 0.5 points with 360 images: 0.28 gained as counted, at most 0.59 lost" in decide(one, Limits()).headline
+
+
 def test_a_proved_variant_ships_and_the_faster_unproved_one_is_named(made: Any) -> None:
     rows = made.one("fp32"), made.one("int8", 8e-4, ratio=FASTER), made.one("tiny", 4e-4, ratio=(2.5, 2.4, 2.6), balanced=0.9653)
     verdict = decide(made.result(*rows), Limits())
