@@ -86,7 +86,7 @@ def _fill(folder: Path) -> None:
     quantize(
         project, graph, QuantizeConfig(mode="static", images=64), Tutoring(training=FitConfig(), distil=DistilConfig()), folder / "int8"
     )
-    (folder / "quick.toml").write_text("[benchmark]\nlaunches = 2\n")
+    (folder / "quick.toml").write_text("[benchmark]\nlaunches = 2\ntime_limit = 0\n")
 
 
 def test_there_is_nothing_else_on_the_board(board: Board) -> None:

@@ -127,4 +127,4 @@ def fields_of(cls: type, options: Options) -> dict[str, Any]:
 
 
 def measuring(options: Options) -> dict[str, Any]:
-    return some(options, "threads", "rounds", "samples") | ({"sweeps": False} if options.get("quick") else {})
+    return some(options, "threads", "rounds", "samples") | ({"sweeps": False, "time_limit": 0} if options.get("quick") else {})

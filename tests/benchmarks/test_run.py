@@ -8,6 +8,7 @@ import sys
 import textwrap
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
@@ -15,8 +16,9 @@ import numpy as np
 import pytest
 
 from compress.artifacts.payloads import read_results
-from compress.benchmarks import run, sweep
+from compress.benchmarks import run, sweep, worker
 from compress.benchmarks.errors import BenchmarkError
+from compress.benchmarks.records import Record
 from compress.benchmarks.results import Result, write_results
 from compress.benchmarks.run import BenchmarkConfig, baseline_index, run_benchmark, scoring_batch
 from compress.benchmarks.runtimes import Candidate
@@ -24,7 +26,7 @@ from compress.benchmarks.runtimes import Candidate
 Make = Callable[..., Path]
 IMAGES = np.random.default_rng(0).integers(0, 256, (300, 1, 4, 4), dtype=np.uint8)
 LABELS = IMAGES.reshape(300, 16)[:, :3].argmax(axis=1)
-QUICK = BenchmarkConfig(launches=2, rounds=2, samples=20, sweeps=False)
+QUICK = BenchmarkConfig(launches=2, rounds=2, samples=20, sweeps=False, time_limit=0)
 LOADS = """
     import os
     import sys
@@ -140,7 +142,7 @@ def test_sweeps_are_taken_in_every_launch_and_share_of_the_peak_follows_from_lat
     pixel_model: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sweep, "usable_cores", lambda: 2)
-    config = BenchmarkConfig(launches=2, rounds=1, samples=5)
+    config = BenchmarkConfig(launches=2, rounds=1, samples=5, time_limit=0)
     found = measure(Candidate(name="fp32", path=pixel_model("a"), facts={"macs": 48}), config=config)
     (one,) = found.measurements
     assert [(point.batch, point.threads) for point in one.sweeps] == [(1, 1), (8, 1), (64, 1), (1, 2), (64, 2)]
@@ -152,7 +154,7 @@ def test_sweeps_are_taken_in_every_launch_and_share_of_the_peak_follows_from_lat
 def test_a_sweep_that_fails_undoes_nothing_of_the_comparison(loads: ModuleType, tmp_path: Path) -> None:
     (one,) = measure(
         Candidate(name="fp32", path=tmp_path, runtime="torch", load=loads.failing_in_large_batches),
-        config=BenchmarkConfig(launches=2, rounds=1, samples=5),
+        config=BenchmarkConfig(launches=2, rounds=1, samples=5, time_limit=0),
     ).measurements
     assert one.reason is None and one.latency is not None and len(one.samples_ns) == 2 and one.scores["balanced_accuracy"] == 1.0
     assert (one.sweeps, one.sweep_reason) == ((), "AssertionError: no room for 64")
@@ -292,3 +294,52 @@ def test_measuring_loads_neither_torch_nor_what_the_report_needs() -> None:
     program = "import sys, compress.benchmarks.run, compress.benchmarks.worker; print(*sys.modules)"
     loaded = set(subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout.split())
     assert not {"torch", "onnx", "onnxruntime", "jinja2", "matplotlib", "compress.models", "compress.train"} & loaded
+
+
+def record(*medians: float, runtime: str = "onnxruntime", reason: str | None = None) -> Record:
+    """Launches of one round and one call each, in seconds."""
+    load = (lambda path: (None, None)) if runtime == "torch" else None
+    made = Record(candidate=Candidate(name="a", path=Path("a"), runtime=runtime, load=load), points=[], reason=reason)
+    made.samples = [np.array([round(1e9 * seconds)], np.int64) for seconds in medians]
+    return made
+
+
+def test_a_speedup_is_too_wide_where_its_interval_is_and_only_of_what_may_ship() -> None:
+    """Ratios 1.00 and 1.01 of two launches: Student's t gives 12.7 * 0.005, so about 13% from end to end."""
+    config, base = BenchmarkConfig(launches=2, rounds=1, samples=1, within=0.1), record(1, 1)
+    assert run._too_wide([base, record(1, 1.01)], base, config)
+    assert not run._too_wide([base, record(1, 1.01)], base, replace(config, within=0.14))
+    assert not run._too_wide([base, record(1, 1)], base, replace(config, within=1e-9))
+    assert not run._too_wide([base, record(1, 1.01, runtime="torch"), record(1, 1.01, reason="died")], base, config)
+    lost = record(reason="died")
+    assert not run._too_wide([lost, record(1, 1.01)], lost, config)
+
+
+def test_launches_go_on_while_a_speedup_is_too_wide_and_there_is_time(pixel_model: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    answers = iter([True, False])
+    monkeypatch.setattr(run, "_too_wide", lambda *_: next(answers))
+    candidates = [Candidate(name=name, path=pixel_model(name)) for name in ("fp32", "int8")]
+    found = measure(*candidates, config=replace(QUICK, time_limit=600))
+    assert found.settings["launches"] == 3
+    assert [np.shape(one.samples_ns) for one in found.measurements] == [(3, 2, 20)] * 2
+    monkeypatch.setattr(run, "_too_wide", lambda *_: True)
+    assert measure(*candidates).settings["launches"] == 2, "no time is left"
+
+
+def test_every_turn_has_a_session_of_its_own(pixel_model: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[object] = []
+    real = worker.open_model
+
+    def opening(*arguments: object) -> object:
+        opened.append(real(*arguments))  # type: ignore[arg-type]
+        return opened[-1]
+
+    monkeypatch.setattr(worker, "open_model", opening)
+    session = worker.Session(Candidate(name="a", path=pixel_model("a")), [IMAGES[:1]], 3, 1)
+    session.open()
+    session.time(0, 2)
+    session.time(0, 2)
+    assert len(opened) == 3
+    monkeypatch.setattr(worker, "MOST_OPENING_NS", 0)
+    session.time(0, 2)
+    assert len(opened) == 3, "a file that takes long to open is opened once"

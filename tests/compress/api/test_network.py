@@ -87,7 +87,7 @@ def test_from_a_network_to_a_verdict_without_a_word(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    Path("quick.toml").write_text("[benchmark]\nlaunches = 2\n")
+    Path("quick.toml").write_text("[benchmark]\nlaunches = 2\ntime_limit = 0\n")
     emnist = compress.open("emnist", data="digits", options={"channels": [4, 8], "hidden": 16}, recipe="quick.toml", device="cpu")
     trained = emnist.train(epochs=1)
     assert emnist.train(epochs=1).path == trained.path, "the same again is not made again"

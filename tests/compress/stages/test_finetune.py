@@ -275,6 +275,7 @@ epochs = 2
 images = 64
 [benchmark]
 launches = 2
+time_limit = 0
 rounds = 1
 samples = 5
 sweeps = false
