@@ -182,7 +182,7 @@ class Result:
     created: str
     machine: Machine
     data: Data
-    settings: Mapping[str, bool | int | str]
+    settings: Mapping[str, bool | int | float | str]
     peak: float | None
     energy: str
     baseline: int
