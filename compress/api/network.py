@@ -24,10 +24,9 @@ if TYPE_CHECKING:
     from ..artifacts.project import Console
     from ..benchmarks.compare import Changes
     from ..channels.groups import Groups
-    from ..stages.benchmark import Benchmark
+    from ..stages.benchmark import Benchmark, Outcome
     from ..stages.explain import Explanation
     from ..stages.predict import Predictions
-    from ..stages.report import Outcome
     from ..stages.throughput import Throughput
     from ..stages.tune import Tuned
     from ..stages.verify import Proof
@@ -197,7 +196,7 @@ class Network:
 
         RESULTS are benchmark.json files, also of several machines; without any, the newest benchmark of the network.
         """
-        from ..stages.report import newest_result, report
+        from ..stages.benchmark import newest_result, report
 
         context, recipe = opened(self._context, None, options)
         folder = context.folder(recipe)

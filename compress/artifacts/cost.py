@@ -93,7 +93,7 @@ class Clock:
             raise CompressError(f"rounds (={rounds}) must lie in 2 to {MOST_LAUNCHES}; an interval needs two, 12 are the default")
         self.spec, self._folder, self._rounds = spec, folder, rounds
         self._generator = np.random.default_rng(seed)
-        self._images = [self._generator.integers(0, 256, (1, *spec.shape), dtype=np.uint8) for _ in range(INPUTS)]
+        self._images = random_images(spec, self._generator)
         self._files: dict[Any, Path] = {}
         self._baseline = self._file(baseline)
 
@@ -103,8 +103,7 @@ class Clock:
 
     def ratios(self, networks: Sequence[nn.Module]) -> list[Interval]:
         """The same for several networks in turns, so that a busy machine is busy for all."""
-        baseline, *others = self.latencies(networks).T
-        return [_interval(other / baseline) for other in others]
+        return ratios_to_first(self.latencies(networks))
 
     def latencies(self, networks: Sequence[nn.Module]) -> NDArray[np.float64]:
         """Median seconds per call in each round: float64 (rounds, 1 + networks), the baseline's first.
@@ -145,6 +144,16 @@ def in_turns(files: Sequence[Path], images: list[NDArray[np.uint8]], rounds: int
         for index in order:
             row[index] = _turn(sessions[index], images)
     return seconds
+
+
+def random_images(spec: InputSpec, generator: np.random.Generator) -> list[NDArray[np.uint8]]:
+    """What timed calls cycle over: images of noise, uint8 (1, C, H, W)."""
+    return [generator.integers(0, 256, (1, *spec.shape), dtype=np.uint8) for _ in range(INPUTS)]
+
+
+def ratios_to_first(seconds: NDArray[np.float64]) -> list[Interval]:
+    """The latency of every file but the first as a fraction of the first's, with its 95% interval; of seconds (rounds, files)."""
+    return [_interval(other / seconds[:, 0]) for other in seconds.T[1:]]
 
 
 def fastest_rounding(cut_for: Callable[[int], nn.Module | None], clock: Clock, candidates: Sequence[int] = (1, 4, 8, 16)) -> Rounding:

@@ -8,7 +8,7 @@ import click
 from msgspec import UNSET
 
 from ..artifacts.artifact import Artifact
-from ..artifacts.parts import Chosen, Gains, Metrics, Scores
+from ..artifacts.parts import SCORES, Chosen, Gains, Metrics, Scores
 from ..artifacts.payloads import Folds, read_payload, read_results
 from ..artifacts.project import described
 from ..artifacts.records import plain
@@ -16,11 +16,10 @@ from ..benchmarks.formats import MISSING, ZEROS, milliseconds, percent, size, ti
 from ..benchmarks.results import LayerZeros, Measurement, Result
 from ..benchmarks.tables import as_json
 from ..quantization.search import Tried
-from ..stages.report import Outcome
+from ..stages.benchmark import Outcome
 
 NARROW = 9  # characters of a column whose cells are not wrapped
 ENDS = 5  # layers shown of the densest, and of the sparsest
-SCORES = ("accuracy", "balanced_accuracy", "macro_f1", "macro_precision")
 
 
 def table(rows: Sequence[Mapping[str, str]], spare: Sequence[str] = ()) -> str:

@@ -1,4 +1,4 @@
-"""The stage ``benchmark``: every variant side by side. Loads no torch.
+"""The stages ``benchmark``, every variant side by side, and ``report``, which of them to ship and why. Loads no torch.
 
 What is measured: ONNX graphs in ONNX Runtime, and the network they came from in torch, on the CPU; both once more on CUDA where
 there is a device, else a row says why not.
@@ -6,20 +6,22 @@ there is a device, else a row says why not.
 
 import ctypes
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from msgspec import UNSET
 
-from ..artifacts.artifact import PAYLOAD, Artifact, Manifest, read_artifact, sha256_of
+from ..artifacts.artifact import PAYLOAD, Artifact, Manifest, find_artifacts, read_artifact, sha256_of
 from ..artifacts.context import Context
 from ..artifacts.payloads import read_results
 from ..artifacts.project import Project, data_identity, making, stage_key, variant_name, variants_of
 from ..artifacts.recipe import Recipe
+from ..artifacts.records import checked
 from ..benchmarks.formats import title
-from ..benchmarks.results import Choice, Finalist, Result, write_results
+from ..benchmarks.report import write_report
+from ..benchmarks.results import Choice, Data, Finalist, Result, write_results
 from ..benchmarks.results import Facts as Known
 from ..benchmarks.run import BenchmarkConfig, run_benchmark
 from ..benchmarks.runtimes import Candidate
@@ -41,29 +43,30 @@ class Benchmark:
     verdict: Verdict
 
 
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What a report says: one result and one verdict per machine, and where its files lie."""
+
+    folder: Path
+    results: tuple[Result, ...]
+    verdicts: tuple[Verdict, ...]
+
+
 def candidates_of(artifacts: Sequence[Artifact], device: str, runtimes: Sequence[str] = USUAL) -> list[Candidate]:
     """One candidate per artifact and runtime that fits it, on the CPU, and on CUDA unless ``device`` is "cpu".
 
     Variants of the same name get a piece of their key.
     """
-    names = [variant_name(artifact) for artifact in artifacts]
-    kinds = [(name, artifact.manifest.kind) for name, artifact in zip(names, artifacts, strict=True)]
+    names = [(variant_name(artifact), artifact.manifest.kind) for artifact in artifacts]
     made = []
-    for artifact, name, kind in zip(artifacts, names, kinds, strict=True):
+    for artifact, (name, kind) in zip(artifacts, names, strict=True):
         about = artifact.manifest
-        common: dict[str, Any] = {
-            "name": name if kinds.count(kind) == 1 else f"{name} ({about.key[:6]})",
-            "stage": about.stage,
-            "artifact": about.hash,
-            "facts": _facts(about),
-        }
-        if about.kind == "graph":
-            common |= {"path": artifact.payload}
-        else:
-            common |= {"path": artifact.path, "load": _load_parts}
+        name = name if names.count((name, kind)) == 1 else f"{name} ({about.key[:6]})"
+        file: dict[str, Any] = {"path": artifact.payload} if kind == "graph" else {"path": artifact.path, "load": _load_parts}
+        common = {"name": name, "stage": about.stage, "artifact": about.hash, "facts": _facts(about), **file}
         # Where nothing can run on CUDA, one row for torch and one for onnxruntime say so; the same for every variant would only be noise.
-        first = len(about.lineage) <= (about.kind == "graph")
-        places = [place for runtime in _chosen(runtimes) for place in _places(about.kind, runtime, device != "cpu", first)]
+        first = len(about.lineage) <= (kind == "graph")
+        places = [place for runtime in _chosen(runtimes) for place in _places(kind, runtime, device != "cpu", first)]
         made += [Candidate(runtime=runtime, device=place, **common) for runtime, place in places]
     return made
 
@@ -143,7 +146,10 @@ def benchmark(
     with making(project, "benchmark", "benchmark", key, config, root, out) as new:
         if not new.wanted:
             return new.artifact
-        test = project.data.test
+        test, about = project.data.test, project.data.about
+        data = Data(
+            name=about.name, network=project.folder.name, fingerprint=about.fingerprint, part="test", class_names=list(about.classes)
+        )
         result = run_benchmark(
             candidates,
             test.images,
@@ -152,13 +158,7 @@ def benchmark(
             score,
             config,
             baseline=baseline,
-            data={
-                "name": project.data.name,
-                "network": project.folder.name,
-                "fingerprint": project.data.fingerprint,
-                "part": "test",
-                "class_names": list(project.data.classes),
-            },
+            data=data,
             progress=project.console.progress,
         )
         failed = [f"{title(one)}: {one.reason}" for one in result.measurements if one.reason is not None]
@@ -190,3 +190,18 @@ def measure(context: Context, recipe: Recipe, files: Sequence[Path], config: Ben
     artifact = benchmark(project, candidates, config, root, context.out)
     result = read_results(artifact.payload)
     return Benchmark(artifact=artifact, result=result, verdict=decide(result, limits))
+
+
+def report(files: Sequence[Path], folder: Path, limits: Mapping[str, Any]) -> Outcome:
+    """Write the report of benchmark results into ``folder``; ``limits`` are those fields of :class:`Limits` that were given."""
+    allowed = checked(Limits, limits, "[report]")
+    results = tuple(read_results(path) for path in files)
+    return Outcome(folder=folder, results=results, verdicts=write_report(results, folder, allowed))
+
+
+def newest_result(folder: Path) -> Path:
+    """The newest benchmark in ``folder`` (``runs/<model>``)."""
+    found = find_artifacts(folder / "benchmark")
+    if not found:
+        raise CompressError(f"{folder} has no benchmark yet; run `compress benchmark` first, or name a benchmark.json")
+    return found[0].payload

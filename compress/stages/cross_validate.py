@@ -28,7 +28,7 @@ from msgspec import Meta
 from numpy.typing import NDArray
 
 from ..artifacts.artifact import PAYLOAD, Artifact
-from ..artifacts.parts import Metrics, Scores
+from ..artifacts.parts import SCORES, Metrics, Scores
 from ..artifacts.payloads import Confusion, Fold, Folds, OverFolds
 from ..artifacts.project import Project, making, network_identity, stage_key
 from ..artifacts.records import read_record, write_csv, write_record
@@ -41,8 +41,6 @@ from ..train.settings import FitConfig
 
 if TYPE_CHECKING:
     from torch import nn
-
-SCORES = ("accuracy", "balanced_accuracy", "macro_f1", "macro_precision")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,9 +84,7 @@ def _trained(
     project: Project, config: FitConfig, pool: Part, masks: Sequence[NDArray[np.bool_]], index: int, kept: Path, key: str
 ) -> _Fold:
     """Fold ``index``, from the file in ``kept`` if it was finished before."""
-    from ..artifacts.load import Prepare
-    from ..train.fit import choose_device, fit, predict_logits
-    from .finetune import new_network
+    from .finetune import fit_parts, new_network, read_logits
 
     name, held = f"fold {index + 1} of {len(masks)}", masks[index]
     file, state_file = kept / f"{index + 1}.json", kept / f"{index + 1}.state.safetensors"
@@ -97,28 +93,11 @@ def _trained(
         return found
     if state_file.is_file():
         project.console.say(f"folds: {name} goes on from {state_file}; --fresh starts anew")
-
-    def progress(epoch: int, step: int, steps: int, loss: float) -> None:
-        done = (index * config.epochs + epoch - 1) * steps + step
-        project.console.progress(f"{name}, epoch {epoch} of {config.epochs}, loss {loss:.3f}", done, len(masks) * config.epochs * steps)
-
-    network = new_network(project, config.seed)
-    device = choose_device(project.device)
-    prepare = Prepare(project.spec).to(device)
-    fitted = fit(
-        network,
-        (pool.images[~held], pool.labels[~held]),
-        (pool.images[held], pool.labels[held]),
-        config,
-        classes=project.classes,
-        prepare=prepare,
-        device=device,
-        state_file=state_file,
-        key=f"{key} {index}",
-        progress=progress,
-    )
-    _take_last(network, state_file, f"{key} {index}")
-    predictions = predict_logits(network, pool.images[held], prepare=prepare, device=device).argmax(axis=1)
+    network, own_key = new_network(project, config.seed), f"{key} {index}"
+    parts = pool.take(~held), pool.take(held)
+    fitted = fit_parts(project, network, config, parts, name, (index, len(masks)), state_file=state_file, key=own_key)
+    _take_last(network, state_file, own_key)
+    predictions = read_logits(project, network, parts[1].images).argmax(axis=1)
     write_record(file, _Kept(key=key, history=msgspec.convert(fitted.history, tuple[Row, ...]), predictions=tuple(predictions.tolist())))
     state_file.unlink()
     return _Fold(history=fitted.history, predictions=predictions)

@@ -19,13 +19,12 @@ from ..artifacts.recipe import Recipe, Tutoring, training_config
 from ..benchmarks.run import BenchmarkConfig
 from ..benchmarks.verdict import Limits
 from ..train.settings import AugmentConfig, DistilConfig, FitConfig
-from .benchmark import benchmark, candidates_of
+from .benchmark import Outcome, benchmark, candidates_of, report
 from .export import ExportConfig, export
 from .import_network import start_of
 from .prune import PruneConfig, prune
 from .quantize import QuantizeConfig, quantize
 from .remove_channels import RemoveConfig, remove_in_steps
-from .report import Outcome, report
 from .sensitivity import SensitivityConfig
 from .train import train
 

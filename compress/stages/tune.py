@@ -1,9 +1,7 @@
 """What `compress tune` leaves and shows: best.toml, trials.csv, pictures; a table, or JSON."""
 
-import csv
 import dataclasses
 import inspect
-import io
 import json
 import re
 import typing
@@ -16,24 +14,22 @@ import torch
 from msgspec import Meta
 
 from ..artifacts.cost import count_cost
-from ..artifacts.load import Prepare
 from ..artifacts.model_reference import ModelReference
 from ..artifacts.project import Project, data_identity, network_identity
 from ..artifacts.recipe import RECIPES, Recipe, training_config
-from ..artifacts.records import read_toml, write_whole
+from ..artifacts.records import read_toml, write_csv, write_whole
 from ..errors import CompressError, NetworkError
 from ..models.emnist import EmnistConfig
 from ..models.errors import ModelError
 from ..models.k49 import K49Config
 from ..plots.tune import draw_history, draw_importances, draw_slices
 from ..train.errors import TrainError
-from ..train.fit import choose_device, fit
+from ..train.fit import choose_device
 from ..train.settings import AugmentConfig, FitConfig
 from ..train.space import Dimension, Space, as_plain, parse_space
-from ..train.split import stratified_sample
 from ..train.storage import opened
 from ..train.tune import Attempt, Hopeless, Summary, Trial, TuneConfig, tune
-from .finetune import new_network
+from .finetune import fit_parts, new_network
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +62,8 @@ def options_with(project: Project, values: Mapping[str, Any]) -> dict[str, Any]:
 def write_results(project: Project, recipe: Recipe, tuned: Tuned) -> None:
     """Write recipe, table and plots, each file whole or not at all, as several workers may do so at once."""
     summary, space = tuned.summary, tuned.space
-    write_whole(tuned.folder / "trials.csv", _csv(summary, space).encode())
+    rows = [dataclasses.asdict(trial) | dict(trial.notes) | dict(trial.values) for trial in summary.trials]
+    write_csv(tuned.folder / "trials.csv", rows, ("number", "state", "score", "epochs", "seconds", "params", "macs", "reason", *space))
     if summary.best is not None:
         write_whole(tuned.folder / "best.toml", best_recipe(project, recipe, tuned).encode())
         write_whole(tuned.folder / "history.png", draw_history(summary))
@@ -104,17 +101,6 @@ def _toml(value: Any) -> str:
     if isinstance(value, list | tuple):
         return f"[{', '.join(map(_toml, value))}]"
     return json.dumps(value, ensure_ascii=False)
-
-
-def _csv(summary: Summary, space: Space) -> str:
-    names = ("number", "state", "score", "epochs", "seconds", "params", "macs", "reason")
-    buffer = io.StringIO()
-    writer = csv.writer(buffer)
-    writer.writerow([*names, *space])
-    for trial in summary.trials:
-        about = dataclasses.asdict(trial) | dict(trial.notes)
-        writer.writerow([*(about.get(name) for name in names), *(trial.values.get(name) for name in space)])
-    return buffer.getvalue()
 
 
 def percent(trial: Trial | None) -> str:
@@ -246,34 +232,25 @@ class _Objective:
     def __init__(self, project: Project, recipe: Recipe, tuning: Tuning) -> None:
         self._project, self._recipe, self._tuning = project, recipe, tuning
         train = project.data.train
-        chosen = stratified_sample(train.labels, max(1, round(tuning.fraction * len(train.labels))), recipe.seed)
-        self._training = (train.images, train.labels) if tuning.fraction == 1 else (train.images[chosen], train.labels[chosen])
+        count = max(1, round(tuning.fraction * len(train.labels)))
+        self._training = train if tuning.fraction == 1 else train.sample(count, recipe.seed)
 
     def __call__(self, attempt: Attempt) -> float:
-        project, validation = self._project, self._project.data.validation
+        project = self._project
         assert project.model is not None
         config = training_config(with_values(self._recipe, attempt.values), epochs=self._tuning.epochs)
         model = dataclasses.replace(project.model, options=options_with(project, attempt.values))
-        device = choose_device(project.device)
-
-        def progress(epoch: int, step: int, steps: int, loss: float) -> None:
-            attempt.beat()
-            label = f"trial {attempt.number}, epoch {epoch} of {config.epochs}, loss {loss:.3f}"
-            project.console.progress(label, (epoch - 1) * steps + step, config.epochs * steps)
-
         try:
             # As `compress train` does it, so that the same settings give the same weights.
             network = new_network(dataclasses.replace(project, model=model), config.seed)
             self._refuse_large(network, attempt)
-            fitted = fit(
+            fitted = fit_parts(
+                project,
                 network,
-                self._training,
-                (validation.images, validation.labels),
                 config,
-                classes=project.classes,
-                prepare=Prepare(project.spec).to(device),
-                device=device,
-                progress=progress,
+                (self._training, project.data.validation),
+                f"trial {attempt.number}",
+                after_step=attempt.beat,
                 after_epoch=lambda row: attempt.report(int(row["epoch"]), row["balanced_accuracy"]),
             )
         except (TrainError, ModelError, NetworkError) as error:  # a loss that is no longer finite, widths that do not fit the depths

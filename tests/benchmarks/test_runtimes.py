@@ -211,9 +211,7 @@ def test_file_that_does_not_fit_the_data_is_refused(pixel_model: Make, shape, cl
 def test_missing_file_and_unknown_words_are_refused(tmp_path: Path) -> None:
     with pytest.raises(BenchmarkError, match=r"path \(=.*none.onnx\) does not exist; export the model first"):
         open_model(Candidate(name="a", path=tmp_path / "none.onnx"), (1, 4, 4), 3, 1)
-    with pytest.raises(
-        BenchmarkError, match=r"runtime \(=tflite\) of 'a' is unknown; choose one of onnxruntime, onnxruntime.fp16, open"
-    ):
+    with pytest.raises(BenchmarkError, match=r"runtime \(=tflite\) of 'a' is unknown; choose one of onnxruntime, onnxruntime.fp16, open"):
         Candidate(name="a", path=tmp_path, runtime="tflite")
     with pytest.raises(BenchmarkError, match=r"device \(=tpu\) of 'a' must be cpu or cuda for onnxruntime"):
         Candidate(name="a", path=tmp_path, device="tpu")
