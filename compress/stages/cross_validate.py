@@ -44,20 +44,12 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Kept:
-    """What is kept of a fold: of which run it is, a row per epoch, and the predictions."""
+class _Fold:
+    """One fold that was trained: of which run it is, a row per epoch, and the predictions of the last epoch's weights."""
 
     key: str
     history: Annotated[tuple[Row, ...], Meta(min_length=1)]
     predictions: tuple[Count, ...]
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Fold:
-    """One fold that was trained: a row per epoch, and the predictions of the last epoch's weights, int64 (n,)."""
-
-    history: Sequence[Mapping[str, Any]]
-    predictions: NDArray[np.int64]
 
 
 def cross_validate(project: Project, config: FitConfig, folds: int, out: Path | None = None) -> Artifact:
@@ -97,10 +89,11 @@ def _trained(
     parts = pool.take(~held), pool.take(held)
     fitted = fit_parts(project, network, config, parts, name, (index, len(masks)), state_file=state_file, key=own_key)
     _take_last(network, state_file, own_key)
-    predictions = read_logits(project, network, parts[1].images).argmax(axis=1)
-    write_record(file, _Kept(key=key, history=msgspec.convert(fitted.history, tuple[Row, ...]), predictions=tuple(predictions.tolist())))
+    predictions = tuple(read_logits(project, network, parts[1].images).argmax(axis=1).tolist())
+    fold = _Fold(key=key, history=msgspec.convert(fitted.history, tuple[Row, ...]), predictions=predictions)
+    write_record(file, fold)
     state_file.unlink()
-    return _Fold(history=fitted.history, predictions=predictions)
+    return fold
 
 
 def _take_last(network: nn.Module, state_file: Path, key: str) -> None:
@@ -124,12 +117,10 @@ def _read_fold(file: Path, key: str, images: int, classes: int) -> _Fold | None:
     if not file.is_file():
         return None
     try:
-        kept = read_record(file, _Kept, again="train it again")
+        kept = read_record(file, _Fold, again="train it again")
     except CompressError:
         return None
-    if kept.key != key or len(kept.predictions) != images or max(kept.predictions) >= classes:
-        return None
-    return _Fold(history=kept.history, predictions=np.array(kept.predictions, np.int64))
+    return kept if kept.key == key and len(kept.predictions) == images and max(kept.predictions) < classes else None
 
 
 def _write(project: Project, folder: Path, pool: Part, masks: Sequence[NDArray[np.bool_]], done: Sequence[_Fold]) -> Metrics:
@@ -138,8 +129,8 @@ def _write(project: Project, folder: Path, pool: Part, masks: Sequence[NDArray[n
     last, best = [], []
     for held, fold in zip(masks, done, strict=True):
         predictions[held] = fold.predictions
-        last.append(score(pool.labels[held], fold.predictions, project.classes))
-        row = max(fold.history, key=lambda row: row["balanced_accuracy"])
+        last.append(score(pool.labels[held], predictions[held], project.classes))
+        row: Mapping[str, Any] = max(fold.history, key=lambda row: row["balanced_accuracy"])
         best.append({name: row[name] for name in ("epoch", *SCORES)})
     mean, spread = mean_and_spread(last)
     best_mean, best_spread = mean_and_spread(best)

@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 
 from ..artifacts.artifact import Artifact, Classes, InputSpec
 from ..artifacts.context import Context
-from ..artifacts.model_reference import ModelReference
 from ..artifacts.project import Project, find_parent
 from ..artifacts.recipe import Recipe
 from ..artifacts.records import parse_record
@@ -40,12 +39,10 @@ def predict_images(
     run: Runner, images: NDArray[np.uint8], names: Sequence[str], classes: Sequence[str], truths: Sequence[str] | None = None
 ) -> list[Prediction]:
     """Read ``images``, uint8 (N, C, H, W), called ``names``; softmax turns logits into probabilities."""
-    probabilities = softmax(run(images))
-    best = probabilities.argmax(axis=1)
     known = truths if truths is not None else [None] * len(images)
     return [
-        Prediction(name=name, label=classes[k], probability=float(row[k]), truth=truth)
-        for name, k, row, truth in zip(names, best, probabilities, known, strict=True)
+        Prediction(name=name, label=classes[row.argmax()], probability=float(row.max()), truth=truth)
+        for name, row, truth in zip(names, softmax(run(images)), known, strict=True)
     ]
 
 
@@ -90,8 +87,7 @@ def _chosen(context: Context) -> Artifact:
         return named
     if context.weights is not None:
         return _started(context)[2]
-    recipe = context.load_recipe()
-    return find_parent(context.runs / ModelReference(reference=recipe.model).slug, READABLE)
+    return find_parent(context.folder(context.load_recipe()), READABLE)
 
 
 def _started(context: Context) -> tuple[Project, Recipe, Artifact]:

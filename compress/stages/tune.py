@@ -5,7 +5,7 @@ import inspect
 import json
 import re
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -151,8 +151,7 @@ def tune_project(project: Project, recipe: Recipe, tuning: Tuning) -> Tuned:
 
     project.console.say(f"tune: study {study} in {re.sub(r'//.*@', '//', storage)}")
     with opened(storage) as store:
-        identity = _identity(project, recipe, tuning, space)
-        objective = _Objective(project, recipe, tuning)
+        identity, objective = _identity(project, recipe, tuning, space), _objective(project, recipe, tuning)
         summary = tune(objective, space, config, store, f"{project.folder.name}-{study}", identity, told, fresh=project.force)
     tuned = Tuned(
         study=study, folder=project.folder / "tune" / study, space=space, summary=summary, epochs=tuning.epochs, fraction=tuning.fraction
@@ -215,40 +214,34 @@ def _fields(cls: type) -> dict[str, Any]:
 
 def _identity(project: Project, recipe: Recipe, tuning: Tuning, space: Space) -> dict[str, Any]:
     """What the scores of a study depend on: trials under anything else are not to be compared with them."""
-    config = training_config(recipe, epochs=tuning.epochs)
     limits = {name: getattr(tuning, name) for name in ("fraction", "max_params", "max_macs")}
     return {
         "space": {name: json.dumps(one) for name, one in as_plain(space).items()},
         "data": data_identity(project),
         "network": network_identity(project),
-        "training": dataclasses.asdict(config),
+        "training": dataclasses.asdict(training_config(recipe, epochs=tuning.epochs)),
         **limits,
     }
 
 
-class _Objective:
+def _objective(project: Project, recipe: Recipe, tuning: Tuning) -> Callable[[Attempt], float]:
     """Trains one network with the settings of an attempt; returns the balanced accuracy on the validation images."""
+    train = project.data.train
+    training = train if tuning.fraction == 1 else train.sample(max(1, round(tuning.fraction * len(train.labels))), recipe.seed)
 
-    def __init__(self, project: Project, recipe: Recipe, tuning: Tuning) -> None:
-        self._project, self._recipe, self._tuning = project, recipe, tuning
-        train = project.data.train
-        count = max(1, round(tuning.fraction * len(train.labels)))
-        self._training = train if tuning.fraction == 1 else train.sample(count, recipe.seed)
-
-    def __call__(self, attempt: Attempt) -> float:
-        project = self._project
+    def trained(attempt: Attempt) -> float:
         assert project.model is not None
-        config = training_config(with_values(self._recipe, attempt.values), epochs=self._tuning.epochs)
+        config = training_config(with_values(recipe, attempt.values), epochs=tuning.epochs)
         model = dataclasses.replace(project.model, options=options_with(project, attempt.values))
         try:
             # As `compress train` does it, so that the same settings give the same weights.
             network = new_network(dataclasses.replace(project, model=model), config.seed)
-            self._refuse_large(network, attempt)
+            _refuse_large(network, project, tuning, attempt)
             fitted = fit_parts(
                 project,
                 network,
                 config,
-                (self._training, project.data.validation),
+                (training, project.data.validation),
                 f"trial {attempt.number}",
                 after_step=attempt.beat,
                 after_epoch=lambda row: attempt.report(int(row["epoch"]), row["balanced_accuracy"]),
@@ -259,10 +252,12 @@ class _Objective:
             raise Hopeless("out of memory on the device") from error
         return fitted.best["balanced_accuracy"]
 
-    def _refuse_large(self, network: torch.nn.Module, attempt: Attempt) -> None:
-        cost = count_cost(network, torch.zeros(2, *self._project.spec.shape))
-        attempt.note(params=cost.params, macs=cost.macs)
-        for name, value in (("params", cost.params), ("macs", cost.macs)):
-            most = getattr(self._tuning, f"max_{name}")
-            if most is not None and value > most:
-                raise Hopeless(f"{value:,} {name}, more than {most:,}")
+    return trained
+
+
+def _refuse_large(network: torch.nn.Module, project: Project, tuning: Tuning, attempt: Attempt) -> None:
+    cost = count_cost(network, torch.zeros(2, *project.spec.shape))
+    attempt.note(params=cost.params, macs=cost.macs)
+    for name, value, most in (("params", cost.params, tuning.max_params), ("macs", cost.macs, tuning.max_macs)):
+        if most is not None and value > most:
+            raise Hopeless(f"{value:,} {name}, more than {most:,}")
