@@ -68,10 +68,11 @@ class InputSpec:
         for name, values in (("mean", self.mean), ("std", self.std)):
             if len(values) not in (1, self.shape[0]):
                 raise ArtifactError(f"{name} (={values}) must have one value or one per channel ({self.shape[0]})")
+        units = "it is in units of [0, 1], as torchvision's Normalize has it"
         if not all(map(math.isfinite, self.mean)):
-            raise ArtifactError(f"mean (={self.mean}) must be finite; it is in units of [0, 1], as torchvision's Normalize has it")
+            raise ArtifactError(f"mean (={self.mean}) must be finite; {units}")
         if not all(0 < value < math.inf for value in self.std):
-            raise ArtifactError(f"std (={self.std}) must be positive; it is in units of [0, 1], as torchvision's Normalize has it")
+            raise ArtifactError(f"std (={self.std}) must be positive; {units}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -265,15 +266,10 @@ def _remove_leftovers(folder: Path) -> None:
     """Delete the temporary folders of processes that were killed; those of living ones stay."""
     for path in folder.glob(".*.partial"):
         writer = path.name.removesuffix(".partial").removesuffix(".old").rpartition(".")[2]
-        if path.is_dir() and writer.isdigit() and not _alive(int(writer)):
-            shutil.rmtree(path, ignore_errors=True)
-
-
-def _alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:  # somebody else's
-        pass
-    return True
+        if path.is_dir() and writer.isdigit():
+            try:
+                os.kill(int(writer), 0)
+            except ProcessLookupError:
+                shutil.rmtree(path, ignore_errors=True)
+            except PermissionError:  # it lives, and is somebody else's
+                pass

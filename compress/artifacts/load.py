@@ -79,15 +79,13 @@ def load_weights(network: nn.Module, file: Path) -> None:
     """Load a state dict from ``file`` strictly; missing, unexpected and mis-shaped entries are named."""
     own = network.state_dict()
     stored = _unwrap(_read_state_dict(file), file, own)
-    wrong_shape = [
-        f"{n} {tuple(stored[n].shape)} instead of {tuple(own[n].shape)}" for n in own if n in stored and stored[n].shape != own[n].shape
-    ]
-    problems = [
-        ("missing", [name for name in own if name not in stored]),
-        ("unexpected", [name for name in stored if name not in own]),
-        ("mis-shaped", wrong_shape),
-    ]
-    if told := "; ".join(f"{what}: {_some(names)}" for what, names in problems if names):
+    odd_shaped = [name for name in own if name in stored and stored[name].shape != own[name].shape]
+    problems = {
+        "missing": [name for name in own if name not in stored],
+        "unexpected": [name for name in stored if name not in own],
+        "mis-shaped": [f"{name} {tuple(stored[name].shape)} instead of {tuple(own[name].shape)}" for name in odd_shaped],
+    }
+    if told := "; ".join(f"{what}: {_some(names)}" for what, names in problems.items() if names):
         raise NetworkError(
             f"{file} does not fit the network: {shown(told, 140)}; the --model and its options must be those it was trained with"
         )

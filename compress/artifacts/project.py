@@ -163,22 +163,14 @@ def making(
     with whole_folder(target) as folder:
         new = New(stage=stage, key=key, folder=folder, wanted=True)
         yield new
-        named = project.model.identity() if project.model else {"file": project.folder.name}
-        about = Manifest(
-            kind=kind,
-            stage=stage,
-            key=key,
-            model=parent.manifest.model if parent else Model(**named),
-            input=parent.manifest.input if parent else project.spec,
-            classes=parent.manifest.classes if parent else project.data.classes,
-            config=plain(config),
-            data=project.source,
-            lineage=parent.steps if parent else (),
-            parent=parent.manifest.hash if parent else None,
-            metrics=new.metrics,
-            facts=new.facts,
-        )
-        about = sealed(about, folder)
+        if parent is not None:
+            inherited: dict[str, Any] = {name: getattr(parent.manifest, name) for name in ("model", "input", "classes")}
+            inherited |= {"lineage": parent.steps, "parent": parent.manifest.hash}
+        else:
+            model = Model(**project.model.identity() if project.model else {"file": project.folder.name})
+            inherited = {"model": model, "input": project.spec, "classes": project.data.classes}
+        own: dict[str, Any] = {"config": plain(config), "data": project.source, "metrics": new.metrics, "facts": new.facts}
+        about = sealed(Manifest(kind=kind, stage=stage, key=key, **own, **inherited), folder)
     new.made = Artifact(path=target, manifest=about, parent=parent)
     if (note := project.data.note) and not note.exists():
         write_record(note, project.data.about)

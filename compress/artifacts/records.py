@@ -150,11 +150,8 @@ def refuse_unknown(given: Iterable[str], known: Iterable[str], where: str) -> No
 def rule_of(hint: Any) -> str:
     """What a value of this type must be, in words: ``must lie in (0, 1); 0.5 is half``."""
     kind, metas = _unwrapped(hint)
-    limits: dict[str, Any] = {}
-    for meta in metas:
-        limits |= {
-            name: value for name in ("gt", "ge", "lt", "le", "min_length", "description") if (value := getattr(meta, name)) is not None
-        }
+    names = ("gt", "ge", "lt", "le", "min_length", "description")
+    limits: dict[str, Any] = {name: value for meta in metas for name in names if (value := getattr(meta, name)) is not None}
     low, high = limits.get("ge", limits.get("gt")), limits.get("le", limits.get("lt"))
     if typing.get_origin(kind) is typing.Literal:
         *most, last = (str(one) for one in typing.get_args(kind))

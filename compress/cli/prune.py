@@ -9,7 +9,7 @@ from ..artifacts.artifact import Artifact
 from ..artifacts.payloads import Sensitivity, read_payload
 from ..artifacts.records import plain
 from ..plots.sensitivity import cell
-from ..stages.sensitivity import FILE, _column, _title
+from ..stages.sensitivity import STAGE, _column, _title
 from .options import Switch, command
 from .tables import show, show_artifact, table
 
@@ -73,7 +73,7 @@ def sensitivity_text(artifact: Artifact) -> str:
         for curve in result.curves
     ]
     told = f"{_title(result)}, by {result.images:,} training images and without fine-tuning:"
-    return f"{told}\n\n{table(rows)}\n\nheat map  {artifact.path / f'{FILE}.png'}\nartifact  {artifact.path}"
+    return f"{told}\n\n{table(rows)}\n\nheat map  {artifact.path / f'{STAGE}.png'}\nartifact  {artifact.path}"
 
 
 def _module_cells(result: Sensitivity, name: str) -> dict[str, str]:

@@ -93,12 +93,10 @@ def fit_network(
 
     ``how``: what else :func:`fit_parts` takes.
     """
-    state = state_file(project, new.stage, new.key) if this_team().rank == 0 else None
-    if state is None:
-        pass  # the first process has it
-    elif project.fresh:
+    state = state_file(project, new.stage, new.key) if this_team().rank == 0 else None  # the first process has it
+    if state is not None and project.fresh:
         state.unlink(missing_ok=True)
-    elif state.is_file():
+    elif state is not None and state.is_file():
         project.console.say(f"{new.stage}: goes on from {state}; --fresh starts anew")
     parts = (project.data.train, project.data.validation)
     fitted = fit_parts(project, network, config, parts, new.stage, state_file=state, key=new.key, **how)

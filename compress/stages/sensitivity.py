@@ -20,9 +20,9 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from msgspec import Meta
 
-from ..artifacts import payloads
 from ..artifacts.artifact import PAYLOAD, Artifact
 from ..artifacts.parts import Baseline, Metrics
+from ..artifacts.payloads import Curve as Measured
 from ..artifacts.payloads import Point, Sensitivity, read_payload
 from ..artifacts.project import Project, data_identity, making, stage_key
 from ..artifacts.recipe import Recipe
@@ -59,7 +59,6 @@ class SensitivityConfig:
 
 
 STAGE: Literal["sensitivity"] = "sensitivity"
-FILE = STAGE
 MOST_LOST, LEAST_SAVED = 1.0, 0.01
 
 
@@ -93,11 +92,11 @@ def measure_sensitivity(project: Project, parent: Artifact, config: SensitivityC
         )
         write_record(new.folder / PAYLOAD["sensitivity"], result)
         rows = [{"name": curve.name, "size": curve.size, **vars(point)} for curve in result.curves for point in curve.points]
-        write_csv(new.folder / f"{FILE}.csv", rows)
+        write_csv(new.folder / f"{STAGE}.csv", rows)
         columns = [_column(result, point) for point in result.curves[0].points]
         lost = [[point.points_lost for point in curve.points] for curve in result.curves]
         title = _title(result).replace("accuracy ", "accuracy\n", 1)
-        (new.folder / f"{FILE}.png").write_bytes(draw_heat_map([curve.name for curve in curves], columns, lost, title))
+        (new.folder / f"{STAGE}.png").write_bytes(draw_heat_map([curve.name for curve in curves], columns, lost, title))
         new.metrics = Metrics(images=result.images, baseline=result.baseline)
     return new.artifact
 
@@ -189,11 +188,11 @@ def _latencies(project: Project, network: nn.Module, names: Sequence[str]) -> di
         return dict(zip(names, clock.ratios(without), strict=True))
 
 
-def _plain(curve: Curve, baseline: Score) -> payloads.Curve:
+def _plain(curve: Curve, baseline: Score) -> Measured:
     lost = [100 * (baseline.balanced_accuracy - point.score.balanced_accuracy) for point in curve.points]
     rows = zip(curve.points, lost, strict=True)
     points = tuple(Point(sparsity=p.sparsity, removed=p.removed, **vars(p.score), points_lost=points) for p, points in rows)
-    return payloads.Curve(name=curve.name, size=curve.size, points=points)
+    return Measured(name=curve.name, size=curve.size, points=points)
 
 
 def _column(result: Sensitivity, point: Point) -> str:

@@ -114,15 +114,8 @@ def measure_throughput(project: Project, config: FitConfig, *, rounds: int = 5, 
                 if turn >= 0:
                     speeds[name].append(speed)
         project.console.progress("done", 1, 1)
-    plain = np.array(speeds[PLAIN])
-    return [
-        Throughput(
-            variant=name,
-            images_per_second=tuple(values),
-            ratio=None if name == PLAIN else over_launches((np.array(values) / plain).tolist()),
-        )
-        for name, values in speeds.items()
-    ]
+    ratios = {name: over_launches(np.divide(values, speeds[PLAIN]).tolist()) for name, values in speeds.items() if name != PLAIN}
+    return [Throughput(variant=name, images_per_second=tuple(values), ratio=ratios.get(name)) for name, values in speeds.items()]
 
 
 def table_rows(found: Sequence[Throughput]) -> list[dict[str, str]]:
@@ -165,15 +158,8 @@ class _Pictures(Dataset[tuple[Tensor, int]]):
         height, width = part.images.shape[2:]
         steps: list[object] = []
         if config.rotate or config.shear or config.scale or config.shift:
-            steps.append(
-                transforms.RandomAffine(
-                    config.rotate,
-                    translate=(config.shift / width, config.shift / height),
-                    scale=(1 - config.scale, 1 + config.scale),
-                    shear=config.shear,
-                    interpolation=transforms.InterpolationMode.BILINEAR,
-                )
-            )
+            shift, scale = (config.shift / width, config.shift / height), (1 - config.scale, 1 + config.scale)
+            steps.append(transforms.RandomAffine(config.rotate, shift, scale, config.shear, transforms.InterpolationMode.BILINEAR))
         if config.elastic:
             sigma = height / (config.grid - 1) / 2
             # Uniform noise blurred by sigma has a standard deviation of 1 / (sqrt(3) 2 sqrt(pi) sigma); alpha counts in half images.

@@ -75,13 +75,10 @@ def _compute(model: Path, vectors: Vectors) -> list[Check]:
     except (BenchmarkError, *onnxruntime_errors()) as error:
         return [Check(name="loads", passed=False, detail=f"not in onnxruntime {onnxruntime.__version__}: {_said(error)}")]
     difference, same, count = *_agreement(logits, vectors), len(logits)
+    far = f"largest difference {difference:.2g} on {count} images, {vectors.tolerance:.2g} is allowed"
     checks = [
         Check(name="loads", passed=True, detail=f"onnxruntime {onnxruntime.__version__}, {', '.join(opened.providers)}"),
-        Check(
-            name="logits",
-            passed=difference <= vectors.tolerance,
-            detail=f"largest difference {difference:.2g} on {count} images, {vectors.tolerance:.2g} is allowed",
-        ),
+        Check(name="logits", passed=difference <= vectors.tolerance, detail=far),
         Check(name="answers", passed=same == count, detail=f"{same} of {count} images have the expected answer"),
     ]
     if opened.probabilities is not None:
@@ -106,11 +103,8 @@ def _agreement(logits: NDArray[np.float32], vectors: Vectors) -> tuple[float, in
 def _check_probabilities(found: NDArray[np.float32], logits: NDArray[np.float32]) -> Check:
     expected = softmax(logits)
     difference = float(np.abs(found - expected).max()) if found.shape == expected.shape else np.inf
-    return Check(
-        name="probabilities",
-        passed=difference <= SOFTMAX_TOLERANCE,
-        detail=f"largest difference {difference:.2g} from the softmax of the logits, {SOFTMAX_TOLERANCE:g} is allowed",
-    )
+    far = f"largest difference {difference:.2g} from the softmax of the logits, {SOFTMAX_TOLERANCE:g} is allowed"
+    return Check(name="probabilities", passed=difference <= SOFTMAX_TOLERANCE, detail=far)
 
 
 def _check_openvino(model: Path, vectors: Vectors) -> Check:
@@ -121,11 +115,8 @@ def _check_openvino(model: Path, vectors: Vectors) -> Check:
     except (BenchmarkError, ImportError, RuntimeError) as error:  # OpenVINO's own errors are the last
         return Check(name="openvino", passed=False, detail=f"does not load or run: {_said(error)}")
     difference, same, count = *_agreement(logits, vectors), len(logits)
-    return Check(
-        name="openvino",
-        passed=difference <= vectors.tolerance and same == count,
-        detail=f"{version.partition('-')[0]}: largest difference {difference:.2g}, {same} of {count} images have the expected answer",
-    )
+    told = f"{version.partition('-')[0]}: largest difference {difference:.2g}, {same} of {count} images have the expected answer"
+    return Check(name="openvino", passed=difference <= vectors.tolerance and same == count, detail=told)
 
 
 def _said(error: BaseException) -> str:
