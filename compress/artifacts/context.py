@@ -67,14 +67,14 @@ class Context:
     @property
     def files(self) -> Files | None:
         """The four files given by hand, all or none."""
-        paths = [getattr(self, part) for part in PARTS]
-        if not any(paths):
+        given = {part: path for part in PARTS if (path := getattr(self, part)) is not None}
+        if not given:
             return None
-        if missing := [f"--{part.replace('_', '-')}" for part, path in zip(PARTS, paths, strict=True) if path is None]:
+        if missing := [f"--{part.replace('_', '-')}" for part in PARTS if part not in given]:
             raise CompressError(f"{' and '.join(missing)} missing; the four files of a data set go together")
         if self.data is not None:
             raise CompressError(f"data (={self.data}) and four files by hand exclude each other; leave one of them out")
-        return Files(**{part: getattr(self, part) for part in PARTS})
+        return Files(**given)
 
     @property
     def spec(self) -> InputSpec:
@@ -234,6 +234,5 @@ def _trained_on(parent: Artifact) -> str:
         return ""
     data = parent.manifest.data
     count, title = data.images, data.title or data.name
-    return (
-        f"the weights of {parent.path.name} were trained on {title}, {count.train + count.validation:,} images and {count.test:,} for test"
-    )
+    known = f"{count.train + count.validation:,} images and {count.test:,} for test"
+    return f"the weights of {parent.path.name} were trained on {title}, {known}"

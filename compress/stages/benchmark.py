@@ -16,7 +16,7 @@ from msgspec import UNSET
 from ..artifacts.artifact import PAYLOAD, Artifact, Manifest, find_artifacts, read_artifact, sha256_of
 from ..artifacts.context import Context
 from ..artifacts.payloads import read_results
-from ..artifacts.project import Project, data_identity, making, stage_key, variant_name, variants_of
+from ..artifacts.project import TRAINED_STAGES, Project, data_identity, making, stage_key, variant_name, variants_of
 from ..artifacts.recipe import Recipe
 from ..artifacts.records import checked
 from ..benchmarks.formats import title
@@ -185,7 +185,7 @@ def measure(context: Context, recipe: Recipe, files: Sequence[Path], config: Ben
         candidates = candidates_of(list(artifacts.values()), project.device, runtimes)
         candidates += [one for path in files if path not in artifacts for one in candidates_of_file(path, runtimes)]
     else:
-        project, _, root = context.child(("train", "import"))
+        project, _, root = context.child(TRAINED_STAGES)
         candidates = candidates_of([*variants_of(project, root), root], project.device, runtimes)
     artifact = benchmark(project, candidates, config, root, context.out)
     result = read_results(artifact.payload)

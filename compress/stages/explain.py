@@ -20,7 +20,7 @@ from torch import nn
 from ..artifacts.artifact import Artifact, find_artifacts, read_artifact
 from ..artifacts.context import Context
 from ..artifacts.load import as_runner, load_parts
-from ..artifacts.project import Project, variant_name
+from ..artifacts.project import TRAINED_STAGES, Project, variant_name
 from ..benchmarks.runtimes import Candidate, open_model
 from ..errors import CompressError
 from ..graphs.file import open_session, read_onnx
@@ -29,6 +29,7 @@ from ..plots.explain import Seen, View, draw_maps, gate_names
 from ..train.metrics import softmax
 from .benchmark import candidates_of_file
 from .import_network import start_of
+from .predict import READABLE
 
 MISREAD = 8
 MOST_ROWS = 240
@@ -105,9 +106,7 @@ def _sources(context: Context, files: Sequence[Path]) -> tuple[Project, list[tup
         project = context.project_of_files(next(iter(artifacts.values()), None), files[0])
         sources: list[tuple[Artifact | Path, str]] = [(artifacts.get(path, path), name) for path, name in named.items()]
     else:
-        project, _, root = start_of(
-            context, ("train", "import") if context.start is None else ("train", "import", "prune", "export", "quantize")
-        )
+        project, _, root = start_of(context, TRAINED_STAGES if context.start is None else READABLE)
         family = [root]
         for stage in ("prune", "quantize"):
             key = family[-1].manifest.key

@@ -150,8 +150,12 @@ def tune_project(project: Project, recipe: Recipe, tuning: Tuning) -> Tuned:
         project.console.say(f"tune: trial {trial.number}: {result}{best}; {summary.finished} of {tuning.trials} done")
 
     project.console.say(f"tune: study {study} in {re.sub(r'//.*@', '//', storage)}")
+    # What the scores of a study depend on: trials under anything else are not to be compared with them.
+    identity: dict[str, Any] = {"space": {name: json.dumps(one) for name, one in as_plain(space).items()}, "data": data_identity(project)}
+    identity |= {"network": network_identity(project), "training": dataclasses.asdict(training_config(recipe, epochs=tuning.epochs))}
+    identity |= {name: getattr(tuning, name) for name in ("fraction", "max_params", "max_macs")}
     with opened(storage) as store:
-        identity, objective = _identity(project, recipe, tuning, space), _objective(project, recipe, tuning)
+        objective = _objective(project, recipe, tuning)
         summary = tune(objective, space, config, store, f"{project.folder.name}-{study}", identity, told, fresh=project.force)
     tuned = Tuned(
         study=study, folder=project.folder / "tune" / study, space=space, summary=summary, epochs=tuning.epochs, fraction=tuning.fraction
@@ -210,18 +214,6 @@ def _options_of(model: ModelReference) -> tuple[dict[str, Any], bool]:
 def _fields(cls: type) -> dict[str, Any]:
     hints = typing.get_type_hints(cls)
     return {entry.name: typing.get_origin(hints[entry.name]) or hints[entry.name] for entry in dataclasses.fields(cls)}
-
-
-def _identity(project: Project, recipe: Recipe, tuning: Tuning, space: Space) -> dict[str, Any]:
-    """What the scores of a study depend on: trials under anything else are not to be compared with them."""
-    limits = {name: getattr(tuning, name) for name in ("fraction", "max_params", "max_macs")}
-    return {
-        "space": {name: json.dumps(one) for name, one in as_plain(space).items()},
-        "data": data_identity(project),
-        "network": network_identity(project),
-        "training": dataclasses.asdict(training_config(recipe, epochs=tuning.epochs)),
-        **limits,
-    }
 
 
 def _objective(project: Project, recipe: Recipe, tuning: Tuning) -> Callable[[Attempt], float]:
