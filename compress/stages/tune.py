@@ -98,8 +98,6 @@ def best_recipe(project: Project, recipe: Recipe, tuned: Tuned) -> str:
 
 def _toml(value: Any) -> str:
     """A value of a recipe as TOML: JSON's texts, numbers and lists are TOML's too."""
-    if isinstance(value, list | tuple):
-        return f"[{', '.join(map(_toml, value))}]"
     return json.dumps(value, ensure_ascii=False)
 
 
