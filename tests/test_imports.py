@@ -34,7 +34,6 @@ WITHOUT_TORCH = (
     "artifacts.records",
     "stages.benchmark",
     "stages.predict",
-    "stages.report",
     "stages.verify",
     "cli.main",
 )

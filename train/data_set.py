@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from .errors import TrainError
+from .split import stratified_sample
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,14 @@ class Part:
 
     images: np.ndarray
     labels: np.ndarray
+
+    def take(self, positions: np.ndarray) -> "Part":
+        """Those at ``positions``, int64 or bool (N,)."""
+        return Part(self.images[positions], self.labels[positions])
+
+    def sample(self, count: int, seed: int) -> "Part":
+        """``count`` of them, as equal a number of each class as there are; all where there are fewer. See :func:`stratified_sample`."""
+        return self.take(stratified_sample(self.labels, count, seed))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -104,9 +104,9 @@ def load_data(
     cut = order[:0]
     if test is None:
         order, cut = divide(train.labels, _TEST_FRACTION, _TEST_SEED, raw.name)
-        train, test = _take(raw.train, order), _take(raw.train, cut)
+        train, test = raw.train.take(order), raw.train.take(cut)
     kept, held = divide(train.labels, validation, seed, raw.name)
-    parts = Parts(train=_take(train, kept), validation=_take(train, held), test=test, order=np.concatenate([order[kept], order[held], cut]))
+    parts = Parts(train=train.take(kept), validation=train.take(held), test=test, order=np.concatenate([order[kept], order[held], cut]))
     about = About(
         name=raw.name,
         classes=raw.classes,
@@ -306,10 +306,6 @@ def _subfolders(folder: Path) -> tuple[str, ...]:
     if not names:
         raise TrainError(f"{folder} has no class folders (nor *-imgs.npz or *-idx3-ubyte files); put the images into one folder per class")
     return names
-
-
-def _take(part: Part, positions: np.ndarray) -> Part:
-    return Part(part.images[positions], part.labels[positions])
 
 
 def _fingerprint(*parts: Part) -> str:

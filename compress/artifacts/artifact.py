@@ -28,29 +28,22 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from importlib import metadata
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from msgspec import UNSET, Meta
 
 from ..errors import ArtifactError, shown
 from .parts import Data, Facts, Metrics, Model, Name, Step
-from .records import as_record, parse_json, plain, read_bytes
+from .records import plain, read_record
 
 SCHEMA: Literal[1] = 1
 AGAIN = "make the artifact again"
 MANIFEST = "artifact.json"
 Kind = Literal["network", "graph", "benchmark", "folds", "sensitivity", "choice", "noise"]
-PAYLOAD: dict[Kind, str] = {
-    "network": "weights.safetensors",
-    "graph": "model.onnx",
-    "benchmark": "benchmark.json",
-    "folds": "folds.json",
-    "sensitivity": "sensitivity.json",
-    "choice": "choice.json",
-    "noise": "noise.json",
-}
+PAYLOAD: dict[Kind, str] = {kind: f"{kind}.json" for kind in get_args(Kind)} | {"network": "weights.safetensors", "graph": "model.onnx"}
 MOST_VALUES = 2**24  # of one image; 3x2048x2048 are fewer
 Classes = Annotated[tuple[str, ...], Meta(min_length=1)]
 LIBRARIES = ("torch", "torchvision", "onnx", "onnxruntime", "onnxscript", "numpy", "scikit-learn", "safetensors")
@@ -75,10 +68,11 @@ class InputSpec:
         for name, values in (("mean", self.mean), ("std", self.std)):
             if len(values) not in (1, self.shape[0]):
                 raise ArtifactError(f"{name} (={values}) must have one value or one per channel ({self.shape[0]})")
+        units = "it is in units of [0, 1], as torchvision's Normalize has it"
         if not all(map(math.isfinite, self.mean)):
-            raise ArtifactError(f"mean (={self.mean}) must be finite; it is in units of [0, 1], as torchvision's Normalize has it")
+            raise ArtifactError(f"mean (={self.mean}) must be finite; {units}")
         if not all(0 < value < math.inf for value in self.std):
-            raise ArtifactError(f"std (={self.std}) must be positive; it is in units of [0, 1], as torchvision's Normalize has it")
+            raise ArtifactError(f"std (={self.std}) must be positive; {units}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -213,7 +207,7 @@ def read_artifact(path: Path, kind: str | None = None) -> Artifact:
     if not file.is_file():
         hint = "name the folder that holds it" if path.is_file() else "`compress train` and the other stages write them under runs/"
         raise ArtifactError(f"{path} is not an artifact: it has no {MANIFEST}; {hint}")
-    manifest = _parse(parse_json(read_bytes(file, ArtifactError), where=str(file), again=AGAIN, error=ArtifactError), file)
+    manifest = read_record(file, Manifest, again=AGAIN, error=ArtifactError, look=partial(_known, file))
     if kind is not None and manifest.kind != kind:
         raise ArtifactError(f"{path} holds a {manifest.kind} (stage {manifest.stage}), but a {kind} is needed here")
     for name, digest in {PAYLOAD[manifest.kind]: None, **manifest.files}.items():
@@ -237,7 +231,8 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _parse(raw: object, file: Path) -> Manifest:
+def _known(file: Path, raw: Any) -> Any:
+    """The values of a manifest, unless they are another tool's, another version's or altered."""
     if not isinstance(raw, dict) or raw.get("kind") not in list(PAYLOAD) or "schema" not in raw:
         raise ArtifactError(f"{file} is not one of this toolkit's; it has no kind out of {', '.join(PAYLOAD)}")
     if raw["schema"] != SCHEMA:
@@ -249,7 +244,7 @@ def _parse(raw: object, file: Path) -> Manifest:
         raise ArtifactError(f"{file} is damaged: missing or unknown entries {wrong}; {AGAIN}")
     if raw["hash"] != digest_of({name: value for name, value in raw.items() if name != "hash"}):
         raise ArtifactError(f"{file} was changed after it was written: its hash does not fit; {AGAIN}")
-    return as_record(raw, Manifest, where=str(file), again=AGAIN, error=ArtifactError)
+    return raw
 
 
 def _version(library: str) -> str:
@@ -271,15 +266,10 @@ def _remove_leftovers(folder: Path) -> None:
     """Delete the temporary folders of processes that were killed; those of living ones stay."""
     for path in folder.glob(".*.partial"):
         writer = path.name.removesuffix(".partial").removesuffix(".old").rpartition(".")[2]
-        if path.is_dir() and writer.isdigit() and not _alive(int(writer)):
-            shutil.rmtree(path, ignore_errors=True)
-
-
-def _alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
+        if path.is_dir() and writer.isdigit():
+            try:
+                os.kill(int(writer), 0)
+            except ProcessLookupError:
+                shutil.rmtree(path, ignore_errors=True)
+            except PermissionError:  # it lives, and is somebody else's
+                pass

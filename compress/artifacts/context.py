@@ -67,20 +67,20 @@ class Context:
     @property
     def files(self) -> Files | None:
         """The four files given by hand, all or none."""
-        paths = [getattr(self, part) for part in PARTS]
-        if not any(paths):
+        given = {part: path for part in PARTS if (path := getattr(self, part)) is not None}
+        if not given:
             return None
-        if missing := [f"--{part.replace('_', '-')}" for part, path in zip(PARTS, paths, strict=True) if path is None]:
+        if missing := [f"--{part.replace('_', '-')}" for part in PARTS if part not in given]:
             raise CompressError(f"{' and '.join(missing)} missing; the four files of a data set go together")
         if self.data is not None:
             raise CompressError(f"data (={self.data}) and four files by hand exclude each other; leave one of them out")
-        return Files(**{part: getattr(self, part) for part in PARTS})
+        return Files(**given)
 
     @property
     def spec(self) -> InputSpec:
         """The image that the user's network takes."""
         given: dict[str, Any] = {"shape": self.image_shape, "mean": self.mean, "std": self.std}
-        return InputSpec(**{name: tuple(value) for name, value in given.items() if value is not None})
+        return InputSpec(**{name: value for name, value in given.items() if value is not None})
 
     def load_recipe(self, model: str | None = None) -> Recipe:
         data = None if self.data is None else str(self.data)
@@ -91,9 +91,9 @@ class Context:
         model = ModelReference(reference=recipe.model, options={**recipe.table("model-options"), **self.options})
         model.identity()  # refuses a wrong reference before minutes of loading data
         data, source = self.load(recipe.data, recipe.seed, self.spec)
-        other = "" if self.data or self.files else "; --data names other data"
+        other = "" if self._names_data else "; --data names other data"
         told = f"{data.name}, {sum(vars(source.images).values()):,} images in {len(data.classes)} classes{other}"
-        return dataclasses.replace(self._project(model, self.spec, data, source), told=told)
+        return dataclasses.replace(self._project(model, model.slug, self.spec, data, source), told=told)
 
     def folder(self, recipe: Recipe) -> Path:
         """``runs/<model>``."""
@@ -104,22 +104,21 @@ class Context:
 
         What is named may be of ``allowed`` stages too.
         """
-        allowed = allowed or stages
-        named = self.named_parent()
-        given = None
-        if named is not None:
-            parent = named
-            if parent.manifest.stage not in allowed:
-                raise ArtifactError(f"from (={self.start}) is of stage {parent.manifest.stage}; one of {', '.join(allowed)} is needed here")
-        else:
+        allowed, given = allowed or stages, None
+        if (parent := self.named_parent()) is None:
             recipe = self.load_recipe()
             folder = self.folder(recipe)
-            if self.data is not None or self.files is not None:
-                newest = find_parent(folder, stages)
-                about = newest.manifest
+            if self._names_data:
+                about = find_parent(folder, stages).manifest
                 given = self.load(recipe.data, about.data.seed, about.input, about.data.validation)
             parent = find_parent(folder, stages, given[0].fingerprint if given else None)
+        elif parent.manifest.stage not in allowed:
+            raise ArtifactError(f"from (={self.start}) is of stage {parent.manifest.stage}; one of {', '.join(allowed)} is needed here")
         return (*self._with_parent(parent, given), parent)
+
+    @property
+    def _names_data(self) -> bool:
+        return self.data is not None or self.files is not None
 
     @property
     def starts_from_parent(self) -> bool:
@@ -150,7 +149,7 @@ class Context:
         known = _trained_on(parent)
         if given is None:
             source = self.data or about.data.source
-            if known and self.data is None and self.files is None and source not in NAMES and not Path(str(source)).is_dir():
+            if known and not self._names_data and source not in NAMES and not Path(str(source)).is_dir():
                 raise CompressError(f"{known}; name its folder with --data")
             given = self.load(source, about.data.seed, about.input, about.data.validation)
         data, record = given
@@ -161,8 +160,7 @@ class Context:
                 f"data (={record.source}) is not what {parent.path} was made from ({about.data.name}): its fingerprint is "
                 f"{data.fingerprint[:12]}..., {about.data.fingerprint[:12]}... was expected; name the same data, or train again"
             )
-        project = self._project(model, about.input, data, record)
-        return (dataclasses.replace(project, folder=self.runs / about.model.file) if about.model.file else project), recipe
+        return self._project(model, model.slug if model else str(about.model.file), about.input, data, record), recipe
 
     def project_of_onnx(self, path: Path) -> Project:
         """A project for an ONNX file that another tool wrote; the shape of its images is the file's."""
@@ -178,19 +176,17 @@ class Context:
             raise CompressError(f"image-shape (={given_shape}) is not what onnx (={path}) takes, {shape}; leave --image-shape out")
         if shape is None and self.image_shape is None:
             raise CompressError(f"onnx (={path}) leaves the size of its images open; name it with --image-shape CxHxW")
-        if self.data is None and self.files is None:
+        if not self._names_data:
             raise CompressError(f"onnx (={path}) does not say which images calibrate and score it; name them with --data")
-        data, record = self.load(self.data, self.seed or 0, spec)
-        return dataclasses.replace(self._project(None, spec, data, record), folder=self.runs / path.stem)
+        return self._project(None, path.stem, spec, *self.load(self.data, self.seed or 0, spec))
 
     def project_of_files(self, first: Artifact | None, path: Path) -> Project:
         """A project to measure files in: data and input are those of the ``first`` artifact among them, else of the options."""
         if first is not None:
             return self._with_parent(first, None)[0]
-        if self.data is None and self.files is None:
+        if not self._names_data:
             raise CompressError(f"{path} does not say which images to measure it with; name them with --data")
-        data, record = self.load(self.data, self.seed or 0, self.spec)
-        return dataclasses.replace(self._project(None, self.spec, data, record), folder=self.runs / path.stem)
+        return self._project(None, path.stem, self.spec, *self.load(self.data, self.seed or 0, self.spec))
 
     def load(self, source: Any, seed: int, spec: InputSpec, validation: float = VALIDATION) -> tuple[DataSet, Data]:
         """Load a data set; returns it with what artifacts record of it. ``source``: a name, a folder, or four paths."""
@@ -203,7 +199,7 @@ class Context:
             self.loaded[key] = self._known(name, seed, validation, spec.shape, files)
         data: DataSet = self.loaded[key]
         return data, Data(
-            source=(str(files.train_images), str(files.train_labels), str(files.test_images), str(files.test_labels)) if files else name,
+            source=tuple(map(str, vars(files).values())) if files else name,
             name=data.name,
             fingerprint=data.fingerprint,
             seed=seed,
@@ -227,18 +223,9 @@ class Context:
         data = read() if about is None else DataSet(about, lambda: read().read())
         return dataclasses.replace(data, note=note)
 
-    def _project(self, model: ModelReference | None, spec: InputSpec, data: DataSet, source: Data) -> Project:
-        return Project(
-            folder=self.runs / (model.slug if model else "files"),
-            model=model,
-            spec=spec,
-            data=data,
-            source=source,
-            console=self.console,
-            device=self.device,
-            force=self.force,
-            fresh=self.fresh,
-        )
+    def _project(self, model: ModelReference | None, folder: str, spec: InputSpec, data: DataSet, source: Data) -> Project:
+        how: dict[str, Any] = {name: getattr(self, name) for name in ("console", "device", "force", "fresh")}
+        return Project(folder=self.runs / folder, model=model, spec=spec, data=data, source=source, **how)
 
 
 def _trained_on(parent: Artifact) -> str:
@@ -247,6 +234,5 @@ def _trained_on(parent: Artifact) -> str:
         return ""
     data = parent.manifest.data
     count, title = data.images, data.title or data.name
-    return (
-        f"the weights of {parent.path.name} were trained on {title}, {count.train + count.validation:,} images and {count.test:,} for test"
-    )
+    known = f"{count.train + count.validation:,} images and {count.test:,} for test"
+    return f"the weights of {parent.path.name} were trained on {title}, {known}"

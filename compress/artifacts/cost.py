@@ -20,6 +20,7 @@ Source of the statistics: benchmarks/statistics.py.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -93,7 +94,7 @@ class Clock:
             raise CompressError(f"rounds (={rounds}) must lie in 2 to {MOST_LAUNCHES}; an interval needs two, 12 are the default")
         self.spec, self._folder, self._rounds = spec, folder, rounds
         self._generator = np.random.default_rng(seed)
-        self._images = [self._generator.integers(0, 256, (1, *spec.shape), dtype=np.uint8) for _ in range(INPUTS)]
+        self._images = random_images(spec, self._generator)
         self._files: dict[Any, Path] = {}
         self._baseline = self._file(baseline)
 
@@ -103,8 +104,7 @@ class Clock:
 
     def ratios(self, networks: Sequence[nn.Module]) -> list[Interval]:
         """The same for several networks in turns, so that a busy machine is busy for all."""
-        baseline, *others = self.latencies(networks).T
-        return [_interval(other / baseline) for other in others]
+        return ratios_to_first(self.latencies(networks))
 
     def latencies(self, networks: Sequence[nn.Module]) -> NDArray[np.float64]:
         """Median seconds per call in each round: float64 (rounds, 1 + networks), the baseline's first.
@@ -147,6 +147,16 @@ def in_turns(files: Sequence[Path], images: list[NDArray[np.uint8]], rounds: int
     return seconds
 
 
+def random_images(spec: InputSpec, generator: np.random.Generator) -> list[NDArray[np.uint8]]:
+    """What timed calls cycle over: images of noise, uint8 (1, C, H, W)."""
+    return [generator.integers(0, 256, (1, *spec.shape), dtype=np.uint8) for _ in range(INPUTS)]
+
+
+def ratios_to_first(seconds: NDArray[np.float64]) -> list[Interval]:
+    """The latency of every file but the first as a fraction of the first's, with its 95% interval; of seconds (rounds, files)."""
+    return [_interval(other / seconds[:, 0]) for other in seconds.T[1:]]
+
+
 def fastest_rounding(cut_for: Callable[[int], nn.Module | None], clock: Clock, candidates: Sequence[int] = (1, 4, 8, 16)) -> Rounding:
     """The multiple to which widths are best rounded here, measured on networks that meet the same goal in MACs, size or sparsity.
 
@@ -165,32 +175,24 @@ def fastest_rounding(cut_for: Callable[[int], nn.Module | None], clock: Clock, c
     networks = {multiple: network for multiple in candidates if (network := cut_for(multiple)) is not None}
     if not networks:
         raise CompressError(f"candidates (={', '.join(map(str, candidates))}): no rounding of the widths meets the goal; ask for less")
-    baseline, *others = clock.latencies(list(networks.values())).T
-    seconds = dict(zip(networks, others, strict=True))
+    seconds = clock.latencies(list(networks.values()))
     rows = []
-    for multiple, network in networks.items():
-        found = _interval(seconds[multiple] / baseline)
-        image = torch.zeros(1, *clock.spec.shape, device=next(network.parameters()).device)
-        macs = count_cost(network, image).macs
+    for (multiple, network), found in zip(networks.items(), ratios_to_first(seconds), strict=True):
+        macs = count_cost(network, torch.zeros(1, *clock.spec.shape, device=next(network.parameters()).device)).macs
         rows.append(Rounded(round_to=multiple, ratio=found.value, low=found.low, high=found.high, macs=macs))
-    fastest = min(rows, key=lambda row: row.ratio).round_to
-    best = min(multiple for multiple, own in seconds.items() if _interval(own / seconds[fastest]).value <= 1 + WORTH)
+    fastest = 1 + min(range(len(rows)), key=lambda index: rows[index].ratio)
+    best = min(
+        row.round_to for row, own in zip(rows, seconds.T[1:], strict=True) if _interval(own / seconds[:, fastest]).value <= 1 + WORTH
+    )
     return Rounding(round_to=best, measured=tuple(rows))
 
 
 def _turn(session: Any, images: list[NDArray[np.uint8]]) -> float:
     """Median seconds of calls with one image, as many as fit into a turn."""
-
     [entry] = session.get_inputs()
-    fed = [as_taken(entry, image) for image in images]
-
-    def predict(image: NDArray[Any]) -> NDArray[np.float32]:
-        logits: NDArray[np.float32] = session.run(None, {entry.name: image})[0]
-        return logits
-
-    woken = float(np.median(time_calls(predict, fed, 0, WAKE_CALLS)))
-    calls = int(np.clip(TURN_SECONDS * 1e9 / woken, LEAST_CALLS, MOST_CALLS))
-    return float(np.median(time_calls(predict, fed, WAKE_CALLS, calls))) / 1e9
+    timed = partial(time_calls, lambda image: session.run(None, {entry.name: image})[0], [as_taken(entry, image) for image in images])
+    calls = int(np.clip(TURN_SECONDS * 1e9 / float(np.median(timed(0, WAKE_CALLS))), LEAST_CALLS, MOST_CALLS))
+    return float(np.median(timed(WAKE_CALLS, calls))) / 1e9
 
 
 def _interval(ratios: NDArray[np.float64]) -> Interval:

@@ -57,10 +57,9 @@ def build_network(model: ModelReference, classes: int, spec: InputSpec) -> nn.Mo
     """A new network with initial weights from torch's generator; its contract (shapes, type) is checked on an example."""
     factory = model.factory()
     takes = inspect.signature(factory).parameters
-    arguments = dict(model.options)
-    if "classes" in takes or any(p.kind is inspect.Parameter.VAR_KEYWORD for p in takes.values()):
-        arguments["classes"] = classes
-    if unknown := [name for name in arguments if not _accepts(takes, name)]:
+    any_name = any(one.kind is one.VAR_KEYWORD for one in takes.values())
+    arguments = {**model.options, **({"classes": classes} if any_name or "classes" in takes else {})}
+    if unknown := [name for name in arguments if not any_name and name not in takes]:
         raise NetworkError(
             f"model (={model.reference}): its factory takes no {', '.join(unknown)}; it takes {', '.join(takes) or 'nothing'}"
         )
@@ -80,15 +79,13 @@ def load_weights(network: nn.Module, file: Path) -> None:
     """Load a state dict from ``file`` strictly; missing, unexpected and mis-shaped entries are named."""
     own = network.state_dict()
     stored = _unwrap(_read_state_dict(file), file, own)
-    wrong_shape = [
-        f"{n} {tuple(stored[n].shape)} instead of {tuple(own[n].shape)}" for n in own if n in stored and stored[n].shape != own[n].shape
-    ]
-    problems = [
-        ("missing", [name for name in own if name not in stored]),
-        ("unexpected", [name for name in stored if name not in own]),
-        ("mis-shaped", wrong_shape),
-    ]
-    if told := "; ".join(f"{what}: {_some(names)}" for what, names in problems if names):
+    odd_shaped = [name for name in own if name in stored and stored[name].shape != own[name].shape]
+    problems = {
+        "missing": [name for name in own if name not in stored],
+        "unexpected": [name for name in stored if name not in own],
+        "mis-shaped": [f"{name} {tuple(stored[name].shape)} instead of {tuple(own[name].shape)}" for name in odd_shaped],
+    }
+    if told := "; ".join(f"{what}: {_some(names)}" for what, names in problems.items() if names):
         raise NetworkError(
             f"{file} does not fit the network: {shown(told, 140)}; the --model and its options must be those it was trained with"
         )
@@ -164,10 +161,6 @@ def _check_contract(network: nn.Module, reference: str, classes: int, spec: Inpu
         raise NetworkError(
             f"model (={reference}) returned {got} for 2 images; logits of shape (2, {classes}) are needed, one per class of the data"
         )
-
-
-def _accepts(takes: Mapping[str, inspect.Parameter], name: str) -> bool:
-    return name in takes or any(p.kind is inspect.Parameter.VAR_KEYWORD for p in takes.values())
 
 
 def _read_state_dict(file: Path) -> dict[str, Any]:

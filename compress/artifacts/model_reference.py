@@ -8,8 +8,7 @@ this project does not claim. Loads no torch by itself.
 import importlib
 import importlib.util
 import sys
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
@@ -70,9 +69,22 @@ class ModelReference:
         return made
 
     def _import(self) -> ModuleType:
+        """The user's module. Their folders lie first on ``sys.path`` meanwhile, and last afterwards, for what it imports later."""
         file = self._split()[0].resolve()
-        with _users_path(file.parent, Path.cwd()):
-            return _import_file(file)
+        name, folders, before = f"_network_{file.stem}_{sha256_of(file)[:12]}", [str(file.parent), str(Path.cwd())], list(sys.path)
+        sys.path[:0] = folders
+        try:
+            if name not in sys.modules:
+                spec = importlib.util.spec_from_file_location(name, file)
+                assert spec is not None and spec.loader is not None, "a path that ends in .py always has a loader"
+                sys.modules[name] = module = importlib.util.module_from_spec(spec)
+                spec.loader.exec_module(module)
+            return sys.modules[name]
+        except FACTORY_FAILURES as error:
+            del sys.modules[name]
+            raise NetworkError(f"{file} cannot be imported: {first_line(error)}") from error
+        finally:
+            sys.path[:] = before + [folder for folder in folders if folder not in before]
 
     def _split(self) -> tuple[Path, str]:
         file, colon, factory = self.reference.rpartition(":")
@@ -82,22 +94,6 @@ class ModelReference:
         if not Path(file).is_file():
             raise NetworkError(f"model (={self.reference}): there is no file {file}; paths are taken from the current folder")
         return Path(file), factory
-
-
-def _import_file(file: Path) -> ModuleType:
-    name = f"_network_{file.stem}_{sha256_of(file)[:12]}"
-    if name in sys.modules:
-        return sys.modules[name]
-    spec = importlib.util.spec_from_file_location(name, file)
-    assert spec is not None and spec.loader is not None, "a path that ends in .py always has a loader"
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    try:
-        spec.loader.exec_module(module)
-    except FACTORY_FAILURES as error:
-        del sys.modules[name]
-        raise NetworkError(f"{file} cannot be imported: {first_line(error)}") from error
-    return module
 
 
 def _users_files(module: ModuleType) -> set[Path]:
@@ -116,15 +112,3 @@ def _users_files(module: ModuleType) -> set[Path]:
             owner = value if isinstance(value, ModuleType) else sys.modules.get(getattr(value, "__module__", None) or "")
             waiting += [owner] if owner is not None else []
     return found
-
-
-@contextmanager
-def _users_path(*folders: Path) -> Iterator[None]:
-    """The user's folders first on ``sys.path`` during an import; afterwards last, for what the network imports later."""
-    names = [str(folder) for folder in folders]
-    before = list(sys.path)
-    sys.path[:0] = names
-    try:
-        yield
-    finally:
-        sys.path[:] = before + [name for name in names if name not in before]

@@ -104,6 +104,9 @@ class Step:
         return convert(plain(self.config), StepSettings)
 
 
+SCORES = ("accuracy", "balanced_accuracy", "macro_f1", "macro_precision")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Scores:
     """Of the images of one part, each from 0 to 1; with the epoch (from 1, or the mean of several) and what else is known of it."""

@@ -5,7 +5,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from msgspec import Meta
 
@@ -16,7 +16,7 @@ from ..errors import ArtifactError, shown
 from ..quantization.search import Tried
 from .artifact import AGAIN, Artifact
 from .parts import Baseline, Scores
-from .records import as_record, parse_json, read_bytes, read_record
+from .records import read_record
 
 T = TypeVar("T")
 READ_VERSIONS = (2, VERSION)
@@ -160,12 +160,15 @@ def read_payload(artifact: Artifact, cls: type[T]) -> T:
 def read_results(path: Path) -> Result:
     """A ``benchmark.json``; raises BenchmarkError, in one line that names the file."""
     again, where = "write it anew with `compress benchmark`", f"results (={path})"
-    found = parse_json(read_bytes(path, BenchmarkError), where=where, again=again, error=BenchmarkError)
-    if not isinstance(found, dict) or found.pop("schema", None) != SCHEMA:
-        raise BenchmarkError(f"{where} is not a benchmark's result; {again}")
-    if (version := found.pop("version", None)) not in READ_VERSIONS:
-        raise BenchmarkError(f"{where} has schema version {shown(version)}, this program reads version {VERSION}; {again}")
-    result = as_record(upgraded(found, version), Result, where=where, again=again, error=BenchmarkError)
+
+    def look(found: Any) -> Any:
+        if not isinstance(found, dict) or found.pop("schema", None) != SCHEMA:
+            raise BenchmarkError(f"{where} is not a benchmark's result; {again}")
+        if (version := found.pop("version", None)) not in READ_VERSIONS:
+            raise BenchmarkError(f"{where} has schema version {shown(version)}, this program reads version {VERSION}; {again}")
+        return upgraded(found, version)
+
+    result = read_record(path, Result, where=where, again=again, error=BenchmarkError, look=look)
     if wrong := damage(result):
         raise BenchmarkError(f"{where} is damaged: {shown(wrong, 160)}; {again}")
     return result

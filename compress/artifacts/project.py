@@ -6,7 +6,7 @@ here. Loads no torch.
 """
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,13 +17,11 @@ from ..train.data_set import DataSet
 from .artifact import MANIFEST, Artifact, InputSpec, Kind, Manifest, digest_of, find_artifacts, read_artifact, sealed, whole_folder
 from .model_reference import ModelReference
 from .parts import Data, Facts, Metrics, Model, StepSettings
-from .records import write_record
+from .records import plain, write_record
 
 # Stages that make networks; those of the first kind are what pruning starts from where no parent is named.
 TRAINED_STAGES = ("train", "import")
 NETWORK_STAGES = (*TRAINED_STAGES, "prune", "remove-channels")
-
-
 # Raised when a stage computes something else from the same inputs, so that results of older versions are not taken for its own.
 STAGE_VERSION = 1
 # The goals of channel removal that are fractions of the teacher's cost.
@@ -37,11 +35,8 @@ class Console(Protocol):
     def progress(self, label: str, done: int, total: int) -> None: ...
 
 
-class Silent:
+class Silent(Console):
     """Tells nobody anything."""
-
-    def say(self, text: str) -> None: ...
-    def progress(self, label: str, done: int, total: int) -> None: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -178,22 +173,14 @@ def making(
     with whole_folder(target) as folder:
         new = New(stage=stage, key=key, folder=folder, wanted=True)
         yield new
-        named = project.model.identity() if project.model else {"file": project.folder.name}
-        about = Manifest(
-            kind=kind,
-            stage=stage,
-            key=key,
-            model=parent.manifest.model if parent else Model(**named),
-            input=parent.manifest.input if parent else project.spec,
-            classes=parent.manifest.classes if parent else project.data.classes,
-            config=_plain(config),
-            data=project.source,
-            lineage=parent.steps if parent else (),
-            parent=parent.manifest.hash if parent else None,
-            metrics=new.metrics,
-            facts=new.facts,
-        )
-        about = sealed(about, folder)
+        if parent is not None:
+            inherited: dict[str, Any] = {name: getattr(parent.manifest, name) for name in ("model", "input", "classes")}
+            inherited |= {"lineage": parent.steps, "parent": parent.manifest.hash}
+        else:
+            model = Model(**project.model.identity() if project.model else {"file": project.folder.name})
+            inherited = {"model": model, "input": project.spec, "classes": project.data.classes}
+        own: dict[str, Any] = {"config": plain(config), "data": project.source, "metrics": new.metrics, "facts": new.facts}
+        about = sealed(Manifest(kind=kind, stage=stage, key=key, **own, **inherited), folder)
     new.made = Artifact(path=target, manifest=about, parent=parent)
     if (note := project.data.note) and not note.exists():
         write_record(note, project.data.about)
@@ -206,7 +193,7 @@ def state_file(project: Project, stage: str, key: str) -> Path:
 
 def stage_key(stage: str, config: Any, **inputs: Any) -> str:
     """Hash of a stage's configuration and of all it reads; ``inputs`` are hashes or plain values."""
-    return digest_of({"stage": stage, "version": STAGE_VERSION, "config": _plain(config), **inputs})
+    return digest_of({"stage": stage, "version": STAGE_VERSION, "config": plain(config), **inputs})
 
 
 def network_identity(project: Project) -> dict[str, Any]:
@@ -218,7 +205,3 @@ def network_identity(project: Project) -> dict[str, Any]:
 def data_identity(project: Project) -> dict[str, Any]:
     """Which images are in which part."""
     return {name: getattr(project.source, name) for name in ("fingerprint", "seed", "validation")}
-
-
-def _plain(config: Any) -> Any:
-    return dict(config) if isinstance(config, Mapping) else dataclasses.asdict(config)

@@ -78,14 +78,12 @@ def load_recipe(path: Path | None, model: str | None = None, data: str | None = 
     name = model or own.get("model") or Recipe.model
     default_file = RECIPES / f"{name}.toml"
     default = _read(default_file if default_file.is_file() else RECIPES / "any.toml")
-    top = {key: own.get(key, default.get(key)) for key in ("data", "seed")} | {"model": name}
-    given = {key: value for key, value in {"data": data, "seed": seed}.items() if value is not None}
+    given = {key: value for key, value in {"model": name, "data": data, "seed": seed}.items() if value is not None}
+    top = {key: value for key, value in (default | own | given).items() if key not in TABLES}
     tables = {table: _over(table, default.get(table, {}), own.get(table, {})) for table in TABLES}
     if seed is not None:
         tables = {table: {key: value for key, value in values.items() if key != "seed"} for table, values in tables.items()}
-    return checked(
-        Recipe, {key: value for key, value in (top | given).items() if value is not None} | {"tables": tables}, str(path or "recipe")
-    )
+    return checked(Recipe, top | {"tables": tables}, str(path or "recipe"))
 
 
 def training_config(recipe: Recipe, **given: Any) -> FitConfig:

@@ -17,6 +17,7 @@ Source: msgspec converts and checks. It loads in 21 ms and takes 0.7 MB on a boa
 
 import csv
 import dataclasses
+import io
 import json
 import math
 import os
@@ -24,7 +25,7 @@ import re
 import tomllib
 import types
 import typing
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -33,6 +34,7 @@ import msgspec
 from ..errors import CompressError, nearest, shown
 
 T = TypeVar("T")
+Look = Callable[[Any], Any]
 MOST_TOML, MOST_JSON = 2**20, 2**25  # bytes; what is read of these takes some 30 times as much memory at the worst
 MOST_DEPTH, MOST_NAME = 32, 200
 WORDS = {int: "a whole number", float: "a number", str: "a text in quotes", bool: "true or false", tuple: "a list", dict: "a table"}
@@ -55,41 +57,37 @@ def refuse_odd(value: Any, told: str) -> None:
         raise CompressError(f"{told}: {wrong}")
 
 
-def read_record(path: Path, cls: type[T], *, again: str, error: type[ValueError] = CompressError) -> T:
-    """The JSON file ``path`` as ``cls``; ``again`` is the next step where it is damaged. Raises ``error``."""
-    return parse_record(read_bytes(path, error=error), cls, where=str(path), again=again, error=error)
-
-
-def parse_record(raw: bytes | str, cls: type[T], *, where: str, again: str, error: type[ValueError] = CompressError) -> T:
-    """JSON text as ``cls``; ``where`` is what messages call it."""
-    return as_record(parse_json(raw, where=where, again=again, error=error), cls, where=where, again=again, error=error)
-
-
-def read_bytes(path: Path, error: type[ValueError] = CompressError) -> bytes:
-    """The content of a file of JSON, which is one and not too large."""
+def read_record(
+    path: Path, cls: type[T], *, again: str, error: type[ValueError] = CompressError, where: str = "", look: Look | None = None
+) -> T:
+    """The JSON file ``path`` as ``cls``, see :func:`parse_record`; messages call it by its path where they are told nothing else."""
     try:
-        return _bounded(path, MOST_JSON, "file")
+        raw = _bounded(path, MOST_JSON, "file")
     except CompressError as found:
         raise error(str(found)) from found
+    return parse_record(raw, cls, where=where or str(path), again=again, error=error, look=look)
 
 
-def parse_json(raw: bytes | str, *, where: str, again: str, error: type[ValueError] = CompressError) -> Any:
-    """JSON text as plain values, for those who look at them before they are a record."""
+def parse_record(
+    raw: bytes | str, cls: type[T], *, where: str, again: str, error: type[ValueError] = CompressError, look: Look | None = None
+) -> T:
+    """JSON text as ``cls``, with exactly the parts that ``cls`` has; only those that may be UNSET may be missing.
+
+    Args:
+        where: what messages call it. again: the next step where it is damaged. error: what is raised then.
+        look: is shown the plain values before, may refuse them in words of its own, and returns those that the record is made of.
+    """
     try:
         found = msgspec.json.decode(raw if isinstance(raw, str) else raw.decode())
     except (ValueError, RecursionError) as damage:
         raise error(f"{where} is damaged: {_place(damage)}; {again}") from damage
     if wrong := _not_plain(found, ""):
         raise error(f"{where} is damaged: {wrong}; {again}")
-    return found
-
-
-def as_record(found: Any, cls: type[T], *, where: str, again: str, error: type[ValueError] = CompressError) -> T:
-    """Plain values of JSON as ``cls``, with exactly the parts that ``cls`` has; only those that may be UNSET may be missing."""
+    found = look(found) if look is not None else found
     try:
         record = msgspec.convert(found, cls, str_keys=True)
-    except ValueError as wrong:  # msgspec's errors are ValueErrors, as are those of the classes themselves
-        raise error(f"{where} is damaged: {_place(wrong)}; {again}") from wrong
+    except ValueError as damage:  # msgspec's errors are ValueErrors, as are those of the classes themselves
+        raise error(f"{where} is damaged: {_place(damage)}; {again}") from damage
     if odd := _odd(found, record, ""):
         raise error(f"{where} is damaged: {odd}; {again}")
     return record
@@ -119,12 +117,13 @@ def write_whole(path: Path, content: bytes) -> None:
         partial.unlink(missing_ok=True)
 
 
-def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Write rows of the same entries as a table with a header."""
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
+def write_csv(path: Path, rows: Sequence[Mapping[str, Any]], names: Sequence[str] = ()) -> None:
+    """Write rows as a table with a header, whole or not at all: their entries ``names``, or all of the first's."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, names or list(rows[0]), extrasaction="ignore" if names else "raise")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_whole(path, text.getvalue().encode())
 
 
 def component(name: str, what: str) -> None:
@@ -151,11 +150,8 @@ def refuse_unknown(given: Iterable[str], known: Iterable[str], where: str) -> No
 def rule_of(hint: Any) -> str:
     """What a value of this type must be, in words: ``must lie in (0, 1); 0.5 is half``."""
     kind, metas = _unwrapped(hint)
-    limits: dict[str, Any] = {}
-    for meta in metas:
-        limits |= {
-            name: value for name in ("gt", "ge", "lt", "le", "min_length", "description") if (value := getattr(meta, name)) is not None
-        }
+    names = ("gt", "ge", "lt", "le", "min_length", "description")
+    limits: dict[str, Any] = {name: value for meta in metas for name in names if (value := getattr(meta, name)) is not None}
     low, high = limits.get("ge", limits.get("gt")), limits.get("le", limits.get("lt"))
     if typing.get_origin(kind) is typing.Literal:
         *most, last = (str(one) for one in typing.get_args(kind))
@@ -196,10 +192,10 @@ def setting(value: Any, hint: Any, name: str, where: str, *, finite: bool = True
     try:
         made = msgspec.convert(value, hint)
     except msgspec.ValidationError as error:
-        inner = typing.get_args(kind)[0] if typing.get_origin(kind) is tuple and " - at `$[" in str(error) else None
-        if inner is not None:
+        if typing.get_origin(kind) is tuple and (place := re.search(r" - at `\$\[(\d+)\]", str(error))):
+            inner = typing.get_args(kind)[0]
             told, kind, rule = f"each of {told}", _unwrapped(inner)[0], rule_of(inner)
-            value = next(one for one in value if not _fits(one, inner))
+            value = value[int(place[1])]
         if ", got `" in str(error) and kind is not Any:
             told = told.replace(f"(={value})", f"(={value!r})")  # 'fast' is a text, and looks like one
             wanted = getattr(typing.get_origin(kind) or kind, "__name__", "str")
@@ -209,14 +205,6 @@ def setting(value: Any, hint: Any, name: str, where: str, *, finite: bool = True
     if finite and any(isinstance(one, float) and not math.isfinite(one) for one in (made if isinstance(made, tuple) else (made,))):
         raise CompressError(f"{told} {rule}")
     return made
-
-
-def _fits(value: Any, hint: Any) -> bool:
-    try:
-        msgspec.convert(value, hint)
-    except msgspec.ValidationError:
-        return False
-    return True
 
 
 def _bounded(path: Path, most: int, what: str) -> bytes:

@@ -10,7 +10,7 @@ import click
 from msgspec import UNSET
 
 from ..artifacts.artifact import Artifact
-from ..artifacts.parts import Chosen, Gains, Metrics, Scores
+from ..artifacts.parts import SCORES, Chosen, Gains, Metrics, Scores
 from ..artifacts.payloads import Folds, read_payload, read_results
 from ..artifacts.project import described
 from ..artifacts.records import plain
@@ -23,7 +23,6 @@ from .options import Show
 
 NARROW = 9  # characters of a column whose cells are not wrapped
 ENDS = 5  # layers shown of the densest, and of the sparsest
-SCORES = ("accuracy", "balanced_accuracy", "macro_f1", "macro_precision")
 
 
 def table(rows: Sequence[Mapping[str, str]], spare: Sequence[str] = ()) -> str:

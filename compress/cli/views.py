@@ -64,7 +64,7 @@ ROWS = {"weight": ("layer", "weights"), "channel": ("group", "width"), "module":
 def sensitivity_text(artifact: Artifact) -> str:
     """A row for each layer, group or module, in the order of the network, with the points of balanced accuracy that it costs."""
     from ..plots.sensitivity import cell
-    from ..stages.sensitivity import FILE, _column, _title
+    from ..stages.sensitivity import STAGE, _column, _title
 
     result = read_payload(artifact, Sensitivity)
     first, second = ROWS[result.granularity]
@@ -75,7 +75,7 @@ def sensitivity_text(artifact: Artifact) -> str:
         for curve in result.curves
     ]
     told = f"{_title(result)}, by {result.images:,} training images and without fine-tuning:"
-    return f"{told}\n\n{table(rows)}\n\nheat map  {artifact.path / f'{FILE}.png'}\nartifact  {artifact.path}"
+    return f"{told}\n\n{table(rows)}\n\nheat map  {artifact.path / f'{STAGE}.png'}\nartifact  {artifact.path}"
 
 
 def _module_cells(result: Sensitivity, name: str) -> dict[str, str]:

@@ -16,10 +16,10 @@ from msgspec import UNSET
 from ..artifacts.artifact import PAYLOAD, Artifact, Manifest, read_artifact, sha256_of
 from ..artifacts.context import Context
 from ..artifacts.payloads import read_results
-from ..artifacts.project import Project, data_identity, making, stage_key, variant_name, variants_of
+from ..artifacts.project import TRAINED_STAGES, Project, data_identity, making, stage_key, variant_name, variants_of
 from ..artifacts.recipe import Recipe
 from ..benchmarks.formats import title
-from ..benchmarks.results import Choice, Finalist, Result, write_results
+from ..benchmarks.results import Choice, Data, Finalist, Result, write_results
 from ..benchmarks.results import Facts as Known
 from ..benchmarks.run import BenchmarkConfig, run_benchmark
 from ..benchmarks.runtimes import Candidate
@@ -46,24 +46,16 @@ def candidates_of(artifacts: Sequence[Artifact], device: str, runtimes: Sequence
 
     Variants of the same name get a piece of their key.
     """
-    names = [variant_name(artifact) for artifact in artifacts]
-    kinds = [(name, artifact.manifest.kind) for name, artifact in zip(names, artifacts, strict=True)]
+    names = [(variant_name(artifact), artifact.manifest.kind) for artifact in artifacts]
     made = []
-    for artifact, name, kind in zip(artifacts, names, kinds, strict=True):
+    for artifact, (name, kind) in zip(artifacts, names, strict=True):
         about = artifact.manifest
-        common: dict[str, Any] = {
-            "name": name if kinds.count(kind) == 1 else f"{name} ({about.key[:6]})",
-            "stage": about.stage,
-            "artifact": about.hash,
-            "facts": _facts(about),
-        }
-        if about.kind == "graph":
-            common |= {"path": artifact.payload}
-        else:
-            common |= {"path": artifact.path, "load": _load_parts}
+        name = name if names.count((name, kind)) == 1 else f"{name} ({about.key[:6]})"
+        file: dict[str, Any] = {"path": artifact.payload} if kind == "graph" else {"path": artifact.path, "load": _load_parts}
+        common = {"name": name, "stage": about.stage, "artifact": about.hash, "facts": _facts(about), **file}
         # Where nothing can run on CUDA, one row for torch and one for onnxruntime say so; the same for every variant would only be noise.
-        first = len(about.lineage) <= (about.kind == "graph")
-        places = [place for runtime in _chosen(runtimes) for place in _places(about.kind, runtime, device != "cpu", first)]
+        first = len(about.lineage) <= (kind == "graph")
+        places = [place for runtime in _chosen(runtimes) for place in _places(kind, runtime, device != "cpu", first)]
         made += [Candidate(runtime=runtime, device=place, **common) for runtime, place in places]
     return made
 
@@ -143,7 +135,10 @@ def benchmark(
     with making(project, "benchmark", "benchmark", key, config, root, out) as new:
         if not new.wanted:
             return new.artifact
-        test = project.data.test
+        test, about = project.data.test, project.data.about
+        data = Data(
+            name=about.name, network=project.folder.name, fingerprint=about.fingerprint, part="test", class_names=list(about.classes)
+        )
         result = run_benchmark(
             candidates,
             test.images,
@@ -152,13 +147,7 @@ def benchmark(
             score,
             config,
             baseline=baseline,
-            data={
-                "name": project.data.name,
-                "network": project.folder.name,
-                "fingerprint": project.data.fingerprint,
-                "part": "test",
-                "class_names": list(project.data.classes),
-            },
+            data=data,
             progress=project.console.progress,
         )
         failed = [f"{title(one)}: {one.reason}" for one in result.measurements if one.reason is not None]
@@ -185,7 +174,7 @@ def measure(context: Context, recipe: Recipe, files: Sequence[Path], config: Ben
         candidates = candidates_of(list(artifacts.values()), project.device, runtimes)
         candidates += [one for path in files if path not in artifacts for one in candidates_of_file(path, runtimes)]
     else:
-        project, _, root = context.child(("train", "import"))
+        project, _, root = context.child(TRAINED_STAGES)
         candidates = candidates_of([*variants_of(project, root), root], project.device, runtimes)
     artifact = benchmark(project, candidates, config, root, context.out)
     result = read_results(artifact.payload)

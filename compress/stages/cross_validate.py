@@ -28,7 +28,7 @@ from msgspec import Meta
 from numpy.typing import NDArray
 
 from ..artifacts.artifact import PAYLOAD, Artifact
-from ..artifacts.parts import Metrics, Scores
+from ..artifacts.parts import SCORES, Metrics, Scores
 from ..artifacts.payloads import Confusion, Fold, Folds, OverFolds
 from ..artifacts.project import Project, making, network_identity, stage_key
 from ..artifacts.records import read_record, write_csv, write_record
@@ -42,24 +42,14 @@ from ..train.settings import FitConfig
 if TYPE_CHECKING:
     from torch import nn
 
-SCORES = ("accuracy", "balanced_accuracy", "macro_f1", "macro_precision")
-
 
 @dataclass(frozen=True, kw_only=True)
-class _Kept:
-    """What is kept of a fold: of which run it is, a row per epoch, and the predictions."""
+class _Fold:
+    """One fold that was trained: of which run it is, a row per epoch, and the predictions of the last epoch's weights."""
 
     key: str
     history: Annotated[tuple[Row, ...], Meta(min_length=1)]
     predictions: tuple[Count, ...]
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Fold:
-    """One fold that was trained: a row per epoch, and the predictions of the last epoch's weights, int64 (n,)."""
-
-    history: Sequence[Mapping[str, Any]]
-    predictions: NDArray[np.int64]
 
 
 def cross_validate(project: Project, config: FitConfig, folds: int, out: Path | None = None) -> Artifact:
@@ -86,9 +76,7 @@ def _trained(
     project: Project, config: FitConfig, pool: Part, masks: Sequence[NDArray[np.bool_]], index: int, kept: Path, key: str
 ) -> _Fold:
     """Fold ``index``, from the file in ``kept`` if it was finished before."""
-    from ..artifacts.load import Prepare
-    from ..train.fit import choose_device, fit, predict_logits
-    from .finetune import new_network
+    from .finetune import fit_parts, new_network, read_logits
 
     name, held = f"fold {index + 1} of {len(masks)}", masks[index]
     file, state_file = kept / f"{index + 1}.json", kept / f"{index + 1}.state.safetensors"
@@ -97,31 +85,15 @@ def _trained(
         return found
     if state_file.is_file():
         project.console.say(f"folds: {name} goes on from {state_file}; --fresh starts anew")
-
-    def progress(epoch: int, step: int, steps: int, loss: float) -> None:
-        done = (index * config.epochs + epoch - 1) * steps + step
-        project.console.progress(f"{name}, epoch {epoch} of {config.epochs}, loss {loss:.3f}", done, len(masks) * config.epochs * steps)
-
-    network = new_network(project, config.seed)
-    device = choose_device(project.device)
-    prepare = Prepare(project.spec).to(device)
-    fitted = fit(
-        network,
-        (pool.images[~held], pool.labels[~held]),
-        (pool.images[held], pool.labels[held]),
-        config,
-        classes=project.classes,
-        prepare=prepare,
-        device=device,
-        state_file=state_file,
-        key=f"{key} {index}",
-        progress=progress,
-    )
-    _take_last(network, state_file, f"{key} {index}")
-    predictions = predict_logits(network, pool.images[held], prepare=prepare, device=device).argmax(axis=1)
-    write_record(file, _Kept(key=key, history=msgspec.convert(fitted.history, tuple[Row, ...]), predictions=tuple(predictions.tolist())))
+    network, own_key = new_network(project, config.seed), f"{key} {index}"
+    parts = pool.take(~held), pool.take(held)
+    fitted = fit_parts(project, network, config, parts, name, (index, len(masks)), state_file=state_file, key=own_key)
+    _take_last(network, state_file, own_key)
+    predictions = tuple(read_logits(project, network, parts[1].images).argmax(axis=1).tolist())
+    fold = _Fold(key=key, history=msgspec.convert(fitted.history, tuple[Row, ...]), predictions=predictions)
+    write_record(file, fold)
     state_file.unlink()
-    return _Fold(history=fitted.history, predictions=predictions)
+    return fold
 
 
 def _take_last(network: nn.Module, state_file: Path, key: str) -> None:
@@ -145,12 +117,10 @@ def _read_fold(file: Path, key: str, images: int, classes: int) -> _Fold | None:
     if not file.is_file():
         return None
     try:
-        kept = read_record(file, _Kept, again="train it again")
+        kept = read_record(file, _Fold, again="train it again")
     except CompressError:
         return None
-    if kept.key != key or len(kept.predictions) != images or max(kept.predictions) >= classes:
-        return None
-    return _Fold(history=kept.history, predictions=np.array(kept.predictions, np.int64))
+    return kept if kept.key == key and len(kept.predictions) == images and max(kept.predictions) < classes else None
 
 
 def _write(project: Project, folder: Path, pool: Part, masks: Sequence[NDArray[np.bool_]], done: Sequence[_Fold]) -> Metrics:
@@ -159,8 +129,8 @@ def _write(project: Project, folder: Path, pool: Part, masks: Sequence[NDArray[n
     last, best = [], []
     for held, fold in zip(masks, done, strict=True):
         predictions[held] = fold.predictions
-        last.append(score(pool.labels[held], fold.predictions, project.classes))
-        row = max(fold.history, key=lambda row: row["balanced_accuracy"])
+        last.append(score(pool.labels[held], predictions[held], project.classes))
+        row: Mapping[str, Any] = max(fold.history, key=lambda row: row["balanced_accuracy"])
         best.append({name: row[name] for name in ("epoch", *SCORES)})
     mean, spread = mean_and_spread(last)
     best_mean, best_spread = mean_and_spread(best)

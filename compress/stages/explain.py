@@ -9,6 +9,7 @@ Refused: an image that the test images do not have, files that fit neither each 
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,7 @@ from torch import nn
 from ..artifacts.artifact import Artifact, find_artifacts, read_artifact
 from ..artifacts.context import Context
 from ..artifacts.load import as_runner, load_parts
-from ..artifacts.project import Project, variant_name
+from ..artifacts.project import TRAINED_STAGES, Project, variant_name
 from ..benchmarks.runtimes import Candidate, open_model
 from ..errors import CompressError
 from ..graphs.file import open_session, read_onnx
@@ -28,6 +29,7 @@ from ..plots.explain import Seen, View, draw_maps, gate_names
 from ..train.metrics import softmax
 from .benchmark import candidates_of_file
 from .import_network import start_of
+from .predict import READABLE
 
 MISREAD = 8
 MOST_ROWS = 240
@@ -104,19 +106,14 @@ def _sources(context: Context, files: Sequence[Path]) -> tuple[Project, list[tup
         project = context.project_of_files(next(iter(artifacts.values()), None), files[0])
         sources: list[tuple[Artifact | Path, str]] = [(artifacts.get(path, path), name) for path, name in named.items()]
     else:
-        project, _, root = start_of(
-            context, ("train", "import") if context.start is None else ("train", "import", "prune", "export", "quantize")
-        )
+        project, _, root = start_of(context, TRAINED_STAGES if context.start is None else READABLE)
         family = [root]
         for stage in ("prune", "quantize"):
-            family += [one for one in find_artifacts(project.folder / stage) if _descends(one, family[-1])][:1]
+            key = family[-1].manifest.key
+            family += [one for one in find_artifacts(project.folder / stage) if key in (step.key for step in one.manifest.lineage)][:1]
         sources = [(one, variant_name(one)) for one in family]
     names = [name for _, name in sources]
     return project, [(source, name if names.count(name) == 1 else f"{name} ({_tag(source)})") for source, name in sources]
-
-
-def _descends(artifact: Artifact, ancestor: Artifact) -> bool:
-    return any(step.key == ancestor.manifest.key for step in artifact.manifest.lineage)
 
 
 def _tag(source: Artifact | Path) -> str:
@@ -143,11 +140,7 @@ def _open(project: Project, source: Artifact | Path, name: str) -> Looked:
 
 def _most_misread(project: Project, network: Looked, count: int) -> tuple[list[int], list[str]]:
     """Indices of the test images that ``network`` misreads with the highest probability; if none, of those it is least sure of."""
-    test = project.data.test
-
-    def progress(done: int, total: int) -> None:
-        project.console.progress(f"explain: {network.name} reads the test images", done, total)
-
+    test, progress = project.data.test, partial(project.console.progress, f"explain: {network.name} reads the test images")
     probabilities = softmax(run_batches(network.run, test.images, progress))
     answers, sure = probabilities.argmax(axis=1), probabilities.max(axis=1)
     wrong = np.flatnonzero(answers != test.labels)
@@ -185,13 +178,11 @@ def _look(project: Project, networks: Sequence[Looked], chosen: Sequence[int]) -
 
 def _about_gates(seen: Sequence[Seen]) -> list[str]:
     """What the pictures alone do not tell: networks without gates, and gates that let everything through."""
-    without = [view.network for view in seen[0].views if not view.gates]
-    remarks = [f"{name} has no attention gates; only evidence is drawn of it" for name in without]
-    if len(without) == len(seen[0].views):
+    remarks = [f"{view.network} has no attention gates; only evidence is drawn of it" for view in seen[0].views if not view.gates]
+    if len(remarks) == len(seen[0].views):
         remarks = ["no network here has attention gates; only evidence is drawn"]
     first = [one.views[0] for one in seen]
     names = gate_names(first[0].gates)
-    wide_open = [name for place, name in enumerate(names) if min(float(view.gates[place].values.min()) for view in first) > OPEN]
-    if wide_open:
+    if wide_open := [name for place, name in enumerate(names) if min(float(view.gates[place].values.min()) for view in first) > OPEN]:
         remarks.append(f"{first[0].network}: {' and '.join(wide_open)} stood open (above {OPEN}) everywhere in these images")
     return remarks

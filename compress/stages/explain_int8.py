@@ -20,9 +20,8 @@ from ..artifacts.parts import Metrics
 from ..artifacts.payloads import Noise, NoisyGroup, NoisyLayer
 from ..artifacts.project import Project, data_identity, making, stage_key
 from ..artifacts.records import write_record
-from ..benchmarks.statistics import Interval, over_launches
+from ..benchmarks.statistics import Interval
 from ..quantization.search import SURE, Setting
-from ..train.split import stratified_sample
 from .quantize import QuantizeConfig
 
 if TYPE_CHECKING:
@@ -47,8 +46,7 @@ def explain_quantization(project: Project, parent: Artifact, config: QuantizeCon
         from ..quantization.noise import group_costs, layer_noise
         from .int8_files import Maker, calibration_images, nodes_of
 
-        part = project.data.validation
-        images = part.images[stratified_sample(part.labels, min(SEEN, len(part.labels)), config.seed)]
+        images = project.data.validation.sample(SEEN, config.seed).images
         with tempfile.TemporaryDirectory(dir=new.folder) as scratch:
             maker = Maker(project, parent.payload, calibration_images(project, config)[1], Path(scratch))
             prepared = maker.prepared(setting.equalise)
@@ -60,13 +58,12 @@ def explain_quantization(project: Project, parent: Artifact, config: QuantizeCon
             latencies = _latencies(project, maker, setting, config.seed)
             int8 = maker.static(frozenset(config.groups or maker.groups), setting)
             times = node_times(maker.float32, project.spec.shape), node_times(int8, project.spec.shape)
-        rows = zip(layer_names(layers), layers, strict=True)
         noise = Noise(
             images=len(images),
             setting=str(setting),
             layers=tuple(
                 NoisyLayer(label=label, **_finite(one), microseconds=(times[0].get(one.name), times[1].get(one.name)))
-                for label, one in rows
+                for label, one in zip(layer_names(layers), layers, strict=True)
             ),
             groups=tuple(
                 NoisyGroup(name=name, nodes=len(maker.groups_of[name]), **_finite(cost), latency=latencies[name])
@@ -82,18 +79,12 @@ def explain_quantization(project: Project, parent: Artifact, config: QuantizeCon
 
 def _latencies(project: Project, maker: Maker, setting: Setting, seed: int) -> dict[str, Interval]:
     """Latency with one group alone in int8 as a fraction of float32's, with its 95% interval."""
-    from ..artifacts.cost import INPUTS, in_turns
+    from ..artifacts.cost import in_turns, random_images, ratios_to_first
 
     generator = np.random.default_rng(seed)
-    images = [generator.integers(0, 256, (1, *project.spec.shape), dtype=np.uint8) for _ in range(INPUTS)]
+    images = random_images(project.spec, generator)
     files = [maker.float32, *(maker.static(frozenset([name]), setting) for name in maker.groups)]
-    seconds = in_turns(files, images, SURE, generator)
-    found = {}
-    for index, name in enumerate(maker.groups, 1):
-        interval = over_launches((seconds[:, index] / seconds[:, 0]).tolist())
-        assert interval is not None, "there are more rounds than one"
-        found[name] = interval
-    return found
+    return dict(zip(maker.groups, ratios_to_first(in_turns(files, images, SURE, generator)), strict=True))
 
 
 def _finite(one: LayerNoise | GroupCost) -> dict[str, Any]:

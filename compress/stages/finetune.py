@@ -3,8 +3,11 @@
 import dataclasses
 import math
 from collections.abc import Callable, Iterator
+from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional
@@ -12,7 +15,7 @@ from torch.nn import functional
 from ..artifacts.artifact import PAYLOAD, Artifact
 from ..artifacts.cost import count_cost
 from ..artifacts.load import Prepare, build_network
-from ..artifacts.parts import Facts, Metrics, Scores
+from ..artifacts.parts import SCORES, Facts, Metrics, Scores
 from ..artifacts.project import New, Project, state_file
 from ..artifacts.records import write_csv
 from ..pruning.masks import nonzero_masks
@@ -70,12 +73,10 @@ def fit_and_save(
     finish: Callable[[], None] | None = None,
 ) -> None:
     """Train, ``finish`` and save; the state file beside the artifact's place is removed with the artifact made."""
-    prepare = Prepare(project.spec).to(choose_device(project.device))
-    fitted = fit_network(project, new, network, config, prepare=prepare, teacher=teacher, after_step=after_step)
+    fitted = fit_network(project, new, network, config, teacher=teacher, after_step=after_step)
     if finish is not None:
         finish()
-    names = ("accuracy", "balanced_accuracy", "macro_f1", "macro_precision")
-    scores = Scores(**{name: fitted.best[name] for name in names})
+    scores = Scores(**{name: fitted.best[name] for name in SCORES})
     save_network(project, new, network, Metrics(validation=scores, best_epoch=fitted.best_epoch))
     if this_team().rank == 0:
         state_file(project, new.stage, new.key).unlink(missing_ok=True)
@@ -86,41 +87,46 @@ def fit_network(
     new: New,
     network: nn.Module,
     config: FitConfig,
-    *,
-    prepare: Callable[[Tensor], Tensor],
-    teacher: Teacher | None = None,
-    after_step: Callable[[], None] | None = None,
+    **how: Any,
 ) -> Fitted:
-    """Train ``network`` in place on the project's images, with progress, a state file and ``history.csv`` among the files of ``new``."""
-    state = state_file(project, new.stage, new.key) if this_team().rank == 0 else None
-    if state is None:
-        pass  # the first process has it
-    elif project.fresh:
+    """Train ``network`` in place on the project's images, with progress, a state file and ``history.csv`` among the files of ``new``.
+
+    ``how``: what else :func:`fit_parts` takes.
+    """
+    state = state_file(project, new.stage, new.key) if this_team().rank == 0 else None  # the first process has it
+    if state is not None and project.fresh:
         state.unlink(missing_ok=True)
-    elif state.is_file():
+    elif state is not None and state.is_file():
         project.console.say(f"{new.stage}: goes on from {state}; --fresh starts anew")
-
-    def progress(epoch: int, step: int, steps: int, loss: float) -> None:
-        label = f"{new.stage}, epoch {epoch} of {config.epochs}, loss {loss:.3f}"
-        project.console.progress(label, (epoch - 1) * steps + step, config.epochs * steps)
-
-    data = project.data
-    fitted = fit(
-        network,
-        (data.train.images, data.train.labels),
-        (data.validation.images, data.validation.labels),
-        config,
-        classes=project.classes,
-        prepare=prepare,
-        device=choose_device(project.device),
-        state_file=state,
-        key=new.key,
-        teacher=teacher,
-        after_step=after_step,
-        progress=progress,
-    )
+    parts = (project.data.train, project.data.validation)
+    fitted = fit_parts(project, network, config, parts, new.stage, state_file=state, key=new.key, **how)
     write_csv(new.folder / "history.csv", fitted.history)
     return fitted
+
+
+def fit_parts(
+    project: Project,
+    network: nn.Module,
+    config: FitConfig,
+    parts: tuple[Part, Part],
+    name: str,
+    turn: tuple[int, int] = (0, 1),
+    **how: Any,
+) -> Fitted:
+    """Train ``network`` in place on the first of ``parts``, scored on the second.
+
+    ``name`` is what the progress is called; this is the training number ``turn[0]``, from 0, of ``turn[1]``. ``how``: what else
+    :func:`compress.train.fit.fit` takes; images are prepared as the project says unless it says otherwise.
+    """
+    device = choose_device(project.device)
+
+    def progress(epoch: int, step: int, steps: int, loss: float) -> None:
+        done = (turn[0] * config.epochs + epoch - 1) * steps + step
+        project.console.progress(f"{name}, epoch {epoch} of {config.epochs}, loss {loss:.3f}", done, turn[1] * config.epochs * steps)
+
+    training, validation = ((part.images, part.labels) for part in parts)
+    how.setdefault("prepare", Prepare(project.spec).to(device))
+    return fit(network, training, validation, config, classes=project.classes, device=device, progress=progress, **how)
 
 
 def save_network(project: Project, new: New, network: nn.Module, metrics: Metrics) -> None:
@@ -133,7 +139,13 @@ def save_network(project: Project, new: New, network: nn.Module, metrics: Metric
 
 
 def validate(project: Project, network: nn.Module) -> Scores:
-    validation, device = project.data.validation, choose_device(project.device)
-    logits = predict_logits(network, validation.images, prepare=Prepare(project.spec).to(device), device=device)
+    validation = project.data.validation
+    return Scores(**score(validation.labels, read_logits(project, network, validation.images).argmax(axis=1), project.classes))
+
+
+def read_logits(project: Project, network: nn.Module, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """What ``network`` says of ``images``, uint8 (N, C, H, W), on the project's device: float32 (N, K); it comes back to the CPU."""
+    device = choose_device(project.device)
+    logits = predict_logits(network, images, prepare=Prepare(project.spec).to(device), device=device)
     network.cpu()
-    return Scores(**score(validation.labels, logits.argmax(axis=1), project.classes))
+    return logits

@@ -36,7 +36,7 @@ def import_onnx(project: Project, path: Path, out: Path | None = None) -> Artifa
     with making(project, "graph", STAGE, key, config, out=out) as new:
         if not new.wanted:
             return new.artifact
-        from ..graphs.adopt import LOGITS, adopt
+        from ..graphs.adopt import adopt
         from ..graphs.file import write_onnx
 
         about = {
@@ -49,42 +49,40 @@ def import_onnx(project: Project, path: Path, out: Path | None = None) -> Artifa
         write_onnx(adopt(path, spec.shape, spec.mean, spec.std, about), target)
         images = project.data.validation.images[:PARITY_IMAGES]
         proof = _parity(project, path, target, images)
-        write_vectors(new.folder, _run(target, LOGITS), images, TOLERANCE["export"])
+        write_vectors(new.folder, _reader(target)[0], images, TOLERANCE["export"])
         new.metrics = Metrics(parity=proof)
     return new.artifact
 
 
-def _run(path: Path, output: str | None = None) -> Callable[[NDArray[Any]], NDArray[np.float32]]:
-    """Runs a file on images of the type it takes, in batches that it takes; its first output unless one is named."""
+def _reader(path: Path) -> tuple[Callable[..., NDArray[np.float32]], Any]:
+    """Runs a file on images of the type it takes, in batches that it takes, to its first output or a named one; and what it takes."""
     from ..graphs.file import open_session, read_onnx
 
     session = open_session(read_onnx(path), f'"{path}"')
-    entry, outputs = session.get_inputs()[0], [output or session.get_outputs()[0].name]
+    entry, (first, *_) = session.get_inputs()[0], session.get_outputs()
     batch = entry.shape[0] if isinstance(entry.shape[0], int) else BATCH
 
-    def run(images: NDArray[Any]) -> NDArray[np.float32]:
-        parts = [session.run(outputs, {entry.name: np.ascontiguousarray(images[i : i + batch])})[0] for i in range(0, len(images), batch)]
-        return np.concatenate(parts)
+    def run(images: NDArray[Any], output: str = first.name) -> NDArray[np.float32]:
+        fed = (np.ascontiguousarray(images[start : start + batch]) for start in range(0, len(images), batch))
+        return np.concatenate([session.run([output], {entry.name: part})[0] for part in fed])
 
-    return run
+    return run, entry
 
 
 def _parity(project: Project, path: Path, target: Path, images: NDArray[np.uint8]) -> Parity:
     """The file as it came, fed as its maker meant it, against what was made of it."""
-    from ..graphs.adopt import LOGITS, PROBABILITIES
-    from ..graphs.file import open_session, read_onnx
+    from ..graphs.adopt import PROBABILITIES
 
-    ours = check_logits(_run(target, LOGITS)(images), len(images), project.classes)
-    session = open_session(read_onnx(path), f'"{path}"')
-    spec = project.spec
+    (made, _), (given, entry) = _reader(target), _reader(path)
+    ours = check_logits(made(images), len(images), project.classes)
     fed: NDArray[Any] = images
-    if session.get_inputs()[0].type == "tensor(float)":
-        mean, std = (np.asarray(values, np.float32).reshape(1, -1, 1, 1) for values in (spec.mean, spec.std))
+    if entry.type == "tensor(float)":
+        mean, std = (np.asarray(values, np.float32).reshape(1, -1, 1, 1) for values in (project.spec.mean, project.spec.std))
         fed = (images.astype(np.float32) / 255 - mean) / std
-    theirs = _run(path)(fed)
+    theirs = given(fed)
     same = float((theirs.argmax(axis=1) == ours.argmax(axis=1)).mean())
     # What the file gives may be logits or probabilities; ours gives both.
-    difference = min(float(np.abs(theirs - one).max()) for one in (ours, _run(target, PROBABILITIES)(images)))
+    difference = min(float(np.abs(theirs - one).max()) for one in (ours, made(images, PROBABILITIES)))
     if same < 0.999:
         raise CompressError(
             f"{path}: with the image preparation inside {100 * (1 - same):.2f}% of the answers change; please report this file"

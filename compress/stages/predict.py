@@ -15,15 +15,14 @@ from numpy.typing import NDArray
 
 from ..artifacts.artifact import Artifact, Classes, InputSpec
 from ..artifacts.context import Context
-from ..artifacts.model_reference import ModelReference
-from ..artifacts.project import Project, find_parent
-from ..artifacts.recipe import Recipe
+from ..artifacts.project import find_parent
 from ..artifacts.records import parse_record
 from ..benchmarks.runtimes import Candidate, open_model
 from ..errors import CompressError, onnxruntime_errors
 from ..plots.predictions import Prediction, draw_grid
 from ..train.formats import read_image
 from ..train.metrics import softmax
+from .import_network import start_of
 
 Runner = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
 
@@ -40,12 +39,10 @@ def predict_images(
     run: Runner, images: NDArray[np.uint8], names: Sequence[str], classes: Sequence[str], truths: Sequence[str] | None = None
 ) -> list[Prediction]:
     """Read ``images``, uint8 (N, C, H, W), called ``names``; softmax turns logits into probabilities."""
-    probabilities = softmax(run(images))
-    best = probabilities.argmax(axis=1)
     known = truths if truths is not None else [None] * len(images)
     return [
-        Prediction(name=name, label=classes[k], probability=float(row[k]), truth=truth)
-        for name, k, row, truth in zip(names, best, probabilities, known, strict=True)
+        Prediction(name=name, label=classes[row.argmax()], probability=float(row.max()), truth=truth)
+        for name, row, truth in zip(names, softmax(run(images)), known, strict=True)
     ]
 
 
@@ -88,18 +85,7 @@ def _chosen(context: Context) -> Artifact:
     """The model for image files; its data set is needed only where weights are to be taken in."""
     if (named := context.named_parent()) is not None:
         return named
-    if context.weights is not None:
-        return _started(context)[2]
-    recipe = context.load_recipe()
-    return find_parent(context.runs / ModelReference(reference=recipe.model).slug, READABLE)
-
-
-def _started(context: Context) -> tuple[Project, Recipe, Artifact]:
-    if context.weights is None:
-        return context.child(READABLE)
-    from .import_network import start_of  # here, as it loads torch
-
-    return start_of(context, READABLE)
+    return start_of(context, READABLE)[2] if context.weights else find_parent(context.folder(context.load_recipe()), READABLE)
 
 
 def _read_test_images(context: Context, onnx: Path | None, count: int) -> tuple[list[Prediction], NDArray[np.uint8]]:
@@ -108,7 +94,7 @@ def _read_test_images(context: Context, onnx: Path | None, count: int) -> tuple[
         run, classes, spec = _open_file(onnx)
         data = context.load(recipe.data, recipe.seed, spec)[0]
     else:
-        project, _, artifact = _started(context)
+        project, _, artifact = start_of(context, READABLE)
         (run, classes, spec), data = _open_artifact(artifact), project.data
     if len(data.classes) != len(classes):
         raise CompressError(f"data (={data.name}) has {len(data.classes)} classes, the model {len(classes)}; name the data it was made for")

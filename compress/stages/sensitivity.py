@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import math
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -19,9 +20,9 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from msgspec import Meta
 
-from ..artifacts import payloads
 from ..artifacts.artifact import PAYLOAD, Artifact
 from ..artifacts.parts import Baseline, Metrics
+from ..artifacts.payloads import Curve as Measured
 from ..artifacts.payloads import Point, Sensitivity, read_payload
 from ..artifacts.project import Project, data_identity, making, stage_key
 from ..artifacts.recipe import Recipe
@@ -30,7 +31,6 @@ from ..benchmarks.statistics import Interval
 from ..errors import CompressError, NetworkError
 from ..train.data_set import Part
 from ..train.metrics import score
-from ..train.split import stratified_sample
 
 if TYPE_CHECKING:
     from torch import nn
@@ -59,7 +59,6 @@ class SensitivityConfig:
 
 
 STAGE: Literal["sensitivity"] = "sensitivity"
-FILE = STAGE
 MOST_LOST, LEAST_SAVED = 1.0, 0.01
 
 
@@ -75,10 +74,10 @@ def measure_sensitivity(project: Project, parent: Artifact, config: SensitivityC
             return new.artifact
         from ..artifacts.load import load_network
         from ..channels.curves import loss_rises
+        from ..plots.sensitivity import draw_heat_map
 
-        sample = _sample(project, config)
-        measure = _measure(project, sample)
-        network = load_network(parent)
+        sample = project.data.train.sample(config.images, config.seed)
+        network, measure = load_network(parent), _measure(project, sample)
         baseline = measure(network)
         curves = list(_curves(project, config, network, sample, measure))
         latencies = _latencies(project, network, [curve.name for curve in curves]) if config.granularity == "module" else {}
@@ -93,8 +92,11 @@ def measure_sensitivity(project: Project, parent: Artifact, config: SensitivityC
         )
         write_record(new.folder / PAYLOAD["sensitivity"], result)
         rows = [{"name": curve.name, "size": curve.size, **vars(point)} for curve in result.curves for point in curve.points]
-        write_csv(new.folder / f"{FILE}.csv", rows)
-        (new.folder / f"{FILE}.png").write_bytes(_picture(result))
+        write_csv(new.folder / f"{STAGE}.csv", rows)
+        columns = [_column(result, point) for point in result.curves[0].points]
+        lost = [[point.points_lost for point in curve.points] for curve in result.curves]
+        title = _title(result).replace("accuracy ", "accuracy\n", 1)
+        (new.folder / f"{STAGE}.png").write_bytes(draw_heat_map([curve.name for curve in curves], columns, lost, title))
         new.metrics = Metrics(images=result.images, baseline=result.baseline)
     return new.artifact
 
@@ -127,28 +129,17 @@ def cheap_modules(result: Sensitivity) -> list[str]:
     return [name for name in cheap if not any(name.startswith(f"{outer}.") for outer in cheap)]
 
 
-def _sample(project: Project, config: SensitivityConfig) -> Part:
-    part = project.data.train
-    chosen = stratified_sample(part.labels, config.images, config.seed)
-    return Part(part.images[chosen], part.labels[chosen])
-
-
 def _measure(project: Project, sample: Part) -> Measure:
     import torch
     from torch.nn.functional import cross_entropy
 
-    from ..artifacts.load import Prepare
     from ..channels.curves import Score
-    from ..train.fit import choose_device, predict_logits
-
-    device = choose_device(project.device)
-    prepare = Prepare(project.spec).to(device)
+    from .finetune import read_logits
 
     def measure(network: nn.Module) -> Score:
-        logits = predict_logits(network, sample.images, prepare=prepare, device=device)
-        network.cpu()
+        logits = read_logits(project, network, sample.images)
         loss = float(cross_entropy(torch.from_numpy(logits), torch.from_numpy(sample.labels)))
-        if not torch.isfinite(torch.tensor(loss)):
+        if not math.isfinite(loss):
             raise NetworkError(f"network gives a cross-entropy of {loss}; its weights or logits hold NaN or infinity, train it again")
         scores = score(sample.labels, logits.argmax(axis=1), project.classes)
         return Score(balanced_accuracy=scores["balanced_accuracy"], cross_entropy=loss)
@@ -197,21 +188,11 @@ def _latencies(project: Project, network: nn.Module, names: Sequence[str]) -> di
         return dict(zip(names, clock.ratios(without), strict=True))
 
 
-def _plain(curve: Curve, baseline: Score) -> payloads.Curve:
-    def lost(score: Score) -> float:
-        return 100 * (baseline.balanced_accuracy - score.balanced_accuracy)
-
-    points = (Point(sparsity=p.sparsity, removed=p.removed, **vars(p.score), points_lost=lost(p.score)) for p in curve.points)
-    return payloads.Curve(name=curve.name, size=curve.size, points=tuple(points))
-
-
-def _picture(result: Sensitivity) -> bytes:
-    from ..plots.sensitivity import draw_heat_map
-
-    curves = result.curves
-    columns = [_column(result, point) for point in curves[0].points]
-    lost = [[point.points_lost for point in curve.points] for curve in curves]
-    return draw_heat_map([curve.name for curve in curves], columns, lost, _title(result).replace("accuracy ", "accuracy\n", 1))
+def _plain(curve: Curve, baseline: Score) -> Measured:
+    lost = [100 * (baseline.balanced_accuracy - point.score.balanced_accuracy) for point in curve.points]
+    rows = zip(curve.points, lost, strict=True)
+    points = tuple(Point(sparsity=p.sparsity, removed=p.removed, **vars(p.score), points_lost=points) for p, points in rows)
+    return Measured(name=curve.name, size=curve.size, points=points)
 
 
 def _column(result: Sensitivity, point: Point) -> str:

@@ -47,7 +47,7 @@ from ..train.fit import choose_device, fit
 from ..train.settings import AugmentConfig, FitConfig
 
 PLAIN = "plain loop"
-Block = Callable[[], float]
+Block = Callable[[], object]  # trains on as many images; over when the device is done
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,7 +90,7 @@ def measure_throughput(project: Project, config: FitConfig, *, rounds: int = 5, 
         model=project.model,
         spec=project.spec,
         classes=project.classes,
-        part=Part(data.images[picked], data.labels[picked]),
+        part=data.take(picked),
         config=dataclasses.replace(config, epochs=1),
         device=project.device,
         threads=torch.get_num_threads(),
@@ -114,15 +114,8 @@ def measure_throughput(project: Project, config: FitConfig, *, rounds: int = 5, 
                 if turn >= 0:
                     speeds[name].append(speed)
         project.console.progress("done", 1, 1)
-    plain = np.array(speeds[PLAIN])
-    return [
-        Throughput(
-            variant=name,
-            images_per_second=tuple(values),
-            ratio=None if name == PLAIN else over_launches((np.array(values) / plain).tolist()),
-        )
-        for name, values in speeds.items()
-    ]
+    ratios = {name: over_launches(np.divide(values, speeds[PLAIN]).tolist()) for name, values in speeds.items() if name != PLAIN}
+    return [Throughput(variant=name, images_per_second=tuple(values), ratio=ratios.get(name)) for name, values in speeds.items()]
 
 
 def table_rows(found: Sequence[Throughput]) -> list[dict[str, str]]:
@@ -165,15 +158,8 @@ class _Pictures(Dataset[tuple[Tensor, int]]):
         height, width = part.images.shape[2:]
         steps: list[object] = []
         if config.rotate or config.shear or config.scale or config.shift:
-            steps.append(
-                transforms.RandomAffine(
-                    config.rotate,
-                    translate=(config.shift / width, config.shift / height),
-                    scale=(1 - config.scale, 1 + config.scale),
-                    shear=config.shear,
-                    interpolation=transforms.InterpolationMode.BILINEAR,
-                )
-            )
+            shift, scale = (config.shift / width, config.shift / height), (1 - config.scale, 1 + config.scale)
+            steps.append(transforms.RandomAffine(config.rotate, shift, scale, config.shear, transforms.InterpolationMode.BILINEAR))
         if config.elastic:
             sigma = height / (config.grid - 1) / 2
             # Uniform noise blurred by sigma has a standard deviation of 1 / (sqrt(3) 2 sqrt(pi) sigma); alpha counts in half images.
@@ -241,13 +227,8 @@ def _real(job: Job, precision: Literal["auto", "bf16"] = "auto") -> Block:
     config = dataclasses.replace(job.config, precision=precision)
     device = choose_device(job.device)
 
-    def block() -> float:
-        part = job.part.images, job.part.labels
-        few = part[0][:2], part[1][:2]
-        fit(network, part, few, config, classes=job.classes, prepare=Prepare(job.spec).to(device), device=device)
-        return 0.0
-
-    return block
+    part, few = ((one.images, one.labels) for one in (job.part, job.part.take(np.arange(2))))
+    return lambda: fit(network, part, few, config, classes=job.classes, prepare=Prepare(job.spec).to(device), device=device)
 
 
 VARIANTS: Mapping[str, Callable[[Job], Block]] = {

@@ -1,13 +1,11 @@
 """What `compress tune` leaves and shows: best.toml, trials.csv, pictures; a table, or JSON."""
 
-import csv
 import dataclasses
 import inspect
-import io
 import json
 import re
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -16,24 +14,22 @@ import torch
 from msgspec import Meta
 
 from ..artifacts.cost import count_cost
-from ..artifacts.load import Prepare
 from ..artifacts.model_reference import ModelReference
 from ..artifacts.project import Project, data_identity, network_identity
 from ..artifacts.recipe import RECIPES, Recipe, training_config
-from ..artifacts.records import read_toml, write_whole
+from ..artifacts.records import read_toml, write_csv, write_whole
 from ..errors import CompressError, NetworkError
 from ..models.emnist import EmnistConfig
 from ..models.errors import ModelError
 from ..models.k49 import K49Config
 from ..plots.tune import draw_history, draw_importances, draw_slices
 from ..train.errors import TrainError
-from ..train.fit import choose_device, fit
+from ..train.fit import choose_device
 from ..train.settings import AugmentConfig, FitConfig
 from ..train.space import Dimension, Space, as_plain, parse_space
-from ..train.split import stratified_sample
 from ..train.storage import opened
 from ..train.tune import Attempt, Hopeless, Summary, Trial, TuneConfig, tune
-from .finetune import new_network
+from .finetune import fit_parts, new_network
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +62,8 @@ def options_with(project: Project, values: Mapping[str, Any]) -> dict[str, Any]:
 def write_results(project: Project, recipe: Recipe, tuned: Tuned) -> None:
     """Write recipe, table and plots, each file whole or not at all, as several workers may do so at once."""
     summary, space = tuned.summary, tuned.space
-    write_whole(tuned.folder / "trials.csv", _csv(summary, space).encode())
+    rows = [dataclasses.asdict(trial) | dict(trial.notes) | dict(trial.values) for trial in summary.trials]
+    write_csv(tuned.folder / "trials.csv", rows, ("number", "state", "score", "epochs", "seconds", "params", "macs", "reason", *space))
     if summary.best is not None:
         write_whole(tuned.folder / "best.toml", best_recipe(project, recipe, tuned).encode())
         write_whole(tuned.folder / "history.png", draw_history(summary))
@@ -101,20 +98,7 @@ def best_recipe(project: Project, recipe: Recipe, tuned: Tuned) -> str:
 
 def _toml(value: Any) -> str:
     """A value of a recipe as TOML: JSON's texts, numbers and lists are TOML's too."""
-    if isinstance(value, list | tuple):
-        return f"[{', '.join(map(_toml, value))}]"
     return json.dumps(value, ensure_ascii=False)
-
-
-def _csv(summary: Summary, space: Space) -> str:
-    names = ("number", "state", "score", "epochs", "seconds", "params", "macs", "reason")
-    buffer = io.StringIO()
-    writer = csv.writer(buffer)
-    writer.writerow([*names, *space])
-    for trial in summary.trials:
-        about = dataclasses.asdict(trial) | dict(trial.notes)
-        writer.writerow([*(about.get(name) for name in names), *(trial.values.get(name) for name in space)])
-    return buffer.getvalue()
 
 
 def percent(trial: Trial | None) -> str:
@@ -164,9 +148,12 @@ def tune_project(project: Project, recipe: Recipe, tuning: Tuning) -> Tuned:
         project.console.say(f"tune: trial {trial.number}: {result}{best}; {summary.finished} of {tuning.trials} done")
 
     project.console.say(f"tune: study {study} in {re.sub(r'//.*@', '//', storage)}")
+    # What the scores of a study depend on: trials under anything else are not to be compared with them.
+    identity: dict[str, Any] = {"space": {name: json.dumps(one) for name, one in as_plain(space).items()}, "data": data_identity(project)}
+    identity |= {"network": network_identity(project), "training": dataclasses.asdict(training_config(recipe, epochs=tuning.epochs))}
+    identity |= {name: getattr(tuning, name) for name in ("fraction", "max_params", "max_macs")}
     with opened(storage) as store:
-        identity = _identity(project, recipe, tuning, space)
-        objective = _Objective(project, recipe, tuning)
+        objective = _objective(project, recipe, tuning)
         summary = tune(objective, space, config, store, f"{project.folder.name}-{study}", identity, told, fresh=project.force)
     tuned = Tuned(
         study=study, folder=project.folder / "tune" / study, space=space, summary=summary, epochs=tuning.epochs, fraction=tuning.fraction
@@ -227,53 +214,26 @@ def _fields(cls: type) -> dict[str, Any]:
     return {entry.name: typing.get_origin(hints[entry.name]) or hints[entry.name] for entry in dataclasses.fields(cls)}
 
 
-def _identity(project: Project, recipe: Recipe, tuning: Tuning, space: Space) -> dict[str, Any]:
-    """What the scores of a study depend on: trials under anything else are not to be compared with them."""
-    config = training_config(recipe, epochs=tuning.epochs)
-    limits = {name: getattr(tuning, name) for name in ("fraction", "max_params", "max_macs")}
-    return {
-        "space": {name: json.dumps(one) for name, one in as_plain(space).items()},
-        "data": data_identity(project),
-        "network": network_identity(project),
-        "training": dataclasses.asdict(config),
-        **limits,
-    }
-
-
-class _Objective:
+def _objective(project: Project, recipe: Recipe, tuning: Tuning) -> Callable[[Attempt], float]:
     """Trains one network with the settings of an attempt; returns the balanced accuracy on the validation images."""
+    train = project.data.train
+    training = train if tuning.fraction == 1 else train.sample(max(1, round(tuning.fraction * len(train.labels))), recipe.seed)
 
-    def __init__(self, project: Project, recipe: Recipe, tuning: Tuning) -> None:
-        self._project, self._recipe, self._tuning = project, recipe, tuning
-        train = project.data.train
-        chosen = stratified_sample(train.labels, max(1, round(tuning.fraction * len(train.labels))), recipe.seed)
-        self._training = (train.images, train.labels) if tuning.fraction == 1 else (train.images[chosen], train.labels[chosen])
-
-    def __call__(self, attempt: Attempt) -> float:
-        project, validation = self._project, self._project.data.validation
+    def trained(attempt: Attempt) -> float:
         assert project.model is not None
-        config = training_config(with_values(self._recipe, attempt.values), epochs=self._tuning.epochs)
+        config = training_config(with_values(recipe, attempt.values), epochs=tuning.epochs)
         model = dataclasses.replace(project.model, options=options_with(project, attempt.values))
-        device = choose_device(project.device)
-
-        def progress(epoch: int, step: int, steps: int, loss: float) -> None:
-            attempt.beat()
-            label = f"trial {attempt.number}, epoch {epoch} of {config.epochs}, loss {loss:.3f}"
-            project.console.progress(label, (epoch - 1) * steps + step, config.epochs * steps)
-
         try:
             # As `compress train` does it, so that the same settings give the same weights.
             network = new_network(dataclasses.replace(project, model=model), config.seed)
-            self._refuse_large(network, attempt)
-            fitted = fit(
+            _refuse_large(network, project, tuning, attempt)
+            fitted = fit_parts(
+                project,
                 network,
-                self._training,
-                (validation.images, validation.labels),
                 config,
-                classes=project.classes,
-                prepare=Prepare(project.spec).to(device),
-                device=device,
-                progress=progress,
+                (training, project.data.validation),
+                f"trial {attempt.number}",
+                after_step=attempt.beat,
                 after_epoch=lambda row: attempt.report(int(row["epoch"]), row["balanced_accuracy"]),
             )
         except (TrainError, ModelError, NetworkError) as error:  # a loss that is no longer finite, widths that do not fit the depths
@@ -282,10 +242,12 @@ class _Objective:
             raise Hopeless("out of memory on the device") from error
         return fitted.best["balanced_accuracy"]
 
-    def _refuse_large(self, network: torch.nn.Module, attempt: Attempt) -> None:
-        cost = count_cost(network, torch.zeros(2, *self._project.spec.shape))
-        attempt.note(params=cost.params, macs=cost.macs)
-        for name, value in (("params", cost.params), ("macs", cost.macs)):
-            most = getattr(self._tuning, f"max_{name}")
-            if most is not None and value > most:
-                raise Hopeless(f"{value:,} {name}, more than {most:,}")
+    return trained
+
+
+def _refuse_large(network: torch.nn.Module, project: Project, tuning: Tuning, attempt: Attempt) -> None:
+    cost = count_cost(network, torch.zeros(2, *project.spec.shape))
+    attempt.note(params=cost.params, macs=cost.macs)
+    for name, value, most in (("params", cost.params, tuning.max_params), ("macs", cost.macs, tuning.max_macs)):
+        if most is not None and value > most:
+            raise Hopeless(f"{value:,} {name}, more than {most:,}")

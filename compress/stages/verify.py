@@ -71,17 +71,14 @@ def _compute(model: Path, vectors: Vectors) -> list[Check]:
     import onnxruntime
 
     try:
-        opened, logits = _answer(model, vectors, "onnxruntime")
+        opened, logits, difference, same = _answer(model, vectors, "onnxruntime")
     except (BenchmarkError, *onnxruntime_errors()) as error:
         return [Check(name="loads", passed=False, detail=f"not in onnxruntime {onnxruntime.__version__}: {_said(error)}")]
-    difference, same, count = *_agreement(logits, vectors), len(logits)
+    count = len(logits)
+    far = f"largest difference {difference:.2g} on {count} images, {vectors.tolerance:.2g} is allowed"
     checks = [
         Check(name="loads", passed=True, detail=f"onnxruntime {onnxruntime.__version__}, {', '.join(opened.providers)}"),
-        Check(
-            name="logits",
-            passed=difference <= vectors.tolerance,
-            detail=f"largest difference {difference:.2g} on {count} images, {vectors.tolerance:.2g} is allowed",
-        ),
+        Check(name="logits", passed=difference <= vectors.tolerance, detail=far),
         Check(name="answers", passed=same == count, detail=f"{same} of {count} images have the expected answer"),
     ]
     if opened.probabilities is not None:
@@ -91,41 +88,30 @@ def _compute(model: Path, vectors: Vectors) -> list[Check]:
     return checks
 
 
-def _answer(model: Path, vectors: Vectors, runtime: str) -> tuple[Opened, NDArray[np.float32]]:
-    count, classes = vectors.logits.shape
+def _answer(model: Path, vectors: Vectors, runtime: str) -> tuple[Opened, NDArray[np.float32], float, int]:
+    """The model, its logits, the largest difference from those expected, and how many images have the expected answer."""
+    expected, (count, classes) = vectors.logits, vectors.logits.shape
     opened = open_model(Candidate(name=model.stem, path=model, runtime=runtime), vectors.images.shape[1:], classes, threads=1)
-    return opened, check_logits(opened.predict(vectors.images), count, classes)
-
-
-def _agreement(logits: NDArray[np.float32], vectors: Vectors) -> tuple[float, int]:
-    """The largest difference from the expected logits, and how many images have the expected answer."""
-    expected = vectors.logits
-    return float(np.abs(logits - expected).max()), int((logits.argmax(axis=1) == expected.argmax(axis=1)).sum())
+    logits = check_logits(opened.predict(vectors.images), count, classes)
+    return opened, logits, float(np.abs(logits - expected).max()), int((logits.argmax(axis=1) == expected.argmax(axis=1)).sum())
 
 
 def _check_probabilities(found: NDArray[np.float32], logits: NDArray[np.float32]) -> Check:
     expected = softmax(logits)
     difference = float(np.abs(found - expected).max()) if found.shape == expected.shape else np.inf
-    return Check(
-        name="probabilities",
-        passed=difference <= SOFTMAX_TOLERANCE,
-        detail=f"largest difference {difference:.2g} from the softmax of the logits, {SOFTMAX_TOLERANCE:g} is allowed",
-    )
+    far = f"largest difference {difference:.2g} from the softmax of the logits, {SOFTMAX_TOLERANCE:g} is allowed"
+    return Check(name="probabilities", passed=difference <= SOFTMAX_TOLERANCE, detail=far)
 
 
 def _check_openvino(model: Path, vectors: Vectors) -> Check:
     try:
         from openvino import __version__ as version
 
-        logits = _answer(model, vectors, "openvino")[1]
+        _, logits, difference, same = _answer(model, vectors, "openvino")
     except (BenchmarkError, ImportError, RuntimeError) as error:  # OpenVINO's own errors are the last
         return Check(name="openvino", passed=False, detail=f"does not load or run: {_said(error)}")
-    difference, same, count = *_agreement(logits, vectors), len(logits)
-    return Check(
-        name="openvino",
-        passed=difference <= vectors.tolerance and same == count,
-        detail=f"{version.partition('-')[0]}: largest difference {difference:.2g}, {same} of {count} images have the expected answer",
-    )
+    told = f"{version.partition('-')[0]}: largest difference {difference:.2g}, {same} of {len(logits)} images have the expected answer"
+    return Check(name="openvino", passed=difference <= vectors.tolerance and same == len(logits), detail=told)
 
 
 def _said(error: BaseException) -> str:

@@ -18,7 +18,7 @@ from compress.artifacts.artifact import MANIFEST, digest_of, read_artifact
 from compress.artifacts.parts import Plan
 from compress.artifacts.payloads import Folds, Noise, Search, Sensitivity, read_results
 from compress.artifacts.project import variant_name
-from compress.artifacts.records import as_record, parse_json, parse_record, plain
+from compress.artifacts.records import parse_record, plain
 from compress.artifacts.vectors import read_vectors
 from compress.benchmarks.errors import BenchmarkError
 from compress.benchmarks.report import _section
@@ -229,13 +229,13 @@ def test_a_benchmark_whose_values_are_others_is_refused_or_told(version: int, tm
 
 def test_plain_values_are_what_the_door_takes() -> None:
     again = {"where": "x", "again": "y"}
-    assert as_record(parse_json("[1, 2]", **again), tuple[int, ...], **again) == (1, 2)
+    assert parse_record("[1, 2]", tuple[int, ...], **again) == (1, 2)
     with pytest.raises(CompressError, match=r"^x is damaged: \[1\] must be int, not str; y$"):
         parse_record('[1, "2"]', tuple[int, ...], **again)
     with pytest.raises(CompressError, match=r"^x is damaged: .* is nested more than 32 deep; y$"):
-        parse_json(json.dumps(NEST), **again)
+        parse_record(json.dumps(NEST), Any, **again)
     with pytest.raises(CompressError, match=r"^x is damaged: a \(=1{30}\) must be a finite number of at most 64 bits; y$"):
-        parse_json('{"a": ' + "1" * 30 + "}", **again)
+        parse_record('{"a": ' + "1" * 30 + "}", dict, **again)
 
 
 VECTORS = {"images": np.zeros((2, 1, 4, 4), np.uint8), "logits": np.zeros((2, 3), np.float32), "tolerance": 0.1, "model": "f" * 64}

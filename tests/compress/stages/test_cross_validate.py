@@ -28,9 +28,9 @@ from compress.benchmarks.run import BenchmarkConfig
 from compress.cli import main as cli
 from compress.cli.tables import artifact_text, summary
 from compress.errors import CompressError
+from compress.stages import finetune
 from compress.stages.benchmark import USUAL, measure
 from compress.stages.cross_validate import cross_validate
-from compress.train import fit as fitting
 from compress.train.data_set import About, DataSet, Part, Parts
 from compress.train.errors import TrainError
 from compress.train.fit import choose_device, fit
@@ -148,7 +148,7 @@ def test_finished_folds_are_not_trained_again_and_one_that_was_cut_short_goes_on
         trained.append(how["key"])
         return fit(network, training, validation, config, after_epoch=stop, **how)
 
-    monkeypatch.setattr(fitting, "fit", counted)
+    monkeypatch.setattr(finetune, "fit", counted)
     with pytest.raises(KeyboardInterrupt):
         cross_validate(project_in(tmp_path), FIT, 3)
     kept = next((tmp_path / "emnist" / "folds").glob(".*.folds"))

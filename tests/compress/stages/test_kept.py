@@ -36,7 +36,7 @@ def test_a_damaged_fold_is_trained_again(text: str, tmp_path: Path) -> None:
     file = tmp_path / "1.json"
     file.write_text(f'{{"key": "k", "history": [{ROW}], "predictions": [0, 1]}}')
     kept = _read_fold(file, "k", 2, 10)
-    assert kept is not None and kept.predictions.tolist() == [0, 1]
+    assert kept is not None and kept.predictions == (0, 1)
     file.write_text(text)
     assert _read_fold(file, "k", 2, 10) is None
 
