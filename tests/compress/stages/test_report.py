@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from stand_ins import recorded
+from stand_ins import recorded, write_artifact
 
-from compress.artifacts.artifact import Artifact, InputSpec, Manifest, sha256_of, write_artifact
+from compress.artifacts.artifact import Artifact, InputSpec, Manifest, sha256_of
 from compress.artifacts.parts import Model
 from compress.artifacts.payloads import read_results
 from compress.benchmarks.errors import BenchmarkError
