@@ -170,11 +170,12 @@ def test_benchmark_and_compare(board: Board) -> None:
         (("train", "--model", "k49", "--data", "data"), "torch"),
         (("train", "--model", "k49", "--data", "digits"), "torch or scikit-learn"),
         (("benchmark", "fp32/model.onnx", "--data", "digits"), "scikit-learn"),
-        (("export-onnx", "--from", "fp32"), "torch"),
+        (("export-onnx", "--from", "NETWORK", "--data", "data"), "torch"),
     ],
 )
 def test_what_needs_more_says_what_in_one_line(board: Board, arguments: tuple[str, ...], missing: str) -> None:
-    code, out, err = board.run(*arguments)
+    network = next(board.folder.glob("runs/train/*/weights.safetensors")).parent
+    code, out, err = board.run(*(str(network) if one == "NETWORK" else one for one in arguments))
     line = err.splitlines()[-1]
     assert (code, out) == (2, "")
     assert any(line.startswith(f"compress: this needs {name}, which is not installed here") for name in missing.split(" or ")), err
