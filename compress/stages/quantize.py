@@ -89,7 +89,9 @@ def quantize(
         project.console.say(f"quantize: {found.verdict}")
     tuning, distil = tutoring.config(config.epochs, config.lr), tutoring.distil
     settings = _settings_of(config)
-    inputs = {"training": dataclasses.asdict(tuning), "distil": dataclasses.asdict(distil)} if config.epochs else {}
+    inputs: dict[str, Any] = {}
+    if config.epochs:  # "unfolded": older versions trained the first layer at another scale
+        inputs = {"training": dataclasses.asdict(tuning), "distil": dataclasses.asdict(distil), "first layer": "unfolded"}
     key = stage_key("quantize", settings, parent=parent.content, data=data_identity(project), vectors=TOLERANCE["quantize"], **inputs)
 
     with making(project, "graph", "quantize", key, settings, parent, out) as new:
