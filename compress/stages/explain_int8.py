@@ -21,7 +21,8 @@ from ..artifacts.payloads import Noise, NoisyGroup, NoisyLayer
 from ..artifacts.project import Project, data_identity, making, stage_key
 from ..artifacts.records import write_record
 from ..benchmarks.statistics import Interval, over_launches
-from ..quantization.search import SURE, Setting
+from ..quantization.records import Setting
+from ..quantization.search import SURE
 from ..train.split import stratified_sample
 from .quantize import QuantizeConfig
 

@@ -21,7 +21,7 @@ from compress.graphs.floats import fold
 from compress.models import emnist
 from compress.quantization.ort_quantizer import Types
 from compress.quantization.qat.network import GraphNetwork
-from compress.quantization.search import Setting
+from compress.quantization.records import Setting
 from compress.train.fit import fit
 from compress.train.settings import FitConfig
 
