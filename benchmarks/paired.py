@@ -8,7 +8,7 @@ and none gained of n images bound the drop by 3/n, not by 0: what is lost once i
 How many images a class has was decided by whoever made the test set, so it is no source of chance (as in `accuracy`). A test simulates
 how often the bounds hold the truth. Numpy only, and nothing of this package but its error: whoever certifies a file takes it from here.
 
-Refused: arrays of unequal length, no images.
+Refused: arrays of unequal length, no images, no probability as error.
 
 Sources: Breslow and Day, "Statistical Methods in Cancer Research", volume II (1987), p. 69, for Byar's approximation; Tiwari, Clegg and
 Zou, "Efficient interval estimation for age-adjusted cancer rates", Statistical Methods in Medical Research 15 (2006), for weighted counts,
@@ -20,12 +20,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from statistics import NormalDist
 
 import numpy as np
 
 from .errors import BenchmarkError
 
-TWO_SIDED, ONE_SIDED = 1.959964, 1.644854  # quantiles of the normal distribution for 95%
+TWO_SIDED = 1.959964  # the quantile of the normal distribution for 95%
+ERROR = 0.05  # how often a one-sided bound may lie under the truth
 MOST_IMAGES = 10**9  # where more would be needed, no number helps
 
 
@@ -34,8 +36,8 @@ class Drop:
     """Points of balanced accuracy lost; negative where they were gained.
 
     Args:
-        value: as counted. low, high: hold the true one with 95% confidence. bound: the true one is at most this, with 95% confidence.
-        images: N.
+        value: as counted. low, high: hold the true one with 95% confidence. bound: the true one is at most this, with 95% confidence,
+            or that which was asked for. images: N.
     """
 
     value: float
@@ -45,31 +47,33 @@ class Drop:
     images: int
 
 
-def paired_drop(labels: np.ndarray, before: np.ndarray, after: np.ndarray) -> Drop:
+def paired_drop(labels: np.ndarray, before: np.ndarray, after: np.ndarray, *, error: float = ERROR) -> Drop:
     """Compare the answers of two models to the same images.
 
     Labels 0 0 1 1, before 0 0 1 1, after 0 0 1 0: one of two images of class 1 is lost, 25 points.
 
     Args:
         labels, before, after: integers ``(N,)``: the true class of each image, and what either model says.
+        error: how often ``bound`` may lie under the truth, in (0, 0.5]. Who tries several models on the same images until one is proved
+            divides 0.05 among them (Bonferroni), so that all of that goes wrong once in twenty times at most.
 
     Raises:
         BenchmarkError: as the module says.
     """
-    return drop_of_counts(*_counts(labels, before, after))
+    return drop_of_counts(*_counts(labels, before, after), error=error)
 
 
-def drop_of_counts(lost: np.ndarray, gained: np.ndarray, images: np.ndarray) -> Drop:
+def drop_of_counts(lost: np.ndarray, gained: np.ndarray, images: np.ndarray, *, error: float = ERROR) -> Drop:
     """The same from the numbers of images lost, gained, and all, one per class ``(K,)``; every class has images."""
     value, (low, high) = _value(lost, gained, images), _margins(lost, gained, images, TWO_SIDED)
-    bound = _margins(lost, gained, images, ONE_SIDED)[1]
+    bound = _margins(lost, gained, images, _one_sided(error))[1]
     # Balanced accuracy cannot lose more than all.
     points = [round(100 * min(1.0, max(-1.0, one)), 9) for one in (value, value - low, value + high, value + bound)]
     return Drop(value=points[0], low=points[1], high=points[2], bound=points[3], images=int(images.sum()))
 
 
-def images_to_tell(labels: np.ndarray, before: np.ndarray, after: np.ndarray, limit: float) -> int | None:
-    """How many images of the kind, on which as large a share is lost and gained, would bound the drop by `limit` points.
+def images_to_tell(labels: np.ndarray, before: np.ndarray, after: np.ndarray, limit: float, *, error: float = ERROR) -> int | None:
+    """How many images of the kind, on which as large a share is lost and gained, would bound the drop by `limit` points, with `error`.
 
     None lost of 1,000 and a limit of 0.1 points: 3,000. Two digits, rounded up; None where the drop itself reaches the limit.
     """
@@ -77,9 +81,10 @@ def images_to_tell(labels: np.ndarray, before: np.ndarray, after: np.ndarray, li
     value = _value(lost, gained, images)
     if value >= limit / 100:
         return None
+    z = _one_sided(error)
 
     def proves(factor: float) -> bool:
-        return value + _margins(factor * lost, factor * gained, factor * images, ONE_SIDED)[1] <= limit / 100
+        return value + _margins(factor * lost, factor * gained, factor * images, z)[1] <= limit / 100
 
     low, high = 0.0, 1.0
     while not proves(high):
@@ -103,6 +108,13 @@ def _counts(labels: np.ndarray, before: np.ndarray, after: np.ndarray) -> tuple[
     was, now = before == labels, after == labels
     lost, gained, images = (np.bincount(index, part).astype(float) for part in (was & ~now, now & ~was, np.ones(len(labels))))
     return lost, gained, images
+
+
+def _one_sided(error: float) -> float:
+    """1.645 for 0.05."""
+    if not 0 < error <= 0.5:
+        raise BenchmarkError(f"error (={error:g}) must lie in (0, 0.5]; 0.05 is 95% confidence")
+    return NormalDist().inv_cdf(1 - error)
 
 
 def _value(lost: np.ndarray, gained: np.ndarray, images: np.ndarray) -> float:

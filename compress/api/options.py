@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal, TypedDict
 
 File = str | Path
 Share = Annotated[float, "share"]  # of what the teacher costs; the command line takes 0.35x for it
+Time = str | float  # 90s, 5m, 1h; a plain number is seconds
 Percent = Annotated[float, "percent"]
 Model = Annotated[str, "k49, emnist, or path/net.py:factory for a network of your own.  [default: k49]"]
 
@@ -123,7 +124,9 @@ class ExportOptions(MakeOptions, total=False):
 
 class QuantizeOptions(MakeOptions, total=False):
     mode: Annotated[str, "auto (by measurement), static, dynamic, int8-weights, fp16-weights, or float32 (a copy).  [default: auto]"]
-    max_drop: Annotated[float, "Balanced accuracy that auto may lose on validation images, in points.  [default: 0.3]"]
+    max_drop: Annotated[float, "Balanced accuracy that auto may lose, in points, as a 95% bound on validation images.  [default: 0.3]"]
+    accept_unproved: Annotated[bool, "Let the loss as counted decide where the validation images are too few to bound it."]
+    time_limit: Annotated[Time, "Auto answers after so long with the best it has found: 90s, 5m, 1h."]
     onnx: Annotated[File, "Quantize this ONNX classifier, which another tool wrote; needs --data."]
     images: Annotated[int, "Calibration images, drawn evenly from the classes.  [default: 512]"]
     epochs: Annotated[int, "Fine-tune the quantized graph for so many epochs.  [default: 0]"]

@@ -6,7 +6,7 @@ What a stage does not say is UNSET, and not written. Loads neither torch nor onn
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from msgspec import UNSET, Meta, UnsetType, convert
 
@@ -14,8 +14,7 @@ from ..benchmarks.results import LayerZeros
 from ..benchmarks.statistics import Count, Interval, Share
 from ..errors import ArtifactError
 from ..graphs.records import Parity
-from ..quantization.records import Quantized, Stored
-from ..quantization.search import Tried
+from ..quantization.records import Quantized, Stored, Tried
 from .records import component, plain
 
 # What messages and paths may be made of: one line of text.
@@ -131,12 +130,14 @@ class Calibration:
 
 @dataclass(frozen=True, kw_only=True)
 class Chosen:
-    """How a graph was chosen: the artifact of the search, how many candidates it tried, and the last of them."""
+    """How a graph was chosen: the artifact of the search, how many candidates it tried, and the last of them; the rest as ``Choice``."""
 
     artifact: str
     hash: str
     tried: Count
     verdict: str
+    decided: Literal["bound", "point estimate"]
+    complete: bool
     best: Tried
     finalists: Annotated[tuple[Tried, ...], Meta(min_length=1)]
 

@@ -13,7 +13,7 @@ from ..benchmarks.errors import BenchmarkError
 from ..benchmarks.results import SCHEMA, VERSION, Result, damage, upgraded
 from ..benchmarks.statistics import Count, Interval, Share
 from ..errors import ArtifactError, shown
-from ..quantization.search import Tried
+from ..quantization.records import Tried
 from .artifact import AGAIN, Artifact
 from .parts import Baseline, Scores
 from .records import read_record
@@ -25,10 +25,17 @@ Some = Annotated[tuple[T, ...], Meta(min_length=1)]
 
 @dataclass(frozen=True, kw_only=True)
 class Search:
-    """``choice.json``: the verdict, the groups of nodes, a row for everything that was tried, and what decides of the machine."""
+    """``choice.json``: the verdict, the groups of nodes, a row for everything that was tried, and what decides of the machine.
+
+    ``decided``: whether the bound of the drop keeps the limit, or only the drop as counted; ``complete``: whether the search was not cut
+    short. ``before``: what the float32 file scores on the validation images.
+    """
 
     verdict: str
+    decided: Literal["bound", "point estimate"]
+    complete: bool
     max_drop: float
+    before: Scores
     groups: Mapping[str, tuple[str, ...]]
     best: Tried
     finalists: Some[Tried]

@@ -17,7 +17,7 @@ from ..artifacts.records import plain
 from ..benchmarks.formats import MISSING, ZEROS, milliseconds, percent, size, title
 from ..benchmarks.results import LayerZeros, Measurement, Result
 from ..benchmarks.tables import as_json
-from ..quantization.search import Tried
+from ..quantization.records import Tried
 from ..stages.report import Outcome
 from .options import Show
 
@@ -165,7 +165,8 @@ def _choice_text(choice: Chosen) -> str:
     rows = [
         {"": "*" if one == choice.best else "", "computed in int8": tried_name(one)}
         | {"latency of float32's (95%)": f"{one.ratio:.2f}x ({one.low:.2f} to {one.high:.2f})"}
-        | {"points lost": MISSING if one.drop is None else f"{one.drop:.2f}", "size": size(one.size)}
+        | {"points lost": MISSING if one.drop is None else f"{one.drop:.2f}"}
+        | {"at most (95%)": MISSING if one.bound is None else f"{one.bound:.2f}", "size": size(one.size)}
         for one in choice.finalists
     ]
     more = f"{choice.tried} candidates were tried before: {choice.artifact}"

@@ -24,7 +24,7 @@ import onnx
 
 from ..errors import CompressError
 from ..graphs.probe import run_in_batches, with_outputs
-from .search import METHODS
+from .records import METHODS
 
 BINS = 2048
 INSIDE = 0.99999  # of the values, for "percentile"; what is cut off is shared by both ends

@@ -36,8 +36,7 @@ from .calibration import Histograms
 from .equalise import equalise
 from .ort_quantizer import FLOAT_OUTPUT, OPERATORS, Types, held_back, insert_qdq, this_cpu
 from .qdq import rename_clashes
-from .records import Quantized
-from .search import Setting
+from .records import Quantized, Setting
 from .weights_only import store_in
 
 _WHY_NOT_DYNAMIC = {

@@ -21,7 +21,7 @@ import onnx_ir as ir
 from ..graphs.index import add_constant, edited, fresh, index, is_a, make, maker, named, readers
 from ..graphs.probe import run_in_batches, stored_constant
 from .int8 import Prepared, quantize_prepared
-from .search import Setting
+from .records import Setting
 
 _TWIN = "int8/"  # before each name of the quantized graph, where both are one
 _CLIPPED = 0.501  # steps: what is further off than rounding can bring it was outside of the range

@@ -25,7 +25,7 @@ from ..benchmarks.run import BenchmarkConfig, run_benchmark
 from ..benchmarks.runtimes import Candidate
 from ..benchmarks.verdict import Limits, Verdict, decide
 from ..errors import CompressError
-from ..quantization.search import described
+from ..quantization.records import described
 from ..train.metrics import score
 
 CHOICES = ("onnxruntime", "openvino", "torch", "torch.compile")

@@ -21,7 +21,8 @@ from ..artifacts.payloads import Noise, NoisyGroup, NoisyLayer
 from ..artifacts.project import Project, data_identity, making, stage_key
 from ..artifacts.records import write_record
 from ..benchmarks.statistics import Interval
-from ..quantization.search import SURE, Setting
+from ..quantization.records import Setting
+from ..quantization.search import SURE
 from .quantize import QuantizeConfig
 
 if TYPE_CHECKING:

@@ -15,28 +15,33 @@ from ..artifacts.parts import Calibration, Metrics, Scores
 from ..artifacts.project import New, Project
 from ..artifacts.recipe import Tutoring
 from ..artifacts.vectors import TOLERANCE, write_vectors
+from ..benchmarks.paired import images_to_tell, paired_drop
 from ..benchmarks.runtimes import Candidate, check_logits, open_model
 from ..errors import CompressError
 from ..graphs.file import write_onnx
+from ..graphs.records import MINIMUM_IMAGES
 from ..pruning.masks import apply_masks
 from ..quantization.int8 import Prepared, prepare, quantize_dynamic, quantize_prepared, write_quantized
 from ..quantization.node_groups import node_groups
 from ..quantization.qat.network import GraphNetwork
-from ..quantization.search import Groups, Setting
+from ..quantization.records import Certified, Setting
+from ..quantization.search import Groups
 from ..quantization.weights_only import store_in, store_weights
+from ..train.data_set import Part
 from ..train.distil import Teacher
 from ..train.fit import choose_device
-from ..train.metrics import score
+from ..train.metrics import score, softmax
 from ..train.split import stratified_sample
 from .finetune import fit_network
 from .quantize import QuantizeConfig
 
 SCORED = 10_000  # validation images that decide, evenly drawn where there are more
+SEEN = 512  # training images on which answers are compared without their labels
 BITS = {"int8-weights": "int8", "fp16-weights": "fp16"}
 
 
 class Maker:
-    """Makes the candidates of a search as files in ``folder``, each once; see ``choose.Maker``."""
+    """Makes the candidates of a search as files in ``folder``, each once; see ``search.Maker``."""
 
     def __init__(self, project: Project, source: Path, images: NDArray[np.uint8], folder: Path) -> None:
         self.project, self.float32, self.images, self.folder = project, source, images, folder
@@ -77,6 +82,44 @@ class Maker:
         return files
 
 
+class Answers:
+    """What files answer beside the float32 one: on training images without labels, and on the validation images with them.
+
+    Args:
+        float32: the file that the others were made of.
+        calibrated: positions of the training images that calibrate; others are taken where there are enough.
+        max_drop: points of balanced accuracy that may be lost.
+    """
+
+    def __init__(self, project: Project, float32: Path, calibrated: NDArray[np.int64], max_drop: float) -> None:
+        self.project, self.max_drop = project, max_drop
+        train = project.data.train
+        others = np.setdiff1d(np.arange(len(train.labels)), calibrated)
+        pool = others if len(others) >= MINIMUM_IMAGES else calibrated
+        self.images = train.images[pool[stratified_sample(train.labels[pool], min(SEEN, len(pool)), 0)]]
+        self._sure = softmax(logits_of(project, float32, self.images))
+        self.validation = _scored(project)
+        self._before = logits_of(project, float32, self.validation.images).argmax(axis=1)
+
+    @property
+    def before(self) -> Scores:
+        """The scores of the float32 file."""
+        return Scores(**score(self.validation.labels, self._before, self.project.classes))
+
+    def moved(self, file: Path) -> float:
+        """Points of probability that move to another class, on average over training images: 0.9 and 0.1 that become 0.7 and 0.3 are 20."""
+        found = softmax(logits_of(self.project, file, self.images))
+        return 50 * float(np.abs(found - self._sure).sum(axis=1).mean())
+
+    def certify(self, file: Path, error: float) -> Certified:
+        """The drop that the validation images show, and its bound, which is wrong with the probability ``error`` at most."""
+        after = logits_of(self.project, file, self.validation.images).argmax(axis=1)
+        answers = self.validation.labels, self._before, after
+        drop = paired_drop(*answers, error=error)
+        tells = images_to_tell(*answers, self.max_drop, error=error) if drop.bound > self.max_drop else None
+        return Certified(drop=drop.value, bound=drop.bound, images=drop.images, tells=tells)
+
+
 def groups_of(prepared: Prepared) -> dict[str, tuple[str, ...]]:
     """The groups of nodes that static quantization can take, in the order of the graph."""
     return node_groups(prepared.model, [node.name for node in prepared.nodes])
@@ -88,14 +131,19 @@ def calibration_images(project: Project, config: QuantizeConfig) -> tuple[NDArra
     return chosen, project.data.train.images[chosen]
 
 
-def make_file(project: Project, new: New, parent: Artifact, config: QuantizeConfig, tutoring: Tutoring) -> Metrics:
-    """Write the file that ``config`` asks for, with its test vectors, and return what is to be said of it."""
+def make_file(
+    project: Project, new: New, parent: Artifact, config: QuantizeConfig, tutoring: Tutoring, before: Scores | None = None
+) -> Metrics:
+    """Write the file that ``config`` asks for, with its test vectors, and return what is to be said of it.
+
+    ``before``: the scores of the parent on the validation images, where they are known.
+    """
     target = new.folder / PAYLOAD["graph"]
     metrics = _make(project, new, parent, config, tutoring)
     # Test vectors are what it answers here, as no other runtime computes in int8 what this one does.
     run = open_model(Candidate(name="int8", path=target), project.spec.shape, project.classes, threads=1).predict
     write_vectors(new.folder, run, project.data.validation.images, TOLERANCE["quantize"])
-    before, scores = scores_of(project, parent.payload), scores_of(project, target)
+    before, scores = before or scores_of(project, parent.payload), scores_of(project, target)
     return dataclasses.replace(metrics, validation=scores, points_lost=100 * (before.balanced_accuracy - scores.balanced_accuracy))
 
 
@@ -155,9 +203,21 @@ def _fine_tune(
 
 def scores_of(project: Project, file: Path) -> Scores:
     """The scores of a file on the validation images."""
+    part = _scored(project)
+    return Scores(**score(part.labels, logits_of(project, file, part.images).argmax(axis=1), project.classes))
+
+
+def _scored(project: Project) -> Part:
+    """The validation images, or so many of them that are evenly drawn."""
     part = project.data.validation
-    chosen = stratified_sample(part.labels, min(SCORED, len(part.labels)), 0)
-    images, labels = part.images[chosen], part.labels[chosen]
+    if len(part.labels) <= SCORED:
+        return part
+    chosen = stratified_sample(part.labels, SCORED, 0)
+    return Part(images=part.images[chosen], labels=part.labels[chosen])
+
+
+def logits_of(project: Project, file: Path, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """What a file says of images uint8 (N, C, H, W): float32 (N, K)."""
     predict = open_model(Candidate(name=file.stem, path=file), project.spec.shape, project.classes, threads=1).predict
-    logits = [check_logits(predict(batch), len(batch), project.classes) for batch in np.array_split(images, max(1, len(images) // 64))]
-    return Scores(**score(labels, np.concatenate(logits).argmax(axis=1), project.classes))
+    batches = np.array_split(images, max(1, len(images) // 64))
+    return np.concatenate([check_logits(predict(batch), len(batch), project.classes) for batch in batches])

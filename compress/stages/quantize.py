@@ -7,7 +7,10 @@
 
 The choice is an artifact of its own, found again as long as graph, data, settings and machine are the same: latencies are never the same
 twice, but a second run takes the same choice and so makes the same bytes. Calibration images are drawn evenly from the classes of the
-training images by the seed, and recorded by index and hash. Accuracy is that on validation images.
+training images by the seed, and recorded by index and hash. Settings are chosen on training images, without labels; the validation images
+choose nothing: what is most wanted is asked on them whether it is proved to keep ``max_drop``.
+
+A search that was cut short by ``time_limit`` has a key of its own, and a complete one is taken instead where it is there.
 
 The weights of nodes that stay float are stored as int8 too (``storage``), which costs no time and is part of the accuracy measured.
 
@@ -19,6 +22,7 @@ from __future__ import annotations
 
 import dataclasses
 import tempfile
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -29,20 +33,24 @@ from msgspec import UNSET, Meta, UnsetType
 from ..artifacts.artifact import PAYLOAD, Artifact
 from ..artifacts.parts import Chosen, Metrics
 from ..artifacts.payloads import Search, read_payload
-from ..artifacts.project import Project, data_identity, making, stage_key, state_file
+from ..artifacts.project import Project, data_identity, is_made, making, place_of, stage_key, state_file
 from ..artifacts.recipe import Tutoring
-from ..artifacts.records import write_record
+from ..artifacts.records import seconds_of, write_record
 from ..artifacts.vectors import TOLERANCE
 from ..benchmarks.machine import DECIDING, machine_facts
 from ..benchmarks.statistics import over_launches
 from ..errors import CompressError
 from ..graphs.records import MINIMUM_IMAGES
-from ..quantization.search import Setting, choose
+from ..quantization.records import Setting
+from ..quantization.search import Judges, choose
+
+SEARCH = 2  # raised when a search chooses otherwise, so that what older versions chose is not taken for its own
 
 
 @dataclass(frozen=True, kw_only=True)
 class QuantizeConfig:
-    """int8. ``mode``: auto searches by measurement for the fastest file that loses at most ``max_drop`` points of balanced accuracy;
+    """int8. ``mode``: auto searches by measurement for the fastest file that is proved to lose at most ``max_drop`` points of balanced
+    accuracy, by a 95% bound, or loses no more as counted where ``accept_unproved`` says that this is enough, for at most ``time_limit``;
     static, dynamic, int8-weights and fp16-weights (stored so, computed in float32) make one by hand; float32 is a copy.
 
     The rest concerns static, and but for ``images`` and ``seed`` (calibration images drawn by it) auto finds it: ``method`` and
@@ -59,10 +67,14 @@ class QuantizeConfig:
     images: Annotated[int, Meta(ge=MINIMUM_IMAGES, description="256 to 1024 of the training images do well")] = 512
     seed: Annotated[int, Meta(ge=0)] = 0
     max_drop: Annotated[float, Meta(ge=0, le=100, description="points of balanced accuracy, 0.3 is the default")] = 0.3
+    accept_unproved: bool = False
+    time_limit: str | float | None = None
     epochs: Annotated[int, Meta(ge=0, description="0 does no fine-tuning")] = 0
     lr: Annotated[float, Meta(gt=0, description="0.0001 is the default")] = 0.0001
 
     def __post_init__(self) -> None:
+        if self.time_limit is not None:
+            seconds_of(self.time_limit, "time_limit")
         by_hand = {"method": "minmax", "per_channel": True, "groups": (), "equalise": False, "correct_bias": False}
         if self.mode != "static" and (given := [name for name, usual in by_hand.items() if getattr(self, name) != usual]):
             how = "auto tries them all" if self.mode == "auto" else f"{self.mode} has none"
@@ -80,23 +92,27 @@ def quantize(
 ) -> Artifact:
     """Quantize the graph of ``parent`` as ``config`` says; ``tutoring`` is that of fine-tuning, if it says so."""
     chosen: Chosen | UnsetType = UNSET
+    before, inputs = None, dict[str, Any]()
     if config.mode == "auto":
         choice = choose_quantization(project, parent, config)
         found = read_payload(choice, Search)
         config = _as_chosen(found, config)
-        told: dict[str, Any] = {name: getattr(found, name) for name in ("verdict", "best", "finalists")}
+        # What is said of a file belongs to it: another search that comes to the same settings makes another artifact, unless it trains.
+        before, inputs = found.before, {} if config.epochs else {"choice": choice.manifest.key}
+        told: dict[str, Any] = {name: getattr(found, name) for name in ("verdict", "decided", "complete", "best", "finalists")}
         chosen = Chosen(artifact=str(choice.path), hash=choice.manifest.hash, tried=len(found.tried), **told)
         project.console.say(f"quantize: {found.verdict}")
     tuning, distil = tutoring.config(config.epochs, config.lr), tutoring.distil
     settings = _settings_of(config)
-    inputs = {"training": dataclasses.asdict(tuning), "distil": dataclasses.asdict(distil)} if config.epochs else {}
+    if config.epochs:  # "unfolded": older versions trained the first layer at another scale
+        inputs = {"training": dataclasses.asdict(tuning), "distil": dataclasses.asdict(distil), "first layer": "unfolded"}
     key = stage_key("quantize", settings, parent=parent.content, data=data_identity(project), vectors=TOLERANCE["quantize"], **inputs)
 
     with making(project, "graph", "quantize", key, settings, parent, out) as new:
         if new.wanted:
             from .int8_files import make_file
 
-            new.metrics = dataclasses.replace(make_file(project, new, parent, config, tutoring), choice=chosen)
+            new.metrics = dataclasses.replace(make_file(project, new, parent, config, tutoring, before), choice=chosen)
             new.facts = parent.manifest.facts
     state_file(project, "quantize", key).unlink(missing_ok=True)
     return new.artifact
@@ -104,30 +120,39 @@ def quantize(
 
 def choose_quantization(project: Project, parent: Artifact, config: QuantizeConfig) -> Artifact:
     """Search for the fastest file as ``quantization.search`` does, on this machine: one image, one thread, ONNX Runtime."""
+    begun = time.monotonic()
     machine: dict[str, Any] = {name: machine_facts().get(name) for name in DECIDING if name not in ("governor", "gpu")}
-    settings = {"images": config.images, "seed": config.seed, "max_drop": config.max_drop}
-    key = stage_key("choose", settings, parent=parent.content, data=data_identity(project), machine=machine)
+    settings: dict[str, Any] = {name: getattr(config, name) for name in ("images", "seed", "max_drop", "accept_unproved")}
+    inputs: dict[str, Any] = {"parent": parent.content, "data": data_identity(project), "machine": machine, "search": SEARCH}
+    key, limit = stage_key("choose", settings, **inputs), None
+    if config.time_limit is not None and not is_made(project, place_of(project, "choose", key, None)):
+        limit = seconds_of(config.time_limit, "time_limit")
+        settings |= {"time_limit": limit}
+        key = stage_key("choose", settings, **inputs)
 
     with making(project, "choice", "choose", key, settings, parent) as new:
         if not new.wanted:
             return new.artifact
         from ..artifacts.cost import INPUTS, in_turns
-        from .int8_files import Maker, calibration_images, scores_of
+        from .int8_files import Answers, Maker, calibration_images
 
         generator = np.random.default_rng(config.seed)
         images = [generator.integers(0, 256, (1, *project.spec.shape), dtype=np.uint8) for _ in range(INPUTS)]
+        calibrated, calibration = calibration_images(project, config)
         with tempfile.TemporaryDirectory(dir=new.folder) as scratch:
-            maker = Maker(project, parent.payload, calibration_images(project, config)[1], Path(scratch))
-            found = choose(
-                maker,
-                lambda files, rounds: in_turns(list(files), images, rounds, generator),
-                lambda file: scores_of(project, file).balanced_accuracy,
+            maker = Maker(project, parent.payload, calibration, Path(scratch))
+            answers = Answers(project, parent.payload, calibrated, config.max_drop)
+            judges = Judges(
+                times=lambda files, rounds: in_turns(list(files), images, rounds, generator),
                 interval=over_launches,
-                max_drop=config.max_drop,
+                moved=answers.moved,
+                certify=answers.certify,
                 progress=lambda told: project.console.progress(told, 0, 1),
+                late=lambda: limit is not None and time.monotonic() - begun > limit,
             )
+            found = choose(maker, judges, max_drop=config.max_drop, accept_unproved=config.accept_unproved)
             project.console.progress("chosen", 1, 1)
-        search = Search(**vars(found), max_drop=config.max_drop, groups=maker.groups_of, machine=machine)
+        search = Search(**vars(found), max_drop=config.max_drop, groups=maker.groups_of, machine=machine, before=answers.before)
         write_record(new.folder / PAYLOAD["choice"], search)
         new.metrics = Metrics(verdict=found.verdict)
     return new.artifact
@@ -138,7 +163,8 @@ def _settings_of(config: QuantizeConfig) -> dict[str, Any]:
     if config.mode != "static":
         return {"mode": config.mode}
     settings = dataclasses.asdict(config)
-    del settings["max_drop"]
+    for name in ("max_drop", "accept_unproved", "time_limit"):
+        del settings[name]
     return settings if config.epochs else {name: value for name, value in settings.items() if name not in ("epochs", "lr")}
 
 

@@ -53,7 +53,7 @@ def run_all(context: Context, recipe: Recipe, measuring: Mapping[str, Any], limi
         removing.in_steps()
     tutoring = Tutoring(training=training_config(recipe), distil=recipe.stage(DistilConfig, "distil"))
     exporting = recipe.stage(ExportConfig, "export")
-    quantizing = recipe.stage(QuantizeConfig, "quantize")
+    quantizing = recipe.stage(QuantizeConfig, "quantize", accept_unproved=limits.get("accept_unproved"))
     dynamic, static = (QuantizeConfig(mode=mode, images=quantizing.images, seed=quantizing.seed) for mode in ("dynamic", "static"))
     benchmarking = recipe.stage(BenchmarkConfig, "benchmark", **measuring)
     recipe.stage(Limits, "report", **limits)
@@ -75,7 +75,8 @@ def run_all(context: Context, recipe: Recipe, measuring: Mapping[str, Any], limi
     dense, sparse, *small = (export(project, network, exporting) for network in networks)
     wanted = [(dense, dynamic), (dense, static), (dense, quantizing), (sparse, static), *((graph, quantizing) for graph in small)]
     quantized = [quantize(project, graph, config, tutoring) for graph, config in wanted]
-    graphs = list({graph.path: graph for graph in (dense, sparse, *small, *quantized)}.values())  # two ways may lead to one file
+    # Two ways may lead to one file, such as the float32 one that a search keeps: the last of them knows how it was chosen.
+    graphs = list({graph.content: graph for graph in (dense, sparse, *small, *quantized)}.values())
     measured = benchmark(project, candidates_of([*graphs, root], context.device), benchmarking, root)
     return report([measured.payload], project.folder / "report", {**recipe.table("report"), **limits})
 

@@ -109,6 +109,20 @@ def test_a_true_drop_of_twice_the_limit_is_proved_in_one_of_twenty_at_most() -> 
     assert proved(10_000, 0.0015, 0.001, 0.5) >= 0.99
 
 
+def test_a_bound_that_may_be_wrong_less_often_lies_higher() -> None:
+    """Garwood's exact ones for 5 lost of 10,000; none lost of 1,000 are 3.0, 4.6 and 5.3 in a thousand."""
+    for error in (0.05, 0.01, 0.05 / 7):
+        found = paired_drop(*answers(10_000, 5, 0), error=error)
+        assert found.bound == pytest.approx(stats.chi2.ppf(1 - error, 12) / 200, rel=0.02)
+        assert (found.low, found.high) == (paired_drop(*answers(10_000, 5, 0)).low, paired_drop(*answers(10_000, 5, 0)).high)
+        assert paired_drop(*answers(1_000, 0, 0), error=error).bound == pytest.approx(-np.log(error) / 10, rel=0.02)
+        needed = images_to_tell(*answers(1_000, 0, 0), limit=0.1, error=error)
+        assert needed == pytest.approx(-np.log(error) * 1_000, rel=0.05)
+    for error in (0, 0.6):
+        with pytest.raises(BenchmarkError, match=r"error \(=0(\.6)?\) must lie in \(0, 0\.5\]; 0\.05 is 95% confidence"):
+            paired_drop(*answers(10, 0, 0), error=error)
+
+
 def test_images_to_tell_by_hand() -> None:
     """None lost: three in n. Nothing helps where the drop itself reaches the limit. Two digits, upwards."""
     assert images_to_tell(*answers(1_000, 0, 0), limit=0.1) == 3_000

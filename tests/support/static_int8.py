@@ -7,8 +7,7 @@ import numpy as np
 from compress.quantization import int8
 from compress.quantization.int8 import Prepared, quantize_prepared, write_quantized
 from compress.quantization.ort_quantizer import Types
-from compress.quantization.records import Quantized
-from compress.quantization.search import Setting
+from compress.quantization.records import Quantized, Setting
 
 VNNI = Types(activations="uint8", weights="int8", reduce_range=False)
 OLD = Types(activations="uint8", weights="int8", reduce_range=True)

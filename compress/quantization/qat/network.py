@@ -12,6 +12,10 @@ the graph before the first step is the quantizer's, bit for bit.
 Trained are the constants that reach a convolution, a matrix product or the sum behind it; a weight that several nodes share is one
 parameter. Zeros stay zero where the caller multiplies with ``zero_masks`` after each step.
 
+A parameter has the scale at which it was learnt. Where a convolution reads pixels of 0 to 255, as 1/255 was folded into its weights
+(``graphs.rewrite``), the parameter is 256 times the weight: Adam moves each parameter by the learning rate whatever its size, so three
+steps at 1e-4 would move such a layer by a quarter and others by 0.3%. By 256, not 255, as a power of two rounds nothing.
+
 Refuses: operators without a torch function (``graph_operators``), grids that cannot be trained on (``fake_quantize``), a DequantizeLinear
 that reads otherwise than QuantizeLinear wrote, opset below 13, a graph without weights, weights of another shape or of another graph.
 
@@ -37,6 +41,7 @@ from ...graphs.index import edited, fresh, index, is_a, maker, set_constants, sw
 from .fake_quantize import FakeQuantize, Grid, grid_of
 from .operators import CHOOSING, INSTEAD, VIEWS, Function, label_of, make_function
 
+_FOLDED = 256.0  # parameter / weight where 1/255 was folded into the weight
 _SUFFIX = "_quantized"  # what ONNX Runtime's quantizer appends to the name of a weight
 
 
@@ -97,7 +102,10 @@ class GraphNetwork(nn.Module):
         self._entry, self._exit = self._model.graph.input[0].name, self._model.graph.output[0].name
         self._stored = plan.stored
         self._quantized = bool(plan.grids)
-        self.weights = nn.ParameterList(_start(name, constants[name], grid, weights or {}) for name, grid in plan.stored.items())
+        starts = {name: _start(name, constants[name], grid, weights or {}) for name, grid in plan.stored.items()}
+        read_pixels = _weights_of_pixels(index(self._model))
+        self._scales = [_FOLDED if name in read_pixels and _is_folded(start) else 1.0 for name, start in starts.items()]
+        self.weights = nn.ParameterList(nn.Parameter(scale * start) for scale, start in zip(self._scales, starts.values(), strict=True))
         if weights and not any(_float_name(name) in weights for name in plan.stored):
             raise CompressError(
                 f"weights ({', '.join(list(weights)[:3])}, ...) are none of this graph's; take those of the graph it was made from"
@@ -113,7 +121,7 @@ class GraphNetwork(nn.Module):
     def forward(self, image: Tensor) -> Tensor:
         """Logits float32 (B, K) of images uint8, or float32 in 0..255 where the graph takes uint8, (B, C, H, W)."""
         values: dict[str, Any] = dict(zip(self._held, self._buffers.values(), strict=True))
-        values.update(zip(self._stored, self.weights, strict=True))
+        values.update(zip(self._stored, self._unscaled(), strict=True))
         # In bfloat16 the steps of an int8 tensor cannot be told apart.
         with torch.autocast(image.device.type, enabled=False) if self._quantized else nullcontext():
             values[self._entry] = image.float()
@@ -124,6 +132,10 @@ class GraphNetwork(nn.Module):
                     del values[name]
         return values[self._exit]
 
+    def _unscaled(self) -> list[Tensor]:
+        """The weights as the graph has them."""
+        return [weight if scale == 1 else weight / scale for weight, scale in zip(self.weights, self._scales, strict=True)]
+
     def zero_masks(self) -> dict[str, Tensor]:
         """Parameter name to bool mask, True where it is not zero now; of the weights (not biases) that have zeros."""
         named = {name: parameter.detach() != 0 for name, parameter in self.named_parameters() if parameter.ndim > 1}
@@ -132,8 +144,8 @@ class GraphNetwork(nn.Module):
     def to_onnx(self) -> onnx.ModelProto:
         """The graph with the weights as they are now, in the numbers that the forward pass computes with; all else is unchanged."""
         model, values = copy.deepcopy(self._model), {}
-        for (name, grid), parameter in zip(self._stored.items(), self.weights, strict=True):
-            value = parameter.detach().cpu()
+        for (name, grid), weight in zip(self._stored.items(), self._unscaled(), strict=True):
+            value = weight.detach().cpu()
             values[name] = value.numpy() if grid is None else grid.write(value)
         set_constants(model, values)
         return model
@@ -162,22 +174,43 @@ def _make_plan(model: onnx.ModelProto, constants: dict[str, np.ndarray]) -> _Pla
 
 def _trained(graph: ir.Graph) -> dict[str, None]:
     """The names of the constants that are weights or biases, in the order of the nodes that use them."""
-
-    def behind(value: ir.Value | None, *kinds: str) -> ir.Value | None:
-        while (node := maker(value, *kinds)) is not None:
-            value = node.inputs[0]
-        return value
-
     found: dict[str, None] = {}
     for node in graph:
-        sums = is_a(node, "Add") and any(maker(behind(value, "DequantizeLinear", "QuantizeLinear"), "MatMul") for value in node.inputs)
+        sums = is_a(node, "Add") and any(maker(_behind(value, "DequantizeLinear", "QuantizeLinear"), "MatMul") for value in node.inputs)
         if not is_a(node, "Conv", "Gemm", "MatMul") and not sums:
             continue
         for value in node.inputs[1:] if is_a(node, "Conv", "Gemm") else node.inputs:
-            origin = behind(value, "DequantizeLinear", "Identity", *VIEWS)
+            origin = _origin(value)
             if origin is not None and origin.const_value is not None:
                 found[str(origin.name)] = None
     return found
+
+
+def _weights_of_pixels(graph: ir.Graph) -> set[str]:
+    """The names of the weights of convolutions that read the uint8 image with nothing between but a change of type."""
+    direct = [node for node in graph if is_a(node, "Conv")]
+    images = {node: _behind(node.inputs[0], "Cast", "Identity", "QuantizeLinear", "DequantizeLinear") for node in direct}
+    reading = [node for node, one in images.items() if one is not None and one.is_graph_input() and one.dtype == ir.DataType.UINT8]
+    return {str(origin.name) for node in reading if (origin := _origin(node.inputs[1])) is not None}
+
+
+def _is_folded(weight: Tensor) -> bool:
+    """Whether its size is nearer to 1/255 of what a layer keeps its signal with, 1 / sqrt(inputs) each, than to that itself.
+
+    A layer that was trained on pixels of 0 to 255 by somebody else is at its own scale already.
+    """
+    return float(weight.square().mean()) * weight[0].numel() < 1 / 255
+
+
+def _behind(value: ir.Value | None, *kinds: str) -> ir.Value | None:
+    """What ``value`` is made of, with operators of these types between."""
+    while (node := maker(value, *kinds)) is not None:
+        value = node.inputs[0]
+    return value
+
+
+def _origin(value: ir.Value | None) -> ir.Value | None:
+    return _behind(value, "DequantizeLinear", "Identity", *VIEWS)
 
 
 def _add_dequantize(plan: _Plan, node: ir.Node, image: str) -> None:
@@ -224,14 +257,14 @@ def _add_function(plan: _Plan, node: ir.Node) -> None:
     plan.add(function, inputs, [str(value.name) for value in node.outputs], grid if same else None)
 
 
-def _start(name: str, value: np.ndarray, grid: Grid | None, weights: Mapping[str, np.ndarray]) -> nn.Parameter:
+def _start(name: str, value: np.ndarray, grid: Grid | None, weights: Mapping[str, np.ndarray]) -> Tensor:
     tensor = torch.tensor(value) if grid is None else grid.read(value)
     chosen = weights.get(_float_name(name)) if grid is None or not grid.wide else None
     if chosen is not None and chosen.shape != value.shape:
         raise CompressError(
             f'weights: "{_float_name(name)}" is {chosen.shape}, but {value.shape} in the graph; take the graph it was made from'
         )
-    return nn.Parameter(tensor if chosen is None else torch.tensor(chosen, dtype=torch.float32))
+    return tensor if chosen is None else torch.tensor(chosen, dtype=torch.float32)
 
 
 def _float_name(name: str) -> str:

@@ -86,9 +86,11 @@ EXAMPLES = {
     },
 }
 SETTING = {"method": "minmax", "per_channel": True, "equalise": False, "correct_bias": False}
-TRIED = {"mode": "static", "groups": ["a"], "setting": SETTING, "ratio": 0.9, "low": 0.8, "high": 1.0, "rounds": 3, "drop": 0.1, "size": 9}
+TRIED = {"mode": "static", "groups": ["a"], "setting": SETTING, "ratio": 0.9, "low": 0.8, "high": 1.0, "rounds": 3, "size": 9}
+TRIED |= {"moved": 0.2, "drop": 0.1, "bound": 0.4, "images": 9, "proved": False, "tells": 20}
 EXAMPLES["graph"]["metrics"] |= {  # type: ignore[operator]
     "choice": {"artifact": "runs/x", "hash": "f00d", "tried": 1, "verdict": "told", "best": TRIED, "finalists": [TRIED]}
+    | {"decided": "bound", "complete": True}
 }
 SCORES = dict.fromkeys(("accuracy", "balanced_accuracy", "macro_f1", "macro_precision"), 0.5)
 BETWEEN = {"value": 1.0, "low": 0.9, "high": 1.1}
@@ -96,6 +98,7 @@ POINT = {"sparsity": 1.0, "removed": 4, "balanced_accuracy": 0.5, "cross_entropy
 NOISY = {"label": "a", "name": "a", "kind": "Conv", "weights": None, "output_db": None, "own_db": 3.0, "weight_db": 1.0, "clipped": 0.1}
 PAYLOADS: dict[type, Any] = {
     Search: {"verdict": "told", "max_drop": 0.3, "groups": {"a": ["n"]}, "best": TRIED, "finalists": [TRIED], "tried": [TRIED]}
+    | {"decided": "point estimate", "complete": False, "before": SCORES}
     | {"machine": {"cpu": "x", "cores": 2, "flags": ["avx"], "gpu": None}},
     Noise: {"images": 9, "setting": "minmax", "layers": [NOISY | {"microseconds": [1.0, None]}]}
     | {"groups": [{"name": "a", "nodes": 1, "logits_db": 3.0, "changed": 0.1, "latency": BETWEEN}]},

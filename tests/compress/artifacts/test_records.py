@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import pytest
 from msgspec import UNSET, Meta, UnsetType
 
-from compress.artifacts.records import checked, parse_record, read_toml
+from compress.artifacts.records import checked, parse_record, read_toml, seconds_of
 from compress.benchmarks.run import BenchmarkConfig
 from compress.benchmarks.verdict import Limits
 from compress.errors import CompressError
@@ -145,3 +145,17 @@ def test_what_is_read_is_a_file_and_not_large(tmp_path: Path) -> None:
     ):
         with pytest.raises(CompressError, match=told):
             read_toml(path, "recipe")
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [("90s", 90), ("5m", 300), ("1h", 3600), ("300", 300), (300, 300), (0.5, 0.5), ("1.5h", 5400), (" 2 m ", 120), (".5m", 30)],
+)
+def test_times_are_read_as_people_write_them(text: str | float, seconds: float) -> None:
+    assert seconds_of(text, "time_limit") == seconds
+
+
+@pytest.mark.parametrize("text", ["", "m5", "5d", "5mm", "-5m", "0", "0s", "nan", "inf", "5m30s", "\u0665m", "9" * 400, "1e3", True])
+def test_what_is_no_time_is_refused(text: str) -> None:
+    with pytest.raises(CompressError, match=r"time_limit \(=.*\) must be a time above 0, such as 90s, 5m or 1h; a plain number is seconds"):
+        seconds_of(text, "time_limit")

@@ -18,7 +18,7 @@ from compress.graphs.export import export_onnx
 from compress.models import emnist, k49
 from compress.quantization.int8 import Prepared, quantize_dynamic, quantize_prepared, write_quantized
 from compress.quantization.ort_quantizer import OPERATORS, Types
-from compress.quantization.search import Setting
+from compress.quantization.records import Setting
 from compress.quantization.weights_only import store_weights
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (80, 1, 12, 12), dtype=np.uint8)

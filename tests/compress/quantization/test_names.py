@@ -21,7 +21,7 @@ from compress.quantization.bias import correct_bias
 from compress.quantization.int8 import quantize_dynamic, quantize_prepared
 from compress.quantization.noise import layer_noise
 from compress.quantization.qat.network import GraphNetwork
-from compress.quantization.search import Setting
+from compress.quantization.records import Setting
 from compress.quantization.weights_only import store_in
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (40, 1, 8, 8), dtype=np.uint8)

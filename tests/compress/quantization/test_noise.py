@@ -12,7 +12,7 @@ from static_int8 import prepare
 
 from compress.quantization.int8 import Prepared, quantize_prepared
 from compress.quantization.noise import LayerNoise, decibels, group_costs, layer_noise
-from compress.quantization.search import Setting
+from compress.quantization.records import Setting
 
 CONFIG = Setting()
 

@@ -17,9 +17,11 @@ from compress.artifacts.model_reference import ModelReference
 from compress.artifacts.payloads import Search, read_payload
 from compress.artifacts.project import Project, variant_name
 from compress.artifacts.recipe import Tutoring
+from compress.benchmarks.paired import paired_drop
 from compress.errors import CompressError
 from compress.stages.benchmark import candidates_of
 from compress.stages.export import ExportConfig, export
+from compress.stages.int8_files import Answers, calibration_images
 from compress.stages.prune import PruneConfig, prune
 from compress.stages.quantize import QuantizeConfig, choose_quantization, quantize
 from compress.stages.train import train
@@ -61,10 +63,11 @@ def logits(path: Path, images: np.ndarray) -> np.ndarray:
 
 def test_the_choice_is_kept_so_a_second_run_makes_the_same_bytes(made: tuple[Project, Artifact]) -> None:
     project, graph = made
-    first = run(project, graph, QuantizeConfig(images=64))
+    config = QuantizeConfig(images=64, accept_unproved=True)
+    first = run(project, graph, config)
     content = first.payload.read_bytes()
     shutil.rmtree(first.path)
-    again = run(project, graph, QuantizeConfig(images=64))
+    again = run(project, graph, config)
     assert again.payload.read_bytes() == content
     choice = again.manifest.metrics.choice
     table = read_payload(read_artifact(Path(choice.artifact), "choice"), Search)
@@ -191,18 +194,80 @@ def test_where_nothing_in_int8_is_faster_there_is_nothing_to_fine_tune(
 ) -> None:
     project, graph = made
 
-    def slower(files: list[Path], images: object, rounds: int, generator: np.random.Generator) -> np.ndarray:
-        quantized = [any(node.op_type == "QuantizeLinear" for node in onnx.load(file).graph.node) for file in files]
-        return np.where(quantized, 2.0, 1.0) * generator.normal(1, 1e-3, (rounds, len(files)))
-
-    monkeypatch.setattr(cost, "in_turns", slower)
-    config = QuantizeConfig(images=65)
+    timed(monkeypatch, 2.0)
+    config = QuantizeConfig(images=65, accept_unproved=True)
     choice = read_payload(choose_quantization(project, graph, config), Search)
     assert choice.verdict.startswith("Do not compute in int8 on this machine: int8 everywhere takes 2.00x")
     assert choice.best.mode == "int8-weights"
     assert variant_name(run(project, graph, config)) == "pruned 50%, int8 weights"
     with pytest.raises(CompressError, match=r"epochs \(=1\): there is nothing to fine-tune\. Do not compute in int8"):
         run(project, graph, dataclasses.replace(config, epochs=1))
+
+
+def timed(monkeypatch: pytest.MonkeyPatch, ratio: float) -> None:
+    """Files with something in int8 take so much of float32's latency."""
+
+    def times(files: list[Path], images: object, rounds: int, generator: np.random.Generator) -> np.ndarray:
+        quantized = [any(node.op_type == "QuantizeLinear" for node in onnx.load(file).graph.node) for file in files]
+        return np.where(quantized, ratio, 1.0) * generator.normal(1, 1e-3, (rounds, len(files)))
+
+    monkeypatch.setattr(cost, "in_turns", times)
+
+
+def test_so_few_images_prove_nothing_and_the_user_may_accept_that(made: tuple[Project, Artifact], monkeypatch: pytest.MonkeyPatch) -> None:
+    project, graph = made
+    timed(monkeypatch, 0.5)
+    strict, accepting = QuantizeConfig(images=66), QuantizeConfig(images=66, accept_unproved=True)
+    kept, taken = (run(project, graph, config) for config in (strict, accepting))
+    assert (variant_name(kept), kept.manifest.config["mode"]) == ("pruned 50%, fp32", "float32")
+    assert kept.payload.read_bytes() == graph.payload.read_bytes()
+    verdict = kept.manifest.metrics.choice.verdict
+    assert verdict.startswith("Nothing in int8 is proved: ") and verdict.endswith("--accept-unproved computes it in int8.")
+    assert "with 143 images" in verdict and "would tell" in verdict
+    choice = taken.manifest.metrics.choice
+    assert (choice.best.mode, choice.decided) == ("static", "point estimate")
+    assert choice.verdict.endswith("that was accepted.")
+    # What the images say is what they say of the file itself, and the bound is that of all who might have been asked.
+    part, labels = project.data.validation, project.data.validation.labels
+    answers = [logits(file, part.images).argmax(axis=1) for file in (graph.payload, taken.payload)]
+    asked = sum(one.mode in ("int8-weights", "fp16-weights") or one.ratio < 0.98 for one in choice.finalists)
+    by_hand = [paired_drop(labels, *answers, error=0.05 / count) for count in (asked, asked - 1)]  # one per tensor gains nothing
+    assert (choice.best.drop, choice.best.images) == (pytest.approx(by_hand[0].value), 143)
+    assert choice.best.bound in [pytest.approx(one.bound) for one in by_hand]
+
+
+def test_settings_are_chosen_by_answers_on_training_images_that_did_not_calibrate(made: tuple[Project, Artifact]) -> None:
+    project, graph = made
+    indices, images = calibration_images(project, QuantizeConfig(images=512))
+    nothing = Answers(project, graph.payload, indices, 0.3)
+    assert nothing.moved(graph.payload) == 0
+    assert len(nothing.images) == 512
+    seen = {image.tobytes() for image in nothing.images}
+    assert not seen & {image.tobytes() for image in images}
+    assert seen <= {image.tobytes() for image in project.data.train.images}
+    small = Answers(project, graph.payload, np.arange(len(project.data.train.labels)), 0.3)
+    assert {image.tobytes() for image in small.images} <= {image.tobytes() for image in project.data.train.images}
+
+
+def test_a_search_that_was_cut_short_is_not_taken_for_a_whole_one(made: tuple[Project, Artifact], monkeypatch: pytest.MonkeyPatch) -> None:
+    project, graph = made
+    timed(monkeypatch, 0.5)
+    config = QuantizeConfig(images=67)
+    short, whole = dataclasses.replace(config, time_limit=0.01), dataclasses.replace(config, time_limit="1h")
+    first = choose_quantization(project, graph, short)
+    found = read_payload(first, Search)
+    assert not found.complete and found.verdict.endswith("The search was cut short; with more time it may find a faster file.")
+    assert choose_quantization(project, graph, short).path == first.path
+    hour = choose_quantization(project, graph, whole)
+    assert hour.path != first.path and read_payload(hour, Search).complete
+    complete = choose_quantization(project, graph, config)
+    assert complete.path not in (first.path, hour.path)
+    # Once there is a whole one, it is taken however little time was given.
+    assert choose_quantization(project, graph, short).path == complete.path
+    with pytest.raises(
+        CompressError, match=r"time_limit \(=soon\) must be a time above 0, such as 90s, 5m or 1h; a plain number is seconds"
+    ):
+        QuantizeConfig(time_limit="soon")
 
 
 def test_too_few_calibration_images_are_refused_and_nothing_is_written(made: tuple[Project, Artifact], tmp_path: Path) -> None:
