@@ -10,15 +10,18 @@ This only steers, and in one process; what a finished file gains, ``compress ben
 In each round every file is loaded anew and gets one turn, in random order and in every second round backwards; a round gives one ratio,
 and the 95% interval over the rounds is Student's t on logarithms. Loading anew matters, as a session keeps the luck of its memory
 layout: of k49 against itself, 25 times in 12 rounds, the interval held 1 in 64% of the cases with sessions kept, in 92% loaded anew.
+Rounds end where the answer is clear, and at their number where it is not; the doubt is then part of the answer.
 Its error: k49 against itself was off by 0.3% at most in 20 calls of one process, by 0.7% in 8 processes on a busy core; 0.686 came out
 between 0.667 and 0.690.
 
-Refused: a number of rounds that gives no interval, a network that cannot be exported, a goal that no rounding meets.
+Refused: a number of rounds that gives no interval, a network that cannot be exported.
 
 Source of the statistics: benchmarks/statistics.py.
 """
 
-from collections.abc import Callable, Sequence
+import math
+import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -26,6 +29,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from msgspec import UNSET
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
@@ -34,14 +38,17 @@ from ..benchmarks.runtimes import Candidate, onnx_session
 from ..benchmarks.statistics import MOST_LAUNCHES, Interval, over_launches
 from ..benchmarks.worker import WAKE_CALLS, time_calls
 from ..errors import CompressError
-from ..graphs.export import export_onnx
 from ..graphs.file import as_taken
+from ..graphs.template import Template
 from .artifact import InputSpec
 from .load import Prepare
 from .parts import Rounded, Rounding
 
+MULTIPLES = (1, 4, 8, 16)  # of channels, to which widths may be rounded
+BLOCK = 4  # rounds between two looks at what is known by now
 INPUTS = 32  # timed calls cycle over so many different images
 TURN_SECONDS, LEAST_CALLS, MOST_CALLS = 0.03, 5, 200
+OPEN_SECONDS = 0.02  # to load a file; with it a turn of a small network takes as long as it says here
 WORTH = 0.05  # latency that a coarser rounding must save, as it leaves less choice of what to remove
 
 
@@ -77,7 +84,7 @@ def count_cost(network: nn.Module, example: Tensor) -> Cost:
 
 
 class Clock:
-    """Measures networks against ``baseline``: about 2 s to export each of the size of k49, and 0.5 s to time it.
+    """Measures networks against ``baseline``, whose export takes seconds; what was cut from it needs none of its own.
 
     Args:
         baseline: float32 (B, C, H, W) to logits; the uncut network. It and all others are left as they are.
@@ -92,21 +99,31 @@ class Clock:
     def __init__(self, baseline: nn.Module, spec: InputSpec, folder: Path, *, rounds: int = 12, seed: int = 0) -> None:
         if not 2 <= rounds <= MOST_LAUNCHES:
             raise CompressError(f"rounds (={rounds}) must lie in 2 to {MOST_LAUNCHES}; an interval needs two, 12 are the default")
-        self.spec, self._folder, self._rounds = spec, folder, rounds
+        self.spec, self.rounds, self._folder = spec, rounds, folder
         self._generator = np.random.default_rng(seed)
         self._images = random_images(spec, self._generator)
+        self._template = Template(Prepare(spec), torch.from_numpy(np.concatenate(self._images[:2])))
         self._files: dict[Any, Path] = {}
         self._baseline = self._file(baseline)
 
-    def ratio(self, network: nn.Module) -> Interval:
-        """Latency of ``network`` / latency of the baseline, with its 95% interval; see :meth:`latencies`."""
-        return self.ratios([network])[0]
+    def ratio(self, network: nn.Module, *, goal: float | None = None, rounds: int | None = None) -> Interval:
+        """Latency of ``network`` / latency of the baseline, with its 95% interval; see :meth:`latencies`.
+
+        Measured anew with each call. ``goal``: ends as soon as the interval lies on one side of it. ``rounds``: at most, 2 to 30.
+        """
+        most = self.rounds if rounds is None else rounds
+        seconds = self.latencies([network], most if goal is None else min(BLOCK, most))
+        while True:
+            found = _interval(seconds[:, 1] / seconds[:, 0])
+            if goal is None or len(seconds) >= most or not found.low <= goal < found.high:
+                return found
+            seconds = np.concatenate([seconds, self.latencies([network], min(BLOCK, most - len(seconds)))])
 
     def ratios(self, networks: Sequence[nn.Module]) -> list[Interval]:
         """The same for several networks in turns, so that a busy machine is busy for all."""
         return ratios_to_first(self.latencies(networks))
 
-    def latencies(self, networks: Sequence[nn.Module]) -> NDArray[np.float64]:
+    def latencies(self, networks: Sequence[nn.Module], rounds: int | None = None) -> NDArray[np.float64]:
         """Median seconds per call in each round: float64 (rounds, 1 + networks), the baseline's first.
 
         Weights do not change the time, so networks of the same modules and shapes are exported once, and timed once.
@@ -116,16 +133,19 @@ class Clock:
         """
         wanted = [self._file(network) for network in networks]
         different = list(dict.fromkeys(wanted))
-        seconds = in_turns([self._baseline, *different], self._images, self._rounds, self._generator)
+        seconds = in_turns([self._baseline, *different], self._images, rounds or self.rounds, self._generator)
         return seconds[:, [0, *(1 + different.index(file) for file in wanted)]]
+
+    def expected(self, networks: int, rounds: int | None = None) -> float:
+        """Seconds that it takes to measure so many networks, on an idle machine; networks of more than 6 ms per image take longer."""
+        return (rounds or self.rounds) * (networks + 1) * (TURN_SECONDS + OPEN_SECONDS)
 
     def _file(self, network: nn.Module) -> Path:
         """The graph of ``network``, exported unless one with its modules and shapes is there."""
         key = str(network), tuple((name, value.shape) for name, value in network.state_dict().items())
         if key not in self._files:
             file = self._folder / f"{len(self._files)}.onnx"
-            example = torch.zeros(2, *self.spec.shape, dtype=torch.uint8)
-            export_onnx(network, file, prepare=Prepare(self.spec), example=example, metadata={})
+            self._template.write(network, file)
             self._files[key] = file
         return self._files[key]
 
@@ -157,34 +177,46 @@ def ratios_to_first(seconds: NDArray[np.float64]) -> list[Interval]:
     return [_interval(other / seconds[:, 0]) for other in seconds.T[1:]]
 
 
-def fastest_rounding(cut_for: Callable[[int], nn.Module | None], clock: Clock, candidates: Sequence[int] = (1, 4, 8, 16)) -> Rounding:
+def fastest_rounding(networks: Mapping[int, nn.Module], clock: Clock, until: float = math.inf) -> Rounding:
     """The multiple to which widths are best rounded here, measured on networks that meet the same goal in MACs, size or sparsity.
 
     The fastest wins, but a smaller multiple is taken if it is at most 5% slower, round by round against the fastest: what is coarser has
     less choice of what to remove, so it must pay. The middle of the interval counts, not its end: on a busy machine the interval is wide,
-    and widths that are slow must not win for that. Nothing is said of accuracy. A network that was rounded
-    below its goal is faster for that alone; the table has the MACs.
+    and widths that are slow must not win for that. Every few rounds, what is surely slower drops out, and measuring ends once the answer is
+    clear; where the clock's rounds do not make it so, or the time is over, the answer names its doubt. Nothing is said of accuracy. A
+    network that was rounded below its goal is faster for that alone; the table has the MACs.
 
     Args:
-        cut_for: the cut network for a multiple, or None where that one cannot meet the goal.
-        candidates: the multiples to try.
+        networks: the cut network for each multiple to try, at least one.
+        until: the ``time.monotonic()`` at which to answer with what is known.
 
     Raises:
-        CompressError: none meets the goal, or a network cannot be exported.
+        CompressError: a network cannot be exported.
     """
-    networks = {multiple: network for multiple in candidates if (network := cut_for(multiple)) is not None}
-    if not networks:
-        raise CompressError(f"candidates (={', '.join(map(str, candidates))}): no rounding of the widths meets the goal; ask for less")
-    seconds = clock.latencies(list(networks.values()))
-    rows = []
-    for (multiple, network), found in zip(networks.items(), ratios_to_first(seconds), strict=True):
-        macs = count_cost(network, torch.zeros(1, *clock.spec.shape, device=next(network.parameters()).device)).macs
-        rows.append(Rounded(round_to=multiple, ratio=found.value, low=found.low, high=found.high, macs=macs))
-    fastest = 1 + min(range(len(rows)), key=lambda index: rows[index].ratio)
-    best = min(
-        row.round_to for row, own in zip(rows, seconds.T[1:], strict=True) if _interval(own / seconds[:, fastest]).value <= 1 + WORTH
-    )
-    return Rounding(round_to=best, measured=tuple(rows))
+    seconds: dict[int, NDArray[np.float64]] = {multiple: np.empty((0, 2)) for multiple in networks}  # of the baseline, and its own
+    racing = sorted(networks)
+    while True:
+        done = len(seconds[racing[0]])
+        baseline, *others = clock.latencies([networks[one] for one in racing], min(BLOCK, clock.rounds - done)).T
+        for multiple, own in zip(racing, others, strict=True):
+            seconds[multiple] = np.concatenate([seconds[multiple], np.stack([baseline, own], axis=1)])
+        fastest = min(racing, key=lambda one: float(np.log(seconds[one][:, 1]).mean()))
+        slower = {one: _interval(seconds[one][:, 1] / seconds[fastest][:, 1]) for one in racing}
+        best = min(one for one, by in slower.items() if by.value <= 1 + WORTH)
+        unclear = [one for one, by in slower.items() if one < best and by.low <= 1 + WORTH]
+        unclear += [fastest] if slower[best].high > 1 + WORTH else []
+        racing = [one for one, by in slower.items() if by.low <= 1 + WORTH]
+        if not unclear or len(seconds[best]) >= clock.rounds or time.monotonic() >= until:
+            break
+    doubt = f"multiples of {' and '.join(map(str, unclear))} may be the better ones: not clear after {len(seconds[best])} rounds"
+    rows = [_row(multiple, network, seconds[multiple], clock.spec) for multiple, network in networks.items()]
+    return Rounding(round_to=best, measured=tuple(rows), doubt=doubt if unclear else UNSET)
+
+
+def _row(multiple: int, network: nn.Module, seconds: NDArray[np.float64], spec: InputSpec) -> Rounded:
+    found = _interval(seconds[:, 1] / seconds[:, 0])
+    image = torch.zeros(1, *spec.shape, device=next(network.parameters()).device)
+    return Rounded(round_to=multiple, ratio=found.value, low=found.low, high=found.high, macs=count_cost(network, image).macs)
 
 
 def _turn(session: Any, images: list[NDArray[np.uint8]]) -> float:

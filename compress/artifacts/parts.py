@@ -164,10 +164,11 @@ class Rounded:
 
 @dataclass(frozen=True, kw_only=True)
 class Rounding:
-    """``round_to``: the multiple to take. ``measured``: one row per multiple that meets the goal, as they were asked for."""
+    """``round_to``: the multiple to take. ``measured``: one row per multiple that meets the goal. ``doubt``: why it may be another."""
 
     round_to: Annotated[int, Meta(ge=1)]
     measured: tuple[Rounded, ...] | UnsetType = UNSET
+    doubt: Line | UnsetType = UNSET
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -54,7 +54,7 @@ def _nonnegative(trace: Trace, call: Call) -> bool:
     arithmetic = call.name in ("mul", "rmul", "add", "radd", "div")
     numbers = [v for v in (*call.args, *call.kwargs.values()) if isinstance(v, int | float)] if arithmetic else []
     tensors = [t for t in call.tensors() if t.is_floating_point()]
-    sign_kept = call.name in KEEP_SIGN.split() and call.kwargs.get("mode") != "bicubic" and call.kwargs.get("alpha", 1) >= 0
+    sign_kept = call.name in KEEP_SIGN.split() and call.kwargs.get("mode") != "bicubic"
     return sign_kept and all(n >= 0 for n in numbers) and all(trace.is_nonnegative(t) for t in tensors)
 
 

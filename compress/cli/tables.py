@@ -193,7 +193,9 @@ def _removal_text(metrics: Metrics, gains: Gains) -> str:
             | {"MACs": f"{one.macs:,}", "": "taken" if one.round_to == rounding.round_to else ""}
             for one in rounding.measured
         ]
-        parts.append(f"{table(rows)}\nBefore fine-tuning, each meeting the goal of the first step.")
+        parts.append(f"{table(rows)}\nBefore fine-tuning, each meeting the goal of the last step.")
+        if rounding.doubt:
+            parts.append(f"Doubtful: {rounding.doubt}; on a quieter machine --force measures again.")
     return paragraphs(*parts, "\n".join(metrics.left_whole or ()))
 
 

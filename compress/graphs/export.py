@@ -59,6 +59,11 @@ class _Deployed(nn.Module):
         return self.network(self.prepare(image if self.scale == 1 else image * self.scale))
 
 
+def deployed(prepare: nn.Module, network: nn.Module, scale: float = 1.0) -> nn.Module:
+    """The two as one module on the CPU, in eval mode: images to logits. Raises CompressError where they cannot be copied."""
+    return _Deployed(prepare, network, scale)
+
+
 def export_onnx(
     network: nn.Module,
     target: Path,
@@ -92,15 +97,9 @@ def export_onnx(
         raise CompressError(f"opset (={opset}) must be at least {OPSET}, which the exporter writes without converting")
     if image not in IMAGES:
         raise CompressError(f'image (="{image}") must be {" or ".join(IMAGES)}; uint8 takes the pixels as a camera or file has them')
-    deployed = _Deployed(prepare, network, 1.0 if image == "uint8" else 255.0)
     example = example.cpu() if image == "uint8" else example.cpu().float() / 255
-    _check_logits(deployed, example)
-    model = _trace(deployed, example, opset)
-    _strip_notes(model)
-    # A quantizer that transposes a weight trips over the shape noted for it ("Inferred shape and existing shape differ").
-    del model.graph.value_info[:]
-    _add_probabilities(model)
-    rewrites = simplify(model)
+    model = trace(deployed(prepare, network, 1.0 if image == "uint8" else 255.0), example, opset)
+    rewrites = finished(model)
     notes = {"compress.rewrites": json.dumps(rewrites)} if rewrites else {}
     note(model, model, dict(metadata) | notes)
     _check_batch_is_free(model, example)
@@ -123,7 +122,7 @@ def parity(network: nn.Module, prepare: nn.Module, path: Path, images: np.ndarra
     """
     if images.dtype != np.uint8 or images.ndim != 4 or len(images) == 0:
         raise CompressError(f"images (={images.dtype} {images.shape}) must be uint8 (N, C, H, W) with at least one image")
-    deployed = _Deployed(prepare, network)
+    network = deployed(prepare, network)
     session = open_session(read_onnx(path), f'"{path}"')
     entry, (logits, *others) = session.get_inputs()[0], [value.name for value in session.get_outputs()]
     names = [logits, *(name for name in others if name == "probabilities")]
@@ -131,7 +130,7 @@ def parity(network: nn.Module, prepare: nn.Module, path: Path, images: np.ndarra
     for start in range(0, len(images), batch):
         part = np.ascontiguousarray(images[start : start + batch])
         with torch.inference_mode():
-            expected = deployed(torch.tensor(part)).numpy()  # a copy: the images may be read-only
+            expected = network(torch.tensor(part)).numpy()  # a copy: the images may be read-only
         fed = as_taken(entry, part)
         try:
             found = session.run(names, {entry.name: fed})
@@ -168,7 +167,13 @@ def _check_logits(deployed: nn.Module, example: Tensor) -> None:
         raise CompressError(f"network must give float32 logits (B, K) for an example of {len(example)} images, but gives {found}")
 
 
-def _trace(deployed: nn.Module, example: Tensor, opset: int) -> onnx.ModelProto:
+def trace(deployed: nn.Module, example: Tensor, opset: int = OPSET, *, optimise: bool = True) -> onnx.ModelProto:
+    """What the exporter writes of a network with its preparation; ``optimise``: with constants and batch norms folded.
+
+    Raises:
+        CompressError: it cannot be exported, or gives no logits.
+    """
+    _check_logits(deployed, example)
     chatter = io.StringIO()  # the exporter logs whole graphs when it fails; the reason is in the exception
     try:
         with contextlib.redirect_stdout(chatter), contextlib.redirect_stderr(chatter), warnings.catch_warnings(record=True) as caught:
@@ -183,6 +188,7 @@ def _trace(deployed: nn.Module, example: Tensor, opset: int) -> onnx.ModelProto:
                 dynamic_shapes={"image": {0: torch.export.Dim("batch")}},
                 opset_version=opset,
                 verbose=False,
+                optimize=optimise,
             )
     except torch.onnx.OnnxExporterError as error:
         cause: BaseException = error
@@ -195,7 +201,17 @@ def _trace(deployed: nn.Module, example: Tensor, opset: int) -> onnx.ModelProto:
     for warning in caught:  # held back only from the chatter
         warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
     assert program is not None
-    return program.model_proto
+    model = program.model_proto
+    _strip_notes(model)
+    return model
+
+
+def finished(model: onnx.ModelProto) -> tuple[str, ...]:
+    """Drop notes of shapes, add the probabilities and rewrite; returns what was rewritten, in words."""
+    # A quantizer that transposes a weight trips over the shape noted for it ("Inferred shape and existing shape differ").
+    del model.graph.value_info[:]
+    _add_probabilities(model)
+    return simplify(model)
 
 
 def _add_probabilities(model: onnx.ModelProto) -> None:

@@ -252,6 +252,13 @@ def _lamp(magnitude: Tensor) -> Tensor:
 
 
 def _keep(magnitude: Tensor, zeros: int) -> Tensor:
-    keep = torch.ones(magnitude.numel(), dtype=torch.bool)
-    keep[magnitude.argsort(stable=True)[:zeros]] = False
+    """All but the ``zeros`` smallest, of equal ones the earlier: what a stable sort leaves, in a fraction of its time.
+
+    By hand: of ``[2, 1, 2, 2]`` two go. The second smallest is 2, and one value lies below it, so one 2 goes too, the first.
+    """
+    if zeros == 0:
+        return torch.ones(magnitude.numel(), dtype=torch.bool)
+    last = magnitude.kthvalue(zeros).values
+    keep = magnitude >= last
+    keep[(magnitude == last).nonzero()[: zeros - int((~keep).sum())]] = False
     return keep

@@ -1,21 +1,27 @@
-"""What channel removal does in one step before its fine-tuning: what may go, what goes, and what that gains; kept across a kill."""
+"""What channel removal does in one step before its fine-tuning: what may go, what goes, and what that gains; kept across a kill.
 
+Latency is noisy, and whoever tries twenty networks and takes the largest that was once measured below a goal takes the one that was lucky.
+So measurements only steer the search. What it found is measured again, and taken where the whole interval meets the goal; else the
+search aims lower by as much as was missed.
+"""
+
+import dataclasses
 import math
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from ..artifacts.artifact import Artifact
-from ..artifacts.cost import Clock, Cost, count_cost, fastest_rounding
+from ..artifacts.cost import MULTIPLES, Clock, Cost, count_cost, fastest_rounding
 from ..artifacts.load import Prepare, load_network
 from ..artifacts.parts import Gains, Metrics, Plan, Rounding
 from ..artifacts.project import Project
-from ..artifacts.records import read_record
+from ..benchmarks.statistics import MOST_LAUNCHES, Interval
 from ..channels.bypass import bypass
 from ..channels.choose import Choice, Kept, at_floor, choose, choose_for, macs_after, size_after
 from ..channels.curves import choose_by_curves
@@ -32,6 +38,14 @@ from .sensitivity import loss_curves
 if TYPE_CHECKING:
     from .remove_channels import Job, RemoveConfig
 
+STAGE = "remove-channels"
+ATTEMPTS = 4  # searches for a goal in latency, each aiming lower by what the one before missed
+HALVINGS = 12  # networks that a bisection looks at
+
+
+class OutOfTime(Exception):
+    """The time limit is over, and what is known by now must do."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Cutter:
@@ -40,7 +54,6 @@ class Cutter:
     job: "Job"
     parent: Artifact
     config: "RemoveConfig"
-    place: Path
 
     @cached_property
     def network(self) -> nn.Module:
@@ -58,8 +71,15 @@ class Cutter:
         return channel_groups(self.network, self.example)
 
     @cached_property
-    def clock(self) -> Clock:
-        return Clock(load_network(self.job.origin), self.job.project.spec, self.place)
+    def until(self) -> float:
+        """When the search for what goes is to answer, as ``time.monotonic()`` tells; it begins when this is asked first."""
+        limit = self.config.time_limit
+        return math.inf if limit is None else time.monotonic() + limit
+
+    @cached_property
+    def latencies(self) -> dict[tuple[int, ...], tuple[Kept, Interval]]:
+        """What was measured by now, by the widths: the units that stayed, and the latency as a fraction of the teacher's."""
+        return {}
 
     @cached_property
     def scores(self) -> dict[str, Tensor]:
@@ -94,8 +114,18 @@ class Cutter:
         return {
             "max_macs": lambda keep: (macs_after(self.groups, keep) + self.fixed_macs) / self.whole.macs,
             "max_size": lambda keep: size_after(self.network, self.groups, keep) / self.whole.params,
-            "max_latency": lambda keep: self.clock.ratio(self._cut(keep)).value,
+            "max_latency": lambda keep: self._latency(keep).high,
         }
+
+    def _latency(self, keep: Kept) -> Interval:
+        """Measured once for the same widths, so that nothing is tried until it is lucky."""
+        widths = tuple(map(len, keep.values()))
+        if widths not in self.latencies:
+            if time.monotonic() >= self.until:
+                raise OutOfTime
+            goal = self.config.max_latency
+            self.latencies[widths] = keep, self.job.clock.ratio(self._cut(keep), goal=goal)
+        return self.latencies[widths][1]
 
     @cached_property
     def before(self) -> dict[str, int]:
@@ -107,10 +137,24 @@ class Cutter:
         """Which units stay, and the rounding with what was measured for it."""
         if self.config.sparsity is None and not self.config.limits:
             return Plan(keep=self._everything(), rounding=None)
-        _ = self.groups  # first, as it says best why a network cannot be cut
+        _ = self.groups, self.scores, self.until  # the groups first, as they say best why a network cannot be cut
+        if self.job.sparsity is not None:
+            self._choose_share(self.job.sparsity, self._choice(1))  # refused before the first training, not before the last
         rounding = self._rounding()
-        self._refuse_unreachable(self._choice(rounding.round_to))
-        return Plan(keep=self._choose(rounding.round_to, self.config.limits), rounding=rounding)
+        keep = self._choose(rounding.round_to, self.config.limits) if self.config.max_latency is None else self._fast(rounding.round_to)
+        return Plan(keep=keep, rounding=rounding)
+
+    def missed(self, latency: Interval) -> str:
+        """By how much a goal in latency was missed, in words, or nothing."""
+        goal = self.job.final.get("max_latency")
+        if goal is None or goal != self.config.max_latency or latency.high <= goal:
+            return ""
+        measured = f"{latency.value:.3g}x ({latency.low:.3g} to {latency.high:.3g})"
+        if latency.value <= goal:
+            return f"max_latency (={goal:.4g}x) is met, but not surely: {measured}"
+        return (
+            f"max_latency (={goal:.4g}x) is missed by {100 * (latency.value / goal - 1):.1f}%: {measured}; ask for less, or lower the floor"
+        )
 
     def features(self, keep: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
         """The last layer that reads removable channels, with those of the teacher's inputs that it still has; none if that is not known."""
@@ -129,7 +173,7 @@ class Cutter:
 
     def gains(self, network: nn.Module, plan: Plan) -> dict[str, Any]:
         """The metrics about its size and speed beside the teacher's."""
-        whole, now, ratio = self.whole, count_cost(network, self.example), self.clock.ratio(network)
+        whole, now, ratio = self.whole, count_cost(network, self.example), self.job.clock.ratio(network)
         return {
             "teacher": self.job.origin.content,
             "gains": Gains(macs=now.macs / whole.macs, size=now.params / whole.params, latency=ratio),
@@ -146,13 +190,7 @@ class Cutter:
     def _choose(self, round_to: int, limits: Mapping[str, float]) -> Kept:
         how = self._choice(round_to)
         if self.config.sparsity is not None:
-            channels = {group.name: group.channels for group in self.groups}
-            whole = sum(width * channels[name] for name, width in self.before.items())
-            left = sum(group.width * group.channels for group in self.groups)
-            sparsity = 1 - (1 - self.config.sparsity) * whole / left
-            if sparsity <= 0:  # rounding took more than its share in an earlier step
-                return self._everything()
-            return choose(self.groups, self.scores, sparsity, how)
+            return self._choose_share(self.config.sparsity, how)
 
         def cost(keep: Kept) -> float:
             """The worst of the goals; the cheap ones first, as measuring takes seconds."""
@@ -165,8 +203,24 @@ class Cutter:
 
         if self.config.scope == "sensitivity":
             curves = loss_curves(self.job.project, self.job.recipe, self.parent)
-            return choose_by_curves(self.groups, self.scores, curves, cost, 1.0, how)
+            try:
+                return choose_by_curves(self.groups, self.scores, curves, cost, 1.0, how)
+            except CompressError as error:
+                if not self.known.widths:
+                    raise
+                # Trained for the first steps by now, so the goal is met by another way.
+                self.job.project.console.say(f"{STAGE}: ranks all channels together, as by their sensitivity a {error}")
         return choose_for(self.groups, self.scores, cost, 1.0, how)
+
+    def _choose_share(self, sparsity: float, how: Choice) -> Kept:
+        """The units that stay at a sparsity that counts channels of the teacher."""
+        channels = {group.name: group.channels for group in self.groups}
+        whole = sum(width * channels[name] for name, width in self.before.items())
+        left = sum(group.width * group.channels for group in self.groups)
+        share = 1 - (1 - sparsity) * whole / left
+        if share <= 0:  # rounding took more than its share in an earlier step
+            return self._everything()
+        return choose(self.groups, self.scores, share, how)
 
     def _everything(self) -> Kept:
         return {group.name: tuple(range(group.width)) for group in self.groups}
@@ -177,17 +231,24 @@ class Cutter:
         metrics = self.parent.manifest.metrics
         return metrics if metrics.teacher == self.job.origin.content else Metrics()
 
-    def _refuse_unreachable(self, how: Choice) -> None:
-        """Before the first training, not after it: the limits of the last step count."""
-        floor = at_floor(self.groups, self.scores, how)
-        for name, limit in self.job.final.items():
-            if (least := self.costs[name](floor)) > limit:
-                nearest = math.ceil(1000 * least) / 1000
-                rounded = f" in multiples of {how.round_to}" if how.round_to > 1 else ""
-                raise CompressError(
-                    f"{name} (={limit:.4g}x) cannot be reached: with every channel group at its floor (={how.floor}){rounded} "
-                    f"{nearest}x is left; ask for that, lower the floor, or leave modules out (--bypass auto)"
-                )
+    def _reaching(self, multiples: Sequence[int], limits: Mapping[str, float]) -> list[int]:
+        """Those multiples with which the floors meet the limits, or may, where that is measured; CompressError where there are none."""
+        if not limits:
+            return list(multiples)
+        worst: dict[int, tuple[float, str, float]] = {}  # by how much the worst of the limits is missed, its name, what is left
+        for multiple in multiples:
+            floor = at_floor(self.groups, self.scores, self._choice(multiple))
+            left = {name: self._left(name, floor) for name in limits}
+            worst[multiple] = max((left[name].low / limit, name, left[name].high) for name, limit in limits.items())
+        if reaching := [multiple for multiple, (missed, *_) in worst.items() if missed <= 1]:
+            return reaching
+        best = min(worst, key=lambda multiple: worst[multiple])
+        _, name, least = worst[best]
+        rounded = f" in multiples of {best}" if best > 1 else ""
+        raise CompressError(
+            f"{name} (={limits[name]:.4g}x) cannot be reached: with every channel group at its floor (={self.config.floor}){rounded} "
+            f"{math.ceil(1000 * least) / 1000}x is left; ask for that, lower the floor, or leave modules out (--bypass auto)"
+        )
 
     def _cut(self, keep: Kept) -> nn.Module:
         return remove_channels(self.network, self.groups, keep)
@@ -195,45 +256,87 @@ class Cutter:
     def _rounding(self) -> Rounding:
         """The multiple of channels that widths are rounded to: as asked, as measured in an earlier step, or measured now.
 
-        A limit of latency is taken as one of MACs for this: at the same latency no rounding would be the faster one.
+        Those with which the last goals are out of reach are left out, before anything is trained. Where one that was measured before
+        turns out to be, the next finer one is taken. A limit of latency is taken as one of MACs for this: at the same latency no rounding
+        would be the faster one.
         """
-        self._refuse_unreachable(self._choice(max(1, self.config.round_to)))
+        say, known = self.job.project.console.say, self.known.rounding
         if self.config.round_to:
+            self._reaching([self.config.round_to], self.job.final)
             return Rounding(round_to=self.config.round_to)
-        if isinstance(known := self.known.rounding, Rounding):
-            return known
-        self.job.project.console.say("remove-channels: measures which widths are fast here")
-        limits = dict(self.config.limits)
+        if isinstance(known, Rounding):
+            finer = [known.round_to, *(multiple for multiple in MULTIPLES[::-1] if multiple < known.round_to)]
+            taken = next((one for one in finer if self._may_reach(one)), known.round_to)
+            if taken != known.round_to:
+                say(f"{STAGE}: widths in multiples of {known.round_to} no longer reach the goal; takes multiples of {taken}")
+            return dataclasses.replace(known, round_to=taken)
+        limits = dict(self.job.final)
+        multiples = self._reaching(MULTIPLES, limits)
+        if left_out := [str(one) for one in MULTIPLES if one not in multiples]:
+            say(f"{STAGE}: leaves out widths in multiples of {' and '.join(left_out)}, with which the goal is out of reach")
+        if len(multiples) == 1:
+            return Rounding(round_to=multiples[0])
         if (latency := limits.pop("max_latency", None)) is not None:
-            least = self.costs["max_macs"](at_floor(self.groups, self.scores, self._choice(1)))
+            least = min(self.costs["max_macs"](at_floor(self.groups, self.scores, self._choice(one))) for one in multiples)
             limits["max_macs"] = max(min(limits.get("max_macs", 1.0), latency), least)
-
-        def cut_for(round_to: int) -> nn.Module | None:
+        networks, refusals = {}, []
+        for multiple in multiples:
             try:
-                return self._cut(self._choose(round_to, limits))
-            except CompressError:
-                if round_to == 1:
-                    raise
-                return None
+                networks[multiple] = self._cut(self._choose(multiple, limits))
+            except CompressError as error:
+                refusals.append(error)
+        if not networks:
+            raise refusals[0]
+        clock = self.job.clock
+        say(f"{STAGE}: measures which widths are fast here, at most {clock.expected(len(networks)):.0f} s on an idle machine")
+        found = fastest_rounding(networks, clock, self.until)
+        if found.doubt:
+            say(f"{STAGE}: takes multiples of {found.round_to}; {found.doubt}")
+        return found
 
-        return fastest_rounding(cut_for, self.clock)
+    def _left(self, name: str, floor: Kept) -> Interval:
+        """What the floor leaves of the teacher's cost; where there is no time to measure it, anything may."""
+        if name != "max_latency":
+            return Interval(value=(left := self.costs[name](floor)), low=left, high=left)
+        try:
+            return self._latency(floor)
+        except OutOfTime:
+            return Interval(value=1.0, low=0.0, high=1.0)
+
+    def _may_reach(self, multiple: int) -> bool:
+        try:
+            return bool(self._reaching([multiple], self.job.final))
+        except CompressError:
+            return False
+
+    def _fast(self, round_to: int) -> Kept:
+        """The units that stay towards a goal in latency; the last step's are measured again before they are taken."""
+        goal, clock, say = self.config.max_latency, self.job.clock, self.job.project.console.say
+        assert goal is not None
+        calls = HALVINGS + len(self.groups)
+        say(f"{STAGE}: measures up to some {calls} networks, at most {calls * clock.expected(1) / 60:.1f} min on an idle machine")
+        floor, aim = at_floor(self.groups, self.scores, self._choice(round_to)), goal
+        try:
+            for _ in range(ATTEMPTS):
+                keep = floor
+                if self._latency(floor).high <= aim:
+                    keep = self._choose(round_to, self.config.limits | {"max_latency": aim})
+                if goal != self.job.final.get("max_latency") or keep == floor:
+                    break
+                found = clock.ratio(self._cut(keep), goal=goal, rounds=MOST_LAUNCHES)
+                if found.high <= goal:
+                    break
+                aim *= goal / found.high
+        except OutOfTime:
+            met = [(found.high, kept) for kept, found in self.latencies.values() if found.high <= goal]
+            keep = max(met, key=lambda one: one[0])[1] if met else floor
+            say(f"{STAGE}: the time limit is over; takes the best of {len(self.latencies)} networks so far")
+        return keep
+
+
+def clock_of(job: "Job") -> Clock:
+    return Clock(load_network(job.origin), job.project.spec, job.place)
 
 
 def example_of(project: Project) -> Tensor:
     return Prepare(project.spec)(torch.from_numpy(project.data.train.images[:2].copy()))
-
-
-def taken_up(project: Project, plan_file: Path, groups: Groups) -> Plan | None:
-    """What was chosen before the run was killed, if it is to go on; where that is damaged, it is said, and nothing."""
-    if project.fresh or not plan_file.is_file():
-        return None
-    try:
-        found = read_record(plan_file, Plan, again="what stays is chosen anew")
-    except CompressError as error:
-        project.console.say(str(error))
-        return None
-    widths = {group.name: group.width for group in groups}
-    if found.keep.keys() != widths.keys() or any(not set(kept) <= set(range(widths[name])) for name, kept in found.keep.items()):
-        project.console.say(f"{plan_file} is damaged: keep must name units of every channel group; what stays is chosen anew")
-        return None
-    return found

@@ -16,21 +16,23 @@ import dataclasses
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from msgspec import Meta
 
 from ..artifacts.artifact import Artifact
-from ..artifacts.parts import Metrics
+from ..artifacts.parts import Metrics, Plan
 from ..artifacts.project import New, Project, data_identity, making, stage_key
 from ..artifacts.recipe import Recipe, Tutoring
-from ..artifacts.records import write_record
+from ..artifacts.records import read_record, write_record
 from ..errors import CompressError
 from ..train.settings import FitConfig
 from .sensitivity import spare_modules
 
 if TYPE_CHECKING:
+    from ..artifacts.cost import Clock
     from ..channels.groups import Groups
 
 Share = Annotated[float, Meta(gt=0, lt=1, description="times what the teacher costs, 0.35x leaves about a third")]
@@ -45,6 +47,7 @@ class RemoveConfig:
     ``bypass``: modules to leave out: names, patterns such as ``blocks.*.spatial``, or "auto". ``importance``, ``scope`` and ``floor``: see
     :mod:`compress.channels.choose`; scope "sensitivity" gives each group the sparsity that its own curve bears. ``round_to``: widths are
     multiples of this many channels; 0 measures which multiple is fast. ``images``: how many training images importance looks at.
+    ``time_limit``: seconds in which all steps together search for what goes; they then take the best so far, and say so. Not of training.
     """
 
     sparsity: Annotated[float, Meta(gt=0, lt=1, description="0.5 removes half of the channels")] | None = None
@@ -61,6 +64,7 @@ class RemoveConfig:
     between: Annotated[int, Meta(ge=0, description="epochs")] = 1
     epochs: Annotated[int, Meta(ge=0, description="0 for no fine-tuning")] = 6
     lr: Annotated[float, Meta(gt=0, description="a third of the training's is usual")] = 0.001
+    time_limit: Annotated[float, Meta(gt=0, description="300 answers after five minutes of searching")] | None = None
 
     def __post_init__(self) -> None:
         if self.sparsity is not None and self.limits:
@@ -90,7 +94,8 @@ class RemoveConfig:
                 goals["sparsity"] = 1 - (1 - self.sparsity) ** share if step < self.steps else self.sparsity
             epochs = self.epochs if step == self.steps else self.between
             bypass = self.bypass if step == 1 and not first else ()
-            made.append(dataclasses.replace(self, **goals, epochs=epochs, bypass=bypass, steps=1, between=0))
+            limit = None if self.time_limit is None else self.time_limit / self.steps
+            made.append(dataclasses.replace(self, **goals, epochs=epochs, bypass=bypass, steps=1, between=0, time_limit=limit))
         return made
 
 
@@ -100,13 +105,25 @@ AUTO = "auto"
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """What all steps share. ``origin``: the teacher; ``final``: the limits after the last step."""
+    """What all steps share. ``origin``: the teacher. ``final``: the limits after the last step, ``sparsity`` likewise.
+
+    ``place``: where the graphs lie that are measured.
+    """
 
     project: Project
     origin: Artifact
     final: Mapping[str, float]
+    sparsity: float | None
     tutoring: Tutoring
     recipe: Recipe
+    place: Path
+
+    @cached_property
+    def clock(self) -> Clock:
+        """Measures latencies as fractions of the teacher's."""
+        from .removal_plan import clock_of
+
+        return clock_of(self)
 
 
 def remove_in_steps(
@@ -123,9 +140,18 @@ def remove_in_steps(
         config = dataclasses.replace(config, bypass=(*cheap, *(name for name in config.bypass if name != AUTO)))
     config = dataclasses.replace(config, bypass=_names(project, parent, config.bypass))
     steps = config.in_steps()
-    job = Job(project=project, origin=tutoring.teacher or parent, final=steps[-1].limits, tutoring=tutoring, recipe=recipe)
-    for number, step in enumerate(steps, 1):
-        parent = _step(job, parent, step, out if number == len(steps) else None)
+    with tempfile.TemporaryDirectory() as place:
+        job = Job(
+            project=project,
+            origin=tutoring.teacher or parent,
+            final=steps[-1].limits,
+            sparsity=steps[-1].sparsity,
+            tutoring=tutoring,
+            recipe=recipe,
+            place=Path(place),
+        )
+        for number, step in enumerate(steps, 1):
+            parent = _step(job, parent, step, out if number == len(steps) else None)
     return parent
 
 
@@ -161,25 +187,27 @@ def _remove(job: Job, new: New, parent: Artifact, config: RemoveConfig, tuning: 
     from ..train.distil import Teacher
     from ..train.fit import choose_device
     from .finetune import ease_dropout, fit_and_save, save_network, validate, zeros_kept
-    from .removal_plan import Cutter, taken_up
+    from .removal_plan import Cutter
 
     project = job.project
-    with tempfile.TemporaryDirectory(dir=new.folder) as place:
-        cutter = Cutter(job=job, parent=parent, config=config, place=Path(place))
-        plan = taken_up(project, plan_file, cutter.groups) or cutter.plan()
-        write_record(plan_file, plan)
-        network = remove_channels(cutter.network, cutter.groups, plan.keep)
-        before = validate(project, network)
-        if config.epochs == 0:
-            save_network(project, new, network, Metrics(validation=before))
-        else:
-            features = {name: torch.tensor(index) for name, index in cutter.features(plan.keep).items()}
-            lessons = Teacher(network=load_network(job.origin), config=job.tutoring.distil, features=features)
-            ease_dropout(network, lessons.network)
-            zeros = {name: mask.to(choose_device(project.device)) for name, mask in zeros_kept(parent, network).items()}
-            keep_zeros = (lambda: apply_masks(network, zeros)) if zeros else None
-            fit_and_save(project, new, network, tuning, teacher=lessons, after_step=keep_zeros)
-        new.metrics = dataclasses.replace(new.metrics, one_shot=before, **cutter.gains(network, plan))
+    cutter = Cutter(job=job, parent=parent, config=config)
+    plan = taken_up(project, plan_file, cutter.groups) or cutter.plan()
+    write_record(plan_file, plan)
+    network = remove_channels(cutter.network, cutter.groups, plan.keep)
+    before = validate(project, network)
+    if config.epochs == 0:
+        save_network(project, new, network, Metrics(validation=before))
+    else:
+        features = {name: torch.tensor(index) for name, index in cutter.features(plan.keep).items()}
+        lessons = Teacher(network=load_network(job.origin), config=job.tutoring.distil, features=features)
+        ease_dropout(network, lessons.network)
+        zeros = {name: mask.to(choose_device(project.device)) for name, mask in zeros_kept(parent, network).items()}
+        keep_zeros = (lambda: apply_masks(network, zeros)) if zeros else None
+        fit_and_save(project, new, network, tuning, teacher=lessons, after_step=keep_zeros)
+    gains = cutter.gains(network, plan)
+    if missed := cutter.missed(gains["gains"].latency):
+        project.console.say(f"{STAGE}: {missed}")
+    new.metrics = dataclasses.replace(new.metrics, one_shot=before, **gains)
 
 
 def _names(project: Project, parent: Artifact, patterns: tuple[str, ...]) -> tuple[str, ...]:
@@ -192,3 +220,19 @@ def _names(project: Project, parent: Artifact, patterns: tuple[str, ...]) -> tup
 
     network = load_network(parent)
     return tuple(matching(bypassable(network, example_of(project)), patterns))
+
+
+def taken_up(project: Project, plan_file: Path, groups: Groups) -> Plan | None:
+    """What was chosen before the run was killed, if it is to go on; where that is damaged, it is said, and nothing."""
+    if project.fresh or not plan_file.is_file():
+        return None
+    try:
+        found = read_record(plan_file, Plan, again="what stays is chosen anew")
+    except CompressError as error:
+        project.console.say(str(error))
+        return None
+    widths = {group.name: group.width for group in groups}
+    if found.keep.keys() != widths.keys() or any(not set(kept) <= set(range(widths[name])) for name, kept in found.keep.items()):
+        project.console.say(f"{plan_file} is damaged: keep must name units of every channel group; what stays is chosen anew")
+        return None
+    return found

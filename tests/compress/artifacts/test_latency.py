@@ -1,5 +1,6 @@
 """Latency while pruning, on a clock that only the calls move: what comes out is known by hand, on a machine as busy as it may be."""
 
+import re
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from msgspec import UNSET
 from torch import Tensor, nn
 
 from compress.artifacts import cost as latency
@@ -30,7 +32,7 @@ class Script:
         self.exported: list[nn.Module] = []
         self.opened: list[str] = []
         self.timed: list[str] = []
-        monkeypatch.setattr(latency, "export_onnx", lambda network, file, **_: self.exported.append(network))
+        monkeypatch.setattr(latency.Template, "write", lambda template, network, file: self.exported.append(network))
         monkeypatch.setattr(latency, "onnx_session", self.open)
         monkeypatch.setattr(latency, "_turn", self.turn)
 
@@ -179,25 +181,59 @@ def test_a_bypassed_module_is_another_network(script: Script) -> None:
 def test_the_smallest_multiple_that_is_about_as_fast_is_best(script: Script, seconds: dict[int, list[float]], best: int) -> None:
     clock = Clock(net(16), SPEC, Path("none"), rounds=4)
     script.seconds = {str(number): times for number, times in enumerate(seconds.values(), 1)}
-    found = fastest_rounding(lambda multiple: net(multiple), clock, candidates=tuple(seconds))
+    found = fastest_rounding({multiple: net(multiple) for multiple in seconds}, clock)
     assert found.round_to == best
+    assert [row.round_to for row in found.measured] == list(seconds)
 
 
 def test_a_row_says_what_was_measured_and_what_it_computes(script: Script) -> None:
     """Two channels: 9 * 64 * 2 for the first layer, 9 * 64 * 2 * 2 for the second, 128 * 3 for the last."""
     clock = Clock(net(16), SPEC, Path("none"), rounds=2)
     script.seconds = {"0": [4.0], "1": [1.0]}
-    found = fastest_rounding(lambda multiple: net(2) if multiple == 4 else None, clock)
+    found = fastest_rounding({4: net(2)}, clock)
     assert found.round_to == 4
     [row] = found.measured
     assert (row.round_to, row.ratio, row.low, row.high) == pytest.approx((4, 0.25, 0.25, 0.25))
     assert row.macs == 1152 + 2304 + 384
 
 
-def test_no_rounding_that_meets_the_goal_is_refused(script: Script) -> None:
-    clock = Clock(net(8), SPEC, Path("none"))
-    with pytest.raises(CompressError, match=r"candidates \(=1, 16\): no rounding of the widths meets the goal; ask for less"):
-        fastest_rounding(lambda multiple: None, clock, candidates=(1, 16))
+def test_what_is_surely_slower_drops_out_and_measuring_ends_when_the_answer_is_clear(script: Script) -> None:
+    """4 is as fast as 8 and taken; 1 takes three times as long and is timed in the first four rounds only."""
+    clock = Clock(net(16), SPEC, Path("none"), rounds=12)
+    script.seconds = {"0": [4.0], "1": [9.0], "2": [3.0], "3": [3.0]}
+    found = fastest_rounding({1: net(1), 4: net(4), 8: net(8)}, clock)
+    assert (found.round_to, found.doubt) == (4, UNSET)
+    assert {graph: script.timed.count(graph) for graph in "0123"} == {"0": 4, "1": 4, "2": 4, "3": 4}
+    script.timed.clear()
+    script.seconds["2"] = [3.0, 3.3]  # 4 may be slower than 8 by more than 5% or not, whichever is the truth
+    fastest_rounding({1: net(1), 4: net(4), 8: net(8)}, clock)
+    assert script.timed.count("1") == 4 and script.timed.count("2") == script.timed.count("3") > 4
+
+
+def test_what_is_not_clear_after_all_rounds_is_a_doubt_in_the_answer(script: Script) -> None:
+    clock = Clock(net(16), SPEC, Path("none"), rounds=12)
+    script.seconds = {"0": [4.0], "1": [2.0, 6.0], "2": [3.0]}
+    found = fastest_rounding({1: net(1), 8: net(8)}, clock)
+    assert script.timed.count("1") == 12
+    assert re.fullmatch(r"multiples of (1|8) may be the better ones: not clear after 12 rounds", str(found.doubt))
+
+
+def test_when_the_time_is_over_what_is_known_answers(script: Script) -> None:
+    clock = Clock(net(16), SPEC, Path("none"), rounds=12)
+    script.seconds = {"0": [4.0], "1": [2.0, 6.0], "2": [3.0]}
+    found = fastest_rounding({1: net(1), 8: net(8)}, clock, until=0.0)
+    assert script.timed.count("1") == 4 and "after 4 rounds" in str(found.doubt)
+
+
+def test_measuring_towards_a_goal_ends_when_the_interval_lies_on_one_side(script: Script) -> None:
+    clock = Clock(net(8), SPEC, Path("none"), rounds=12)
+    script.seconds = {"0": [1.0], "1": [0.49, 0.51]}
+    assert clock.ratio(net(4), goal=0.6).high < 0.6 and script.timed.count("1") == 4
+    script.timed.clear()
+    assert clock.ratio(net(4), goal=0.4).low > 0.4 and script.timed.count("1") == 4
+    script.timed.clear()
+    found = clock.ratio(net(4), goal=0.5, rounds=20)
+    assert found.low < 0.5 < found.high and script.timed.count("1") == 20
 
 
 @pytest.mark.parametrize("rounds", [1, 31])

@@ -142,6 +142,18 @@ def test_a_maximum_of_values_that_may_be_negative_stays_whole() -> None:
     assert not groups.groups and "amax over the channels" in groups.left_whole[0].reason and "negative" in groups.left_whole[0].reason
 
 
+@pytest.mark.parametrize(("alpha", "whole"), [(-1.0, True), (-0.01, True), (0.5, False)])
+def test_a_maximum_of_what_a_negative_factor_takes_below_zero_stays_whole(alpha: float, whole: bool) -> None:
+    """1 - 2 is negative, so a channel zeroed for good would win where it had lost."""
+
+    def forward(n: Net, x: Tensor) -> Tensor:
+        y = F.relu(n.A(x))
+        return n.B(torch.add(y, 2 * y, alpha=alpha).amax(1, keepdim=True))
+
+    groups = found(forward, A=conv(1, 4), B=conv(1, 2))
+    assert (not groups.groups) == whole
+
+
 def test_a_mean_through_a_sigmoid_stays_whole() -> None:
     groups = found(lambda n, x: n.B(torch.sigmoid(n.A(x).mean(1, keepdim=True))), A=conv(1, 4), B=conv(1, 2))
     assert not groups.groups and "their mean is used by sigmoid" in str(groups)

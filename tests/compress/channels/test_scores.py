@@ -1,6 +1,7 @@
 """Scores against sums by hand, choices against rankings by hand, and goals against the cost of the cut network."""
 
 import math
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -165,6 +166,19 @@ def test_a_goal_in_macs_is_met_closely(scope: str, round_to: int) -> None:
     assert all(len(units) % round_to == 0 or len(units) == groups.by_name[name].width for name, units in keep.items())
 
 
+def test_what_rounding_left_to_spend_goes_to_the_best_next_units_first() -> None:
+    """A unit costs one, and 13 may stay. Four of each group do, both being rounded alike; what is left buys four more of one of them."""
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(1, 12, 1), nn.ReLU(), nn.Conv2d(12, 12, 1), nn.ReLU(), nn.Conv2d(12, 3, 1))
+    groups = channel_groups(network, IMAGE)
+    ranked = {"0": torch.arange(12.0), "2": torch.arange(12.0) + 0.5}
+    how = Choice(scope="group", round_to=4, floor=0)
+    for best, other in (("0", "2"), ("2", "0")):
+        bonus = ranked | {best: ranked[best] + 100}
+        keep = choose_for(groups, bonus, lambda kept: sum(map(len, kept.values())), 13, how)
+        assert {name: len(units) for name, units in keep.items()} == {best: 8, other: 4}
+
+
 def test_a_goal_that_is_met_already_keeps_everything() -> None:
     network, groups = two_groups()
     keep = choose_for(groups, importance(network, groups), lambda k: macs_after(groups, k), 1e9)
@@ -184,3 +198,25 @@ def test_a_goal_that_cannot_be_reached_names_the_nearest() -> None:
     with pytest.raises(CompressError, match=r"goal \(=64\) cannot be reached: .* 320 of 1152 is left, 0\.278x; ask for that"):
         choose_for(groups, importance(network, groups), lambda k: macs_after(groups, k), 64)
     assert choose_for(groups, importance(network, groups), lambda k: macs_after(groups, k), 320)
+
+
+def test_what_no_layer_reads_is_not_differentiated_and_gradients_are_as_before() -> None:
+    """The scores are those of plain gradients: w times its gradient, over the weights that read a unit, squared."""
+    network, groups = two_groups()
+    network[0].bias.requires_grad_(False)
+    seen: list[list[bool]] = []
+
+    def losses() -> Iterator[Tensor]:
+        for _ in range(2):
+            seen.append([one.requires_grad for one in network.parameters()])
+            yield network(IMAGE).square().mean()
+
+    found = importance(network, groups, "taylor", losses())
+    assert seen == [[name in ("3.weight", "5.weight") for name, _ in network.named_parameters()]] * 2
+    assert [one.requires_grad for one in network.parameters()] == [name != "0.bias" for name, _ in network.named_parameters()]
+    assert all(one.grad is None for one in network.parameters())
+    network(IMAGE).square().mean().backward()
+    gradient = network[3].weight.grad
+    assert gradient is not None
+    by_hand = 2 * (network[3].weight * gradient).detach().double().sum((0, 2, 3)).square()
+    assert torch.allclose(found["0"], by_hand)

@@ -13,14 +13,14 @@ from compress.pruning.masks import (
     SCOPES,
     LayerSparsity,
     apply_masks,
-    cubic_sparsities,
     outside_pattern,
-    parse_pattern,
     pattern_masks,
+    rank,
     sparsity_by_layer,
     squared_gradients,
     weight_masks,
 )
+from compress.pruning.schedule import cubic_sparsities, parse_pattern
 from compress.stages.prune import PruneConfig
 
 
@@ -145,6 +145,27 @@ def test_count_is_exact_with_ties_and_the_choice_is_the_same_each_time(scope: st
     first, second = (weight_masks(network, 0.37, scope=scope, squares=squares)["weight"] for _ in range(2))
     assert int((~first).sum()) == 37
     assert torch.equal(first, second)
+
+
+@pytest.mark.parametrize("values", [2, 5, 1_000_000])
+@pytest.mark.parametrize("scope", ["global", "layer", "fisher"])
+def test_masks_are_those_of_a_stable_sort_ties_too(scope: str, values: int) -> None:
+    """Few different values make many ties, within a layer and between layers."""
+    generator = torch.Generator().manual_seed(0)
+    weights = {name: torch.randint(-values, values, shape, generator=generator) / 8 for name, shape in (("a", (7, 11)), ("b", (301,)))}
+    squares = {name: torch.ones_like(weight) for name, weight in weights.items()}
+    for sparsity in (0, 0.003, 0.2, 0.5, 0.77, 0.99):
+        keep = {name: torch.ones(weight.numel(), dtype=torch.bool) for name, weight in weights.items()}
+        if scope == "layer":
+            for name, weight in weights.items():
+                keep[name][weight.abs().flatten().argsort(stable=True)[: round(sparsity * weight.numel())]] = False
+        else:
+            joined = torch.cat([weight.abs().flatten() for weight in weights.values()])
+            joined[[int(weights["a"].abs().argmax()), 77 + int(weights["b"].abs().argmax())]] = torch.inf  # each layer keeps its largest
+            gone = joined.argsort(stable=True)[: round(sparsity * 378)]
+            keep["a"][gone[gone < 77]], keep["b"][gone[gone >= 77] - 77] = False, False
+        found = rank(weights, sparsity, scope=scope, squares=squares)
+        assert all(torch.equal(found[name].flatten(), mask) for name, mask in keep.items()), sparsity
 
 
 def test_layer_scope_counts_each_layer() -> None:

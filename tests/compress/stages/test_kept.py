@@ -12,7 +12,7 @@ from compress.artifacts.artifact import InputSpec
 from compress.errors import CompressError
 from compress.stages import predict
 from compress.stages.cross_validate import _read_fold
-from compress.stages.removal_plan import taken_up
+from compress.stages.remove_channels import taken_up
 
 DAMAGE = ["", "{", "[]", "7", '{"key": 7}', "[" * 100_000, "9" * 5000, '{"key": "\\ud800"}']
 ROW = (
