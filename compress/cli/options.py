@@ -34,6 +34,7 @@ METAVARS = {
     "out": "FOLDER",
     "ship": "FOLDER",
     "storage": "URL|FILE",
+    "time_limit": "TIME",
 }
 DEFAULTS = {"grid": Path("predictions.png")}  # what is taken where nothing was said, and Python does not
 OPENS: Mapping[str, Any] = {"model": of.Model, **typing.get_type_hints(of.OpenOptions, include_extras=True)}
@@ -66,7 +67,7 @@ SHARE = Text("0.35x", lambda text: float(text.removesuffix("x")), "must be a sha
 PERCENT = Text("PERCENT", lambda text: float(text.strip().removesuffix("%")), "must be a percentage, such as 5%")
 SETTING = Text("NAME=VALUE", tomllib.loads, "must be NAME=VALUE with a TOML value, such as widths=[8,16] or dropout=0.2")
 # Where click's own type is another one than Python's, or the mark beside Python's.
-TYPES = {of.File: PATH, "share": SHARE, "percent": PERCENT, tuple[int, int, int]: SHAPE, tuple[float, ...]: NUMBERS}
+TYPES = {of.File: PATH, of.Time: str, "share": SHARE, "percent": PERCENT, tuple[int, int, int]: SHAPE, tuple[float, ...]: NUMBERS}
 
 
 def option(name: str, hint: Any) -> click.Option:
