@@ -115,6 +115,7 @@ class RemoveOptions(FineTuneOptions, total=False):
     scope: Annotated[str, "How channels are ranked: global, group, or sensitivity (measured per group).  [default: global]"]
     round_to: Annotated[int, "Widths are multiples of this; 0 measures which are fast here.  [default: 0]"]
     floor: Annotated[float, "Fraction of every group that stays at least.  [default: 0.1]"]
+    time_limit: Annotated[Time, "Take the best found after searching so long, training apart: 90s, 5m, 1h."]
 
 
 class ExportOptions(MakeOptions, total=False):

@@ -21,10 +21,11 @@ from ..artifacts.cost import MULTIPLES, Clock, Cost, count_cost, fastest_roundin
 from ..artifacts.load import Prepare, load_network
 from ..artifacts.parts import Gains, Metrics, Plan, Rounding
 from ..artifacts.project import Project
+from ..artifacts.records import seconds_of
 from ..benchmarks.statistics import MOST_LAUNCHES, Interval
 from ..channels.bypass import bypass
 from ..channels.choose import Choice, Kept, at_floor, choose, choose_for, macs_after, size_after
-from ..channels.curves import choose_by_curves
+from ..channels.curves import Curves, choose_by_curves
 from ..channels.cut import remove_channels
 from ..channels.find import channel_groups
 from ..channels.groups import Groups
@@ -74,7 +75,15 @@ class Cutter:
     def until(self) -> float:
         """When the search for what goes is to answer, as ``time.monotonic()`` tells; it begins when this is asked first."""
         limit = self.config.time_limit
-        return math.inf if limit is None else time.monotonic() + limit
+        return math.inf if limit is None else time.monotonic() + seconds_of(limit, "time_limit")
+
+    @cached_property
+    def curves(self) -> Curves:
+        """What each group bears; those that there was no time to measure are taken to bear what the most sensitive of the others does."""
+        limit = None if self.until == math.inf else max(0.0, self.until - time.monotonic())
+        measured = loss_curves(self.job.project, self.job.recipe, self.parent, limit)
+        most = max(measured.values(), key=lambda rises: max(rises.values()))
+        return {group.name: measured.get(group.name, most) for group in self.groups}
 
     @cached_property
     def latencies(self) -> dict[tuple[int, ...], tuple[Kept, Interval]]:
@@ -202,9 +211,8 @@ class Cutter:
             return worst
 
         if self.config.scope == "sensitivity":
-            curves = loss_curves(self.job.project, self.job.recipe, self.parent)
             try:
-                return choose_by_curves(self.groups, self.scores, curves, cost, 1.0, how)
+                return choose_by_curves(self.groups, self.scores, self.curves, cost, 1.0, how)
             except CompressError as error:
                 if not self.known.widths:
                     raise

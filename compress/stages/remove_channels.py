@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 import tempfile
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -24,9 +25,9 @@ from msgspec import Meta
 
 from ..artifacts.artifact import Artifact
 from ..artifacts.parts import Metrics, Plan
-from ..artifacts.project import New, Project, data_identity, making, stage_key
+from ..artifacts.project import New, Project, data_identity, is_made, making, place_of, stage_key
 from ..artifacts.recipe import Recipe, Tutoring
-from ..artifacts.records import read_record, write_record
+from ..artifacts.records import read_record, seconds_of, write_record
 from ..errors import CompressError
 from ..train.settings import FitConfig
 from .sensitivity import spare_modules
@@ -47,7 +48,8 @@ class RemoveConfig:
     ``bypass``: modules to leave out: names, patterns such as ``blocks.*.spatial``, or "auto". ``importance``, ``scope`` and ``floor``: see
     :mod:`compress.channels.choose`; scope "sensitivity" gives each group the sparsity that its own curve bears. ``round_to``: widths are
     multiples of this many channels; 0 measures which multiple is fast. ``images``: how many training images importance looks at.
-    ``time_limit``: seconds in which all steps together search for what goes; they then take the best so far, and say so. Not of training.
+    ``time_limit``: "90s", "5m", "1h" or seconds in which all steps together search for what goes, training apart; they then take the best
+    so far, and say so.
     """
 
     sparsity: Annotated[float, Meta(gt=0, lt=1, description="0.5 removes half of the channels")] | None = None
@@ -64,11 +66,13 @@ class RemoveConfig:
     between: Annotated[int, Meta(ge=0, description="epochs")] = 1
     epochs: Annotated[int, Meta(ge=0, description="0 for no fine-tuning")] = 6
     lr: Annotated[float, Meta(gt=0, description="a third of the training's is usual")] = 0.001
-    time_limit: Annotated[float, Meta(gt=0, description="300 answers after five minutes of searching")] | None = None
+    time_limit: str | float | None = None
 
     def __post_init__(self) -> None:
         if self.sparsity is not None and self.limits:
             raise CompressError(f"sparsity (={self.sparsity}) and {', '.join(self.limits)} exclude each other; name the one that counts")
+        if self.time_limit is not None:
+            seconds_of(self.time_limit, "time_limit")
 
     @property
     def limits(self) -> dict[str, float]:
@@ -94,7 +98,7 @@ class RemoveConfig:
                 goals["sparsity"] = 1 - (1 - self.sparsity) ** share if step < self.steps else self.sparsity
             epochs = self.epochs if step == self.steps else self.between
             bypass = self.bypass if step == 1 and not first else ()
-            limit = None if self.time_limit is None else self.time_limit / self.steps
+            limit = None if self.time_limit is None else seconds_of(self.time_limit, "time_limit") / self.steps
             made.append(dataclasses.replace(self, **goals, epochs=epochs, bypass=bypass, steps=1, between=0, time_limit=limit))
         return made
 
@@ -135,9 +139,11 @@ def remove_in_steps(
     is measured, for scope "sensitivity" and bypass "auto". Raises CompressError for what the module refuses.
     """
     if AUTO in config.bypass:
-        cheap = spare_modules(project, recipe, parent)
+        begun, limit = time.monotonic(), None if config.time_limit is None else seconds_of(config.time_limit, "time_limit")
+        cheap = spare_modules(project, recipe, parent, limit)
+        left = None if limit is None else max(1.0, limit - (time.monotonic() - begun))
         project.console.say(f"{STAGE}: leaves out {', '.join(cheap) or 'no module, as each costs more than it saves'}")
-        config = dataclasses.replace(config, bypass=(*cheap, *(name for name in config.bypass if name != AUTO)))
+        config = dataclasses.replace(config, bypass=(*cheap, *(name for name in config.bypass if name != AUTO)), time_limit=left)
     config = dataclasses.replace(config, bypass=_names(project, parent, config.bypass))
     steps = config.in_steps()
     with tempfile.TemporaryDirectory() as place:
@@ -167,8 +173,15 @@ def groups_of(project: Project, parent: Artifact) -> Groups:
 def _step(job: Job, parent: Artifact, config: RemoveConfig, out: Path | None) -> Artifact:
     project, origin = job.project, job.origin
     tuning = job.tutoring.config(config.epochs, config.lr)
-    inputs = {"training": dataclasses.asdict(tuning), "distil": dataclasses.asdict(job.tutoring.distil), "data": data_identity(project)}
-    key = stage_key(STAGE, config, parent=parent.content, teacher=origin.content, **inputs)
+    inputs: dict[str, Any] = {
+        "training": dataclasses.asdict(tuning),
+        "distil": dataclasses.asdict(job.tutoring.distil),
+        "data": data_identity(project),
+    }
+    inputs |= {"parent": parent.content, "teacher": origin.content}
+    key = stage_key(STAGE, dataclasses.replace(config, time_limit=None), **inputs)
+    if config.time_limit is not None and not is_made(project, place_of(project, STAGE, key, out)):
+        key = stage_key(STAGE, config, **inputs)  # what was not cut short is taken where it is there
     plan_file = project.folder / STAGE / f".{key[:12]}.plan.json"
 
     with making(project, "network", STAGE, key, config, parent, out) as new:

@@ -13,6 +13,7 @@ import copy
 import dataclasses
 import math
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +25,7 @@ from ..artifacts.artifact import PAYLOAD, Artifact
 from ..artifacts.parts import Baseline, Metrics
 from ..artifacts.payloads import Curve as Measured
 from ..artifacts.payloads import Point, Sensitivity, read_payload
-from ..artifacts.project import Project, data_identity, making, stage_key
+from ..artifacts.project import Project, data_identity, is_made, making, place_of, stage_key
 from ..artifacts.recipe import Recipe
 from ..artifacts.records import write_csv, write_record
 from ..benchmarks.statistics import Interval
@@ -62,12 +63,20 @@ STAGE: Literal["sensitivity"] = "sensitivity"
 MOST_LOST, LEAST_SAVED = 1.0, 0.01
 
 
-def measure_sensitivity(project: Project, parent: Artifact, config: SensitivityConfig, out: Path | None = None) -> Artifact:
-    """Measure the network of ``parent``, or return what was measured before; raises CompressError where there is nothing to measure."""
+def measure_sensitivity(
+    project: Project, parent: Artifact, config: SensitivityConfig, out: Path | None = None, *, limit: float | None = None
+) -> Artifact:
+    """Measure the network of ``parent``, or return what was measured before; raises CompressError where there is nothing to measure.
+
+    ``limit``: seconds after which no further part is begun; what was measured by then is kept by itself, and said to be incomplete.
+    """
     settings = dataclasses.asdict(config)
     for name in {"weight": ("importance",), "channel": (), "module": ("importance", "sparsities")}[config.granularity]:
         del settings[name]  # without effect
     key = stage_key(STAGE, settings, parent=parent.content, data=data_identity(project))
+    if limit is not None and not is_made(project, place_of(project, STAGE, key, out)):
+        settings |= {"time_limit": limit}
+        key = stage_key(STAGE, settings, parent=parent.content, data=data_identity(project))
 
     with making(project, STAGE, STAGE, key, settings, parent, out) as new:
         if not new.wanted:
@@ -79,7 +88,7 @@ def measure_sensitivity(project: Project, parent: Artifact, config: SensitivityC
         sample = project.data.train.sample(config.images, config.seed)
         network, measure = load_network(parent), _measure(project, sample)
         baseline = measure(network)
-        curves = list(_curves(project, config, network, sample, measure))
+        curves = _within(project, limit, _curves(project, config, network, sample, measure))
         latencies = _latencies(project, network, [curve.name for curve in curves]) if config.granularity == "module" else {}
         project.console.progress(STAGE, 1, 1)
         result = Sensitivity(
@@ -101,19 +110,33 @@ def measure_sensitivity(project: Project, parent: Artifact, config: SensitivityC
     return new.artifact
 
 
-def loss_curves(project: Project, recipe: Recipe, parent: Artifact) -> Curves:
-    """How the loss rises with the sparsity of each channel group, measured once as the recipe's table [sensitivity] says."""
-    return _measured(project, recipe, parent, "channel").rises
+def loss_curves(project: Project, recipe: Recipe, parent: Artifact, limit: float | None = None) -> Curves:
+    """How the loss rises with the sparsity of each channel group, measured once as the recipe's table [sensitivity] says.
+
+    ``limit``: seconds, see :func:`measure_sensitivity`; at least one group is measured.
+    """
+    return _measured(project, recipe, parent, "channel", limit).rises
 
 
-def spare_modules(project: Project, recipe: Recipe, parent: Artifact) -> list[str]:
+def spare_modules(project: Project, recipe: Recipe, parent: Artifact, limit: float | None = None) -> list[str]:
     """The modules that are cheap to leave out, measured likewise; see :func:`cheap_modules`."""
-    return cheap_modules(_measured(project, recipe, parent, "module"))
+    return cheap_modules(_measured(project, recipe, parent, "module", limit))
 
 
-def _measured(project: Project, recipe: Recipe, parent: Artifact, granularity: str) -> Sensitivity:
+def _measured(project: Project, recipe: Recipe, parent: Artifact, granularity: str, limit: float | None) -> Sensitivity:
     config = recipe.stage(SensitivityConfig, "sensitivity", granularity=granularity)
-    return read_payload(measure_sensitivity(project, parent, config), Sensitivity)
+    return read_payload(measure_sensitivity(project, parent, config, limit=limit), Sensitivity)
+
+
+def _within(project: Project, limit: float | None, curves: Iterator[Curve]) -> list[Curve]:
+    """The curves that are begun in time, at least one."""
+    until, found = time.monotonic() + (math.inf if limit is None else limit), [next(curves)]
+    while time.monotonic() < until:
+        if (curve := next(curves, None)) is None:
+            return found
+        found.append(curve)
+    project.console.say(f"{STAGE}: the time limit is over; {len(found)} parts were measured, the last {found[-1].name}")
+    return found
 
 
 def cheap_modules(result: Sensitivity) -> list[str]:

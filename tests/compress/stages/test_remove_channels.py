@@ -183,7 +183,7 @@ def test_bypass_auto_leaves_out_what_is_measured_to_be_cheap_and_what_is_named_b
     trained: Trained, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     project, root = trained["k49"]
-    monkeypatch.setattr(removal, "spare_modules", lambda project, recipe, parent: ["blocks.0.cbam.spatial"])
+    monkeypatch.setattr(removal, "spare_modules", lambda project, recipe, parent, limit: ["blocks.0.cbam.spatial"])
     config = RemoveConfig(bypass=("auto", "blocks.2"), steps=1, epochs=0)
     made = remove_in_steps(project, root, config, TUTORING, RECIPE)
     assert made.bypassed == ["blocks.0.cbam.spatial", "blocks.2"]
@@ -194,7 +194,7 @@ def test_scope_sensitivity_takes_what_each_group_bears(trained: Trained, monkeyp
     """Curves that say that fc1 bears nothing and the convolutions everything."""
     project, root = trained["emnist"]
     curves = {"conv1": {0.5: 0.0, 0.9: 0.1}, "conv2": {0.5: 0.0, 0.9: 0.1}, "fc1": {0.5: 9.0, 0.9: 10.0}}
-    monkeypatch.setattr(removal_plan, "loss_curves", lambda project, recipe, parent: curves)
+    monkeypatch.setattr(removal_plan, "loss_curves", lambda project, recipe, parent, limit: curves)
     config = dataclasses.replace(GOAL, max_macs=0.4, scope="sensitivity")
     made = remove_in_steps(project, root, config, TUTORING, RECIPE)
     widths = made.manifest.metrics.widths
@@ -312,15 +312,41 @@ def test_by_how_much_a_latency_goal_was_missed_is_said(trained: Trained, monkeyp
 
 def test_when_the_time_is_over_the_best_so_far_is_taken_and_that_is_said(trained: Trained) -> None:
     project, root = trained["emnist"]
-    config = dataclasses.replace(GOAL, max_macs=None, max_latency=0.42, floor=0.2, time_limit=1e-9)
+    config = dataclasses.replace(GOAL, max_macs=None, max_latency=0.42, floor=0.2, time_limit=0.0001)
     made = remove_in_steps(project, root, config, TUTORING, RECIPE)
     assert made.manifest.metrics.widths == {"conv1": (8, 2), "conv2": (12, 3), "fc1": (16, 4)}, "the floor is all that is sure"
     assert any("the time limit is over; takes the best of 0 networks so far" in line for line in project.console.said)  # type: ignore[attr-defined]
 
 
 def test_time_is_shared_by_the_steps() -> None:
-    steps = dataclasses.replace(GOAL, steps=3, time_limit=90.0).in_steps()
+    steps = dataclasses.replace(GOAL, steps=3, time_limit="1.5m").in_steps()
     assert [step.time_limit for step in steps] == [30.0, 30.0, 30.0]
+    with pytest.raises(
+        CompressError, match=r"time_limit \(=soon\) must be a time above 0, such as 90s, 5m or 1h; a plain number is seconds"
+    ):
+        checked(RemoveConfig, {"max_macs": 0.5, "time_limit": "soon"}, "[remove-channels]")
+
+
+def test_what_was_not_cut_short_is_taken_where_it_is_there(trained: Trained) -> None:
+    project, root = trained["emnist"]
+    config = dataclasses.replace(GOAL, max_macs=0.55)
+    limited = remove_in_steps(project, root, dataclasses.replace(config, time_limit=5), TUTORING, RECIPE)
+    whole = remove_in_steps(project, root, config, TUTORING, RECIPE)
+    again = remove_in_steps(project, root, dataclasses.replace(config, time_limit=5), TUTORING, RECIPE)
+    assert limited.path != whole.path == again.path
+
+
+def test_groups_that_there_was_no_time_to_measure_bear_what_the_most_sensitive_does(trained: Trained) -> None:
+    """Of three groups the first is measured."""
+    project, root = trained["emnist"]
+    config = dataclasses.replace(GOAL, max_macs=0.61, scope="sensitivity", time_limit=0.0001)
+    made = remove_in_steps(project, root, config, TUTORING, RECIPE)
+    assert macs(made) <= 0.61 * macs(root)
+    shares = [now / was for was, now in made.manifest.metrics.widths.values()]
+    assert max(shares) - min(shares) < 0.15, "all by the same curve"
+    assert "sensitivity: the time limit is over; 1 parts were measured, the last conv1" in project.console.said  # type: ignore[attr-defined]
+    remove_in_steps(project, root, dataclasses.replace(config, time_limit=None), TUTORING, RECIPE)
+    assert len(list(project.folder.glob("sensitivity/*/artifact.json"))) == 2, "measured whole, and kept beside what was cut short"
 
 
 def test_a_sparsity_out_of_reach_is_refused_before_the_first_step(trained: Trained) -> None:
@@ -338,7 +364,7 @@ def test_where_sensitivity_no_longer_reaches_the_goal_later_steps_rank_all_chann
     project, root = trained["emnist"]
     names = ("conv1", "conv2", "fc1")
     found = iter([{name: {0.5: 0.1} for name in names}, {name: {0.1: 0.1} for name in names}])
-    monkeypatch.setattr(removal_plan, "loss_curves", lambda project, recipe, parent: next(found))
+    monkeypatch.setattr(removal_plan, "loss_curves", lambda project, recipe, parent, limit: next(found))
     made = remove_in_steps(
         project, root, dataclasses.replace(GOAL, max_macs=0.42, scope="sensitivity", steps=2, between=0), TUTORING, RECIPE
     )
