@@ -135,15 +135,6 @@ def seconds_of(value: str | float, name: str) -> float:
     return seconds
 
 
-def seconds_of(value: str | float, name: str) -> float:
-    """A time as people write it, in seconds: ``90s``, ``5m``, ``1h``, or a plain number; ``name`` is what messages call it."""
-    found = re.fullmatch(r"([0-9]+(?:\.[0-9]*)?|\.[0-9]+)\s*([smh]?)", str(value).strip())
-    seconds = float(found[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[found[2]] if found else 0.0
-    if not 0 < seconds < math.inf:
-        raise CompressError(f"{name} (={shown(str(value))}) must be a time above 0, such as 90s, 5m or 1h; a plain number is seconds")
-    return seconds
-
-
 def component(name: str, what: str) -> None:
     """Raise CompressError unless ``name``, which becomes a part of a path, is one plain component of it."""
     if name in ("", ".", "..") or not name.isprintable() or {"/", "\\"} & set(name) or len(name.encode()) > MOST_NAME:
