@@ -9,7 +9,7 @@ SHELL := /bin/bash
 .PHONY: run test check types lint gpu clean
 
 run: .venv/installed
-	$(BIN)/python -m compress run --model k49 --data digits
+	$(BIN)/python -m compress run --recipe k49-digits
 
 test: .venv/installed
 	$(BIN)/python -m pytest
