@@ -173,7 +173,7 @@ class Network:
     @takes(of.QuantizeOptions)
     def explain_int8(self, start: Start = None, **options: Unpack[of.QuantizeOptions]) -> "Artifact":
         """What int8 costs each layer and each group of nodes, in accuracy and in time; makes no file."""
-        from ..stages.explain_int8 import explain_quantization
+        from ..stages.quantize import explain_quantization
 
         begun = begin_graph(self._context, start, options)
         return explain_quantization(begun.project, begun.parent, begun.config)
