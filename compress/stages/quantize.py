@@ -194,8 +194,8 @@ def explain_quantization(project: Project, parent: Artifact, config: QuantizeCon
     """Measure what static quantization costs the graph of ``parent``, with the settings of ``config``; for auto all nodes and minmax.
 
     For each layer the signal to quantization noise ratio, with everything in int8 that the settings say. For each group of nodes, taken to
-    int8 alone: how far the logits move, how many answers change, and the latency, measured in turns with the float32 graph. So the one table
-    says where the noise arises, the other which groups to leave out. Seen are validation images; nothing is chosen by it.
+    int8 alone: how far the logits move, how many answers change, and the latency, measured in turns with the float32 graph. So the one
+    table says where the noise arises, the other which groups to leave out. Seen are validation images; nothing is chosen by it.
     """
     settings = {name: getattr(config, name) for name in ("method", "per_channel", "groups", "equalise", "correct_bias", "images", "seed")}
     key = stage_key(EXPLAIN, settings, parent=parent.content, data=data_identity(project))
