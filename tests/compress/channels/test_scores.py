@@ -38,6 +38,34 @@ def test_l2_by_hand() -> None:
     assert importance(network, groups)["0"].tolist() == pytest.approx([5 / 4, 1 / 4, 0, 10 / 4])
 
 
+def test_l2_of_matrices_by_hand() -> None:
+    """Two units: rows (3, 0) and (0, 5) of one matrix, columns (4, 0, 0) and (0, 12, 0) of the next; norms 5 and 13, their mean 9."""
+    network = nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 3))
+    with torch.no_grad():
+        network[0].weight.copy_(torch.tensor([[3.0, 0.0], [0.0, 5.0]]))
+        network[2].weight.copy_(torch.tensor([[4.0, 0.0], [0.0, 12.0], [0.0, 0.0]]))
+    [found] = importance(network, channel_groups(network, torch.rand(2, 2))).values()
+    assert found.tolist() == pytest.approx([5 / 9, 13 / 9])
+
+
+def test_a_batch_norm_of_pixels_counts_as_much_as_one_of_channels() -> None:
+    """Scales 1 and 3 of two channels, then 2 and 6 for the four pixels of each: means (1 + 2) / 2 and (3 + 6) / 2, and of both 3."""
+    network = nn.Sequential(nn.Conv2d(1, 2, 1), nn.BatchNorm2d(2), nn.ReLU(), nn.Flatten(), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 3))
+    with torch.no_grad():
+        network[1].weight.copy_(torch.tensor([1.0, 3.0]))
+        network[4].weight.copy_(torch.tensor([1.0, 3, 2, 2, 6, 6, 6, 6]))
+    [found] = importance(network, channel_groups(network, torch.rand(2, 1, 2, 2)), "bn").values()
+    assert found.tolist() == pytest.approx([0.5, 1.5])
+
+
+def test_one_score_that_is_not_finite_is_enough_to_refuse() -> None:
+    network, groups = two_groups()
+    factor = torch.ones_like(network[3].weight)
+    factor[0, 2] = math.inf
+    with pytest.raises(CompressError, match=r'importance \(="taylor"\) of "0" is not finite'):
+        importance(network, groups, "taylor", [(network[3].weight * factor).sum()])
+
+
 def test_bn_by_hand_and_l2_where_there_is_none() -> None:
     network, groups = two_groups()
     with torch.no_grad():
