@@ -110,7 +110,8 @@ def test_logits_are_the_output_of_that_name_or_the_first() -> None:
 
 
 def test_nothing_but_noise() -> None:
-    assert decibels(0.0, 0.0) == math.inf and decibels(0.0, 1.0) == -math.inf and decibels(100.0, 1.0) == 20.0
+    assert decibels(0.0, 0.0) == math.inf and decibels(0.0, 1.0) == -math.inf
+    assert decibels(100.0, 1.0) == 20.0 and decibels(0.01, 1.0) == -20.0
 
 
 @pytest.fixture(scope="module")
@@ -203,11 +204,12 @@ def test_a_group_costs_what_it_costs_alone(prepared: Prepared, images: np.ndarra
     assert costs["coarse"].logits_db == pytest.approx(ratio(exact.astype(np.float64), found), abs=0.3)
 
 
-def test_a_relu_that_stayed_is_measured_with_its_layer() -> None:
+@pytest.mark.parametrize("kind", ["Relu", "Clip"])
+def test_a_relu_that_stayed_is_measured_with_its_layer(kind: str) -> None:
     """Signed activations, as on ARM: the quantizer keeps the Relu, and one row stands for both."""
     nodes = [
         helper.make_node("Conv", ["image", "w"], ["a"], name="conv"),
-        helper.make_node("Relu", ["a"], ["b"], name="relu"),
+        helper.make_node(kind, ["a"], ["b"], name="activation"),
         helper.make_node("Neg", ["b"], ["logits"], name="negate"),
     ]
     floats = model_of(nodes, [value("w", np.ones((1, 1, 1, 1)))])
