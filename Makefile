@@ -1,12 +1,13 @@
-# make run    from a fresh clone: train, prune, quantize, export, measure and report on scikit-learn's digits
-# make test   the tests
-# make check  ruff, mypy, and the tests with warnings as errors; this is what CI runs
-# make gpu    on a machine with a GPU: the tests that need one, and both networks trained, exported and measured on it
+# make run       from a fresh clone: train, prune, quantize, export, measure and report on scikit-learn's digits
+# make test      the tests
+# make check     ruff, mypy, and the tests with warnings as errors; this is what CI runs
+# make gpu       on a machine with a GPU: the tests that need one, and both networks trained, exported and measured on it
+# make mutants   which changes to the modules that decide the tests do not notice; MODULE=benchmarks/statistics.py for one; not in CI
 PYTHON ?= python3
 BIN := .venv/bin
 SHELL := /bin/bash
 
-.PHONY: run test check types lint gpu clean
+.PHONY: run test check types lint gpu mutants clean
 
 run: .venv/installed
 	$(BIN)/python -m compress run --recipe k49-digits
@@ -41,6 +42,14 @@ gpu: $(if $(findstring $(BIN),$(GPU_PYTHON)),.venv/installed)
 		$(GPU_PYTHON) -m compress export-onnx --model $$model --runs build/gpu && \
 		$(GPU_PYTHON) -m compress benchmark --model $$model --runs build/gpu --quick || exit 1; \
 	done
+
+# A few minutes per module on one core. Modules, their tests and mutmut's settings are in pyproject.toml, how it is done in tests/mutants.py.
+mutants: .venv/mutants
+	OMP_NUM_THREADS=1 nice $(BIN)/python tests/mutants.py $(MODULE)
+
+.venv/mutants: .venv/installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[mutants]'
+	touch $@
 
 clean:
 	rm -rf .venv build src/*.egg-info

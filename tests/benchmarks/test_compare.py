@@ -132,16 +132,18 @@ def test_other_labels_under_one_name_are_refused(made: Any) -> None:
 
 def test_table_and_remarks_say_what_a_reader_must_know(made: Any) -> None:
     old = made.result(
-        measured(made, "fp32", 100, 101), made.missing("fp32", "no CUDA device", device="cuda"), measured(made, "int8", 50, 50, 50)
+        measured(made, "fp32", 100, 100.4), made.missing("fp32", "no CUDA device", device="cuda"), measured(made, "int8", 50, 50, 50)
     )
     new = made.result(
-        measured(made, "int8", 60, 60, 60, doubts=("drifts",)), measured(made, "fp32", 99, 102), measured(made, "new", 1, 2),
+        measured(made, "int8", 60, 60, 60, doubts=("drifts",)),
+        measured(made, "fp32", 99, 103, balanced=0.965), measured(made, "new", 1, 2),
         libraries={"numpy": "2.5"},
     )  # fmt: skip
     found = compare(old, new, slower=5)
-    assert [(row["candidate"], row["p50 new"], row["verdict"]) for row in rows(found)] == [
-        ("fp32 (onnxruntime, cpu)", "0.100 ms", "no clear change"),
-        ("int8 (onnxruntime, cpu)", "0.0600 ms", "too slow"),
+    columns = ("candidate", "p50 old", "p50 new", "balanced acc. old", "new", "verdict")
+    assert [tuple(row[column] for column in columns) for row in rows(found)] == [
+        ("fp32 (onnxruntime, cpu)", "0.100 ms", "0.101 ms", "97.00%", "96.50%", "no clear change"),
+        ("int8 (onnxruntime, cpu)", "0.0500 ms", "0.0600 ms", "97.00%", "97.00%", "too slow"),
     ]
     assert rows(found)[1]["speedup (95%)"] == "0.83x (0.83 to 0.83)"
     assert rows(found)[1]["points lost (95%)"] == "0.00 (-0.01 to 0.01)"
@@ -194,6 +196,9 @@ def test_what_cannot_be_compared_is_refused(made: Any) -> None:
         compare(older(made.result(good)), made.result(dataclasses.replace(good, intervals={})))
     with pytest.raises(BenchmarkError, match=r"fail if slower \(=-1\) must be 0 or more"):
         compare(made.result(good), made.result(good), slower=-1)
+    for limit in (math.inf, math.nan):
+        with pytest.raises(BenchmarkError, match=rf"fail if less accurate \(={limit}\) must be 0 or more"):
+            compare(made.result(good), made.result(good), less_accurate=limit)
 
 
 def test_one_candidate_that_fails_is_enough(made: Any) -> None:
@@ -236,3 +241,10 @@ def test_a_fact_that_only_one_machine_tells_is_a_difference(made: Any) -> None:
         compare(old, with_changes(old, "machine", flags=None))
     with pytest.raises(BenchmarkError, match=r"flags was not known, is \['avx2'\]"):
         compare(with_changes(old, "machine", flags=None), old)
+
+
+def test_libraries_that_only_one_result_tells_are_a_remark(made: Any) -> None:
+    old = made.result(measured(made, "fp32", 1, 2))
+    new = dataclasses.replace(old, machine={name: fact for name, fact in old.machine.items() if name != "libraries"})
+    assert compare(old, new).remarks[1:] == ("libraries differ: numpy was 2.4, is not known",)
+    assert compare(new, old).remarks[1:] == ("libraries differ: numpy was not known, is 2.4",)

@@ -10,6 +10,7 @@ from compress.benchmarks.statistics import MOST_LAUNCHES, T_QUANTILES, latency, 
 def test_quantiles_of_student_are_those_of_printed_tables() -> None:
     assert (T_QUANTILES[0], T_QUANTILES[3], T_QUANTILES[9], T_QUANTILES[28]) == (12.706, 2.776, 2.228, 2.045)
     assert MOST_LAUNCHES == 30
+    assert [t_quantile(freedom) for freedom in range(1, 30)] == list(T_QUANTILES)
     assert [t_quantile(freedom) for freedom in range(1, 200)] == pytest.approx(stats.t.ppf(0.975, range(1, 200)), abs=6e-4)
     assert [t_quantile(freedom) for freedom in range(30, 200)] == pytest.approx(stats.t.ppf(0.975, range(30, 200)), abs=1.2e-4)
 
@@ -36,6 +37,14 @@ def test_latency_of_two_launches_by_hand() -> None:
     assert (found.p90, found.p99, found.samples) == (None, None, 4)
 
 
+def test_percentiles_of_a_latency_are_of_all_its_samples() -> None:
+    """1 to 800 microseconds over two launches: rank 0.9 * 799 and 0.99 * 799, from 1 on; of 400 the 99th is not told."""
+    samples = 1_000 * np.arange(1, 801).reshape(2, 20, 20)
+    found = latency(samples)
+    assert (found.p90, found.p99, found.samples) == pytest.approx((720.1e-6, 792.01e-6, 800))
+    assert latency(samples[:1].reshape(2, 10, 20)).p99 is None
+
+
 def test_speedup_is_baseline_over_candidate_and_one_disturbed_round_costs_nothing() -> None:
     baseline = np.full((3, 3, 5), 2_000)
     candidate = np.full((3, 3, 5), 1_000)
@@ -43,6 +52,13 @@ def test_speedup_is_baseline_over_candidate_and_one_disturbed_round_costs_nothin
     found = speedup(baseline, candidate)
     assert (found.value, found.low, found.high) == pytest.approx((2, 2, 2))
     assert speedup(candidate, baseline).value == pytest.approx(0.5)
+
+
+def test_a_disturbed_call_in_every_round_costs_a_speedup_nothing() -> None:
+    disturbed, quiet = np.full((3, 4, 5), 2_000), np.full((3, 4, 5), 1_000)
+    disturbed[:, :, 0] = 90_000
+    assert speedup(disturbed, quiet).value == pytest.approx(2)
+    assert speedup(quiet, disturbed).value == pytest.approx(0.5)
 
 
 def test_a_disturbed_call_costs_a_latency_nothing() -> None:

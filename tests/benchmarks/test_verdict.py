@@ -39,6 +39,7 @@ def test_faster_variant_within_the_drop_ships(made: Any) -> None:
         Limits(),
     )
     assert (verdict.ship, verdict.path, verdict.decided, verdict.unproved) == ("int8", "runs/int8/model.onnx", "bound", None)
+    assert str(verdict) == verdict.headline
     assert verdict.headline == (
         "Ship int8: it is faster than fp32 (1.25x, 95% interval 1.20 to 1.30), loses 0.10 points of balanced accuracy (97.00% to 96.90%, "
         "at most 0.14 lost with 95% confidence) and its file has 300 kB instead of 1.00 MB. The file: runs/int8/model.onnx."
@@ -228,6 +229,7 @@ def test_limit_that_the_baseline_breaks_ships_what_keeps_it_and_says_that_it_is_
     assert (
         "for the limits, not for speed (0.87x, 95% interval 0.84 to 0.90 against fp32): fp32 takes 1.00 MB, 400 kB are" in verdict.headline
     )
+    assert " allowed. int8 takes 1.15 ms and keeps balanced accuracy (97.00% to 97.00%" in verdict.headline
 
 
 def test_limits_that_nothing_keeps_name_the_nearest(made: Any) -> None:
@@ -389,3 +391,12 @@ def test_of_several_that_keep_the_limits_and_are_no_faster_the_fastest_ships(mad
 def test_the_best_of_those_that_do_not_ship_is_told_by_its_speedup_and_not_by_a_wide_interval(made: Any) -> None:
     wide, sure = made.one("wide", ratio=(0.99, 0.5, 2.0)), made.one("sure", ratio=(1.0, 0.99, 1.01))
     assert "; sure is not clearly faster" in decide(made.result(made.one("fp32"), wide, sure), Limits()).headline
+
+
+def test_what_keeps_no_accuracy_is_named_where_the_baseline_is_no_candidate(made: Any) -> None:
+    one = made.result(made.one("fp32", runtime="torch"), made.one("int8", 8e-4, ratio=FASTER, balanced=0.94))
+    verdict = decide(one, Limits())
+    assert verdict.ship is None
+    assert verdict.headline == (
+        "Ship nothing yet: no variant keeps the limits. Nearest is int8: it loses 3.00 points of balanced accuracy, 0.5 are allowed."
+    )

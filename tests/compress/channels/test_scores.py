@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from compress.artifacts.cost import count_cost
-from compress.channels.choose import Choice, choose, choose_for, macs_after
+from compress.channels.choose import Choice, at_floor, choose, choose_for, macs_after, size_after
 from compress.channels.cut import remove_channels
 from compress.channels.find import channel_groups
 from compress.channels.groups import Groups
@@ -37,6 +37,34 @@ def test_l2_by_hand() -> None:
         network[0].weight.copy_(torch.tensor([3.0, 0.0, 0.0, 6.0]).view(4, 1, 1, 1))
         network[3].weight.copy_(torch.tensor([[4.0, 1.0, 0.0, 8.0], [0.0, 0.0, 0.0, 0.0]]).view(2, 4, 1, 1))
     assert importance(network, groups)["0"].tolist() == pytest.approx([5 / 4, 1 / 4, 0, 10 / 4])
+
+
+def test_l2_of_matrices_by_hand() -> None:
+    """Two units: rows (3, 0) and (0, 5) of one matrix, columns (4, 0, 0) and (0, 12, 0) of the next; norms 5 and 13, their mean 9."""
+    network = nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 3))
+    with torch.no_grad():
+        network[0].weight.copy_(torch.tensor([[3.0, 0.0], [0.0, 5.0]]))
+        network[2].weight.copy_(torch.tensor([[4.0, 0.0], [0.0, 12.0], [0.0, 0.0]]))
+    [found] = importance(network, channel_groups(network, torch.rand(2, 2))).values()
+    assert found.tolist() == pytest.approx([5 / 9, 13 / 9])
+
+
+def test_a_batch_norm_of_pixels_counts_as_much_as_one_of_channels() -> None:
+    """Scales 1 and 3 of two channels, then 2 and 3 on average of the four pixels of each: (1 + 2) / 2 and (3 + 3) / 2, mean 2.25."""
+    network = nn.Sequential(nn.Conv2d(1, 2, 1), nn.BatchNorm2d(2), nn.ReLU(), nn.Flatten(), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 3))
+    with torch.no_grad():
+        network[1].weight.copy_(torch.tensor([1.0, 3.0]))
+        network[4].weight.copy_(torch.tensor([1.0, 3, 2, 2, 2, 3, 3, 4]))
+    [found] = importance(network, channel_groups(network, torch.rand(2, 1, 2, 2)), "bn").values()
+    assert found.tolist() == pytest.approx([1.5 / 2.25, 3 / 2.25])
+
+
+def test_one_score_that_is_not_finite_is_enough_to_refuse() -> None:
+    network, groups = two_groups()
+    factor = torch.ones_like(network[3].weight)
+    factor[0, 2] = math.inf
+    with pytest.raises(CompressError, match=r'importance \(="taylor"\) of "0" is not finite'):
+        importance(network, groups, "taylor", [(network[3].weight * factor).sum()])
 
 
 def test_bn_by_hand_and_l2_where_there_is_none() -> None:
@@ -90,6 +118,31 @@ def test_choices_by_hand(sparsity: float, how: Choice, kept: dict[str, tuple[int
 def test_equal_scores_go_in_order() -> None:
     _, groups = two_groups()
     assert choose(groups, scores(_0=[1, 1, 1, 1], _3=[1, 1]), 0.34) == {"0": (2, 3), "3": (0, 1)}
+
+
+@pytest.mark.parametrize(
+    ("how", "kept"),
+    [
+        (Choice(floor=0.5), {"0": (2, 3), "3": (1,)}),
+        (Choice(floor=0), {"0": (3,), "3": (1,)}),
+        (Choice(floor=0.5, round_to=4), {"0": (0, 1, 2, 3), "3": (0, 1)}),
+        (Choice(floor=0.375, original={"0": 8}), {"0": (1, 2, 3), "3": (1,)}),
+    ],
+)
+def test_floors_by_hand(how: Choice, kept: dict[str, tuple[int, ...]]) -> None:
+    """Of 4 and 2 units: half, never less than one, rounded, and 3 of the 8 that there were before earlier steps."""
+    _, groups = two_groups()
+    assert at_floor(groups, scores(_0=[1, 2, 4, 6], _3=[3, 5]), how) == kept
+    with pytest.raises(CompressError, match='scores: "0" needs 4 finite numbers'):
+        at_floor(groups, {}, how)
+
+
+def test_size_after_by_hand() -> None:
+    """Convolutions of 2 + 2, 2 + 1 and 3 + 3 weights and biases, a batch norm of 2 + 2; of 8, 10, 9 and 8."""
+    network, groups = two_groups()
+    keep = {"0": (2, 3), "3": (1,)}
+    assert (size_after(network, groups, keep), size_after(network, groups, groups.everything)) == (17, 35)
+    assert sum(parameter.numel() for parameter in remove_channels(network, groups, keep).parameters()) == 17
 
 
 @pytest.mark.parametrize("sparsity", [0, 1, 1.2, -0.5, math.nan, math.inf])
@@ -185,6 +238,13 @@ def test_a_goal_that_is_met_already_keeps_everything() -> None:
     assert keep == {"0": (0, 1, 2, 3), "3": (0, 1)}
 
 
+def test_a_goal_may_be_a_fraction() -> None:
+    network, groups = two_groups()
+    ranked = importance(network, groups)
+    whole = choose_for(groups, ranked, lambda k: macs_after(groups, k), 576)
+    assert choose_for(groups, ranked, lambda k: macs_after(groups, k) / 1152, 0.5) == whole != groups.everything
+
+
 @pytest.mark.parametrize("goal", [0, -1, math.nan, math.inf])
 def test_a_goal_that_is_no_amount_is_refused(goal: float) -> None:
     network, groups = two_groups()
@@ -195,7 +255,10 @@ def test_a_goal_that_is_no_amount_is_refused(goal: float) -> None:
 def test_a_goal_that_cannot_be_reached_names_the_nearest() -> None:
     """One channel in each layer: 64 pixels of 1 + 1 + 3 MACs, of 64 * (4 + 8 + 6)."""
     network, groups = two_groups()
-    with pytest.raises(CompressError, match=r"goal \(=64\) cannot be reached: .* 320 of 1152 is left, 0\.278x; ask for that"):
+    with pytest.raises(
+        CompressError,
+        match=r"goal \(=64\) cannot be reached: with every group at its floor \(0\.1\) 320 of 1152 is left, 0\.278x; ask for that",
+    ):
         choose_for(groups, importance(network, groups), lambda k: macs_after(groups, k), 64)
     assert choose_for(groups, importance(network, groups), lambda k: macs_after(groups, k), 320)
 

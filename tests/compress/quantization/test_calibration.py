@@ -206,7 +206,7 @@ def test_mse_is_as_good_as_trying_every_range(name: str) -> None:
 @pytest.mark.parametrize("method", [mse_range, entropy_range, percentile_range])
 def test_heavy_tails_are_cut(method: Callable[[np.ndarray, np.ndarray], tuple[float, float]]) -> None:
     values = np.random.default_rng(6).standard_t(3, 500_000)
-    for tensor in (values, np.maximum(values, 0)):
+    for tensor in (values, np.maximum(values, 0), np.minimum(values, 0)):
         counts, edges = histogram(tensor)
         low, high = method(counts, edges)
         assert high - low < 0.95 * (edges[-1] - edges[0])
@@ -222,6 +222,11 @@ def test_divergence_by_hand() -> None:
     # As many bins as levels lose nothing but what lies outside: half of the values come on top of the last bin.
     p, q = np.array([2.0, 514]) / 1024, 1 / 256
     assert divergence(np.full(512, 2), 0, 256) == pytest.approx(255 * p[0] * np.log(p[0] / q) + p[1] * np.log(p[1] / q))
+    # 512 below on top of the first bin's 3, 512 above on top of the last one's 7; 254 bins keep their 2 of 518, now of 1542.
+    counts = np.full(768, 2)
+    counts[[256, 511]] = 3, 7
+    p, q = np.array([515, 519, 2]) / 1542, np.array([3, 7, 2]) / 518
+    assert divergence(counts, 256, 512) == pytest.approx(np.array([1, 1, 254]) @ (p * np.log(p / q)))
 
 
 def test_zeros_do_not_count_where_rounding_decides() -> None:
@@ -233,3 +238,57 @@ def test_zeros_do_not_count_where_rounding_decides() -> None:
         one, other = (Histograms(network(size=16), ["x"], values).ranges(method)["x"] for values in (dense, sparse))
         assert one == other
         assert one[1] < 0.99 * dense.max()
+
+
+def test_one_end_is_cut_and_the_other_one_kept() -> None:
+    """A million values even between -1 and 1, and one at 4: to ``high``, rounding errs by 10^6 (1 + high)^2 / (12 * 255^2) and cutting by
+    (4 - high)^2, least at high = (4 - 1.2816) / 2.2816 = 1.19. The same the other way round."""
+    values = np.array([*np.linspace(-1, 1, 1_000_000), 4.0])
+    assert mse_range(*histogram(values)) == pytest.approx((-1, 1.19), abs=0.02)
+    assert mse_range(*histogram(-values)) == pytest.approx((-1.19, 1), abs=0.02)
+
+
+def test_levels_are_no_finer_than_bins() -> None:
+    """All values in 48 bins around 0: fewer than 256 bins have no shape to lose, so entropy takes at least so many."""
+    counts, edges = np.zeros(BINS, int), np.linspace(-1, 1, BINS + 1)
+    counts[1000:1048] = 100
+    counts[[0, -1]] = 1
+    low, high = entropy_range(counts, edges)
+    assert high - low >= 255 * 2 / BINS
+
+
+def test_counts_by_hand() -> None:
+    """Limits -1 and 1, bins of 1/1024, and a value in the middle of each but for the ends, and a 0 in place of the sixth."""
+    values = ((np.arange(BINS) + 0.5) / 1024 - 1).astype(np.float32)
+    values[[0, 5, -1]] = -1, 0, 1
+    seen = Histograms(network(), ["x"], values.reshape(32, 1, 8, 8), batch=5)
+    expected = np.ones(BINS, np.int64)
+    expected[[5, 1024]] = 0, 2
+    counts, zeros = seen.counts["x"]
+    assert counts.dtype == np.int64 and counts.tolist() == expected.tolist() and zeros == 1
+
+
+def test_every_method_decides_by_its_own_measure() -> None:
+    values = np.random.default_rng(8).standard_t(3, (4_000, 1, 8, 8)).astype(np.float32)
+    values[0, 0, :5] = 0
+    seen = Histograms(network(), ["x"], values)
+    counts, zeros = seen.counts["x"]
+    edges = np.linspace(*seen.limits["x"], BINS + 1)
+    rounded = counts.copy()
+    rounded[np.searchsorted(edges, 0.0, side="right") - 1] -= zeros
+    expected = [percentile_range(counts, edges), entropy_range(rounded, edges), mse_range(rounded, edges)]
+    assert [seen.ranges(method)["x"] for method in ("percentile", "entropy", "mse")] == expected
+    assert len({seen.limits["x"], *expected}) == 4
+
+
+@pytest.mark.parametrize("value", [np.inf, -np.inf])
+def test_one_infinite_end_is_enough_to_refuse(value: float) -> None:
+    values = images(32)
+    values[3, 0, 1, 1] = value
+    with pytest.raises(CompressError, match=r'tensor "x" takes values that are not finite'):
+        Histograms(network(), ["x"], values)
+
+
+def test_a_percentile_that_ends_with_a_bin_cuts_that_bin_off() -> None:
+    """A quarter in each of four bins and half of all inside: the outer two go."""
+    assert percentile_range(np.ones(4, int), np.arange(-2.0, 3.0), 0.5) == (-1, 1)

@@ -11,7 +11,7 @@ from onnx import TensorProto, helper, numpy_helper
 from static_int8 import prepare
 
 from compress.quantization.int8 import Prepared, quantize_prepared
-from compress.quantization.noise import LayerNoise, decibels, group_costs, layer_noise
+from compress.quantization.noise import LayerNoise, decibels, group_costs, layer_noise, logits_name
 from compress.quantization.records import Setting
 
 CONFIG = Setting()
@@ -69,8 +69,49 @@ def test_values_out_of_range_are_counted_by_hand() -> None:
     assert row.own_db == pytest.approx(10 * math.log10(8 / 4), abs=1e-3)  # 2^2 + 2^2 of signal, 2^2 of noise
 
 
+@pytest.mark.parametrize(
+    ("pixel", "clipped"),
+    [(-0.002, False), (-0.0027, True), (-0.01, True), (1.277, False), (1.2773, False), (1.2777, True), (1.285, True)],
+)
+def test_what_rounding_could_bring_is_not_out_of_range(pixel: float, clipped: bool) -> None:
+    """Steps of 0.01 from 0 to 2.55; twice the pixel lies 0.4, 0.54 and 2 steps below, or 0.4, 0.46, 0.54 and 2 above."""
+    images = np.zeros((1, 1, 8, 8), np.float32)
+    images[0, 0, 0, 0] = pixel
+    row, _ = layer_noise(*doubled_and_negated(0.01, 0), images)
+    assert row.clipped == pytest.approx(clipped / 64)
+
+
+def test_an_output_under_another_name_is_that_of_the_node_of_the_same_name() -> None:
+    floats, quantized = doubled_and_negated(0.01, 0)
+    images = np.random.default_rng(0).uniform(0, 1, (4, 1, 8, 8)).astype(np.float32)
+    expected = layer_noise(floats, quantized, images)
+    for node in quantized.graph.node[:2]:
+        for names in (node.input, node.output):
+            names[:] = ["renamed" if name == "a" else name for name in names]
+    assert layer_noise(floats, quantized, images) == expected
+
+
+def test_scales_along_an_axis_stay_on_it() -> None:
+    """A step of 1/64 in seven columns, where 0.25 is exact, and of 1 in the last, where it becomes 0: one eighth of the signal is lost."""
+    floats, quantized = doubled_and_negated(1.0, 0)
+    constants = [value("two", 2.0), value("scale", [1 / 64] * 7 + [1.0]), value("zero", [0] * 8, np.uint8)]
+    del quantized.graph.initializer[:]
+    quantized.graph.initializer.extend(constants)
+    for node in quantized.graph.node[1:3]:
+        node.attribute.append(helper.make_attribute("axis", 3))
+    row, _ = layer_noise(floats, quantized, np.full((2, 1, 8, 8), 0.125, np.float32))
+    assert row.own_db == pytest.approx(10 * math.log10(8), abs=1e-4) == row.output_db
+
+
+def test_logits_are_the_output_of_that_name_or_the_first() -> None:
+    node = helper.make_node("Neg", ["image"], ["a"])
+    assert logits_name(model_of([node], [], ("probabilities", "logits"))) == "logits"
+    assert logits_name(model_of([node], [], ("scores", "probabilities"))) == "scores"
+
+
 def test_nothing_but_noise() -> None:
-    assert decibels(0.0, 0.0) == math.inf and decibels(0.0, 1.0) == -math.inf and decibels(100.0, 1.0) == 20.0
+    assert decibels(0.0, 0.0) == math.inf and decibels(0.0, 1.0) == -math.inf
+    assert decibels(100.0, 1.0) == 20.0 and decibels(0.01, 1.0) == -20.0
 
 
 @pytest.fixture(scope="module")
@@ -163,11 +204,12 @@ def test_a_group_costs_what_it_costs_alone(prepared: Prepared, images: np.ndarra
     assert costs["coarse"].logits_db == pytest.approx(ratio(exact.astype(np.float64), found), abs=0.3)
 
 
-def test_a_relu_that_stayed_is_measured_with_its_layer() -> None:
+@pytest.mark.parametrize("kind", ["Relu", "Clip"])
+def test_a_relu_that_stayed_is_measured_with_its_layer(kind: str) -> None:
     """Signed activations, as on ARM: the quantizer keeps the Relu, and one row stands for both."""
     nodes = [
         helper.make_node("Conv", ["image", "w"], ["a"], name="conv"),
-        helper.make_node("Relu", ["a"], ["b"], name="relu"),
+        helper.make_node(kind, ["a"], ["b"], name="activation"),
         helper.make_node("Neg", ["b"], ["logits"], name="negate"),
     ]
     floats = model_of(nodes, [value("w", np.ones((1, 1, 1, 1)))])
