@@ -27,8 +27,8 @@ Some = Annotated[tuple[T, ...], Meta(min_length=1)]
 class Search:
     """``choice.json``: the verdict, the groups of nodes, a row for everything that was tried, and what decides of the machine.
 
-    ``decided``: whether the bound of the drop keeps the limit, or only the drop as counted; ``complete``: whether the search was not cut
-    short. ``before``: what the float32 file scores on the validation images.
+    ``decided``, ``complete``: as ``Choice``. ``before``, ``after``: what the float32 file scores on the validation images, and the best
+    one, whose graph has the hash ``graph``.
     """
 
     verdict: str
@@ -36,6 +36,8 @@ class Search:
     complete: bool
     max_drop: float
     before: Scores
+    after: Scores
+    graph: str
     groups: Mapping[str, tuple[str, ...]]
     best: Tried
     finalists: Some[Tried]

@@ -166,7 +166,7 @@ def _choice_text(choice: Chosen) -> str:
         {"": "*" if one == choice.best else "", "computed in int8": tried_name(one)}
         | {"latency of float32's (95%)": f"{one.ratio:.2f}x ({one.low:.2f} to {one.high:.2f})"}
         | {"points lost": MISSING if one.drop is None else f"{one.drop:.2f}"}
-        | {"at most (95%)": MISSING if one.bound is None else f"{one.bound:.2f}", "size": size(one.size)}
+        | {"at most (95%)": MISSING if one.bound is None else f"{one.bound:.2f}", "size": size(one.size or 0)}
         for one in choice.finalists
     ]
     more = f"{choice.tried} candidates were tried before: {choice.artifact}"

@@ -16,8 +16,7 @@ Source: Krishnamoorthi 2018, arXiv:1806.08342 (minmax); Wu et al. 2020, arXiv:20
 inference with TensorRT" (entropy); Banner et al. 2019, arXiv:1810.05723 (mse).
 """
 
-from collections.abc import Callable, Collection, Iterator
-from functools import cached_property
+from collections.abc import Callable, Collection, Iterator, Sequence
 
 import numpy as np
 import onnx
@@ -36,7 +35,7 @@ class Histograms:
     """What named tensors are while images run through a graph, and the ranges to represent that follow from it.
 
     ``limits``: least and greatest value by tensor, or 0 where that lies beyond. The histograms are counted when a method first needs them,
-    so that minmax costs one pass, not two.
+    and of the tensors that it needs, so that minmax costs one pass, not two.
 
     Args:
         model: a float32 graph with one input of images.
@@ -50,31 +49,36 @@ class Histograms:
 
     def __init__(self, model: onnx.ModelProto, tensors: Collection[str], images: np.ndarray, *, batch: int = 32) -> None:
         self._tensors = sorted(tensors)
-        self._model, self._images, self._batch = with_outputs(model, self._tensors), images, batch
-        self._ranges: dict[str, dict[str, tuple[float, float]]] = {}
+        self._model, self._images, self._batch = model, images, batch
+        self._ranges: dict[str, dict[str, tuple[float, float]]] = {method: {} for method in METHODS}
+        self._counts: dict[str, tuple[np.ndarray, int]] = {}
         self.limits = self._seen()
 
-    def ranges(self, method: str) -> dict[str, tuple[float, float]]:
+    def ranges(self, method: str, tensors: Collection[str] | None = None) -> dict[str, tuple[float, float]]:
         """Lowest and highest value to represent, by tensor; low <= 0 <= high.
 
         Args:
             method: minmax: all that was seen. percentile: 99.999% of the values. entropy: where 256 levels lose least information
                 (Kullback-Leibler divergence). mse: where rounding and cutting off together have the least mean square.
+            tensors: those that are asked for, all by default; what else is in the list is left out.
 
         Raises:
             CompressError: another method.
         """
         if method not in METHODS:
             raise CompressError(f'method (="{method}") must be one of {", ".join(METHODS)}; minmax is the plain one')
-        if method not in self._ranges:
-            self._ranges[method] = {name: self._range(name, method) for name in self._tensors}
-        return dict(self._ranges[method])
+        wanted = [name for name in self._tensors if tensors is None or name in tensors]
+        found = self._ranges[method]
+        if method != "minmax":
+            self.count(wanted)
+        found.update((name, self._range(name, method)) for name in wanted if name not in found)
+        return {name: found[name] for name in wanted}
 
     def _range(self, name: str, method: str) -> tuple[float, float]:
         low, high = self.limits[name]
         if method == "minmax" or low == high:
             return low, high
-        counts, zeros = self.counts[name]
+        counts, zeros = self._counts[name]
         edges = np.linspace(low, high, BINS + 1)
         if method == "percentile":
             return percentile_range(counts, edges)
@@ -82,33 +86,34 @@ class Histograms:
         rounded[_bins(np.zeros(1, np.float32), low, high)] -= zeros
         return entropy_range(rounded, edges) if method == "entropy" else mse_range(rounded, edges)
 
-    @cached_property
-    def counts(self) -> dict[str, tuple[np.ndarray, int]]:
+    def count(self, tensors: Collection[str]) -> dict[str, tuple[np.ndarray, int]]:
         """By tensor, values per bin (int64, 2048 bins between its limits) and how many of all are exactly 0."""
-        counts = {name: np.zeros(BINS, np.int64) for name in self._tensors}
-        zeros: dict[str, int] = dict.fromkeys(self._tensors, 0)
-        for name, values in self._activations():
+        new = [name for name in tensors if name not in self._counts]
+        counts = {name: np.zeros(BINS, np.int64) for name in new}
+        zeros: dict[str, int] = dict.fromkeys(new, 0)
+        for name, values in self._activations(new):
             low, high = self.limits[name]
             if low < high:
                 counts[name] += np.bincount(_bins(values, low, high), minlength=BINS)
                 zeros[name] += values.size - int(np.count_nonzero(values))
-        return {name: (counts[name], zeros[name]) for name in self._tensors}
+        self._counts |= {name: (counts[name], zeros[name]) for name in new}
+        return {name: self._counts[name] for name in tensors}
 
     def _seen(self) -> dict[str, tuple[float, float]]:
         limits = dict.fromkeys(self._tensors, (0.0, 0.0))
-        for name, values in self._activations():
+        for name, values in self._activations(self._tensors):
             low, high = float(values.min()), float(values.max())  # both are NaN where one value is
             if not np.isfinite(low) or not np.isfinite(high):
                 raise CompressError(f'calibration: tensor "{name}" takes values that are not finite; train the network again')
             limits[name] = min(limits[name][0], low), max(limits[name][1], high)
         return limits
 
-    def _activations(self) -> Iterator[tuple[str, np.ndarray]]:
+    def _activations(self, tensors: Sequence[str]) -> Iterator[tuple[str, np.ndarray]]:
         """Name and values of one tensor for one batch at a time."""
-        if not self._tensors:  # ONNX Runtime does not run a graph for nothing
+        if not tensors:  # ONNX Runtime does not run a graph for nothing
             return
-        for _, found in run_in_batches(self._model, self._images, self._batch, most_bytes=_STEP_BYTES):
-            yield from zip(self._tensors, found, strict=True)
+        for _, found in run_in_batches(with_outputs(self._model, tensors), self._images, self._batch, most_bytes=_STEP_BYTES):
+            yield from zip(tensors, found, strict=True)
 
 
 def _bins(values: np.ndarray, low: float, high: float) -> np.ndarray:

@@ -155,7 +155,10 @@ def quantize_prepared(prepared: Prepared, setting: Setting, nodes: Collection[st
         raise CompressError(
             f"{prepared.name} has nothing to quantize among the 0 nodes chosen; None takes all that ONNX Runtime can quantize"
         )
-    ranges = prepared.histograms.ranges(setting.method)
+    beside = {
+        str(value.name) for node in prepared.nodes if node.name in chosen for value in (*node.inputs, *node.outputs) if value is not None
+    }
+    ranges = prepared.histograms.ranges(setting.method, beside)
     with held_back(prepared.name):
         quantized = insert_qdq(prepared.model, prepared.graph, ranges, chosen, prepared.types, per_channel=setting.per_channel)
     if setting.correct_bias:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+FASTER = 0.98  # of float32's latency: what int8 has to reach to be worth it
 METHODS = ("minmax", "percentile", "entropy", "mse")
 
 
@@ -71,7 +72,7 @@ class Tried:
     ``groups``: of a static one, those in int8. ``moved``: points of probability that move to another class, on training images without
     their labels; this chose among settings. ``drop``: points of balanced accuracy lost on so many validation ``images``, as counted;
     ``bound``: at most so many, with 95% confidence in the whole search; ``proved``: whether that is within the limit; ``tells``: so many
-    images would prove it. None where it was not looked at. ``size``: bytes.
+    images would prove it. ``size``: bytes. None where it was not looked at.
     """
 
     mode: Literal["float32", "static", "dynamic", "int8-weights", "fp16-weights"]
@@ -87,7 +88,7 @@ class Tried:
     images: int | None = None
     proved: bool | None = None
     tells: int | None = None
-    size: int
+    size: int | None = None
 
     @property
     def computes_int8(self) -> bool:
@@ -137,3 +138,58 @@ def what(one: Tried) -> str:
 def listed(names: Sequence[str]) -> str:
     """At most four names, or three and how many more."""
     return ", ".join(names) if len(names) <= 4 else f"{', '.join(names[:3])} and {len(names) - 3} more groups"
+
+
+def verdict_on(winner: Tried, waiting: Tried | None, finalists: Sequence[Tried], ends: Sequence[Tried], max_drop: float) -> str:
+    """What to do and why, in a few sentences.
+
+    Args:
+        winner: what is taken. waiting: what was wanted more, but keeps ``max_drop`` (points) only as counted.
+        finalists: float32 first. ends: the fastest sets of groups, int8 everywhere among them, the fastest first.
+    """
+    own = f"{winner.ratio:.2f}x of float32's latency, {_lost(winner)}, {(winner.size or 0) / (finalists[0].size or 1):.2f}x of its size"
+    waits = f" {_capital(what(waiting))} is {_doubt(waiting, max_drop)}; --accept-unproved takes it." if waiting else ""
+    accepted = "" if winner.proved else f" It is {_doubt(winner, max_drop)}; that was accepted."
+    if winner.computes_int8:
+        told = f"Compute {what(winner)}" if winner.mode == "static" else "Quantize dynamically"
+        return f"{told}: {own}.{accepted}{waits}"
+    store = f"Store the weights as {winner.mode.removesuffix('-weights')} and compute in float32: {own}."
+    keep = "Keep the float32 file." if winner.mode == "float32" else store
+    if waiting is not None and waiting.computes_int8:
+        faster = f"{what(waiting)} takes {waiting.ratio:.2f}x of float32's latency, but is {_doubt(waiting, max_drop)}"
+        return f"Nothing in int8 is proved: {faster}. {keep}{accepted} --accept-unproved computes it in int8."
+    return f"Do not compute in int8 on this machine: {_why_not(finalists, ends, max_drop)}. {keep}{accepted}{waits}"
+
+
+def _lost(one: Tried) -> str:
+    drop, bound = one.drop or 0.0, one.bound or 0.0
+    return f"{drop:.2f} points lost" + (f" (at most {bound:.2f} with 95% confidence)" if one.proved and one.mode != "float32" else "")
+
+
+def _doubt(one: Tried, max_drop: float) -> str:
+    """``not proved within 0.3 points with 1,000 images: 0.10 lost as counted, at most 0.55 with 95% ...; about 4,000 would tell``."""
+    tells = f"; about {one.tells:,} would tell" if one.tells else ""
+    counted = f"{one.drop:.2f} lost as counted, at most {one.bound:.2f} with 95% confidence"
+    return f"not proved within {max_drop:g} points with {one.images:,} images: {counted}{tells}"
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]
+
+
+def _why_not(finalists: Sequence[Tried], ends: Sequence[Tried], max_drop: float) -> str:
+    fast = [one for one in finalists if one.mode == "static" and one.drop is not None and one.drop > max_drop]
+    if fast:
+        least = min(fast, key=lambda one: one.drop or 0.0)
+        return (
+            f"what is faster ({listed(least.groups)}, {least.ratio:.2f}x) loses {least.drop:.2f} points, and {max_drop:g} are allowed; "
+            "fine-tuning may bring them back (--epochs)"
+        )
+    everything = max(ends, key=lambda one: len(one.groups))
+    if not ends[0].groups or ends[0] is everything:
+        return f"int8 everywhere takes {everything.ratio:.2f}x of float32's latency, and no set of nodes is faster than float32"
+    best = next((one for one in finalists if one.mode == "static" and one.groups == ends[0].groups), ends[0])  # as measured last
+    return (
+        f"int8 everywhere takes {everything.ratio:.2f}x of float32's latency, and the best set of nodes ({listed(best.groups)}) "
+        f"{best.ratio:.3f}x; at most {FASTER:g}x it would be worth it"
+    )

@@ -6,7 +6,7 @@ Int8 everywhere is the wrong default: a depthwise convolution or an attention ga
 1. *Speed.* From two starts (nothing in int8; the fastest of "everything from this group on") the search adds or takes out one group at
    a time, or all that gained alone, as long as the measured latency falls. A step is taken only if a second, longer
    measurement confirms it, as the best of twenty noisy figures looks better than it is. Where an interval does not say whether int8 is
-   worth it, more rounds are taken.
+   worth it, more rounds are taken until it does.
 2. *Settings.* For the fastest set the methods of calibration are tried, then one scale per tensor, equalisation and bias correction, each
    kept only if the answers move less by it. That needs no labels, and no image that is asked later.
 3. *Speed again.* The fastest sets with these settings are measured once more in turns with float32, dynamic quantization, and weights that
@@ -30,7 +30,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from .records import METHODS, Certified, Choice, Setting, Tried, listed, what
+from .records import FASTER, METHODS, Certified, Choice, Setting, Tried, verdict_on
 
 Groups = frozenset[str]
 Times = Callable[[Sequence[Path], int], NDArray[np.float64]]  # files, rounds -> seconds per call (rounds, files), taken in turns
@@ -51,19 +51,21 @@ class Between(Protocol):
 Summary = Callable[[NDArray[np.float64]], Between | None]  # of one ratio per round; None for fewer than two
 QUICK, SURE, CLOSE = 3, 12, 48  # rounds to look with, to decide with, and where the interval does not say on which side of FASTER
 GAIN = 0.01  # of the latency, below which a step is not taken
-FASTER = 0.98  # of float32's latency: what int8 has to reach to be worth it
+LOSES = 1.05  # of the latency, from which on a step is not looked at again
+FEW = 8  # groups, up to which every start of "everything from this group on" is timed
 HELPS = 0.9  # of what moves with minmax, or with what was kept so far: a further setting must bring it to this
 MOST_SETS = 3  # sets of groups that may be asked for proof, the fastest first
 ERROR = 0.05  # how often a whole search may take a file that loses more than is allowed
 
 
 class Maker(Protocol):
-    """Makes the files; the same arguments give the same path."""
+    """Makes the files; the same arguments give the same path. ``sketch``: as fast as the static one, to be timed; of none, float32."""
 
     @property
     def groups(self) -> Sequence[str]: ...
     @property
     def float32(self) -> Path: ...
+    def sketch(self, groups: Groups) -> Path: ...
     def static(self, groups: Groups, setting: Setting) -> Path: ...
     def others(self) -> dict[Any, Path]:
         """Files that keep every node's arithmetic or are dynamic, by mode; what cannot be made is left out."""
@@ -108,7 +110,7 @@ def choose(maker: Maker, judges: Judges, *, max_drop: float, accept_unproved: bo
 
     finalists, winner, waiting = _decide(finalists, certify, max_drop, accept_unproved)
     tried = (*sorted(search.found.values(), key=lambda one: one.ratio), *scored)
-    verdict = _verdict(winner, waiting, finalists, ends, max_drop)
+    verdict = verdict_on(winner, waiting, finalists, ends, max_drop)
     if search.cut:
         verdict += " The search was cut short; with more time it may find a faster file."
     decided: Any = "bound" if winner.proved else "point estimate"
@@ -121,6 +123,7 @@ class _Search:
     def __init__(self, maker: Maker, judges: Judges) -> None:
         self.maker, self.judges = maker, judges
         self.found: dict[Groups, Tried] = {}
+        self.alone: dict[str, float] = {}  # latency with one group in int8, as a fraction of float32's
         self.cut = False
 
     def late(self) -> bool:
@@ -131,22 +134,40 @@ class _Search:
     def ends(self) -> list[Tried]:
         """Where the two ways end and int8 everywhere, the fastest first, measured once more side by side."""
         groups = self.maker.groups
-        later = [frozenset(groups[start:]) for start in range(len(groups))]
-        self.measure([frozenset(), *later], QUICK)
-        start = min((one for one in later if one in self.found), key=lambda one: self.found[one].ratio)
-        ends = {self._climb(frozenset()), self._climb(start)}
+        ends = {self._climb(frozenset()), self._climb(self._later())}
         sets = [one for one in {*ends, frozenset(groups)} if one]
         sets.sort(key=lambda one: [name in one for name in groups])  # not the order of a hash, which differs from run to run
-        self.measure([frozenset(), *sets], SURE)
-        if (close := [one for one in sets if _is_close(self.found[one])]) and not self.late():
-            self.measure([frozenset(), *close], CLOSE)
+        files = [self.maker.float32, *(self.maker.static(one, Setting()) for one in sets)]
+        seconds = self.judges.times(files, SURE)
+        self._note([frozenset(), *sets], seconds)
+        close = [at for at, one in enumerate(sets, 1) if _is_close(self.found[one])]
+        if close and not self.late():
+            self._note([frozenset(), *(sets[at - 1] for at in close)], self._until_clear([files[0], *(files[at] for at in close)]))
         return sorted((self.found[one] for one in sets), key=lambda one: one.ratio)
 
+    def _later(self) -> Groups:
+        """The fastest of "everything from this group on"; of many groups, looked for among some and then around the best of these."""
+        groups = self.maker.groups
+        every = round(len(groups) ** 0.5) if len(groups) > FEW else 1
+        later = {start: frozenset(groups[start:]) for start in range(len(groups))}
+
+        def fastest(starts: Iterable[int]) -> int:
+            self.measure([frozenset(), *(later[start] for start in starts)], QUICK)
+            return min((start for start in later if later[start] in self.found), key=lambda start: self.found[later[start]].ratio)
+
+        best = fastest(range(0, len(groups), every))
+        around = [start for start in range(best - every + 1, best + every) if start in later and later[start] not in self.found]
+        return later[fastest([best, *around]) if around and not self.late() else best]
+
     def _climb(self, current: Groups) -> Groups:
-        for _ in range(2 * len(self.maker.groups)):
+        names, near = self.maker.groups, self._beside(current)
+        flips = [name for name in names if name in near or self.alone.get(name, 0.0) < LOSES]
+        for _ in range(2 * len(names)):
             if self.late():
                 break
-            gains = self._against(current, [current ^ {name} for name in self.maker.groups], QUICK)
+            gains = self._against(current, [current ^ {name} for name in flips], QUICK)
+            if not current:
+                self.alone = {name: gains[frozenset([name])] for name in flips if frozenset([name]) in gains}
             good = [flip for flip, gain in gains.items() if gain < 1 - GAIN]
             if not good:
                 break
@@ -157,14 +178,23 @@ class _Search:
             best = min(sure, key=sure.__getitem__, default=current)
             if sure.get(best, 1.0) >= 1 - GAIN:
                 break
+            # What lost clearly is left alone, unless a group beside it has changed sides: a conversion between the two came or went.
+            beside = self._beside(best ^ current)
+            flips = [name for name in names if name in beside or gains.get(current ^ {name}, LOSES) < LOSES]
             current = best
         return current
 
+    def _beside(self, some: Groups) -> Groups:
+        """These groups and those next to them."""
+        names = self.maker.groups
+        return frozenset(name for at, name in enumerate(names) if not some.isdisjoint(names[max(0, at - 1) : at + 2]))
+
     def _against(self, current: Groups, others: Iterable[Groups], rounds: int) -> dict[Groups, float]:
-        """Latency of other sets as a fraction of that of the current one."""
+        """Latency of other sets as a fraction of that of the current one, the median of the rounds: one disturbed round leads nowhere."""
         sets = [frozenset(), current, *others]
         seconds = self.measure(sets, rounds)
-        return {one: self._ratio(seconds, index, base=1)["ratio"] for index, one in enumerate(sets[: seconds.shape[1]]) if index > 1}
+        ratios = np.median(seconds / seconds[:, 1:2], axis=0)
+        return {one: float(ratio) for one, ratio in zip(sets[2:], ratios[2:], strict=False)}
 
     def measure(self, sets: Sequence[Groups], rounds: int) -> NDArray[np.float64]:
         """Seconds (rounds, sets); ``sets`` begins with the empty one, which is float32. When time is up no more files are made."""
@@ -175,20 +205,33 @@ class _Search:
             if one not in self.found and len(files) > 1 and self.late():
                 break
             self.judges.progress(f"{len(self.found)} sets of nodes timed{told}")
-            files.append(self.maker.static(one, Setting()) if one else self.maker.float32)
+            files.append(self.maker.sketch(one))
         seconds = self.judges.times(files, rounds)
-        for index, (one, file) in enumerate(zip(sets, files, strict=False)):
-            if one and (one not in self.found or self.found[one].rounds <= rounds):
-                names = tuple(name for name in self.maker.groups if name in one)
-                self.found[one] = self._tried(seconds, index, file, mode="static", groups=names, setting=Setting())
+        self._note(sets[: len(files)], seconds)
         return seconds
 
-    def _tried(self, seconds: NDArray[np.float64], index: int, file: Path, **about: Any) -> Tried:
-        return Tried(rounds=len(seconds), size=file.stat().st_size, **self._ratio(seconds, index), **about)
+    def _note(self, sets: Sequence[Groups], seconds: NDArray[np.float64]) -> None:
+        for index, one in enumerate(sets):
+            if one and (one not in self.found or self.found[one].rounds <= len(seconds)):
+                names = tuple(name for name in self.maker.groups if name in one)
+                self.found[one] = self._tried(seconds, index, mode="static", groups=names, setting=Setting())
 
-    def _ratio(self, seconds: NDArray[np.float64], index: int, base: int = 0) -> dict[str, Any]:
-        """Latency of a file as a fraction of that of ``base``, one ratio per round; by the names that ``Tried`` has for it."""
-        found = self.judges.interval(seconds[:, index] / seconds[:, base])
+    def _until_clear(self, files: Sequence[Path]) -> NDArray[np.float64]:
+        """Seconds of the first file, float32, and of those of which a first look does not say whether they are worth it, until it does."""
+        seconds = np.empty((0, len(files)))
+        while len(files) > 1 and len(seconds) < CLOSE and not (len(seconds) and self.late()):
+            seconds = np.concatenate([seconds, self.judges.times(files, SURE)])
+            ratios = [self._ratio(seconds, index) for index in range(1, len(files))]
+            if not any(one["low"] <= FASTER <= one["high"] for one in ratios):
+                break
+        return seconds
+
+    def _tried(self, seconds: NDArray[np.float64], index: int, **about: Any) -> Tried:
+        return Tried(rounds=len(seconds), **self._ratio(seconds, index), **about)
+
+    def _ratio(self, seconds: NDArray[np.float64], index: int) -> dict[str, Any]:
+        """Latency of a file as a fraction of that of the first, one ratio per round; by the names that ``Tried`` has for it."""
+        found = self.judges.interval(seconds[:, index] / seconds[:, 0])
         assert found is not None, "files are timed in two rounds and more"
         return {"ratio": found.value, "low": found.low, "high": found.high}
 
@@ -226,15 +269,16 @@ class _Search:
             path = self.maker.static(frozenset(one.groups), one.setting or Setting())
             candidates[path] = {"mode": "static", "groups": one.groups, "setting": one.setting, "moved": one.moved}
 
-        def measured(rounds: int) -> list[Tried]:
-            seconds = self.judges.times(list(candidates), rounds)
-            return [self._tried(seconds, index, path, **about) for index, (path, about) in enumerate(candidates.items())]
-
-        found = measured(SURE)
-        if any(map(_is_close, found)) and not self.late():
-            found = measured(CLOSE)
+        files, about = list(candidates), list(candidates.values())
+        seconds = self.judges.times(files, SURE)
+        found = [self._tried(seconds, index, size=file.stat().st_size, **about[index]) for index, file in enumerate(files)]
+        close = [index for index, one in enumerate(found) if _is_close(one)]
+        if close and not self.late():
+            seconds = self._until_clear([files[0], *(files[index] for index in close)])
+            for column, index in enumerate(close, 1):
+                found[index] = replace(found[index], rounds=len(seconds), **self._ratio(seconds, column))
         found[0] = replace(found[0], moved=0.0, drop=0.0, bound=0.0, proved=True)
-        return list(candidates), found
+        return files, found
 
 
 def _is_close(one: Tried) -> bool:
@@ -276,54 +320,6 @@ def _preferred(finalists: Sequence[Tried], pool: Sequence[int]) -> int:
 
     def rank(index: int) -> tuple[bool, int, float]:
         one = finalists[index]
-        return one.setting is not None and not one.setting.per_channel, one.size, one.ratio
+        return one.setting is not None and not one.setting.per_channel, one.size or 0, one.ratio
 
     return min(as_fast, key=rank)
-
-
-def _verdict(winner: Tried, waiting: Tried | None, finalists: Sequence[Tried], ends: Sequence[Tried], max_drop: float) -> str:
-    own = f"{winner.ratio:.2f}x of float32's latency, {_lost(winner)}, {winner.size / finalists[0].size:.2f}x of its size"
-    waits = f" {_capital(what(waiting))} is {_doubt(waiting, max_drop)}; --accept-unproved takes it." if waiting else ""
-    accepted = "" if winner.proved else f" It is {_doubt(winner, max_drop)}; that was accepted."
-    if winner.computes_int8:
-        told = f"Compute {what(winner)}" if winner.mode == "static" else "Quantize dynamically"
-        return f"{told}: {own}.{accepted}{waits}"
-    store = f"Store the weights as {winner.mode.removesuffix('-weights')} and compute in float32: {own}."
-    keep = "Keep the float32 file." if winner.mode == "float32" else store
-    if waiting is not None and waiting.computes_int8:
-        faster = f"{what(waiting)} takes {waiting.ratio:.2f}x of float32's latency, but is {_doubt(waiting, max_drop)}"
-        return f"Nothing in int8 is proved: {faster}. {keep}{accepted} --accept-unproved computes it in int8."
-    return f"Do not compute in int8 on this machine: {_why_not(finalists, ends, max_drop)}. {keep}{accepted}{waits}"
-
-
-def _lost(one: Tried) -> str:
-    drop, bound = one.drop or 0.0, one.bound or 0.0
-    return f"{drop:.2f} points lost" + (f" (at most {bound:.2f} with 95% confidence)" if one.proved and one.mode != "float32" else "")
-
-
-def _doubt(one: Tried, max_drop: float) -> str:
-    """``not proved within 0.3 points with 1,000 images: 0.10 lost as counted, at most 0.55 with 95% ...; about 4,000 would tell``."""
-    tells = f"; about {one.tells:,} would tell" if one.tells else ""
-    counted = f"{one.drop:.2f} lost as counted, at most {one.bound:.2f} with 95% confidence"
-    return f"not proved within {max_drop:g} points with {one.images:,} images: {counted}{tells}"
-
-
-def _capital(text: str) -> str:
-    return text[:1].upper() + text[1:]
-
-
-def _why_not(finalists: Sequence[Tried], ends: Sequence[Tried], max_drop: float) -> str:
-    fast = [one for one in finalists if one.mode == "static" and one.drop is not None and one.drop > max_drop]
-    if fast:
-        least = min(fast, key=lambda one: one.drop or 0.0)
-        return (
-            f"what is faster ({listed(least.groups)}, {least.ratio:.2f}x) loses {least.drop:.2f} points, and {max_drop:g} are allowed; "
-            "fine-tuning may bring them back (--epochs)"
-        )
-    everything = max(ends, key=lambda one: len(one.groups))
-    if not ends[0].groups or ends[0] is everything:
-        return f"int8 everywhere takes {everything.ratio:.2f}x of float32's latency, and no set of nodes is faster than float32"
-    return (
-        f"int8 everywhere takes {everything.ratio:.2f}x of float32's latency, and the best set of nodes ({listed(ends[0].groups)}) "
-        f"{ends[0].ratio:.3f}x; at most {FASTER:g}x it would be worth it"
-    )

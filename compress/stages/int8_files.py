@@ -1,6 +1,7 @@
 """Int8 files of a graph: the candidates of a search, and the one that was chosen, fine-tuned where that is asked for, scored and proved."""
 
 import dataclasses
+import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 
 from ..artifacts.artifact import PAYLOAD, Artifact
 from ..artifacts.parts import Calibration, Metrics, Scores
+from ..artifacts.payloads import Search
 from ..artifacts.project import New, Project
 from ..artifacts.recipe import Tutoring
 from ..artifacts.vectors import TOLERANCE, write_vectors
@@ -24,7 +26,7 @@ from ..pruning.masks import apply_masks
 from ..quantization.int8 import Prepared, prepare, quantize_dynamic, quantize_prepared, write_quantized
 from ..quantization.node_groups import node_groups
 from ..quantization.qat.network import GraphNetwork
-from ..quantization.records import Certified, Setting
+from ..quantization.records import Certified, Setting, Tried
 from ..quantization.search import Groups
 from ..quantization.weights_only import store_in, store_weights
 from ..train.data_set import Part
@@ -46,6 +48,7 @@ class Maker:
     def __init__(self, project: Project, source: Path, images: NDArray[np.uint8], folder: Path) -> None:
         self.project, self.float32, self.images, self.folder = project, source, images, folder
         self._files: dict[tuple[Groups, Setting], Path] = {}
+        self._sketches: dict[Groups, Path] = {}
         self._prepared: dict[bool, Prepared] = {}
         prepared = self.prepared(False)
         self.groups_of = groups_of(prepared)
@@ -62,12 +65,34 @@ class Maker:
         if (groups, setting) not in self._files:
             target = self.folder / f"{len(self._files)}.onnx"
             prepared = self.prepared(setting.equalise)
-            nodes = [name for group in self.groups if group in groups for name in self.groups_of[group]]
-            quantized = quantize_prepared(prepared, setting, nodes)
+            quantized = quantize_prepared(prepared, setting, self._nodes(groups))
             store_in(quantized, prepared.name, bits="int8")
             write_onnx(quantized, target)
             self._files[groups, setting] = target
         return self._files[groups, setting]
+
+    def sketch(self, groups: Groups) -> Path:
+        """A file that is as fast as the static one: its weights are not stored small, and nothing is checked.
+
+        Not one that ONNX Runtime has optimised already, though that would load in 12 ms instead of 50 for each turn (k49): a session of it
+        takes 3 to 4% less than one of the file it was made of, and float32's does not, so everything in int8 would look faster than it is.
+        """
+        if not groups:
+            return self.float32
+        if groups not in self._sketches:
+            self._sketches[groups] = self.folder / f"sketch{len(self._sketches)}.onnx"
+            quantized = quantize_prepared(self.prepared(False), Setting(), self._nodes(groups))
+            self._sketches[groups].write_bytes(quantized.SerializeToString())
+        return self._sketches[groups]
+
+    def _nodes(self, groups: Groups) -> list[str]:
+        return [name for group in self.groups if group in groups for name in self.groups_of[group]]
+
+    def file(self, one: Tried) -> Path:
+        """That of a finalist."""
+        if one.mode == "static":
+            return self.static(frozenset(one.groups), one.setting or Setting())
+        return self.float32 if one.mode == "float32" else self.folder / f"{one.mode}.onnx"
 
     def others(self) -> dict[str, Path]:
         files = {}
@@ -99,12 +124,17 @@ class Answers:
         self.images = train.images[pool[stratified_sample(train.labels[pool], min(SEEN, len(pool)), 0)]]
         self._sure = softmax(logits_of(project, float32, self.images))
         self.validation = _scored(project)
-        self._before = logits_of(project, float32, self.validation.images).argmax(axis=1)
+        self._float32, self._answers = float32, dict[Path, NDArray[np.int64]]()
 
-    @property
-    def before(self) -> Scores:
-        """The scores of the float32 file."""
-        return Scores(**score(self.validation.labels, self._before, self.project.classes))
+    def of(self, file: Path) -> NDArray[np.int64]:
+        """The classes that a file reads in the validation images, (N,), asked once."""
+        if file not in self._answers:
+            self._answers[file] = logits_of(self.project, file, self.validation.images).argmax(axis=1)
+        return self._answers[file]
+
+    def scores(self, file: Path) -> Scores:
+        """Its scores on them."""
+        return Scores(**score(self.validation.labels, self.of(file), self.project.classes))
 
     def moved(self, file: Path) -> float:
         """Points of probability that move to another class, on average over training images: 0.9 and 0.1 that become 0.7 and 0.3 are 20."""
@@ -113,8 +143,7 @@ class Answers:
 
     def certify(self, file: Path, error: float) -> Certified:
         """The drop that the validation images show, and its bound, which is wrong with the probability ``error`` at most."""
-        after = logits_of(self.project, file, self.validation.images).argmax(axis=1)
-        answers = self.validation.labels, self._before, after
+        answers = self.validation.labels, self.of(self._float32), self.of(file)
         drop = paired_drop(*answers, error=error)
         tells = images_to_tell(*answers, self.max_drop, error=error) if drop.bound > self.max_drop else None
         return Certified(drop=drop.value, bound=drop.bound, images=drop.images, tells=tells)
@@ -132,18 +161,16 @@ def calibration_images(project: Project, config: QuantizeConfig) -> tuple[NDArra
 
 
 def make_file(
-    project: Project, new: New, parent: Artifact, config: QuantizeConfig, tutoring: Tutoring, before: Scores | None = None
+    project: Project, new: New, parent: Artifact, config: QuantizeConfig, tutoring: Tutoring, found: Search | None = None
 ) -> Metrics:
-    """Write the file that ``config`` asks for, with its test vectors, and return what is to be said of it.
-
-    ``before``: the scores of the parent on the validation images, where they are known.
-    """
+    """Write the file that ``config`` asks for, with its test vectors, and return what is to be said of it; ``found``: how it was chosen."""
     target = new.folder / PAYLOAD["graph"]
     metrics = _make(project, new, parent, config, tutoring)
     # Test vectors are what it answers here, as no other runtime computes in int8 what this one does.
     run = open_model(Candidate(name="int8", path=target), project.spec.shape, project.classes, threads=1).predict
     write_vectors(new.folder, run, project.data.validation.images, TOLERANCE["quantize"])
-    before, scores = before or scores_of(project, parent.payload), scores_of(project, target)
+    before = found.before if found else scores_of(project, parent.payload)
+    scores = found.after if found and found.graph == graph_of(target) else scores_of(project, target)
     return dataclasses.replace(metrics, validation=scores, points_lost=100 * (before.balanced_accuracy - scores.balanced_accuracy))
 
 
@@ -199,6 +226,11 @@ def _fine_tune(
         after_step=lambda: apply_masks(network, zeros),
     )
     return network.to_onnx(), Metrics(best_epoch=fitted.best_epoch, fine_tuned=Scores(**fitted.best))
+
+
+def graph_of(file: Path) -> str:
+    """SHA-256 of the graph in a file, whatever its metadata: the same graph gives the same answers."""
+    return hashlib.sha256(onnx.load(file).graph.SerializeToString(deterministic=True)).hexdigest()
 
 
 def scores_of(project: Project, file: Path) -> Scores:

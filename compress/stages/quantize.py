@@ -99,13 +99,13 @@ def quantize(
 ) -> Artifact:
     """Quantize the graph of ``parent`` as ``config`` says; ``tutoring`` is that of fine-tuning, if it says so."""
     chosen: Chosen | UnsetType = UNSET
-    before, inputs = None, dict[str, Any]()
+    found, inputs = None, dict[str, Any]()
     if config.mode == "auto":
         choice = choose_quantization(project, parent, config)
         found = read_payload(choice, Search)
         config = _as_chosen(found, config)
         # What is said of a file belongs to it: another search that comes to the same settings makes another artifact, unless it trains.
-        before, inputs = found.before, {} if config.epochs else {"choice": choice.manifest.key}
+        inputs = {} if config.epochs else {"choice": choice.manifest.key}
         told: dict[str, Any] = {name: getattr(found, name) for name in ("verdict", "decided", "complete", "best", "finalists")}
         chosen = Chosen(artifact=str(choice.path), hash=choice.manifest.hash, tried=len(found.tried), **told)
         project.console.say(f"quantize: {found.verdict}")
@@ -119,7 +119,7 @@ def quantize(
         if new.wanted:
             from .int8_files import make_file
 
-            new.metrics = dataclasses.replace(make_file(project, new, parent, config, tutoring, before), choice=chosen)
+            new.metrics = dataclasses.replace(make_file(project, new, parent, config, tutoring, found), choice=chosen)
             new.facts = parent.manifest.facts
     state_file(project, "quantize", key).unlink(missing_ok=True)
     return new.artifact
@@ -141,7 +141,7 @@ def choose_quantization(project: Project, parent: Artifact, config: QuantizeConf
         if not new.wanted:
             return new.artifact
         from ..artifacts.cost import INPUTS, in_turns
-        from .int8_files import Answers, Maker, calibration_images
+        from .int8_files import Answers, Maker, calibration_images, graph_of
 
         generator = np.random.default_rng(config.seed)
         images = [generator.integers(0, 256, (1, *project.spec.shape), dtype=np.uint8) for _ in range(INPUTS)]
@@ -158,8 +158,12 @@ def choose_quantization(project: Project, parent: Artifact, config: QuantizeConf
                 late=lambda: limit is not None and time.monotonic() - begun > limit,
             )
             found = choose(maker, judges, max_drop=config.max_drop, accept_unproved=config.accept_unproved)
+            best = maker.file(found.best)
+            scored: dict[str, Any] = {"before": answers.scores(parent.payload), "after": answers.scores(best)}
+            search = Search(
+                **vars(found), **scored, graph=graph_of(best), max_drop=config.max_drop, groups=maker.groups_of, machine=machine
+            )
             project.console.progress("chosen", 1, 1)
-        search = Search(**vars(found), max_drop=config.max_drop, groups=maker.groups_of, machine=machine, before=answers.before)
         write_record(new.folder / PAYLOAD["choice"], search)
         new.metrics = Metrics(verdict=found.verdict)
     return new.artifact

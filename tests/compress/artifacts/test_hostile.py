@@ -98,7 +98,7 @@ POINT = {"sparsity": 1.0, "removed": 4, "balanced_accuracy": 0.5, "cross_entropy
 NOISY = {"label": "a", "name": "a", "kind": "Conv", "weights": None, "output_db": None, "own_db": 3.0, "weight_db": 1.0, "clipped": 0.1}
 PAYLOADS: dict[type, Any] = {
     Search: {"verdict": "told", "max_drop": 0.3, "groups": {"a": ["n"]}, "best": TRIED, "finalists": [TRIED], "tried": [TRIED]}
-    | {"decided": "point estimate", "complete": False, "before": SCORES}
+    | {"decided": "point estimate", "complete": False, "before": SCORES, "after": SCORES, "graph": "f00d"}
     | {"machine": {"cpu": "x", "cores": 2, "flags": ["avx"], "gpu": None}},
     Noise: {"images": 9, "setting": "minmax", "layers": [NOISY | {"microseconds": [1.0, None]}]}
     | {"groups": [{"name": "a", "nodes": 1, "logits_db": 3.0, "changed": 0.1, "latency": BETWEEN}]},
