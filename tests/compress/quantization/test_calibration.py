@@ -264,7 +264,7 @@ def test_counts_by_hand() -> None:
     seen = Histograms(network(), ["x"], values.reshape(32, 1, 8, 8), batch=5)
     expected = np.ones(BINS, np.int64)
     expected[[5, 1024]] = 0, 2
-    counts, zeros = seen.counts["x"]
+    counts, zeros = seen.count(["x"])["x"]
     assert counts.dtype == np.int64 and counts.tolist() == expected.tolist() and zeros == 1
 
 
@@ -272,7 +272,7 @@ def test_every_method_decides_by_its_own_measure() -> None:
     values = np.random.default_rng(8).standard_t(3, (4_000, 1, 8, 8)).astype(np.float32)
     values[0, 0, :5] = 0
     seen = Histograms(network(), ["x"], values)
-    counts, zeros = seen.counts["x"]
+    counts, zeros = seen.count(["x"])["x"]
     edges = np.linspace(*seen.limits["x"], BINS + 1)
     rounded = counts.copy()
     rounded[np.searchsorted(edges, 0.0, side="right") - 1] -= zeros
