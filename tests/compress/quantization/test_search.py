@@ -113,6 +113,7 @@ def test_a_gain_below_two_percent_is_not_worth_it(tmp_path: Path) -> None:
     assert choice.best.mode == "float32"
     assert "the best set of nodes (middle) 0.9" in choice.verdict
     assert "at most 0.98x it would be worth it" in choice.verdict
+    assert not any(one.moved for one in choice.tried), "no setting is tried for what is not worth it"
 
 
 def test_weights_stored_in_fewer_bits_win_where_nothing_is_faster(tmp_path: Path) -> None:
@@ -181,7 +182,8 @@ def test_a_slower_set_that_is_proved_wins_over_a_faster_one_that_is_not(tmp_path
 
 @pytest.mark.parametrize("accept", [False, True])
 def test_where_the_images_cannot_tell_the_verdict_says_so_and_the_user_decides(accept: bool, tmp_path: Path) -> None:
-    machine = Machine(tmp_path, dict.fromkeys(NAMES, -0.1), drops={"middle": 0.1}, margin=0.45)
+    other = {"fp16-weights": (1.0, 0.0, 200)}
+    machine = Machine(tmp_path, dict.fromkeys(NAMES, -0.1), drops={"middle": 0.1}, margin=0.45, other=other)
     choice = machine.choose(accept_unproved=accept)
     doubt = "not proved within 0.3 points with 1,000 images: 0.10 lost as counted, at most 0.55 with 95% confidence; about 4,000 would tell"
     everywhere = "first, middle, gates, last in int8 (minmax, per channel)"
@@ -217,6 +219,22 @@ def test_what_loses_too_much_as_counted_is_not_accepted_either(tmp_path: Path) -
     assert machine.choose(accept_unproved=True).best.mode == "float32"
     machine.drops = {"middle": 0.3}
     assert machine.choose().best.mode == "static"
+    machine.margin = 0.1
+    assert machine.choose(accept_unproved=True).best.mode == "static"
+
+
+def test_what_gains_less_than_a_percent_is_not_looked_at_twice(tmp_path: Path) -> None:
+    machine = Machine(tmp_path, dict.fromkeys(NAMES, -0.003), noise=1e-5)
+    looks: list[int] = []
+    times = machine.times
+
+    def counted(files: Sequence[Path], rounds: int) -> NDArray[np.float64]:
+        looks.append(rounds)
+        return times(files, rounds)
+
+    machine.times = counted  # type: ignore[method-assign]
+    machine.choose()
+    assert looks.count(SURE) == 2, "the two ends, and the last ones"
 
 
 class Flattering(Machine):
