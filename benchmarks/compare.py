@@ -1,8 +1,9 @@
 """Compares two results of the same machine, measured at different times: for CI, which must fail only when the interval says so.
 
 The two come from different runs, so their launches are not paired. The interval of a speedup is Welch's, on the logarithms of the launches'
-medians, two variances and all. It cannot know what else changed on the machine between the runs: in 39 pairs of neighbouring runs of the
-same file it held the truth 34 times, not 37, and was five times as wide as the paired one. One benchmark of both files is sharper.
+medians, two variances and all. It cannot know what else changed on the machine between the runs: in 36 pairs of neighbouring runs of the
+same file it held the truth 31 times, not 34, and of a slower one 24 times: launches of one run agree more than runs do. None called the
+same file slower by more than 5%. One benchmark of both files is sharper.
 
 For accuracy the images are the same both times, so those that are lost and gained decide (see `drops`): of 14,100 images 200 lost and 60
 gained are 0.77 to 1.23 points. A result that keeps no answers, of a version before this one, leaves two intervals to put together as if the

@@ -78,6 +78,8 @@ class DataSet:
     def _parts(self) -> Parts:
         about, parts = self.read()
         if about != self.about:
+            if self.note is not None:
+                self.note.unlink(missing_ok=True)  # so that the next command reads for itself
             raise TrainError(f"data (={self.name}) was changed while it was used; run the command again")
         return parts
 

@@ -7,7 +7,7 @@ here. Loads no torch.
 
 import dataclasses
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -183,7 +183,8 @@ def making(
         about = sealed(Manifest(kind=kind, stage=stage, key=key, **own, **inherited), folder)
     new.made = Artifact(path=target, manifest=about, parent=parent)
     if (note := project.data.note) and not note.exists():
-        write_record(note, project.data.about)
+        with suppress(OSError):  # the artifact is there; without the note the next command only reads the images once more
+            write_record(note, project.data.about)
 
 
 def state_file(project: Project, stage: str, key: str) -> Path:

@@ -11,6 +11,7 @@ from PIL import Image
 from compress.artifacts import context as context_module
 from compress.artifacts.artifact import InputSpec
 from compress.artifacts.context import Context
+from compress.artifacts.project import making
 from compress.artifacts.records import write_record
 from compress.train.data_set import DataSet
 from compress.train.errors import TrainError
@@ -81,5 +82,17 @@ def test_a_note_that_does_not_fit_is_noticed_and_a_damaged_one_is_passed_over(pi
     wrong = load(pictures)
     with pytest.raises(TrainError, match=r"data \(=data\) was changed while it was used; run the command again"):
         _ = wrong.train
+    assert load(pictures).fingerprint == about["fingerprint"], "run again, as the message says, and the images are read"
     note.write_text("{ damaged")
     assert load(pictures).fingerprint == about["fingerprint"]
+
+
+def test_a_note_that_cannot_be_written_costs_nothing_but_time(pictures: Path, tmp_path: Path) -> None:
+    """A file lies where the folder of notes would be; the artifact is made all the same."""
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / ".data").write_text("in the way")
+    context = Context(model="emnist", runs=tmp_path / "runs", data=str(pictures), image_shape=(1, 4, 4))
+    project = context.project(context.load_recipe())
+    with making(project, "folds", "folds", "0" * 64, {}) as new:
+        (new.folder / "folds.json").write_text("{}")
+    assert new.artifact.path.is_dir()
