@@ -20,7 +20,7 @@ from typing import Any
 from .errors import BenchmarkError
 from .formats import CHOOSING, MISSING, ZEROS, count, percent, size
 from .machine import differences
-from .plot import AXES, SIZES, THEMES, draw
+from .plot import AXES, SIZES, draw, in_the_dark
 from .results import LayerZeros, Measurement, Result
 from .tables import as_csv, as_json, p_value, tables
 from .verdict import Limits, Verdict, decide
@@ -51,13 +51,12 @@ def write_report(results: Sequence[Result], folder: Path, limits: Limits) -> tup
         section = _section(result, verdict, limits)
         for axis in AXES if any(one.latency for one in result.measurements) else ():
             name = "report" + (f"-{number}" if len(results) > 1 else "") + ("" if axis == "latency" else f"-{axis}") + ".png"
-            _replace(folder / name, draw(result, "png", "wide", "light", axis))
-            pictures = {
-                f"{shape}_{theme}": base64.b64encode(draw(result, "svg", shape, theme, axis)).decode()
-                for shape in SIZES
-                for theme in THEMES
-            }
-            section["plots"].append({"axis": axis, "png": name} | pictures)
+            _replace(folder / name, draw(result, "png", "wide", axis))
+            pictures = {shape: draw(result, "svg", shape, axis) for shape in SIZES}
+            themes = {f"{shape}_light": svg for shape, svg in pictures.items()}
+            themes |= {f"{shape}_dark": in_the_dark(svg) for shape, svg in pictures.items()}
+            embedded = {which: base64.b64encode(svg).decode() for which, svg in themes.items()}
+            section["plots"].append({"axis": axis, "png": name} | embedded)
         sections.append(section)
     _replace(folder / "report.csv", as_csv(results).encode())
     plain = [as_json(result, verdict) for result, verdict in zip(results, verdicts, strict=True)]

@@ -1,11 +1,12 @@
 import itertools
+import re
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 from matplotlib.figure import Figure
 
-from compress.benchmarks.plot import MARKERS, _shown, draw, pareto_front
+from compress.benchmarks.plot import MARKERS, THEMES, _shown, draw, in_the_dark, pareto_front
 from compress.benchmarks.runtimes import RUNTIMES
 
 
@@ -17,9 +18,20 @@ def test_front_of_three_points_by_hand() -> None:
 
 def test_plot_is_the_same_bytes_each_time_and_holds_no_address(made: Any) -> None:
     result = made.result(made.one("fp32"), made.one("int8", 8e-4, balanced=0.96))
-    picture = draw(result, "svg", "narrow", "dark")
-    assert picture == draw(result, "svg", "narrow", "dark")
+    picture = draw(result, "svg", "narrow")
+    assert picture == draw(result, "svg", "narrow")
     assert picture.startswith(b"<?xml") and b"<image" not in picture and b"<script" not in picture
+
+
+def test_the_dark_plot_is_what_would_be_drawn_with_the_dark_colours(made: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    result = made.result(made.one("fp32"), made.one("int8", 8e-4, balanced=0.96))
+    light = draw(result, "svg", "wide")
+    monkeypatch.setitem(THEMES, "light", THEMES["dark"])
+    drawn = draw(result, "svg", "wide")
+    monkeypatch.undo()
+    first, second = (re.sub(rb"\b[mp][0-9a-f]{10}\b", b"name", svg) for svg in (in_the_dark(light), drawn))  # a hash of the colour too
+    assert first == second
+    assert light != drawn
 
 
 @pytest.fixture
@@ -30,7 +42,7 @@ def axes(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
     monkeypatch.setattr(Figure, "savefig", lambda figure, *args, **more: (seen.append(figure), save(figure, *args, **more))[1])
 
     def drawn(result: Any, axis: str = "latency", shape: str = "wide") -> Any:
-        assert draw(result, "png", shape, "light", axis).startswith(b"\x89PNG")
+        assert draw(result, "png", shape, axis).startswith(b"\x89PNG")
         [found] = seen.pop().axes
         return found
 
