@@ -8,7 +8,7 @@ from .statistics import Speedup
 MISSING = "–"  # noqa: RUF001 - an en dash, the sign for an empty cell
 CHOOSING = (
     "What compress quantize measured before it chose: one image on one thread, in turns with fp32, and the balanced accuracy on validation "
-    "images. The rows are the last ones, side by side; choice.json has all."
+    "images, with what is lost at most (95%) where that was looked at. The rows are the last ones, side by side; choice.json has all."
 )
 ZEROS = "Zeros make the gzipped file smaller. Dense runtimes run no faster for them, and the file on disk is no smaller."
 

@@ -46,7 +46,10 @@ class LayerZeros:
 
 @dataclass(frozen=True, kw_only=True)
 class Finalist:
-    """One way to quantize a graph: latency as a fraction of float32's with its 95% interval, points of balanced accuracy lost, bytes."""
+    """One way to quantize a graph: latency as a fraction of float32's with its 95% interval, points of balanced accuracy lost, bytes.
+
+    ``bound``: at most so many points lost, with 95% confidence; None where nobody asked.
+    """
 
     what: str
     ratio: float
@@ -54,6 +57,7 @@ class Finalist:
     high: float
     drop: float | None
     size: int
+    bound: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

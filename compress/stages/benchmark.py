@@ -73,7 +73,8 @@ def _facts(about: Manifest) -> Known:
     if (found := about.metrics.choice) is not UNSET:
         rows = zip(described(found.finalists), found.finalists, strict=True)
         finalists = tuple(
-            Finalist(what=what, ratio=one.ratio, low=one.low, high=one.high, drop=one.drop, size=one.size or 0) for what, one in rows
+            Finalist(what=what, ratio=one.ratio, low=one.low, high=one.high, drop=one.drop, bound=one.bound, size=one.size or 0)
+            for what, one in rows
         )
         known["choice"] = Choice(verdict=found.verdict, tried=found.tried, finalists=finalists)
     return known

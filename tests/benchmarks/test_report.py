@@ -186,6 +186,7 @@ def test_a_choice_by_measurement_is_told_with_what_it_was_chosen_from(made: Any,
     rows = [
         {"what": "fp32", "ratio": 1.0, "low": 1.0, "high": 1.0, "drop": 0.0, "size": 1000},
         {"what": EVIL, "ratio": 1.66, "low": 1.6, "high": 1.7, "drop": None, "size": 400},
+        {"what": "int8", "ratio": 0.9, "low": 0.88, "high": 0.92, "drop": 0.1, "bound": 0.254, "size": 400},
     ]
     choice = Choice(verdict=f"Do not compute in int8: {EVIL}.", tried=177, finalists=tuple(Finalist(**row) for row in rows))
     facts = {"choice": choice}
@@ -201,6 +202,7 @@ def test_a_choice_by_measurement_is_told_with_what_it_was_chosen_from(made: Any,
     assert [tuple(map(html.unescape, row)) for row in told] == [
         ("fp32", "1.00x (1.00 to 1.00)", "0.00", "1.00 kB"),
         (EVIL, "1.66x (1.60 to 1.70)", MISSING, "400 bytes"),
+        ("int8", "0.90x (0.88 to 0.92)", "0.10 (at most 0.25)", "400 bytes"),
     ]
     assert f"| {EVIL} | 1.66x (1.60 to 1.70) | {MISSING} | 400 bytes |" in text
     facts["choice"] = dataclasses.replace(choice, tried="many")

@@ -79,6 +79,7 @@ def test_the_choice_is_kept_so_a_second_run_makes_the_same_bytes(made: tuple[Pro
     assert (told.verdict, told.tried) == (choice.verdict, len(table.tried))
     assert told.finalists[0].what == "fp32"
     assert any(one.what == "static int8 everywhere; minmax, per channel" for one in told.finalists)
+    assert [one.bound for one in told.finalists] == [one.bound for one in table.finalists] and told.finalists[0].bound is not None
     assert verify(again.path).holds
 
 
