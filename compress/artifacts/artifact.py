@@ -21,9 +21,7 @@ import dataclasses
 import hashlib
 import json
 import math
-import os
 import platform
-import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -36,6 +34,7 @@ from typing import Annotated, Any, Literal, get_args
 from msgspec import UNSET, Meta
 
 from ..errors import ArtifactError, shown
+from ..files import claimed, identity, publish
 from .parts import Data, Facts, Metrics, Model, Name, Step
 from .records import plain, read_record
 
@@ -150,39 +149,18 @@ def digest_of(value: object) -> str:
 
 
 @contextmanager
-def whole_folder(target: Path) -> Iterator[Path]:
-    """An empty folder to write into, which becomes ``target`` when the block ends, by a rename; after a failure nothing of it is left.
+def whole_artifact(target: Path) -> Iterator[Path]:
+    """An empty folder to write into, which becomes ``target`` when the block ends; after a failure nothing of it is left."""
+    with claimed(vacant(target), bool) as folder:
+        yield folder
+        publish(folder, target)
 
-    An artifact that is there already is replaced (by two renames). Raises :class:`ArtifactError` when ``target`` is something else.
-    """
+
+def vacant(target: Path) -> Path:
+    """``target``, where an artifact may come; raises :class:`ArtifactError` when it is there and is something else."""
     if target.exists() and not (target / MANIFEST).is_file():
         raise ArtifactError(f"{target} exists and is no artifact; name another --out or move it away")
-    new_folders = [folder for folder in target.parents if not folder.exists()]
-    target.parent.mkdir(parents=True, exist_ok=True)
-    _remove_leftovers(target.parent)
-    partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
-    shutil.rmtree(partial, ignore_errors=True)  # of an earlier process with this number; in a container every run has the same one
-    partial.mkdir()
-    try:
-        yield partial
-        for path in (*partial.iterdir(), partial):
-            _sync(path)
-        old = target.with_name(f".{target.name}.{os.getpid()}.old.partial")
-        if target.exists():
-            target.rename(old)
-        try:
-            partial.rename(target)
-        except OSError:
-            if old.exists():
-                old.rename(target)
-            raise
-        _sync(target.parent)
-        shutil.rmtree(old, ignore_errors=True)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-        for folder in new_folders:
-            if not any(folder.iterdir()):
-                folder.rmdir()
+    return target
 
 
 def sealed(about: Manifest, folder: Path) -> Manifest:
@@ -203,6 +181,16 @@ def sealed(about: Manifest, folder: Path) -> Manifest:
 
 def read_artifact(path: Path, kind: str | None = None) -> Artifact:
     """Read and verify the artifact in ``path``: the manifest's own hash and the SHA-256 of every file that it names."""
+    while True:
+        before = identity(path)
+        try:
+            return _read(path, kind)
+        except (ArtifactError, FileNotFoundError):
+            if identity(path) == before:  # else it was replaced meanwhile
+                raise
+
+
+def _read(path: Path, kind: str | None) -> Artifact:
     file = path / MANIFEST
     if not file.is_file():
         hint = "name the folder that holds it" if path.is_file() else "`compress train` and the other stages write them under runs/"
@@ -252,24 +240,3 @@ def _version(library: str) -> str:
         return metadata.version(library)
     except metadata.PackageNotFoundError:
         return "not installed"
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _remove_leftovers(folder: Path) -> None:
-    """Delete the temporary folders of processes that were killed; those of living ones stay."""
-    for path in folder.glob(".*.partial"):
-        writer = path.name.removesuffix(".partial").removesuffix(".old").rpartition(".")[2]
-        if path.is_dir() and writer.isdigit():
-            try:
-                os.kill(int(writer), 0)
-            except ProcessLookupError:
-                shutil.rmtree(path, ignore_errors=True)
-            except PermissionError:  # it lives, and is somebody else's
-                pass

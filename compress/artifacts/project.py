@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from ..errors import ArtifactError
+from ..files import claimed, identity, publish
 from ..train.data_set import DataSet
-from .artifact import MANIFEST, Artifact, InputSpec, Kind, Manifest, digest_of, find_artifacts, read_artifact, sealed, whole_folder
+from .artifact import MANIFEST, Artifact, InputSpec, Kind, Manifest, digest_of, find_artifacts, read_artifact, sealed, vacant
 from .model_reference import ModelReference
 from .parts import Data, Facts, Metrics, Model, StepSettings
 from .records import plain, write_record
@@ -159,29 +160,46 @@ def making(
     project: Project, kind: Kind, stage: str, key: str, config: Any, parent: Artifact | None = None, out: Path | None = None
 ) -> Iterator[New]:
     """The artifact of ``key``: that which is there, whole, or what the block makes; all or nothing."""
-    target = place_of(project, stage, key, out)
+    target, say = place_of(project, stage, key, out), project.console.say
     if parent is not None:
-        project.console.say(f"{stage}: from {described(parent)}")
-    if is_made(project, target):
-        found = read_artifact(target, kind)
-        if found.manifest.key != key:
-            raise ArtifactError(f"out (={target}) holds another artifact (stage {found.manifest.stage}); --force replaces it")
-        project.console.say(f"{stage}: unchanged, {target}")
-        yield New(stage=stage, key=key, folder=target, wanted=False, made=dataclasses.replace(found, parent=parent))
-        return
-    project.console.say(f"{stage}: {target}")
-    with whole_folder(target) as folder:
-        new = New(stage=stage, key=key, folder=folder, wanted=True)
-        yield new
-        if parent is not None:
-            inherited: dict[str, Any] = {name: getattr(parent.manifest, name) for name in ("model", "input", "classes")}
-            inherited |= {"lineage": parent.steps, "parent": parent.manifest.hash}
-        else:
-            model = Model(**project.model.identity() if project.model else {"file": project.folder.name})
-            inherited = {"model": model, "input": project.spec, "classes": project.data.classes}
-        own: dict[str, Any] = {"config": plain(config), "data": project.source, "metrics": new.metrics, "facts": new.facts}
-        about = sealed(Manifest(kind=kind, stage=stage, key=key, **own, **inherited), folder)
-    new.made = Artifact(path=target, manifest=about, parent=parent)
+        say(f"{stage}: from {described(parent)}")
+    before = identity(target)
+    found = _found(target, kind, key) if is_made(project, target) else None
+    if found is None:
+        with claimed(vacant(target), lambda: say(f"{stage}: another process makes {target}; waits for it")) as folder:
+            if identity(target) != before:  # --force too is content with what was made while it waited
+                found = _found(target, kind, key)
+            else:
+                say(f"{stage}: {target}")
+                new = New(stage=stage, key=key, folder=folder, wanted=True)
+                yield new
+                new.made = Artifact(path=target, manifest=_sealed(project, new, kind, config, parent), parent=parent)
+                publish(folder, target)
+                _note(project)
+                return
+    say(f"{stage}: unchanged, {target}")
+    yield New(stage=stage, key=key, folder=target, wanted=False, made=dataclasses.replace(found, parent=parent))
+
+
+def _found(target: Path, kind: Kind, key: str) -> Artifact:
+    found = read_artifact(target, kind)
+    if found.manifest.key != key:
+        raise ArtifactError(f"out (={target}) holds another artifact (stage {found.manifest.stage}); --force replaces it")
+    return found
+
+
+def _sealed(project: Project, new: New, kind: Kind, config: Any, parent: Artifact | None) -> Manifest:
+    if parent is not None:
+        inherited: dict[str, Any] = {name: getattr(parent.manifest, name) for name in ("model", "input", "classes")}
+        inherited |= {"lineage": parent.steps, "parent": parent.manifest.hash}
+    else:
+        model = Model(**project.model.identity() if project.model else {"file": project.folder.name})
+        inherited = {"model": model, "input": project.spec, "classes": project.data.classes}
+    own: dict[str, Any] = {"config": plain(config), "data": project.source, "metrics": new.metrics, "facts": new.facts}
+    return sealed(Manifest(kind=kind, stage=new.stage, key=new.key, **own, **inherited), new.folder)
+
+
+def _note(project: Project) -> None:
     if (note := project.data.note) and not note.exists():
         with suppress(OSError):  # the artifact is there; without the note the next command only reads the images once more
             write_record(note, project.data.about)

@@ -20,7 +20,6 @@ import dataclasses
 import io
 import json
 import math
-import os
 import re
 import tomllib
 import types
@@ -32,6 +31,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from ..errors import CompressError, nearest, shown
+from ..files import write_whole
 
 T = TypeVar("T")
 Look = Callable[[Any], Any]
@@ -101,20 +101,6 @@ def plain(record: Any) -> Any:
 def write_record(path: Path, record: Any) -> None:
     """Write a record as a file of JSON, one value per line; whole or not at all."""
     write_whole(path, (json.dumps(plain(record), indent=1, allow_nan=False, ensure_ascii=False) + "\n").encode())
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """Write a file beside its place and rename it, so that neither a kill nor another process that does the same leaves half of one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        with partial.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def write_csv(path: Path, rows: Sequence[Mapping[str, Any]], names: Sequence[str] = ()) -> None:

@@ -18,7 +18,7 @@ import click
 import numpy as np
 from numpy.typing import NDArray
 
-from ..artifacts.artifact import Artifact, read_artifact, sealed, whole_folder
+from ..artifacts.artifact import Artifact, read_artifact, sealed, whole_artifact
 from ..artifacts.context import Context
 from ..artifacts.load import Prepare, load_network, load_runner
 from ..artifacts.model_reference import ModelReference
@@ -51,7 +51,7 @@ def ship(source: Path, target: Path, *, title: str | None = None, test: bool = F
     metrics = dataclasses.replace(about.metrics, test=_test(artifact, data)) if test else about.metrics
     record = dataclasses.replace(about.data, source=about.data.name, title=title or about.data.name)
 
-    with whole_folder(target) as folder:
+    with whole_artifact(target) as folder:
         for name in about.files:
             shutil.copyfile(source / name, folder / name)
         images = noise(about.input.shape)

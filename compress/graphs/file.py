@@ -6,8 +6,6 @@ a graph that the checker rejects or that ONNX Runtime cannot load; a refused gra
 Source: the ONNX checker (onnx.ai/onnx/api/checker.html); the write is temporary neighbour, sync, rename.
 """
 
-import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,6 +17,7 @@ from google.protobuf.message import DecodeError, EncodeError  # type: ignore[imp
 from numpy.typing import NDArray
 
 from ..errors import CompressError, first_line, onnxruntime_errors
+from ..files import write_whole
 
 RUNTIME_ERRORS = onnxruntime_errors()
 Level = onnxruntime.GraphOptimizationLevel
@@ -83,18 +82,7 @@ def write_onnx(model: onnx.ModelProto, target: Path) -> None:
     """
     _check(model, f'"{target}"')
     open_session(model, f'"{target}"')
-    content = model.SerializeToString(deterministic=True)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=target.parent, prefix=f".{target.name}.", delete=False) as temporary:
-        try:
-            temporary.write(content)
-            temporary.flush()
-            os.fsync(temporary.fileno())
-            Path(temporary.name).chmod(0o644)  # a temporary file is private, which an exported one should not be
-            Path(temporary.name).replace(target)
-        except BaseException:  # also Ctrl-C: nothing is left behind, whatever happened
-            Path(temporary.name).unlink(missing_ok=True)
-            raise
+    write_whole(target, model.SerializeToString(deterministic=True))
 
 
 def open_session(model: onnx.ModelProto, name: str, **settings: Any) -> onnxruntime.InferenceSession:

@@ -59,16 +59,17 @@ def cross_validate(project: Project, config: FitConfig, folds: int, out: Path | 
     seen = {"fingerprint": project.data.fingerprint, "images": sum(project.data.about.counts[: 2 if project.data.has_test else 3])}
     key = stage_key("folds", settings, data=seen, **network_identity(project))
     kept = project.folder / "folds" / f".{key[:12]}.folds"
-    if project.fresh:
-        shutil.rmtree(kept, ignore_errors=True)
 
     with making(project, "folds", "folds", key, settings, out=out) as new:
         if new.wanted:
+            if project.fresh:
+                shutil.rmtree(kept, ignore_errors=True)
             pool = project.data.pool()
             masks = stratified_folds(pool.labels, folds, config.seed, project.data.classes)
             done = [_trained(project, config, pool, masks, index, kept, key) for index in range(folds)]
             new.metrics = _write(project, new.folder, pool, masks, done)
-    shutil.rmtree(kept, ignore_errors=True)
+    if new.wanted:  # else another process may be at it
+        shutil.rmtree(kept, ignore_errors=True)
     return new.artifact
 
 

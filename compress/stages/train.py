@@ -49,7 +49,7 @@ def _train(
     if start is None and project.told:
         project.console.say(f"train: a new network on {project.told}")
     with making(project, "network", "train", key, config, start, out) as new:
-        if told(network is not None):
+        if told(new.wanted):
             _fit(project, new, config, network)
     return new.artifact
 

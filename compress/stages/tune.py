@@ -17,8 +17,9 @@ from ..artifacts.cost import count_cost
 from ..artifacts.model_reference import ModelReference
 from ..artifacts.project import Project, data_identity, network_identity
 from ..artifacts.recipe import RECIPES, Recipe, training_config
-from ..artifacts.records import read_toml, write_csv, write_whole
+from ..artifacts.records import read_toml, write_csv
 from ..errors import CompressError, NetworkError
+from ..files import write_whole
 from ..models.emnist import EmnistConfig
 from ..models.errors import ModelError
 from ..models.k49 import K49Config

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from compress.artifacts.artifact import Artifact, Manifest, sealed, whole_folder
+from compress.artifacts.artifact import Artifact, Manifest, sealed, whole_artifact
 from compress.artifacts.parts import Data, Images
 from compress.cli import main as cli
 from compress.train.data_set import DataSet, Part
@@ -30,7 +30,7 @@ def with_parts(data: DataSet, **parts: Part) -> DataSet:
 
 def write_artifact(target: Path, make: Callable[[Path], Manifest]) -> Artifact:
     """An artifact of the files that ``make`` writes into the folder it is given and of the manifest it returns."""
-    with whole_folder(target) as folder:
+    with whole_artifact(target) as folder:
         about = sealed(make(folder), folder)
     return Artifact(path=target, manifest=about)
 

@@ -2,9 +2,9 @@
 
 import dataclasses
 import json
-import os
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ import pytest
 import stand_ins
 from stand_ins import write_artifact
 
+from compress import files
 from compress.artifacts.artifact import (
     MANIFEST,
     Artifact,
@@ -203,20 +204,33 @@ def test_sigkill_at_any_step_leaves_a_whole_artifact_or_none(tmp_path: Path, rep
     assert set(outcomes) <= {before, b"new", None} and leftovers > 0
 
 
-def test_the_temporary_folder_of_a_living_process_stays(tmp_path: Path) -> None:
-    others = tmp_path / f".b.{os.getppid()}.partial"
-    others.mkdir()
+@pytest.mark.parametrize("swaps", [True, False])
+def test_no_reader_finds_an_artifact_gone_or_mixed_while_it_is_replaced(
+    tmp_path: Path, swaps: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where two folders cannot be swapped, it is gone for a moment; it comes back, and is never half of the old and half of the new."""
+    if not swaps:
+        monkeypatch.setattr(files, "exchanged", lambda one, other: False)
     write_artifact(tmp_path / "a", writer())
-    assert others.is_dir()
+    done, seen, wrong = threading.Event(), set(), []
 
+    def read() -> None:
+        while not done.is_set():
+            try:
+                seen.add(read_artifact(tmp_path / "a").manifest.key)
+            except ArtifactError as error:
+                wrong.append(str(error))
 
-def test_a_leftover_of_an_earlier_process_with_the_same_number_is_no_hindrance(tmp_path: Path) -> None:
-    """In a container every run has the same small process number."""
-    own = tmp_path / f".a.{os.getpid()}.partial"
-    own.mkdir()
-    (own / "half.onnx").write_bytes(b"half")
-    written = write_artifact(tmp_path / "a", writer())
-    assert "half.onnx" not in written.manifest.files and list(tmp_path.iterdir()) == [tmp_path / "a"]
+    readers = [threading.Thread(target=read) for _ in range(2)]
+    for reader in readers:
+        reader.start()
+    for number in range(60):
+        write_artifact(tmp_path / "a", writer(payload=bytes([number]) * 5000, key=f"{number:064}"))
+    done.set()
+    for reader in readers:
+        reader.join(60)
+    assert all("it has no artifact.json" in told for told in wrong) and not (swaps and wrong)
+    assert len(seen) > 3 and [path.name for path in tmp_path.iterdir()] == ["a"]
 
 
 def flip_a_bit(artifact: Artifact) -> None:
