@@ -17,7 +17,6 @@ Sources: Lin et al. 2020, arXiv:2006.07253 (dynamic model pruning with feedback)
 
 from collections import Counter
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -29,18 +28,6 @@ EVERY = 16
 FADE = 0.002
 UNTIL = 0.75
 MEMORY = 0.995
-
-
-class _Seen(torch.autograd.Function):
-    """Forward the masked weight, backward the gradient as it is. It lies in memory as the weight does: convolutions are slow otherwise."""
-
-    @staticmethod
-    def forward(ctx: Any, weight: Tensor, keep: Tensor) -> Tensor:
-        return weight.clone(memory_format=torch.preserve_format).masked_fill_(~keep, 0)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        return gradient, None
 
 
 class _Masked(nn.Module):
@@ -57,7 +44,8 @@ class _Masked(nn.Module):
         self.register_buffer("age", torch.zeros((), dtype=torch.int64))
 
     def forward(self, weight: Tensor) -> Tensor:
-        seen: Tensor = _Seen.apply(weight, self.keep)
+        seen = weight.clone(memory_format=torch.preserve_format)  # as the weight lies in memory: convolutions are slow otherwise
+        seen.detach().masked_fill_(~self.keep, 0)  # unknown to autograd, which passes the gradient on as it is
         return seen
 
 
