@@ -54,11 +54,8 @@ class Regrowing:
 
     Args:
         network: its weights are parametrized until :meth:`finish`; where it trains, it is moved there by whoever trains it.
-        masks: parameter name to bool mask (True = keep) in the shape of the parameter.
-        dense: the values that these parameters start from, the masked ones too.
-        choose: the masks to take for these weights and the running means of their squared gradients (both by parameter name), of the same
-            names and shapes.
-        steps: of the whole training.
+        masks: of :mod:`compress.pruning.masks`. dense: the values that these parameters start from, the masked ones too.
+        choose: the masks to take for these weights and the running means of their squared gradients.
 
     Raises:
         CompressError: a weight that several layers share; each would need the mask.
@@ -75,8 +72,8 @@ class Regrowing:
         self.network, self.choose, self.last = network, choose, int(UNTIL * steps)
         self.masked: dict[str, _Masked] = {}
         self.done: int | None = None  # as the state says, which is read once: reading waits for a GPU
-        places = Counter(map(id, dict(network.named_parameters(remove_duplicate=False)).values()))
-        if shared := [name for name in masks if places[id(network.get_parameter(name))] > 1]:
+        places = Counter(parameter for _, parameter in network.named_parameters(remove_duplicate=False))
+        if shared := [name for name in masks if places[network.get_parameter(name)] > 1]:
             raise CompressError(f'regrow: "{shared[0]}" is shared by several layers, whose weights cannot come back; leave regrow out')
         for name, mask in masks.items():
             weight, (layer, _, attribute) = network.get_parameter(name), name.rpartition(".")
