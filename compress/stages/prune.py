@@ -17,9 +17,7 @@ from ..artifacts.recipe import Tutoring
 from ..benchmarks.results import LayerZeros
 from ..errors import CompressError
 from ..pruning.schedule import cubic_sparsities, parse_pattern
-from ..train.data_set import Part
 from ..train.settings import DistilConfig, FitConfig
-from ..train.split import stratified_sample
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -150,9 +148,7 @@ def _squared_gradients(project: Project, network: nn.Module) -> dict[str, Tensor
     from ..pruning.masks import squared_gradients
     from .finetune import batch_losses
 
-    part = project.data.train
-    chosen = stratified_sample(part.labels, min(SEEN, len(part.labels)), 0)
-    sample = Part(part.images[chosen], part.labels[chosen])
+    sample = project.data.train.sample(SEEN, 0)
     squares = squared_gradients(network, batch_losses(project, network, sample, batch=8))
     network.cpu()
     return {name: square.cpu() for name, square in squares.items()}
@@ -162,14 +158,9 @@ def _rank_but(
     fixed: Mapping[str, Tensor], weights: Mapping[str, Tensor], squares: Mapping[str, Tensor], config: PruneConfig
 ) -> dict[str, Tensor]:
     """The masks for ``weights`` as they are now; those that a pruning before this one has zeroed (False in ``fixed``) stay so."""
-    import torch
-
     from ..pruning.masks import rank
 
-    allowed = {
-        name: fixed[name].to(weight.device) if name in fixed else torch.ones_like(weight, dtype=torch.bool)
-        for name, weight in weights.items()
-    }
-    within = {name: weight * allowed[name] for name, weight in weights.items()}
+    kept = {name: fixed[name].to(weight.device) if name in fixed else True for name, weight in weights.items()}
+    within = {name: weight * kept[name] for name, weight in weights.items()}
     ranked = rank(within, config.zeros, scope=config.scope, squares=squares)
-    return {name: mask & allowed[name] for name, mask in ranked.items()}
+    return {name: mask & kept[name] for name, mask in ranked.items()}
