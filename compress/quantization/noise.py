@@ -113,10 +113,7 @@ def _measured(
 def group_costs(prepared: Prepared, setting: Setting, groups: Mapping[str, Collection[str]], images: np.ndarray) -> dict[str, GroupCost]:
     """What each group of nodes costs when it alone is quantized, as ONNX Runtime computes it on this machine.
 
-    Args:
-        prepared: of ``int8.prepare``. setting: how to quantize.
-        groups: names of the nodes of each group.
-        images: uint8 (N, C, H, W).
+    ``groups``: names of the nodes of each. ``images``: uint8 (N, C, H, W).
     """
     exact = _logits(prepared.model, images)
     costs = {}

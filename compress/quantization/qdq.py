@@ -69,13 +69,10 @@ def image_scale(tensor: ir.Value | None) -> tuple[str, float, int] | None:
 
 
 def read_image_directly(graph: ir.Graph, tensors: Mapping[str, str]) -> None:
-    """Let the DequantizeLinear of each of the tensors read the uint8 image that it is made of, and drop what nothing reads then.
+    """Let the DequantizeLinear of each of the tensors read the uint8 image that it is made of, in place; drop what nothing reads then.
 
     Where the scale is the image's own, Cast, Mul and QuantizeLinear only give back the image that they began with; the caller sees to it.
-
-    Args:
-        graph: a QDQ graph, changed in place.
-        tensors: name of a quantized float32 tensor, to that of the graph's input.
+    ``tensors``: name of a quantized float32 tensor, to that of the graph's input.
     """
     images = {value.name: value for value in graph.inputs}
     for dequantize in [node for node in graph if is_a(node, "DequantizeLinear")]:
@@ -119,12 +116,9 @@ def _swap(first: ir.Node, second: ir.Node) -> None:
 
 
 def keep_outputs_float(graph: ir.Graph, kinds: Collection[str], after: Collection[str | None]) -> None:
-    """Take QuantizeLinear and DequantizeLinear off the logits: off what a node of these types makes for outputs and nodes behind it only.
+    """Take QuantizeLinear and DequantizeLinear off the logits, in place: off what a node of ``kinds`` makes for outputs and ``after`` only.
 
-    Args:
-        graph: a QDQ graph, changed in place.
-        kinds: operator types whose int8 kernels can give float32.
-        after: names of the nodes behind the last weights, such as Softmax, or the Add of a bias.
+    ``kinds``: operator types whose int8 kernels can give float32. ``after``: names of the nodes behind the last weights, such as Softmax.
     """
     for dequantize in [node for node in graph if is_a(node, "DequantizeLinear")]:
         quantize, [rounded] = maker(dequantize.inputs[0], "QuantizeLinear"), dequantize.outputs
