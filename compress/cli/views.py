@@ -115,9 +115,12 @@ def changes_text(found: compare.Changes) -> str:
 
 def throughput_text(found: "list[Throughput]") -> str:
     """A row per variant of the training loop."""
-    from ..stages.throughput import table_rows
-
-    return table(table_rows(found))
+    rows = [
+        {"variant": one.variant, "images/s": f"{np.median(one.images_per_second):,.0f}"}
+        | {"ratio (95% interval)": f"{one.ratio.value:.2f} ({one.ratio.low:.2f} to {one.ratio.high:.2f})" if one.ratio else "baseline"}
+        for one in found
+    ]
+    return table(rows)
 
 
 def predictions_text(read: "Predictions") -> str:
