@@ -79,26 +79,14 @@ def prune(project: Project, parent: Artifact, config: PruneConfig, tutoring: Tut
     for number, sparsity in enumerate(sparsities, 1):
         last = number == len(sparsities)
         step = dataclasses.replace(config, sparsity=sparsity, steps=1, between=0, epochs=config.epochs if last else config.between)
-        parent = _prune_step(project, parent, origin, step, tutoring, out if last else None)
+        tuning = tutoring.config(step.epochs, step.lr)
+        inputs = {"training": dataclasses.asdict(tuning), "distil": dataclasses.asdict(tutoring.distil), "data": data_identity(project)}
+        key = stage_key("prune", step, parent=parent.content, teacher=origin.content, **inputs)
+        with making(project, "network", "prune", key, step, parent, out if last else None) as new:
+            if new.wanted:
+                _prune(project, new, parent, origin, step, tuning, tutoring.distil)
+        parent = new.artifact
     return parent
-
-
-def _prune_step(
-    project: Project,
-    parent: Artifact,
-    origin: Artifact,
-    config: PruneConfig,
-    tutoring: Tutoring,
-    out: Path | None,
-) -> Artifact:
-    tuning = tutoring.config(config.epochs, config.lr)
-    inputs = {"training": dataclasses.asdict(tuning), "distil": dataclasses.asdict(tutoring.distil), "data": data_identity(project)}
-    key = stage_key("prune", config, parent=parent.content, teacher=origin.content, **inputs)
-
-    with making(project, "network", "prune", key, config, parent, out) as new:
-        if new.wanted:
-            _prune(project, new, parent, origin, config, tuning, tutoring.distil)
-    return new.artifact
 
 
 def _prune(
