@@ -173,10 +173,8 @@ def _settings_of(config: QuantizeConfig) -> dict[str, Any]:
     """What of ``config`` decides the result."""
     if config.mode != "static":
         return {"mode": config.mode}
-    settings = dataclasses.asdict(config)
-    for name in ("max_drop", "accept_unproved", "time_limit"):
-        del settings[name]
-    return settings if config.epochs else {name: value for name, value in settings.items() if name not in ("epochs", "lr")}
+    without = {"max_drop", "accept_unproved", "time_limit"} | (set() if config.epochs else {"epochs", "lr"})
+    return {name: value for name, value in dataclasses.asdict(config).items() if name not in without}
 
 
 def _as_chosen(found: Search, config: QuantizeConfig) -> QuantizeConfig:
