@@ -33,15 +33,11 @@ MEMORY = 0.995
 class _Masked(nn.Module):
     """A weight as the network sees it: zero where ``keep`` is False; its gradient reaches all of it. ``squares``: of gradients."""
 
-    keep: Tensor
-    age: Tensor
-    squares: Tensor
-
     def __init__(self, keep: Tensor) -> None:
         super().__init__()
-        self.register_buffer("keep", keep.clone())
-        self.register_buffer("squares", torch.zeros(keep.shape, device=keep.device))
-        self.register_buffer("age", torch.zeros((), dtype=torch.int64))
+        self.keep = nn.Buffer(keep.clone())
+        self.squares = nn.Buffer(torch.zeros(keep.shape, device=keep.device))
+        self.age = nn.Buffer(torch.zeros((), dtype=torch.int64))
 
     def forward(self, weight: Tensor) -> Tensor:
         seen = weight.clone(memory_format=torch.preserve_format)  # as the weight lies in memory: convolutions are slow otherwise
@@ -90,7 +86,7 @@ class Regrowing:
                 weight.mul_(1 - FADE * ~masked.keep)
                 if weight.grad is not None:
                     masked.squares.mul_(MEMORY).addcmul_(weight.grad, weight.grad, value=1 - MEMORY)
-                masked.age += 1
+                masked.age.add_(1)
             if self.done is None:
                 self.done = int(masked.age) - 1
             self.done += 1
