@@ -20,7 +20,7 @@ from ..pruning.schedule import cubic_sparsities, parse_pattern
 from ..train.settings import DistilConfig, FitConfig
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,11 +93,11 @@ def _prune(
     project: Project, new: New, parent: Artifact, origin: Artifact, config: PruneConfig, tuning: FitConfig, distil: DistilConfig
 ) -> None:
     from ..artifacts.load import load_network
-    from ..pruning.masks import apply_masks, outside_pattern, pattern_masks, sparsity_by_layer, weight_masks
+    from ..pruning.masks import apply_masks, outside_pattern, pattern_masks, sparsity_by_layer, squared_gradients, weight_masks
     from ..pruning.regrow import Regrowing
     from ..train.distil import Teacher
     from ..train.fit import choose_device, steps_in_epoch
-    from .finetune import ease_dropout, fit_and_save, save_network, validate, zeros_kept
+    from .finetune import batch_losses, ease_dropout, fit_and_save, save_network, validate, zeros_kept
 
     network = load_network(parent)
     if config.pattern:
@@ -106,7 +106,11 @@ def _prune(
         if left := outside_pattern(network, of):
             project.console.say(f"prune: left whole, as their inputs do not fit {config.pattern}: {', '.join(left)}")
     else:
-        squares = _squared_gradients(project, network) if config.scope == "fisher" else None
+        squares = None
+        if config.scope == "fisher":  # of a few images at a time: in the mean of many, gradients that differ cancel
+            losses = batch_losses(project, network, project.data.train.sample(SEEN, 0), batch=8)
+            squares = {name: square.cpu() for name, square in squared_gradients(network, losses).items()}
+            network.cpu()
         masks = weight_masks(network, config.zeros, scope=config.scope, squares=squares)
     fixed = zeros_kept(parent, network)
     masks |= {name: masks.get(name, kept) & kept for name, kept in fixed.items()}
@@ -129,17 +133,6 @@ def _prune(
     layers = tuple(LayerZeros(**dataclasses.asdict(layer)) for layer in sparsity_by_layer(network))
     new.metrics = dataclasses.replace(new.metrics, one_shot=before, layers=layers)
     new.facts = dataclasses.replace(new.facts, layers=layers)  # facts go on to what is made of this network
-
-
-def _squared_gradients(project: Project, network: nn.Module) -> dict[str, Tensor]:
-    """Over SEEN training images, a few at a time: in the mean of many, gradients that differ cancel."""
-    from ..pruning.masks import squared_gradients
-    from .finetune import batch_losses
-
-    sample = project.data.train.sample(SEEN, 0)
-    squares = squared_gradients(network, batch_losses(project, network, sample, batch=8))
-    network.cpu()
-    return {name: square.cpu() for name, square in squares.items()}
 
 
 def _rank_but(
