@@ -134,10 +134,6 @@ def _slice(
     return x[tuple(index)]
 
 
-def _split(x: Tensor, *, num_outputs: int, split: Sequence[int] = (), axis: int = 0) -> tuple[Tensor, ...]:
-    return tuple(x.split(split or math.ceil(x.shape[axis] / num_outputs), axis))
-
-
 # Operator type to its function, how many of its inputs are tensors, and what those behind them are called, which must be constant.
 OPERATORS: dict[str, tuple[Any, ...]] = {
     "Add": (torch.add, 2),
@@ -165,7 +161,7 @@ OPERATORS: dict[str, tuple[Any, ...]] = {
     "Sigmoid": (torch.sigmoid, 1),
     "Slice": (_slice, 1, "starts", "ends", "axes", "steps"),
     "Softmax": (lambda x, axis=-1: x.softmax(axis), 1),
-    "Split": (_split, 1, "split"),
+    "Split": (lambda x, num_outputs, split=(), axis=0: x.split(split or math.ceil(x.shape[axis] / num_outputs), axis), 1, "split"),
     "Squeeze": (lambda x, axes=None: x.squeeze() if axes is None else x.squeeze(tuple(axes)), 1, "axes"),
     "Sub": (torch.sub, 2),
     "Transpose": (lambda x, perm=None: x.permute(perm or tuple(reversed(range(x.ndim)))), 1),
