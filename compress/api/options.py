@@ -38,10 +38,6 @@ class PretrainedOptions(TypedDict, total=False):
     pretrained: Annotated[bool, "Start from the trained weights of k49 or emnist that come with this package."]
 
 
-FRESH = "Start anew, instead of going on with a training of the same settings that was interrupted."
-RESUME = "Go on with such a training; that is the default, and this is kept for scripts."
-
-
 class StartOptions(PretrainedOptions, total=False):
     weights: Annotated[File, "Start from a network trained elsewhere: a .safetensors or .pt/.pth state dict."]
 
@@ -51,14 +47,17 @@ class MakeOptions(StartOptions, total=False):
     force: Annotated[bool, "Run again even if the inputs are unchanged; replace --out."]
 
 
-class TrainOptions(MakeOptions, total=False):
+class ResumeOptions(MakeOptions, total=False):
+    fresh: Annotated[bool, "Start anew, instead of going on with a training of the same settings that was interrupted."]
+    resume: Annotated[bool, "Go on with such a training; that is the default, and this is kept for scripts."]
+
+
+class TrainOptions(ResumeOptions, total=False):
     epochs: Annotated[int, "Passes over the training images."]
     batch: Annotated[int, "Images per step."]
     lr: Annotated[float, "Largest learning rate."]
     label_smoothing: Annotated[float, "0 for none; 0.1 is usual."]
     folds: Annotated[int, "Cross-validate instead: train this many networks, each scored on the images it did not see."]
-    fresh: Annotated[bool, FRESH]
-    resume: Annotated[bool, RESUME]
 
 
 class TuneOptions(TypedDict, total=False):
@@ -81,7 +80,7 @@ class SensitivityOptions(MakeOptions, total=False):
     images: Annotated[int, "Training images that are scored, drawn evenly from the classes.  [default: 2048]"]
 
 
-class FineTuneOptions(MakeOptions, total=False):
+class FineTuneOptions(ResumeOptions, total=False):
     steps: Annotated[int, "Do it gradually; every step is an artifact.  [default: the recipe's]"]
     between: Annotated[int, "Epochs of fine-tuning after each step but the last.  [default: 1]"]
     epochs: Annotated[int, "Epochs of fine-tuning after the last step; 0 for none.  [default: the recipe's]"]
@@ -90,8 +89,6 @@ class FineTuneOptions(MakeOptions, total=False):
     distil: Annotated[float, "Share of the loss that the teacher makes; 0 for labels only.  [default: 0.7]"]
     temperature: Annotated[float, "Of the teacher's probabilities.  [default: 2]"]
     features: Annotated[float, "Weight of the error of the last hidden features; 0 for logits only.  [default: 0]"]
-    fresh: Annotated[bool, FRESH]
-    resume: Annotated[bool, RESUME]
 
 
 class PruneOptions(FineTuneOptions, total=False):
@@ -123,7 +120,7 @@ class ExportOptions(MakeOptions, total=False):
     input: Annotated[str, "Pixels that the graph takes: uint8, or float32 in [0, 1].  [default: uint8]"]
 
 
-class QuantizeOptions(MakeOptions, total=False):
+class QuantizeOptions(ResumeOptions, total=False):
     mode: Annotated[str, "auto (by measurement), static, dynamic, int8-weights, fp16-weights, or float32 (a copy).  [default: auto]"]
     max_drop: Annotated[float, "Balanced accuracy that auto may lose, in points, as a 95% bound on validation images.  [default: 0.3]"]
     accept_unproved: Annotated[bool, "Let the loss as counted decide where the validation images are too few to bound it."]
@@ -132,8 +129,6 @@ class QuantizeOptions(MakeOptions, total=False):
     images: Annotated[int, "Calibration images, drawn evenly from the classes.  [default: 512]"]
     epochs: Annotated[int, "Fine-tune the quantized graph for so many epochs.  [default: 0]"]
     lr: Annotated[float, "Learning rate at the start of fine-tuning.  [default: 0.0001]"]
-    fresh: Annotated[bool, FRESH]
-    resume: Annotated[bool, RESUME]
     method: Annotated[str, "Static: range of activations by minmax, percentile, entropy or mse.  [default: minmax]"]
     per_channel: Annotated[bool, "Static: one weight scale per channel, or with --per-tensor one per tensor.  [default: per channel]"]
     groups: Annotated[Sequence[str], "Static: only these groups of nodes; auto names them."]

@@ -106,7 +106,7 @@ def command(method: Callable[..., Any], *examples: str, switch: Switch | None = 
     paths = {name: one.kind is one.VAR_POSITIONAL for name, one in positional.items()}  # and whether there may be several
     own = typing.get_type_hints(getattr(method, "options", object), include_extras=True)
     own |= {"start": START} if "start" in parameters else {}
-    own = {name: own[name] for name in sorted(own, key=lambda name: name in ("start", *SHARED))}  # its own ones first
+    own = {name: own[name] for name in sorted(own, key=lambda name: name in ("start", *SHARED, "resume"))}  # its own ones first
 
     def decorate(show: Show) -> click.Command:
         def run(as_json: bool, switched: bool = False, **given: Any) -> None:

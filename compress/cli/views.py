@@ -11,6 +11,7 @@ import numpy as np
 from ..artifacts.artifact import Artifact
 from ..artifacts.payloads import Noise, Sensitivity, read_payload
 from ..benchmarks import compare
+from ..benchmarks.statistics import Interval
 from .tables import paragraphs, table
 
 if TYPE_CHECKING:
@@ -71,32 +72,29 @@ def sensitivity_text(artifact: Artifact) -> str:
     rows = [
         {first: curve.name, second: f"{curve.size:,}"}
         | {_column(result, point): cell(point.points_lost) for point in curve.points}
-        | (_module_cells(result, curve.name) if result.granularity == "module" else {})
+        | ({"rise of cross-entropy": f"{max(result.rises[curve.name].values()):.3f}"} if result.latency else {})
+        | ({"latency without it": _ratio(result.latency[curve.name])} if result.latency else {})
         for curve in result.curves
     ]
     told = f"{_title(result)}, by {result.images:,} training images and without fine-tuning:"
     return f"{told}\n\n{table(rows)}\n\nheat map  {artifact.path / f'{STAGE}.png'}\nartifact  {artifact.path}"
 
 
-def _module_cells(result: Sensitivity, name: str) -> dict[str, str]:
-    latency = result.latency[name]
-    measured = f"{latency.value:.3f}x ({latency.low:.3f} to {latency.high:.3f})"
-    return {"rise of cross-entropy": f"{max(result.rises[name].values()):.3f}", "latency without it": measured}
-
-
 def noise_text(artifact: Artifact) -> str:
     """Both tables: layers in the order of the graph, groups from the one that gains most time to the one that loses most."""
     folder, result = artifact.path, read_payload(artifact, Noise)
+    figures = {"with all before (dB)": "output_db", "its own (dB)": "own_db", "its weights (dB)": "weight_db"}
     layers = [
-        {"layer": one.label, "kind": one.kind, "with all before (dB)": _db(one.output_db), "its own (dB)": _db(one.own_db)}
-        | {"its weights (dB)": _db(one.weight_db), "clipped": "" if one.clipped is None else f"{100 * one.clipped:.3f}%"}
-        | {f"{what} (us)": "" if time is None else f"{time:.1f}" for what, time in zip(("float32", "int8"), one.microseconds, strict=True)}
+        {"layer": one.label, "kind": one.kind}
+        | {title: _number(getattr(one, name), 1, "") for title, name in figures.items()}
+        | {"clipped": "" if one.clipped is None else f"{100 * one.clipped:.3f}%"}
+        | {f"{what} (us)": _number(time, 1, "") for what, time in zip(("float32", "int8"), one.microseconds, strict=True)}
         for one in result.layers
     ]
     groups = [
-        {"alone in int8": one.name, "nodes": str(one.nodes), "logits (dB)": _db(one.logits_db)}
+        {"alone in int8": one.name, "nodes": str(one.nodes), "logits (dB)": _number(one.logits_db, 1, "")}
         | {"answers changed": f"{100 * one.changed:.2f}%"}
-        | {"latency": f"{one.latency.value:.3f}x ({one.latency.low:.3f} to {one.latency.high:.3f})"}
+        | {"latency": _ratio(one.latency)}
         for one in sorted(result.groups, key=lambda one: one.latency.value)
     ]
     told = f"Signal to quantization noise of each layer on {result.images:,} validation images, all in int8 ({result.setting}):"
@@ -104,8 +102,12 @@ def noise_text(artifact: Artifact) -> str:
     return f"{told}\n\n{table(layers)}\n\n{second}\n\n{table(groups)}\n\npicture   {folder / 'noise.png'}\nartifact  {folder}"
 
 
-def _db(value: float | None) -> str:
-    return "" if value is None else f"{value:.1f}"
+def _ratio(one: Interval) -> str:
+    return f"{one.value:.3f}x ({one.low:.3f} to {one.high:.3f})"
+
+
+def _number(value: float | None, digits: int = 2, missing: str = "-") -> str:
+    return missing if value is None else f"{value:.{digits}f}"
 
 
 def changes_text(found: compare.Changes) -> str:
@@ -115,9 +117,12 @@ def changes_text(found: compare.Changes) -> str:
 
 def throughput_text(found: "list[Throughput]") -> str:
     """A row per variant of the training loop."""
-    from ..stages.throughput import table_rows
-
-    return table(table_rows(found))
+    rows = [
+        {"variant": one.variant, "images/s": f"{np.median(one.images_per_second):,.0f}"}
+        | {"ratio (95% interval)": f"{one.ratio.value:.2f} ({one.ratio.low:.2f} to {one.ratio.high:.2f})" if one.ratio else "baseline"}
+        for one in found
+    ]
+    return table(rows)
 
 
 def predictions_text(read: "Predictions") -> str:
@@ -187,22 +192,16 @@ def _gates_over_images(figures: Sequence[Sequence[dict[str, Any]]]) -> list[dict
         row = {"gate": gate["gate"]}
         for place, one in enumerate(figures[0]):
             gates = [image[place]["gates"][number] for image in figures if number < len(image[place]["gates"])]
-            row[one["network"]] = _cell(gates, place > 0)
+            row[one["network"]] = _cell(gates, place > 0) if gates else "-"  # the network has fewer
         rows.append(row)
     return rows
 
 
 def _cell(gates: Sequence[dict[str, Any]], compared: bool) -> str:
-    if not gates:  # the network has fewer
-        return "-"
     mean, low, high = np.mean([one["mean"] for one in gates]), min(one["min"] for one in gates), max(one["max"] for one in gates)
     text = f"{mean:.2f} ({low:.2f} to {high:.2f})"
     known = [one["rank_correlation"] for one in gates if one["rank_correlation"] is not None]
     return f"{text}  r {_number(float(np.mean(known)) if known else None)}" if compared else text
-
-
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.2f}"
 
 
 def proof_text(proof: "Proof") -> str:

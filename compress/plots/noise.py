@@ -20,12 +20,9 @@ Times = Mapping[str, float]  # microseconds by name of the node, as node_times g
 
 
 def draw_noise(rows: Sequence[LayerNoise], title: str, times: tuple[Times, Times] | None = None) -> bytes:
-    """PNG, taller with every layer.
+    """PNG, taller with every layer; of ``rows`` those without weights are left out, but for the logits.
 
-    Args:
-        rows: as ``layer_noise`` gives them; those without weights are left out, but for the logits.
-        title: what was quantized, and how.
-        times: of the float32 and of the int8 file.
+    ``title``: what was quantized, and how. ``times``: of the float32 and of the int8 file.
     """
     layers = [row for row in rows if row.weights is not None]
     shown = [*layers, *(row for row in rows[-1:] if row.weights is None)]

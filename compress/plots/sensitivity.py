@@ -11,12 +11,10 @@ GAMMA, TICKS = 0.4, (0, 1, 5, 20, 50, 100)
 
 
 def draw_heat_map(names: Sequence[str], columns: Sequence[str], lost: Sequence[Sequence[float]], title: str) -> bytes:
-    """PNG, taller with every row.
+    """PNG, taller with every row; the rows have ``names``, from the top.
 
-    Args:
-        names: of the rows, from the top. columns: of the columns. title: what was measured, and of how much.
-        lost: for each row a value per column, in points of balanced accuracy (0 to 100, a gain is negative); colours are the same in
-            every picture.
+    ``lost``: for each row a value per column, in points of balanced accuracy (0 to 100, a gain is negative); colours are the same in every
+    picture. ``title``: what was measured, and of how much.
     """
     from matplotlib.colors import PowerNorm
 

@@ -3,7 +3,8 @@
 A mask is a boolean tensor in the shape of one weight, True where the weight is kept. By hand, a layer with the weights
 ``[[3, -1], [2, -4]]`` at sparsity 0.5 gets the mask ``[[True, False], [False, True]]``: the two smallest magnitudes go. If the loss has the
 gradients ``[[0.1, 4], [1, 1]]`` there, scope "fisher" compares ``[[0.3, 4], [2, 4]]`` and keeps the right column instead: what the loss
-does not feel may be large.
+does not feel may be large. The masks of a network are a dict by parameter name, each in the shape and on the device of its weight; a
+weight that several layers share stands there once.
 
 Only the weights of convolutions and linear layers are pruned; biases and normalisation stay. Zeroed weights make a file neither
 smaller nor faster by themselves. Fine-tuning keeps a mask by calling ``apply_masks`` after each optimiser step, because momentum
@@ -25,7 +26,6 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import CompressError
-from .schedule import parse_pattern
 
 SCOPES = ("global", "layer", "lamp", "fisher")
 
@@ -53,34 +53,26 @@ def weight_masks(
     Equals go in the order of the parameters, the earlier first, so the choice is the same on every run.
 
     Args:
-        network: any module; its device and training flags do not matter.
         sparsity: the fraction to zero, in [0, 1); 0 gives masks that keep everything.
         scope: "global" ranks the magnitudes of all layers together and zeroes exactly ``round(sparsity * weights)`` of them;
             "layer" does the same within each layer (where that would be all of a tiny layer, its largest weight stays); "lamp" ranks
             all together as well, but each weight by its share among those of its layer that are no smaller, so that a layer of small
             weights is not emptied because of its scale alone; "fisher" ranks all together by how much the loss would rise, to second order:
             the square of the weight times that of its gradient.
-        squares: for "fisher": what :func:`squared_gradients` gives, by parameter name and in the shape of the weight.
-
-    Returns:
-        Parameter name to bool mask, in the shape and on the device of the weight; a weight shared by several layers appears once.
+        squares: for "fisher": what :func:`squared_gradients` gives.
 
     Raises:
         CompressError: for what the module refuses, for a global sparsity that leaves fewer weights than layers, and for "fisher" without
             ``squares``.
     """
-    return rank(dict(_prunable(network)), sparsity, scope=scope, squares=squares)
+    return rank(_prunable(network), sparsity, scope=scope, squares=squares)
 
 
 def squared_gradients(network: nn.Module, losses: Iterable[Tensor]) -> dict[str, Tensor]:
     """The square of the gradient of each weight that pruning looks at, summed over ``losses``: the diagonal of the empirical Fisher matrix.
 
-    Args:
-        network: its gradients are as before afterwards.
-        losses: scalar losses of this network, each of a few images; a generator computes each when it is needed.
-
-    Returns:
-        Parameter name to a tensor of the shape, type and device of the weight; zero where no loss depends on it.
+    In the shape, type and device of the weight, by its name. ``losses``: scalars, each of a few images; a generator computes each when it
+    is needed. The gradients of ``network`` are as before afterwards.
     """
     weights = _prunable(network)
     squares = {name: torch.zeros_like(weight) for name, weight in weights.items()}
@@ -143,21 +135,16 @@ def pattern_masks(network: nn.Module, keep: int = 2, of: int = 4) -> dict[str, T
     """Choose the ``keep`` largest magnitudes in every run of ``of`` weights along the inputs, as sparse kernels of GPUs and CPUs want it.
 
     The runs of a convolution lie along its input channels, at each kernel position by itself. Of equal magnitudes the earlier stays. By
-    hand, 2:4 of a linear layer with the weights ``[[1, -4, 3, 2]]`` gives the mask ``[[False, True, True, False]]``.
-
-    Returns:
-        Parameter name to bool mask, in the shape and on the device of the weight. Layers that ``outside_pattern`` names have none: their
-        inputs (of one group, in a grouped convolution) are no multiple of ``of``, and they stay whole.
+    hand, 2:4 of a linear layer with the weights ``[[1, -4, 3, 2]]`` gives the mask ``[[False, True, True, False]]``. Layers that
+    ``outside_pattern`` names have no mask: their inputs (of one group, in a grouped convolution) are no multiple of ``of``.
 
     Raises:
-        CompressError: for what the module refuses, not 0 < keep < of, and a network in which no layer fits the pattern.
+        CompressError: for what the module refuses, and a network in which no layer fits the pattern.
     """
-    parse_pattern(f"{keep}:{of}")
-    outside = set(outside_pattern(network, of))
     masks = {}
     for name, weight in _prunable(network).items():
-        if name not in outside:
-            dim, _ = _inputs(network, name)
+        dim, inputs = _inputs(network, name)
+        if inputs % of == 0:
             runs = _magnitude(name, weight).view(weight.shape).movedim(dim, -1)
             order = runs.reshape(-1, of).argsort(dim=1, descending=True, stable=True)
             mask = torch.zeros_like(order, dtype=torch.bool).scatter_(1, order[:, :keep], True)
@@ -178,11 +165,7 @@ def nonzero_masks(network: nn.Module) -> dict[str, Tensor]:
 
 
 def apply_masks(network: nn.Module, masks: dict[str, Tensor]) -> None:
-    """Zero the masked weights in place; cheap enough to call after every optimiser step.
-
-    Args:
-        network: the network the masks were made for; layers without a mask are left alone.
-        masks: parameter name to bool mask (True = keep) in the shape of the parameter.
+    """Zero the masked weights in place, cheap enough for every optimiser step; layers without a mask are left alone.
 
     Raises:
         CompressError: a mask names no parameter, or is of another shape or dtype; nothing has been zeroed then.

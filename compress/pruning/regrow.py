@@ -17,7 +17,6 @@ Sources: Lin et al. 2020, arXiv:2006.07253 (dynamic model pruning with feedback)
 
 from collections import Counter
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -31,33 +30,18 @@ UNTIL = 0.75
 MEMORY = 0.995
 
 
-class _Seen(torch.autograd.Function):
-    """Forward the masked weight, backward the gradient as it is. It lies in memory as the weight does: convolutions are slow otherwise."""
-
-    @staticmethod
-    def forward(ctx: Any, weight: Tensor, keep: Tensor) -> Tensor:
-        return weight.clone(memory_format=torch.preserve_format).masked_fill_(~keep, 0)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        return gradient, None
-
-
 class _Masked(nn.Module):
     """A weight as the network sees it: zero where ``keep`` is False; its gradient reaches all of it. ``squares``: of gradients."""
 
-    keep: Tensor
-    age: Tensor
-    squares: Tensor
-
     def __init__(self, keep: Tensor) -> None:
         super().__init__()
-        self.register_buffer("keep", keep.clone())
-        self.register_buffer("squares", torch.zeros(keep.shape, device=keep.device))
-        self.register_buffer("age", torch.zeros((), dtype=torch.int64))
+        self.keep = nn.Buffer(keep.clone())
+        self.squares = nn.Buffer(torch.zeros(keep.shape, device=keep.device))
+        self.age = nn.Buffer(torch.zeros((), dtype=torch.int64))
 
     def forward(self, weight: Tensor) -> Tensor:
-        seen: Tensor = _Seen.apply(weight, self.keep)
+        seen = weight.clone(memory_format=torch.preserve_format)  # as the weight lies in memory: convolutions are slow otherwise
+        seen.detach().masked_fill_(~self.keep, 0)  # unknown to autograd, which passes the gradient on as it is
         return seen
 
 
@@ -66,11 +50,8 @@ class Regrowing:
 
     Args:
         network: its weights are parametrized until :meth:`finish`; where it trains, it is moved there by whoever trains it.
-        masks: parameter name to bool mask (True = keep) in the shape of the parameter.
-        dense: the values that these parameters start from, the masked ones too.
-        choose: the masks to take for these weights and the running means of their squared gradients (both by parameter name), of the same
-            names and shapes.
-        steps: of the whole training.
+        masks: of :mod:`compress.pruning.masks`. dense: the values that these parameters start from, the masked ones too.
+        choose: the masks to take for these weights and the running means of their squared gradients.
 
     Raises:
         CompressError: a weight that several layers share; each would need the mask.
@@ -87,8 +68,8 @@ class Regrowing:
         self.network, self.choose, self.last = network, choose, int(UNTIL * steps)
         self.masked: dict[str, _Masked] = {}
         self.done: int | None = None  # as the state says, which is read once: reading waits for a GPU
-        places = Counter(map(id, dict(network.named_parameters(remove_duplicate=False)).values()))
-        if shared := [name for name in masks if places[id(network.get_parameter(name))] > 1]:
+        places = Counter(parameter for _, parameter in network.named_parameters(remove_duplicate=False))
+        if shared := [name for name in masks if places[network.get_parameter(name)] > 1]:
             raise CompressError(f'regrow: "{shared[0]}" is shared by several layers, whose weights cannot come back; leave regrow out')
         for name, mask in masks.items():
             weight, (layer, _, attribute) = network.get_parameter(name), name.rpartition(".")
@@ -105,7 +86,7 @@ class Regrowing:
                 weight.mul_(1 - FADE * ~masked.keep)
                 if weight.grad is not None:
                     masked.squares.mul_(MEMORY).addcmul_(weight.grad, weight.grad, value=1 - MEMORY)
-                masked.age += 1
+                masked.age.add_(1)
             if self.done is None:
                 self.done = int(masked.age) - 1
             self.done += 1

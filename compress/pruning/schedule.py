@@ -11,11 +11,7 @@ from ..errors import CompressError
 
 
 def parse_pattern(text: str) -> tuple[int, int]:
-    """How many of how many weights stay: ``"2:4"`` is (2, 4).
-
-    Raises:
-        CompressError: anything but two whole numbers, the first positive and smaller than the second.
-    """
+    """How many of how many weights stay: ``"2:4"`` is (2, 4)."""
     found = re.fullmatch(r"(\d{1,4}):(\d{1,4})", text, re.ASCII)
     keep, of = map(int, found.groups()) if found else (0, 0)
     if not 0 < keep < of:
@@ -28,9 +24,6 @@ def cubic_sparsities(sparsity: float, steps: int) -> tuple[float, ...]:
 
     ``sparsity * (1 - (1 - k / steps) ** 3)`` for k = 1 to ``steps``: 0.8 in 4 steps is 0.4625, 0.7, 0.7875, 0.8; one step is one-shot.
     Zeros stay zeros: once ``apply_masks`` has run, ``weight_masks`` at a higher sparsity and the same scope takes the zeros first.
-
-    Raises:
-        CompressError: a sparsity outside (0, 1), or less than one step.
     """
     if not 0 < sparsity < 1:
         raise CompressError(f"sparsity (={sparsity}) must lie in (0, 1); 0.8 zeroes 80% of the weights")

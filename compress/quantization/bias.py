@@ -30,15 +30,10 @@ class _Layer(NamedTuple):
 
 
 def correct_bias(quantized: onnx.ModelProto, prepared_model: onnx.ModelProto, images: np.ndarray, *, batch: int = 32) -> int:
-    """Correct the biases of the quantized Conv and Gemm nodes, in place.
+    """Correct the biases of the quantized Conv and Gemm nodes of a QDQ graph, in place; returns how many.
 
-    Args:
-        quantized: a QDQ graph. prepared_model: the float32 graph that it was made of; nodes of the same name belong together.
-        images: uint8 (N, C, H, W), such as those of the calibration.
-        batch: images at a time; the memory needed does not grow with ``images``.
-
-    Returns:
-        The number of nodes whose bias was corrected.
+    ``prepared_model``: the float32 graph that it was made of; nodes of the same name belong together. ``images``: uint8 (N, C, H, W), such
+    as those of the calibration, taken ``batch`` at a time, so that the memory needed does not grow with them.
     """
     exact, rounded = _layers(prepared_model), _layers(quantized)
     errors = _mean_errors(prepared_model, exact, rounded, images, batch)

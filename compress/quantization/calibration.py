@@ -50,7 +50,7 @@ class Histograms:
     def __init__(self, model: onnx.ModelProto, tensors: Collection[str], images: np.ndarray, *, batch: int = 32) -> None:
         self._tensors = sorted(tensors)
         self._model, self._images, self._batch = model, images, batch
-        self._ranges: dict[str, dict[str, tuple[float, float]]] = {method: {} for method in METHODS}
+        self._ranges: dict[tuple[str, str], tuple[float, float]] = {}  # by method and tensor
         self._counts: dict[str, tuple[np.ndarray, int]] = {}
         self.limits = self._seen()
 
@@ -68,15 +68,17 @@ class Histograms:
         if method not in METHODS:
             raise CompressError(f'method (="{method}") must be one of {", ".join(METHODS)}; minmax is the plain one')
         wanted = [name for name in self._tensors if tensors is None or name in tensors]
-        found = self._ranges[method]
-        if method != "minmax":
-            self.count(wanted)
-        found.update((name, self._range(name, method)) for name in wanted if name not in found)
-        return {name: found[name] for name in wanted}
+        if method == "minmax":
+            return {name: self.limits[name] for name in wanted}
+        self.count(wanted)
+        for name in wanted:
+            if (method, name) not in self._ranges:
+                self._ranges[method, name] = self._range(name, method)
+        return {name: self._ranges[method, name] for name in wanted}
 
     def _range(self, name: str, method: str) -> tuple[float, float]:
         low, high = self.limits[name]
-        if method == "minmax" or low == high:
+        if low == high:
             return low, high
         counts, zeros = self._counts[name]
         edges = np.linspace(low, high, BINS + 1)
@@ -122,12 +124,10 @@ def _bins(values: np.ndarray, low: float, high: float) -> np.ndarray:
 
 
 def percentile_range(counts: np.ndarray, edges: np.ndarray, inside: float = INSIDE) -> tuple[float, float]:
-    """The range with the share ``inside`` of the values in it, as many cut off at one end as at the other, to the width of a bin.
+    """The range with the share ``inside`` (0 to 1) of the values in it, as many cut off at either end, to the width of a bin.
 
-    Args:
-        counts: values per bin, (bins,).
-        edges: limits of the bins, (bins + 1,), ascending, equally wide; 0 lies within them.
-        inside: 0 to 1.
+    Of a histogram, here and below: ``counts``, values per bin, (bins,), in which the two below do not count those that are exactly 0;
+    ``edges`` of the bins, (bins + 1,), ascending, equally wide; 0 lies within them.
     """
     seen = np.cumsum(counts) / counts.sum()
     outside = (1 - inside) / 2
@@ -137,12 +137,7 @@ def percentile_range(counts: np.ndarray, edges: np.ndarray, inside: float = INSI
 
 
 def mse_range(counts: np.ndarray, edges: np.ndarray) -> tuple[float, float]:
-    """The range in which 256 levels have the least mean square error, rounding and cutting off together.
-
-    Args:
-        counts: values per bin that are not exactly 0, (bins,); within a bin they are taken to lie evenly.
-        edges: as in ``percentile_range``.
-    """
+    """The range in which 256 levels have the least mean square error, rounding and cutting off together; within a bin values lie evenly."""
     return _search(lambda low, high: rounding_error(counts, edges, low, high), float(edges[0]), float(edges[-1]))
 
 
@@ -174,10 +169,7 @@ def divergence(counts: np.ndarray, first: int, last: int) -> float:
     """Kullback-Leibler divergence of what 256 levels over the bins [first, last) hold from what there was.
 
     What lies outside is added to the outermost bins. What falls into one level is spread evenly over those of its bins that held any.
-
-    Args:
-        counts: values per bin, (bins,).
-        first, last: at least 256 bins apart.
+    ``first`` and ``last`` are at least 256 bins apart.
     """
     window = counts[first:last].astype(np.float64)
     seen = window.copy()

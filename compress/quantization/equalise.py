@@ -50,13 +50,9 @@ class _Layer:
 
 
 def equalise(model: onnx.ModelProto) -> int:
-    """Equalise every pair of layers, in place; the answers stay the same up to float32 rounding.
+    """Equalise every pair of layers of a float32 graph with its batch norm folded, in place; returns the number of pairs.
 
-    Args:
-        model: a float32 graph with its batch norm folded.
-
-    Returns:
-        The number of pairs.
+    The answers stay the same up to float32 rounding.
     """
     graph = index(onnx.shape_inference.infer_shapes(model))
     layers = {node: layer for node in graph if (layer := _layer(node)) is not None}

@@ -49,9 +49,7 @@ _WHY_NOT_DYNAMIC = {
 def quantize_dynamic(source: Path, target: Path) -> Quantized:
     """Make the weights of MatMul and Gemm int8, one scale per output channel; a Gemm becomes a MatMul and an Add, and is counted as MatMul.
 
-    Args:
-        source: a float32 ONNX file.
-        target: the file to write; replaced at once or not at all. ``source``'s metadata is kept, ``quantization.*`` added.
+    ``target`` is replaced at once or not at all; it keeps the metadata of ``source``, and ``quantization.*`` is added.
 
     Raises:
         CompressError: for what the module refuses; a graph without MatMul and Gemm on constant weights.
@@ -137,12 +135,9 @@ def prepare(source: Path, calibration: np.ndarray, *, equalised: bool = False, t
 
 
 def quantize_prepared(prepared: Prepared, setting: Setting, nodes: Collection[str] | None = None) -> onnx.ModelProto:
-    """A quantized copy of the graph; the same bytes for the same arguments.
+    """A quantized copy of the graph, which was equalised or not as ``setting`` says; the same bytes for the same arguments.
 
-    Args:
-        prepared: equalised or not, as ``setting`` says; stays as it is.
-        setting: how to find the scales.
-        nodes: names of the nodes to quantize, of those in ``prepared.nodes``; None for all of them.
+    ``nodes``: names of those to quantize, of those in ``prepared.nodes``; None for all of them.
 
     Raises:
         CompressError: an unknown method or node, or no node to quantize.
@@ -171,7 +166,7 @@ def write_quantized(
 ) -> Quantized:
     """Write a quantized graph with the source's metadata and ``quantization.*``, all or nothing, and say what it holds.
 
-    ``store``: how the weights of the nodes that stay float are stored, "int8" or "fp16", see ``storage``; as they are by default.
+    ``store``: how the weights of the nodes that stay float are stored, "int8" or "fp16", see ``weights_only``; as they are by default.
 
     Raises:
         CompressError: nothing in the graph is quantized, or it does not load.

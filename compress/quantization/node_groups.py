@@ -23,11 +23,9 @@ SIGMOIDS = ("Sigmoid", "HardSigmoid")
 
 
 def node_groups(model: onnx.ModelProto, names: Collection[str | None]) -> dict[str, tuple[str, ...]]:
-    """The nodes called ``names`` in groups, in the order of the graph: name of the group to names of its nodes.
+    """The nodes called ``names``, such as those that a quantizer takes, in groups: name of the group to names of its nodes.
 
-    Args:
-        model: a float32 graph whose nodes have names and whose shapes are inferred.
-        names: the nodes to group, such as those that a quantizer takes; the others are left out.
+    ``model``: a float32 graph whose nodes have names and whose shapes are inferred; its order is that of groups and nodes.
     """
     graph = index(model)
     layers = [node for node in graph if node.name in names and is_weighted(node)]

@@ -18,12 +18,12 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
-from ..graphs.index import add_constant, edited, fresh, index, is_a, make, maker, named, readers
+from ..graphs.index import add_constant, edited, is_a, make, maker, named, readers
 from ..graphs.probe import run_in_batches, stored_constant
 from .int8 import Prepared, quantize_prepared
 from .records import Setting
 
-_TWIN = "int8/"  # before each name of the quantized graph, where both are one
+_TWIN = "int8 twin/"  # before each name of the quantized graph, where both are one
 _CLIPPED = 0.501  # steps: what is further off than rounding can bring it was outside of the range
 
 
@@ -83,13 +83,12 @@ def layer_noise(
         images: uint8 (N, C, H, W).
         batch: images at a time; the memory needed does not grow with ``images``.
     """
-    logits, both = logits_name(quantized), onnx.ModelProto()
-    both.CopyFrom(quantized)
+    logits, both = logits_name(quantized), onnx.compose.add_prefix(quantized, _TWIN, rename_inputs=False)
+    both.graph.node.extend(prepared_model.graph.node)
+    both.graph.initializer.extend(prepared_model.graph.initializer)
     with edited(both) as graph:
-        exact = index(prepared_model)
-        places = list(_places(exact, graph))
-        ends = named(exact)[logits_name(prepared_model)], named(graph)[logits]
-        _move_in(exact, graph)
+        places, tensors = list(_places(graph)), named(graph)
+        ends = tensors[logits_name(prepared_model)], tensors[f"{_TWIN}{logits}"]
         sums = [_add_sums(graph, place) for place in places] + [_add_squares(graph, *ends)]
         graph.outputs[:] = [value for found in sums for value in found.values()]
     totals = np.zeros(sum(map(len, sums)))
@@ -113,10 +112,7 @@ def _measured(
 def group_costs(prepared: Prepared, setting: Setting, groups: Mapping[str, Collection[str]], images: np.ndarray) -> dict[str, GroupCost]:
     """What each group of nodes costs when it alone is quantized, as ONNX Runtime computes it on this machine.
 
-    Args:
-        prepared: of ``int8.prepare``. setting: how to quantize.
-        groups: names of the nodes of each group.
-        images: uint8 (N, C, H, W).
+    ``groups``: names of the nodes of each. ``images``: uint8 (N, C, H, W).
     """
     exact = _logits(prepared.model, images)
     costs = {}
@@ -138,13 +134,13 @@ def _logits(model: onnx.ModelProto, images: np.ndarray) -> np.ndarray:
     return np.concatenate([found[where] for _, found in run_in_batches(model, images, 32, as_written=False)]).astype(np.float64)
 
 
-def _places(exact: ir.Graph, rounded: ir.Graph) -> Iterator[_Place]:
-    before, after, tensors = {node.name: node for node in exact}, {node.name: node for node in rounded}, named(exact)
+def _places(graph: ir.Graph) -> Iterator[_Place]:
+    nodes, tensors = {str(node.name): node for node in graph}, named(graph)
     done = set()
-    for node in exact:
-        if node.name not in after:
+    for node in graph:
+        last = nodes.get(f"{_TWIN}{node.name}")
+        if last is None:
             continue
-        last = after[node.name]
         pairs = [
             (one, stored_constant(one), stored_constant(two))
             for one, two in zip(node.inputs, last.inputs, strict=False)
@@ -161,8 +157,8 @@ def _places(exact: ir.Graph, rounded: ir.Graph) -> Iterator[_Place]:
             continue
         done.add(result)
         dequantize = readers(quantize.outputs[0])[0] if quantize is not None else None
-        same = tensors.get(str(result.name))
-        tensor = same if same is not None and same.producer() is not None else before[last.name].outputs[0]
+        same = tensors.get(str(result.name).removeprefix(_TWIN))
+        tensor = same if same is not None and same.producer() is not None else nodes[str(last.name).removeprefix(_TWIN)].outputs[0]
         layer = LayerNoise(name=str(node.name), kind=node.op_type, weights=weights, weight_db=weight_db)
         yield _Place(layer, tensor, result if dequantize is None else dequantize.outputs[0], quantize, dequantize)
 
@@ -170,25 +166,6 @@ def _places(exact: ir.Graph, rounded: ir.Graph) -> Iterator[_Place]:
 def _ratio(exact: np.ndarray, rounded: np.ndarray) -> float:
     exact = exact.astype(np.float64)
     return decibels(float(np.square(exact).mean()), float(np.square(exact - rounded).mean()))
-
-
-def _move_in(exact: ir.Graph, rounded: ir.Graph) -> None:
-    """Move the float graph into the quantized one, behind the same input; its names stay, and the other graph's change."""
-    inputs = {value.name: value for value in rounded.inputs}
-    for name, value in ir.convenience.create_value_mapping(rounded).items():
-        if name not in inputs:
-            value.name = fresh(exact, f"{_TWIN}{name}")
-    for node in rounded.all_nodes():
-        node.name = fresh(exact, f"{_TWIN}{node.name}", of_node=True)
-    for value in exact.inputs:
-        value.replace_all_uses_with(inputs[value.name], replace_graph_outputs=True)
-    nodes, weights = list(exact), list(exact.initializers.values())
-    exact.outputs.clear()
-    exact.initializers.clear()
-    exact.remove(nodes)
-    rounded.extend(nodes)
-    for weight in weights:
-        rounded.register_initializer(weight)
 
 
 def _add_sums(graph: ir.Graph, place: _Place) -> dict[str, ir.Value]:

@@ -49,10 +49,9 @@ _TYPES = {"uint8": quantization.QuantType.QUInt8, "int8": quantization.QuantType
 
 @dataclass(frozen=True, kw_only=True)
 class Types:
-    """Types of activations and weights; ``reduce_range``: weights of 7 bits."""
+    """Type of activations; weights are int8, with ``reduce_range`` of 7 bits."""
 
     activations: Literal["uint8", "int8"]
-    weights: Literal["uint8", "int8"]
     reduce_range: bool
 
 
@@ -62,15 +61,11 @@ def types_for(machine: str, flags: Collection[str]) -> Types:
     x86: uint8 activations, as its instructions multiply unsigned by signed, and ONNX Runtime has no fast depthwise kernel for int8
     (measured: 2.6 times slower). With VNNI they add up in 32 bits. Without, or where the flags are unknown, two products are added in 16
     bits, where 2 * 255 * 127 does not fit; weights of 7 bits do (microsoft/onnxruntime#12072). ARM: int8 for both, which its kernels
-    prefer, added up in 32 bits.
-
-    Args:
-        machine: as ``platform.machine()`` says it, such as "x86_64" or "aarch64".
-        flags: as /proc/cpuinfo lists them; empty where unknown.
+    prefer, added up in 32 bits. ``machine``: as ``platform.machine()`` says it; ``flags``: as /proc/cpuinfo does, none where unknown.
     """
     if machine.lower() in ("aarch64", "arm64"):
-        return Types(activations="int8", weights="int8", reduce_range=False)
-    return Types(activations="uint8", weights="int8", reduce_range=not any("vnni" in flag for flag in flags))
+        return Types(activations="int8", reduce_range=False)
+    return Types(activations="uint8", reduce_range=not any("vnni" in flag for flag in flags))
 
 
 def this_cpu() -> Types:
@@ -95,11 +90,9 @@ def insert_qdq(
     """A quantized copy of a float graph, its nodes in the order of computation.
 
     Args:
-        model: as ``quantize.prepare`` leaves it. graph: its, to look at.
+        model: as ``int8.prepare`` leaves it. graph: its, to look at.
         ranges: lowest and highest value of each float tensor that the nodes read or make.
         nodes: names of the nodes to quantize, at least one.
-        types: of activations and weights.
-        per_channel: one scale per output channel of a weight, else one per weight.
     """
     before = [value for node in nodes_before_weights(graph) for value in node.outputs] if types.activations == "uint8" else []
     images = {str(value.name): image for value in before if (image := image_scale(value)) is not None}
@@ -112,7 +105,7 @@ def insert_qdq(
         copied,
         per_channel,
         types.reduce_range,
-        _TYPES[types.weights],
+        _TYPES["int8"],
         _TYPES[types.activations],
         TensorsData(quantization.CalibrationMethod.MinMax, data),
         sorted(nodes),

@@ -44,7 +44,7 @@ def image_scale(tensor: ir.Value | None) -> tuple[str, float, int] | None:
     By hand: u / 255 is 1 / 255 * (u - 0). (u / 255 - 0.5) / 0.25 is 4 / 255 * (u - 127.5): None, as 127.5 is no uint8. Also None: a scale
     or an offset that differs by channel, and anything but Cast, Mul, Div, Add and Sub in between.
     """
-    steps: list[tuple[str, float]] = []
+    scale, offset = 1.0, 0.0  # what is known by now: the tensor asked for is scale * tensor + offset
     while (node := maker(tensor, "Cast", "Mul", "Div", "Add", "Sub")) is not None:
         tensor = node.inputs[0]
         if node.op_type != "Cast":
@@ -53,29 +53,23 @@ def image_scale(tensor: ir.Value | None) -> tuple[str, float, int] | None:
                 tensor, values = node.inputs[1], constant(tensor)
             if values is None or len(np.unique(values)) != 1:
                 return None
-            steps.append((node.op_type, float(values.flat[0])))
+            value = float(values.flat[0])
+            if node.op_type in ("Add", "Sub"):
+                offset += scale * (value if node.op_type == "Add" else -value)
+            else:
+                scale *= value if node.op_type == "Mul" else 1 / value if value else 0.0
     if tensor is None or not tensor.is_graph_input() or tensor.dtype != ir.DataType.UINT8:
         return None
-    scale, offset = 1.0, 0.0
-    for kind, value in reversed(steps):
-        if kind in ("Mul", "Div"):
-            factor = value if kind == "Mul" else np.divide(1, value) if value else 0.0
-            scale, offset = scale * factor, offset * factor
-        else:
-            offset += value if kind == "Add" else -value
     zero_point = -offset / scale if scale > 0 else -1.0
     whole = round(zero_point)
     return (str(tensor.name), scale, whole) if abs(zero_point - whole) < 1e-3 and 0 <= whole <= 255 else None
 
 
 def read_image_directly(graph: ir.Graph, tensors: Mapping[str, str]) -> None:
-    """Let the DequantizeLinear of each of the tensors read the uint8 image that it is made of, and drop what nothing reads then.
+    """Let the DequantizeLinear of each of the tensors read the uint8 image that it is made of, in place; drop what nothing reads then.
 
     Where the scale is the image's own, Cast, Mul and QuantizeLinear only give back the image that they began with; the caller sees to it.
-
-    Args:
-        graph: a QDQ graph, changed in place.
-        tensors: name of a quantized float32 tensor, to that of the graph's input.
+    ``tensors``: name of a quantized float32 tensor, to that of the graph's input.
     """
     images = {value.name: value for value in graph.inputs}
     for dequantize in [node for node in graph if is_a(node, "DequantizeLinear")]:
@@ -119,12 +113,9 @@ def _swap(first: ir.Node, second: ir.Node) -> None:
 
 
 def keep_outputs_float(graph: ir.Graph, kinds: Collection[str], after: Collection[str | None]) -> None:
-    """Take QuantizeLinear and DequantizeLinear off the logits: off what a node of these types makes for outputs and nodes behind it only.
+    """Take QuantizeLinear and DequantizeLinear off the logits, in place: off what a node of ``kinds`` makes for outputs and ``after`` only.
 
-    Args:
-        graph: a QDQ graph, changed in place.
-        kinds: operator types whose int8 kernels can give float32.
-        after: names of the nodes behind the last weights, such as Softmax, or the Add of a bias.
+    ``kinds``: operator types whose int8 kernels can give float32. ``after``: names of the nodes behind the last weights, such as Softmax.
     """
     for dequantize in [node for node in graph if is_a(node, "DequantizeLinear")]:
         quantize, [rounded] = maker(dequantize.inputs[0], "QuantizeLinear"), dequantize.outputs

@@ -28,12 +28,9 @@ _FP16_MAX = float(np.finfo(np.float16).max)
 
 
 def store_weights(source: Path, target: Path, *, bits: str) -> Stored:
-    """Store the weights of a float32 file as int8 or float16.
+    """Store the weights of a float32 file as ``bits`` says: "int8" or "fp16".
 
-    Args:
-        source: a float32 ONNX file.
-        target: the file to write; replaced at once or not at all. ``source``'s metadata is kept, ``quantization.*`` added.
-        bits: "int8" or "fp16".
+    ``target`` is replaced at once or not at all; it keeps the metadata of ``source``, and ``quantization.*`` is added.
 
     Raises:
         CompressError: for what the module refuses.

@@ -115,8 +115,6 @@ def _take_last(network: nn.Module, state_file: Path, key: str) -> None:
 
 def _read_fold(file: Path, key: str, images: int, classes: int) -> _Fold | None:
     """What was kept of a fold, unless it is missing, damaged or of another run."""
-    if not file.is_file():
-        return None
     try:
         kept = read_record(file, _Fold, again="train it again")
     except CompressError:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -61,17 +62,14 @@ def explain(
     *,
     index: Sequence[int] = (),
     misread: int | None = None,
-    blocks: str = "some",
+    blocks: Literal["some", "all"] = "some",
     out: Path = Path("explain.png"),
 ) -> Explanation:
     """Choose networks and images, look, and draw into the PNG ``out``.
 
-    Args:
-        index: of test images. misread: how many of the most confidently misread ones to add; 8 if None and there is no ``index``.
-        blocks: "all" draws a column for every spatial gate, "some" of each size the one that varies most.
+    ``index``: of test images. ``misread``: how many of the most confidently misread ones to add; 8 if None and there is no ``index``.
+    ``blocks``: "all" draws a column for every spatial gate, "some" of each size the one that varies most.
     """
-    if blocks not in ("some", "all"):
-        raise CompressError(f"blocks (={blocks}) must be some or all")
     if misread is not None and not 1 <= misread <= MOST_ROWS:
         raise CompressError(f"misread (={misread}) must lie in 1 to {MOST_ROWS}; 8 is the default")
     project, sources = _sources(context, files)
@@ -97,7 +95,7 @@ def explain(
 def _sources(context: Context, files: Sequence[Path]) -> tuple[Project, list[tuple[Artifact | Path, str]]]:
     """The networks to draw, each with a name of its own, and the project that has their data."""
     if files:
-        if context.start or context.weights or context.pretrained:
+        if context.starts_from_parent:
             raise CompressError(f"files (={files[0]}) exclude --from, --weights and --pretrained; leave one of them out")
         artifacts = {path: read_artifact(path) for path in files if path.is_dir()}
         if odd := [path for path, artifact in artifacts.items() if artifact.manifest.kind not in ("network", "graph")]:

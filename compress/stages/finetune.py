@@ -20,7 +20,6 @@ from ..artifacts.project import New, Project, state_file
 from ..artifacts.records import write_csv
 from ..pruning.masks import nonzero_masks
 from ..train.data_set import Part
-from ..train.distil import Teacher
 from ..train.distributed import this_team
 from ..train.fit import Fitted, choose_device, fit, predict_logits
 from ..train.metrics import score
@@ -64,16 +63,10 @@ def batch_losses(project: Project, network: nn.Module, part: Part, batch: int = 
 
 
 def fit_and_save(
-    project: Project,
-    new: New,
-    network: nn.Module,
-    config: FitConfig,
-    teacher: Teacher | None = None,
-    after_step: Callable[[], None] | None = None,
-    finish: Callable[[], None] | None = None,
+    project: Project, new: New, network: nn.Module, config: FitConfig, *, finish: Callable[[], None] | None = None, **how: Any
 ) -> None:
-    """Train, ``finish`` and save; the state file beside the artifact's place is removed with the artifact made."""
-    fitted = fit_network(project, new, network, config, teacher=teacher, after_step=after_step)
+    """Train as :func:`fit_network` does, ``finish`` and save; the state file beside the artifact's place goes when the artifact is made."""
+    fitted = fit_network(project, new, network, config, **how)
     if finish is not None:
         finish()
     scores = Scores(**{name: fitted.best[name] for name in SCORES})

@@ -27,13 +27,13 @@ STAGE = "import-onnx"
 PARITY_IMAGES, BATCH = 1000, 64
 
 
-def import_onnx(project: Project, path: Path, out: Path | None = None) -> Artifact:
+def import_onnx(project: Project, path: Path) -> Artifact:
     """Take in the classifier in ``path``, whose classes are those of the project's data, in their order."""
     config = {"onnx": sha256_of(path), "input": dataclasses.asdict(project.spec)}
     key = stage_key(STAGE, config, data=data_identity(project), vectors=TOLERANCE["export"])
     spec = project.spec
 
-    with making(project, "graph", STAGE, key, config, out=out) as new:
+    with making(project, "graph", STAGE, key, config) as new:
         if not new.wanted:
             return new.artifact
         from ..graphs.adopt import adopt
@@ -90,12 +90,12 @@ def _parity(project: Project, path: Path, target: Path, images: NDArray[np.uint8
     return Parity(images=len(images), largest_difference=difference, agreement=same, probabilities=None)
 
 
-def import_weights(project: Project, weights: Path, out: Path | None = None) -> Artifact:
+def import_weights(project: Project, weights: Path) -> Artifact:
     """Take in a network that was trained elsewhere; it is scored on the validation images."""
     config = {"weights": sha256_of(weights)}
     key = stage_key("import", config, data=data_identity(project), **network_identity(project))
 
-    with making(project, "network", "import", key, config, out=out) as new:
+    with making(project, "network", "import", key, config) as new:
         if new.wanted:
             from ..artifacts.load import load_weights
             from .finetune import new_network, save_network, validate

@@ -17,12 +17,10 @@ from ..artifacts.recipe import Tutoring
 from ..benchmarks.results import LayerZeros
 from ..errors import CompressError
 from ..pruning.schedule import cubic_sparsities, parse_pattern
-from ..train.data_set import Part
 from ..train.settings import DistilConfig, FitConfig
-from ..train.split import stratified_sample
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,37 +79,25 @@ def prune(project: Project, parent: Artifact, config: PruneConfig, tutoring: Tut
     for number, sparsity in enumerate(sparsities, 1):
         last = number == len(sparsities)
         step = dataclasses.replace(config, sparsity=sparsity, steps=1, between=0, epochs=config.epochs if last else config.between)
-        parent = _prune_step(project, parent, origin, step, tutoring, out if last else None)
+        tuning = tutoring.config(step.epochs, step.lr)
+        inputs = {"training": dataclasses.asdict(tuning), "distil": dataclasses.asdict(tutoring.distil), "data": data_identity(project)}
+        key = stage_key("prune", step, parent=parent.content, teacher=origin.content, **inputs)
+        with making(project, "network", "prune", key, step, parent, out if last else None) as new:
+            if new.wanted:
+                _prune(project, new, parent, origin, step, tuning, tutoring.distil)
+        parent = new.artifact
     return parent
-
-
-def _prune_step(
-    project: Project,
-    parent: Artifact,
-    origin: Artifact,
-    config: PruneConfig,
-    tutoring: Tutoring,
-    out: Path | None,
-) -> Artifact:
-    tuning = tutoring.config(config.epochs, config.lr)
-    inputs = {"training": dataclasses.asdict(tuning), "distil": dataclasses.asdict(tutoring.distil), "data": data_identity(project)}
-    key = stage_key("prune", config, parent=parent.content, teacher=origin.content, **inputs)
-
-    with making(project, "network", "prune", key, config, parent, out) as new:
-        if new.wanted:
-            _prune(project, new, parent, origin, config, tuning, tutoring.distil)
-    return new.artifact
 
 
 def _prune(
     project: Project, new: New, parent: Artifact, origin: Artifact, config: PruneConfig, tuning: FitConfig, distil: DistilConfig
 ) -> None:
     from ..artifacts.load import load_network
-    from ..pruning.masks import apply_masks, outside_pattern, pattern_masks, sparsity_by_layer, weight_masks
+    from ..pruning.masks import apply_masks, outside_pattern, pattern_masks, sparsity_by_layer, squared_gradients, weight_masks
     from ..pruning.regrow import Regrowing
     from ..train.distil import Teacher
     from ..train.fit import choose_device, steps_in_epoch
-    from .finetune import ease_dropout, fit_and_save, save_network, validate, zeros_kept
+    from .finetune import batch_losses, ease_dropout, fit_and_save, save_network, validate, zeros_kept
 
     network = load_network(parent)
     if config.pattern:
@@ -120,7 +106,11 @@ def _prune(
         if left := outside_pattern(network, of):
             project.console.say(f"prune: left whole, as their inputs do not fit {config.pattern}: {', '.join(left)}")
     else:
-        squares = _squared_gradients(project, network) if config.scope == "fisher" else None
+        squares = None
+        if config.scope == "fisher":  # of a few images at a time: in the mean of many, gradients that differ cancel
+            losses = batch_losses(project, network, project.data.train.sample(SEEN, 0), batch=8)
+            squares = {name: square.cpu() for name, square in squared_gradients(network, losses).items()}
+            network.cpu()
         masks = weight_masks(network, config.zeros, scope=config.scope, squares=squares)
     fixed = zeros_kept(parent, network)
     masks |= {name: masks.get(name, kept) & kept for name, kept in fixed.items()}
@@ -145,31 +135,13 @@ def _prune(
     new.facts = dataclasses.replace(new.facts, layers=layers)  # facts go on to what is made of this network
 
 
-def _squared_gradients(project: Project, network: nn.Module) -> dict[str, Tensor]:
-    """Over SEEN training images, a few at a time: in the mean of many, gradients that differ cancel."""
-    from ..pruning.masks import squared_gradients
-    from .finetune import batch_losses
-
-    part = project.data.train
-    chosen = stratified_sample(part.labels, min(SEEN, len(part.labels)), 0)
-    sample = Part(part.images[chosen], part.labels[chosen])
-    squares = squared_gradients(network, batch_losses(project, network, sample, batch=8))
-    network.cpu()
-    return {name: square.cpu() for name, square in squares.items()}
-
-
 def _rank_but(
     fixed: Mapping[str, Tensor], weights: Mapping[str, Tensor], squares: Mapping[str, Tensor], config: PruneConfig
 ) -> dict[str, Tensor]:
     """The masks for ``weights`` as they are now; those that a pruning before this one has zeroed (False in ``fixed``) stay so."""
-    import torch
-
     from ..pruning.masks import rank
 
-    allowed = {
-        name: fixed[name].to(weight.device) if name in fixed else torch.ones_like(weight, dtype=torch.bool)
-        for name, weight in weights.items()
-    }
-    within = {name: weight * allowed[name] for name, weight in weights.items()}
+    kept = {name: fixed[name].to(weight.device) if name in fixed else True for name, weight in weights.items()}
+    within = {name: weight * kept[name] for name, weight in weights.items()}
     ranked = rank(within, config.zeros, scope=config.scope, squares=squares)
-    return {name: mask & allowed[name] for name, mask in ranked.items()}
+    return {name: mask & kept[name] for name, mask in ranked.items()}

@@ -82,8 +82,8 @@ class QuantizeConfig:
     def __post_init__(self) -> None:
         if self.time_limit is not None:
             seconds_of(self.time_limit, "time_limit")
-        by_hand = {"method": "minmax", "per_channel": True, "groups": (), "equalise": False, "correct_bias": False}
-        if self.mode != "static" and (given := [name for name, usual in by_hand.items() if getattr(self, name) != usual]):
+        by_hand = ("method", "per_channel", "groups", "equalise", "correct_bias")
+        if self.mode != "static" and (given := [name for name in by_hand if getattr(self, name) != getattr(QuantizeConfig, name)]):
             how = "auto tries them all" if self.mode == "auto" else f"{self.mode} has none"
             raise CompressError(f"{given[0]} (={getattr(self, given[0])}) is a setting of --mode static; {how}")
         if self.epochs and self.mode not in ("auto", "static"):
@@ -140,11 +140,11 @@ def choose_quantization(project: Project, parent: Artifact, config: QuantizeConf
     with making(project, "choice", "choose", key, settings, parent) as new:
         if not new.wanted:
             return new.artifact
-        from ..artifacts.cost import INPUTS, in_turns
+        from ..artifacts.cost import in_turns, random_images
         from .int8_files import Answers, Maker, calibration_images, graph_of
 
         generator = np.random.default_rng(config.seed)
-        images = [generator.integers(0, 256, (1, *project.spec.shape), dtype=np.uint8) for _ in range(INPUTS)]
+        images = random_images(project.spec, generator)
         calibrated, calibration = calibration_images(project, config)
         with tempfile.TemporaryDirectory(dir=new.folder) as scratch:
             maker = Maker(project, parent.payload, calibration, Path(scratch))
@@ -173,10 +173,8 @@ def _settings_of(config: QuantizeConfig) -> dict[str, Any]:
     """What of ``config`` decides the result."""
     if config.mode != "static":
         return {"mode": config.mode}
-    settings = dataclasses.asdict(config)
-    for name in ("max_drop", "accept_unproved", "time_limit"):
-        del settings[name]
-    return settings if config.epochs else {name: value for name, value in settings.items() if name not in ("epochs", "lr")}
+    without = {"max_drop", "accept_unproved", "time_limit"} | (set() if config.epochs else {"epochs", "lr"})
+    return {name: value for name, value in dataclasses.asdict(config).items() if name not in without}
 
 
 def _as_chosen(found: Search, config: QuantizeConfig) -> QuantizeConfig:

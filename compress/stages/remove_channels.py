@@ -25,7 +25,7 @@ from msgspec import Meta
 
 from ..artifacts.artifact import Artifact
 from ..artifacts.parts import Metrics, Plan
-from ..artifacts.project import New, Project, data_identity, is_made, making, place_of, stage_key
+from ..artifacts.project import GOALS, New, Project, data_identity, is_made, making, place_of, stage_key
 from ..artifacts.recipe import Recipe, Tutoring
 from ..artifacts.records import read_record, seconds_of, write_record
 from ..errors import CompressError
@@ -77,8 +77,7 @@ class RemoveConfig:
     @property
     def limits(self) -> dict[str, float]:
         """The goals other than sparsity, those that are given."""
-        given = {"max_macs": self.max_macs, "max_size": self.max_size, "max_latency": self.max_latency}
-        return {name: value for name, value in given.items() if value is not None}
+        return {name: value for name in GOALS if (value := getattr(self, name)) is not None}
 
     def in_steps(self) -> list[RemoveConfig]:
         """One config per step: what is left shrinks by the same factor in each, and modules are bypassed in the first.
@@ -88,7 +87,7 @@ class RemoveConfig:
         """
         if self.sparsity is None and not self.limits and not self.bypass:
             raise CompressError("a goal is needed: --sparsity 0.5, --max-macs 0.35x, --max-size 0.25x or --max-latency 0.5x, or --bypass")
-        none: dict[str, Any] = {"sparsity": None, "max_macs": None, "max_size": None, "max_latency": None}
+        none: dict[str, Any] = dict.fromkeys(("sparsity", *GOALS))
         first = self.scope == "sensitivity" and bool(self.bypass)
         made = [dataclasses.replace(self, **none, epochs=self.between, steps=1, between=0)] if first else []
         for step in range(1, self.steps + 1):

@@ -20,7 +20,6 @@ import functools
 import math
 import multiprocessing
 import signal
-import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -116,18 +115,6 @@ def measure_throughput(project: Project, config: FitConfig, *, rounds: int = 5, 
         project.console.progress("done", 1, 1)
     ratios = {name: over_launches(np.divide(values, speeds[PLAIN]).tolist()) for name, values in speeds.items() if name != PLAIN}
     return [Throughput(variant=name, images_per_second=tuple(values), ratio=ratios.get(name)) for name, values in speeds.items()]
-
-
-def table_rows(found: Sequence[Throughput]) -> list[dict[str, str]]:
-    """A row per variant of the training loop."""
-    return [
-        {
-            "variant": one.variant,
-            "images/s": f"{statistics.median(one.images_per_second):,.0f}",
-            "ratio (95% interval)": f"{one.ratio.value:.2f} ({one.ratio.low:.2f} to {one.ratio.high:.2f})" if one.ratio else "baseline",
-        }
-        for one in found
-    ]
 
 
 _ready: tuple[Job, Block]  # what the process of a variant trains

@@ -32,80 +32,6 @@ from ..train.storage import opened
 from ..train.tune import Attempt, Hopeless, Summary, Trial, TuneConfig, tune
 from .finetune import fit_parts, new_network
 
-
-@dataclass(frozen=True, kw_only=True)
-class Tuned:
-    """What came out: all trials, the folder of results, and how the trials were trained (``epochs`` None: as the recipe says)."""
-
-    study: str
-    folder: Path
-    space: Space
-    summary: Summary
-    epochs: int | None
-    fraction: float
-
-
-def with_values(recipe: Recipe, values: Mapping[str, Any]) -> Recipe:
-    """The recipe with the drawn values, of dotted names, in its tables."""
-    tables = {name: dict(table) for name, table in recipe.tables.items()}
-    for name, value in values.items():
-        table, _, setting = name.partition(".")
-        tables.setdefault(table, {})[setting] = value
-    return dataclasses.replace(recipe, tables=tables)
-
-
-def options_with(project: Project, values: Mapping[str, Any]) -> dict[str, Any]:
-    assert project.model is not None
-    drawn = {name.partition(".")[2]: value for name, value in values.items() if name.startswith("model-options.")}
-    return {**project.model.options, **drawn}
-
-
-def write_results(project: Project, recipe: Recipe, tuned: Tuned) -> None:
-    """Write recipe, table and plots, each file whole or not at all, as several workers may do so at once."""
-    summary, space = tuned.summary, tuned.space
-    rows = [dataclasses.asdict(trial) | dict(trial.notes) | dict(trial.values) for trial in summary.trials]
-    write_csv(tuned.folder / "trials.csv", rows, ("number", "state", "score", "epochs", "seconds", "params", "macs", "reason", *space))
-    if summary.best is not None:
-        write_whole(tuned.folder / "best.toml", best_recipe(project, recipe, tuned).encode())
-        write_whole(tuned.folder / "history.png", draw_history(summary))
-        write_whole(tuned.folder / "slices.png", draw_slices(summary, space))
-    if summary.importances:
-        write_whole(tuned.folder / "importances.png", draw_importances(summary))
-
-
-def best_recipe(project: Project, recipe: Recipe, tuned: Tuned) -> str:
-    """The best trial as TOML for `compress train --recipe`: every setting of training by its value, defaults too."""
-    best = tuned.summary.best
-    assert best is not None and project.model is not None
-    config = dataclasses.asdict(training_config(with_values(recipe, best.values)))
-    tables = {"model-options": options_with(project, best.values), "augment": config.pop("augment"), "train": config}
-    source = project.source.source
-    spec = {name: value for name, value in dataclasses.asdict(project.spec).items() if value != getattr(type(project.spec)(), name)}
-    lines = [
-        f"# Best of {tuned.summary.finished} trials of `compress tune`, study {tuned.study}, trial {best.number}:",
-        f"# balanced accuracy {percent(best)} on the validation images of {project.data.name} ({project.data.fingerprint[:12]}...),",
-        f"# after at most {tuned.epochs or config['epochs']} epochs on {100 * tuned.fraction:g}% of the training images. Use:",
-        "#   compress train --recipe best.toml",
-        *([f"# with the network's input as it was tuned: {spec}"] if spec else []),
-        *(["# and the four files of the data set by hand"] if isinstance(source, tuple) else []),
-        f"model = {_toml(recipe.model)}",
-        *([] if isinstance(source, tuple) else [f"data = {_toml(source)}"]),
-        f"seed = {_toml(config.pop('seed'))}",
-    ]
-    for name in ("model-options", "train", "augment"):
-        lines += ["", f"[{name}]", *(f"{setting} = {_toml(value)}" for setting, value in tables[name].items())]
-    return "\n".join(lines) + "\n"
-
-
-def _toml(value: Any) -> str:
-    """A value of a recipe as TOML: JSON's texts, numbers and lists are TOML's too."""
-    return json.dumps(value, ensure_ascii=False)
-
-
-def percent(trial: Trial | None) -> str:
-    return f"{100 * trial.score:.2f}%" if trial is not None and trial.score is not None else "-"
-
-
 SPACES = RECIPES / "spaces"
 CONFIGS = {"k49": K49Config, "emnist": EmnistConfig}
 
@@ -134,6 +60,77 @@ class Tuning:
             raise CompressError(f"study (={self.study}) must be letters, digits, -, _ and dots, as it names a folder; k49-small fits")
 
 
+@dataclass(frozen=True, kw_only=True)
+class Tuned:
+    """What came out: all trials, and the folder of results."""
+
+    study: str
+    folder: Path
+    space: Space
+    summary: Summary
+
+
+def with_values(recipe: Recipe, values: Mapping[str, Any]) -> Recipe:
+    """The recipe with the drawn values, of dotted names, in its tables."""
+    tables = {name: dict(table) for name, table in recipe.tables.items()}
+    for name, value in values.items():
+        table, _, setting = name.partition(".")
+        tables.setdefault(table, {})[setting] = value
+    return dataclasses.replace(recipe, tables=tables)
+
+
+def options_with(project: Project, values: Mapping[str, Any]) -> dict[str, Any]:
+    assert project.model is not None
+    drawn = {name.partition(".")[2]: value for name, value in values.items() if name.startswith("model-options.")}
+    return {**project.model.options, **drawn}
+
+
+def write_results(project: Project, recipe: Recipe, tuning: Tuning, tuned: Tuned) -> None:
+    """Write recipe, table and plots, each file whole or not at all, as several workers may do so at once."""
+    summary, space = tuned.summary, tuned.space
+    rows = [dataclasses.asdict(trial) | dict(trial.notes) | dict(trial.values) for trial in summary.trials]
+    write_csv(tuned.folder / "trials.csv", rows, ("number", "state", "score", "epochs", "seconds", "params", "macs", "reason", *space))
+    if summary.best is not None:
+        write_whole(tuned.folder / "best.toml", best_recipe(project, recipe, tuning, tuned).encode())
+        write_whole(tuned.folder / "history.png", draw_history(summary))
+        write_whole(tuned.folder / "slices.png", draw_slices(summary, space))
+    if summary.importances:
+        write_whole(tuned.folder / "importances.png", draw_importances(summary))
+
+
+def best_recipe(project: Project, recipe: Recipe, tuning: Tuning, tuned: Tuned) -> str:
+    """The best trial as TOML for `compress train --recipe`: every setting of training by its value, defaults too."""
+    best = tuned.summary.best
+    assert best is not None and project.model is not None
+    config = dataclasses.asdict(training_config(with_values(recipe, best.values)))
+    tables = {"model-options": options_with(project, best.values), "augment": config.pop("augment"), "train": config}
+    source = project.source.source
+    spec = {name: value for name, value in dataclasses.asdict(project.spec).items() if value != getattr(type(project.spec)(), name)}
+    lines = [
+        f"# Best of {tuned.summary.finished} trials of `compress tune`, study {tuned.study}, trial {best.number}:",
+        f"# balanced accuracy {percent(best)} on the validation images of {project.data.name} ({project.data.fingerprint[:12]}...),",
+        f"# after at most {tuning.epochs or config['epochs']} epochs on {100 * tuning.fraction:g}% of the training images. Use:",
+        "#   compress train --recipe best.toml",
+        *([f"# with the network's input as it was tuned: {spec}"] if spec else []),
+        *(["# and the four files of the data set by hand"] if isinstance(source, tuple) else []),
+        f"model = {_toml(recipe.model)}",
+        *([] if isinstance(source, tuple) else [f"data = {_toml(source)}"]),
+        f"seed = {_toml(config.pop('seed'))}",
+    ]
+    for name in ("model-options", "train", "augment"):
+        lines += ["", f"[{name}]", *(f"{setting} = {_toml(value)}" for setting, value in tables[name].items())]
+    return "\n".join(lines) + "\n"
+
+
+def _toml(value: Any) -> str:
+    """A value of a recipe as TOML: JSON's texts, numbers and lists are TOML's too."""
+    return json.dumps(value, ensure_ascii=False)
+
+
+def percent(trial: Trial | None) -> str:
+    return f"{100 * trial.score:.2f}%" if trial is not None and trial.score is not None else "-"
+
+
 def tune_project(project: Project, recipe: Recipe, tuning: Tuning) -> Tuned:
     """Run the trials that are missing, and write what all of them say. Raises CompressError when none was completed."""
     assert project.model is not None, "only files are measured without a model"
@@ -156,10 +153,8 @@ def tune_project(project: Project, recipe: Recipe, tuning: Tuning) -> Tuned:
     with opened(storage) as store:
         objective = _objective(project, recipe, tuning)
         summary = tune(objective, space, config, store, f"{project.folder.name}-{study}", identity, told, fresh=project.force)
-    tuned = Tuned(
-        study=study, folder=project.folder / "tune" / study, space=space, summary=summary, epochs=tuning.epochs, fraction=tuning.fraction
-    )
-    write_results(project, recipe, tuned)
+    tuned = Tuned(study=study, folder=project.folder / "tune" / study, space=space, summary=summary)
+    write_results(project, recipe, tuning, tuned)
     if running := sum(trial.state == "running" for trial in summary.trials):
         project.console.say(f"tune: other workers still run {running} trials of {study}; the results are written again when those end")
     if summary.best is None:

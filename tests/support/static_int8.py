@@ -9,8 +9,8 @@ from compress.quantization.int8 import Prepared, quantize_prepared, write_quanti
 from compress.quantization.ort_quantizer import Types
 from compress.quantization.records import Quantized, Setting
 
-VNNI = Types(activations="uint8", weights="int8", reduce_range=False)
-OLD = Types(activations="uint8", weights="int8", reduce_range=True)
+VNNI = Types(activations="uint8", reduce_range=False)
+OLD = Types(activations="uint8", reduce_range=True)
 PLAIN = Setting()
 
 

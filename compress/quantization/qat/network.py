@@ -225,7 +225,7 @@ def _add_dequantize(plan: _Plan, node: ir.Node, image: str) -> None:
         # The image is its own quantized form; what a distortion made of it is not rounded.
         plan.add(lambda x, scale: (x - grid.zero_point) * scale, [name, plan.hold(f"{output} scale", grid.scale)], [output])
     elif grid.same(plan.grids.get(name)):
-        plan.add(_as_it_is, [name], [output], grid)
+        plan.add(lambda x: x, [name], [output], grid)
     else:
         raise CompressError(f'{label_of(node)} reads "{name}" otherwise than a QuantizeLinear wrote it; quantize with this toolkit')
 
@@ -233,7 +233,7 @@ def _add_dequantize(plan: _Plan, node: ir.Node, image: str) -> None:
 def _add_quantize(plan: _Plan, node: ir.Node, grid: Grid) -> None:
     name, output = _ends(node)
     if grid.same(plan.grids.get(name)):  # rounding again changes nothing
-        plan.add(_as_it_is, [name], [output], grid)
+        plan.add(lambda x: x, [name], [output], grid)
     else:
         scale = plan.hold(f"{output} scale", grid.scale)
         plan.add(lambda x, scale: FakeQuantize.apply(x, scale, grid.low, grid.high, grid.wide), [name, scale], [output], grid)
@@ -243,10 +243,6 @@ def _ends(node: ir.Node) -> tuple[str, str]:
     """The names of what the node reads first and makes first."""
     assert node.inputs[0] is not None, "the first input of these operators is none that may be left out"
     return str(node.inputs[0].name), str(node.outputs[0].name)
-
-
-def _as_it_is(x: Tensor) -> Tensor:
-    return x
 
 
 def _add_function(plan: _Plan, node: ir.Node) -> None:

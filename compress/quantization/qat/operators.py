@@ -108,10 +108,6 @@ def _reduce(function: Function, x: Tensor, *, axes: Sequence[int] = (), keepdims
     return x if noop_with_empty_axes and not axes else function(x, axes, bool(keepdims))  # no axes are all axes, in torch too
 
 
-def _over_pixels(function: Function, x: Tensor) -> Tensor:
-    return function(x, tuple(range(2, x.ndim)), True)
-
-
 def _gemm(
     a: Tensor, b: Tensor, c: Tensor | None = None, *, alpha: float = 1.0, beta: float = 1.0, transA: int = 0, transB: int = 0
 ) -> Tensor:
@@ -119,28 +115,8 @@ def _gemm(
     return alpha * (a @ b) if c is None else torch.addmm(c, a, b, alpha=alpha, beta=beta)
 
 
-def _clip(x: Tensor, *, low: Sequence[float] = (-math.inf,), high: Sequence[float] = (math.inf,)) -> Tensor:
-    return torch.clamp(x, low[0], high[0])
-
-
-def _hard_sigmoid(x: Tensor, *, alpha: float = 0.2, beta: float = 0.5) -> Tensor:
-    return torch.clamp(x * alpha + beta, 0, 1)
-
-
 def _reshape(x: Tensor, *, shape: Sequence[int], allowzero: int = 0) -> Tensor:
     return x.reshape(shape if allowzero else [size or x.shape[axis] for axis, size in enumerate(shape)])
-
-
-def _flatten(x: Tensor, *, axis: int = 1) -> Tensor:
-    return x.reshape(math.prod(x.shape[:axis]), -1)
-
-
-def _transpose(x: Tensor, *, perm: tuple[int, ...] | None = None) -> Tensor:
-    return x.permute(perm or tuple(reversed(range(x.ndim))))
-
-
-def _squeeze(x: Tensor, *, axes: Sequence[int] | None = None) -> Tensor:
-    return x.squeeze() if axes is None else x.squeeze(tuple(axes))
 
 
 def _unsqueeze(x: Tensor, *, axes: Sequence[int]) -> Tensor:
@@ -158,24 +134,20 @@ def _slice(
     return x[tuple(index)]
 
 
-def _split(x: Tensor, *, num_outputs: int, split: Sequence[int] = (), axis: int = 0) -> tuple[Tensor, ...]:
-    return tuple(x.split(split or math.ceil(x.shape[axis] / num_outputs), axis))
-
-
 # Operator type to its function, how many of its inputs are tensors, and what those behind them are called, which must be constant.
 OPERATORS: dict[str, tuple[Any, ...]] = {
     "Add": (torch.add, 2),
     "AveragePool": (_average_pool, 1),
     "Cast": (lambda x, **_: x.float(), 1),
-    "Clip": (_clip, 1, "low", "high"),
+    "Clip": (lambda x, low=(-math.inf,), high=(math.inf,): torch.clamp(x, low[0], high[0]), 1, "low", "high"),
     "Concat": (lambda *parts, axis: torch.cat(parts, axis), 1_000),
     "Conv": (_conv, 3),
     "Div": (torch.div, 2),
-    "Flatten": (_flatten, 1),
+    "Flatten": (lambda x, axis=1: x.reshape(math.prod(x.shape[:axis]), -1), 1),
     "Gemm": (_gemm, 3),
-    "GlobalAveragePool": (partial(_over_pixels, torch.mean), 1),
-    "GlobalMaxPool": (partial(_over_pixels, torch.amax), 1),
-    "HardSigmoid": (_hard_sigmoid, 1),
+    "GlobalAveragePool": (lambda x: x.mean(tuple(range(2, x.ndim)), True), 1),
+    "GlobalMaxPool": (lambda x: x.amax(tuple(range(2, x.ndim)), True), 1),
+    "HardSigmoid": (lambda x, alpha=0.2, beta=0.5: torch.clamp(x * alpha + beta, 0, 1), 1),
     "HardSwish": (functional.hardswish, 1),
     "Identity": (lambda x: x, 1),
     "MatMul": (torch.matmul, 2),
@@ -189,9 +161,9 @@ OPERATORS: dict[str, tuple[Any, ...]] = {
     "Sigmoid": (torch.sigmoid, 1),
     "Slice": (_slice, 1, "starts", "ends", "axes", "steps"),
     "Softmax": (lambda x, axis=-1: x.softmax(axis), 1),
-    "Split": (_split, 1, "split"),
-    "Squeeze": (_squeeze, 1, "axes"),
+    "Split": (lambda x, num_outputs, split=(), axis=0: x.split(split or math.ceil(x.shape[axis] / num_outputs), axis), 1, "split"),
+    "Squeeze": (lambda x, axes=None: x.squeeze() if axes is None else x.squeeze(tuple(axes)), 1, "axes"),
     "Sub": (torch.sub, 2),
-    "Transpose": (_transpose, 1),
+    "Transpose": (lambda x, perm=None: x.permute(perm or tuple(reversed(range(x.ndim)))), 1),
     "Unsqueeze": (_unsqueeze, 1, "axes"),
 }

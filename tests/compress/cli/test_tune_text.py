@@ -31,7 +31,7 @@ def test_the_table_has_the_best_first_and_says_why_a_trial_was_given_up() -> Non
         Trial(number=3, state="running", score=None, values={}, epochs=0, seconds=0.0),
     )
     summary = Summary(trials=trials, importances={"train.lr": 0.9, "model-options.widths": 0.1})
-    text = tuned_text(Tuned(study="s", folder=Path("runs"), space=space, summary=summary, epochs=None, fraction=1.0))
+    text = tuned_text(Tuned(study="s", folder=Path("runs"), space=space, summary=summary))
     rows = [line.split() for line in text.splitlines()]
     assert rows[0] == ["trial", "balanced", "acc.", "params", "MACs", "lr", "widths"]
     assert rows[2:6] == [

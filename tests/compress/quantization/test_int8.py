@@ -194,7 +194,7 @@ def test_a_scaling_that_is_no_uint8_stays_float(tmp_path: Path) -> None:
 @pytest.mark.parametrize("reduce_range", [False, True])
 @pytest.mark.parametrize("per_channel", [False, True])
 def test_every_choice_of_types_computes_the_same(per_channel: bool, reduce_range: bool, activations: str, prepared: Prepared) -> None:
-    types = Types(activations=activations, weights="int8", reduce_range=reduce_range)  # type: ignore[arg-type]
+    types = Types(activations=activations, reduce_range=reduce_range)  # type: ignore[arg-type]
     model = quantize_prepared(dataclasses.replace(prepared, types=types), Setting(per_channel=per_channel))
     weights = [value for name, value in constants(model).items() if name.endswith("_quantized") and value.ndim >= 2]
     assert {value.dtype for value in weights} == {np.dtype(np.int8)}

@@ -13,7 +13,7 @@ from compress.graphs.floats import fold
 from compress.graphs.index import index
 from compress.quantization.ort_quantizer import Types, held_back, insert_qdq, this_cpu, types_for
 
-ARM = Types(activations="int8", weights="int8", reduce_range=False)
+ARM = Types(activations="int8", reduce_range=False)
 
 
 @pytest.mark.parametrize(
