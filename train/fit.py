@@ -30,7 +30,7 @@ from .distributed import Team, this_team
 from .errors import TrainError
 from .metrics import score
 from .settings import AugmentConfig, FitConfig
-from .state import State, fits, read_snapshot, save_snapshot, take_snapshot, take_up
+from .state import Snapshot, State, fits, read_snapshot, save_snapshot, take_snapshot, take_up
 
 Prepare = Callable[[Tensor], Tensor]
 Progress = Callable[[int, int, int, float], None]
@@ -88,6 +88,7 @@ def fit(
     device: torch.device,
     state_file: Path | None = None,
     key: str = "",
+    say: Callable[[str], None] | None = None,
     teacher: Teacher | None = None,
     after_step: Callable[[], None] | None = None,
     progress: Progress | None = None,
@@ -97,9 +98,9 @@ def fit(
 
     ``training`` and ``validation``: images uint8 (N, C, H, W), labels int64 (N,) in 0..classes-1. ``prepare`` maps uint8 images to the
     network's float32 input. With ``state_file`` the state is saved after each epoch; a state there whose ``key`` is the same is taken
-    up, any other is ignored and replaced. A ``teacher`` is learnt from besides the labels. ``progress(epoch, step, steps, loss)`` is
-    called about ten times a second at most; ``after_epoch`` gets each new row of the history once it is saved, and what it raises ends
-    the training. Raises :class:`TrainError` when the loss is no longer finite.
+    up, any other is replaced; ``say`` is told which, in words. A ``teacher`` is learnt from besides the labels.
+    ``progress(epoch, step, steps, loss)`` is called about ten times a second at most; ``after_epoch`` gets each new row of the history once
+    it is saved, and what it raises ends the training. Raises :class:`TrainError` when the loss is no longer finite.
     """
     keep_freed_memory()
     team = this_team()
@@ -112,8 +113,8 @@ def fit(
         options = {"lr": config.lr, "weight_decay": config.weight_decay, "fused": True}
         state = State(network, OPTIMISERS[config.optimiser](network.parameters(), **options))  # type: ignore[arg-type]
         state.averaged = _copy(network) if config.ema else {}
-        saved = team.from_first(read_snapshot(state_file, key) if state_file is not None and team.rank == 0 else None)
-        if saved is not None and fits(state, saved):
+        mine = state_file if team.rank == 0 else None
+        if (saved := team.from_first(_saved(mine, key, state, say))) is not None:
             take_up(state, saved)
         images, labels = _to_device(training, device)
         loop = _Loop(
@@ -122,13 +123,28 @@ def fit(
         )  # fmt: skip
         while len(state.history) < config.epochs and not (config.patience and len(state.history) - state.best_epoch >= config.patience):
             row = _epoch(state, loop, validation, classes)
-            if state_file is not None and team.rank == 0:
-                save_snapshot(take_snapshot(state), state_file, key)
+            if mine is not None:
+                save_snapshot(take_snapshot(state), mine, key)
             if after_epoch is not None:
                 after_epoch(row)
     network.load_state_dict(state.best_weights)
     network.cpu().to(memory_format=torch.contiguous_format).eval()
     return Fitted(history=tuple(state.history), best_epoch=state.best_epoch)
+
+
+def _saved(file: Path | None, key: str, state: State, say: Callable[[str], None] | None) -> Snapshot | None:
+    """The state in ``file`` that this training goes on from, if there is one; ``say`` is told so, or why not."""
+    try:
+        saved = read_snapshot(file, key) if file is not None else None
+        if saved is not None and not fits(state, saved):
+            raise TrainError(f"{file} is damaged (it is of another network or optimiser); training starts anew")
+    except TrainError as error:
+        saved, told = None, str(error)
+    else:
+        told = f"goes on from {file}, epoch {len(saved.history)}; --fresh starts anew" if saved is not None else ""
+    if told and say is not None:
+        say(told)
+    return saved
 
 
 def predict_logits(

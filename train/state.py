@@ -1,10 +1,13 @@
 """What a training depends on besides its configuration and data: taken down after every epoch, and taken up again.
 
-One safetensors file, written beside its place and renamed, so that a kill leaves the old state or the new one.
+One safetensors file, written beside its place and renamed, so that a kill leaves the old state or the new one. It carries the SHA-256 of
+what it says: a state in which a bit has flipped is refused, as a training from it would end well and be wrong.
 """
 
+import hashlib
 import json
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,9 +15,10 @@ from typing import Any
 import msgspec
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
+from .errors import TrainError
 from .metrics import Row
 
 
@@ -89,23 +93,40 @@ def save_snapshot(snapshot: Snapshot, path: Path, key: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
     about = {"history": json.dumps(snapshot.history), "best_epoch": str(snapshot.best_epoch), "key": key}
-    save_file(snapshot.tensors, partial, metadata=about)
-    with partial.open("rb+") as file:
-        os.fsync(file.fileno())
-    partial.replace(path)
+    content = save(snapshot.tensors, metadata=about | {"sha256": _digest(snapshot.tensors, about)})
+    try:
+        with partial.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def read_snapshot(path: Path, key: str) -> Snapshot | None:
-    """The snapshot in ``path`` if it is of the training ``key``; None for a missing or damaged file, or another training's."""
+    """The snapshot in ``path``; None where there is none, or another training's.
+
+    Raises :class:`TrainError` for a file that is damaged or none of this toolkit's.
+    """
     if not path.is_file():
         return None
     try:
         with safe_open(path, framework="pt") as file:
-            about = file.metadata() or {}
-            if about.get("key") != key:
-                return None
+            about = dict(file.metadata() or {})
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+        if about.pop("sha256") != _digest(tensors, about):
+            raise ValueError("its SHA-256 does not fit")
         history: Any = msgspec.json.decode(about["history"], type=list[Row])
-        return Snapshot(tensors, history, int(about["best_epoch"]))
-    except (SafetensorError, KeyError, ValueError, RecursionError):
-        return None
+        return Snapshot(tensors, history, int(about["best_epoch"])) if about["key"] == key else None
+    except (SafetensorError, KeyError, ValueError, RecursionError) as error:
+        raise TrainError(f"{path} is damaged ({str(error)[:80]}); training starts anew") from error
+
+
+def _digest(tensors: Mapping[str, Tensor], about: Mapping[str, str]) -> str:
+    """SHA-256 of all values and of what is said beside them, in the order of their names."""
+    digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode())
+    for name, value in sorted(tensors.items()):
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        digest.update(value.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()

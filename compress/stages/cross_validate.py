@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -31,9 +31,8 @@ from ..artifacts.artifact import PAYLOAD, Artifact
 from ..artifacts.parts import SCORES, Metrics, Scores
 from ..artifacts.payloads import Confusion, Fold, Folds, OverFolds
 from ..artifacts.project import Project, making, network_identity, stage_key
-from ..artifacts.records import read_record, write_csv, write_record
+from ..artifacts.records import read_kept, write_csv, write_kept, write_record
 from ..benchmarks.statistics import Count
-from ..errors import CompressError
 from ..train.data_set import Part
 from ..train.folds import mean_and_spread, stratified_folds, worst_pairs
 from ..train.metrics import Row, score
@@ -81,18 +80,16 @@ def _trained(
 
     name, held = f"fold {index + 1} of {len(masks)}", masks[index]
     file, state_file = kept / f"{index + 1}.json", kept / f"{index + 1}.state.safetensors"
-    if found := _read_fold(file, key, int(held.sum()), project.classes):
+    if found := _read_fold(file, key, int(held.sum()), project.classes, project.console.say):
         project.console.say(f"folds: {name} is done already")
         return found
-    if state_file.is_file():
-        project.console.say(f"folds: {name} goes on from {state_file}; --fresh starts anew")
     network, own_key = new_network(project, config.seed), f"{key} {index}"
     parts = pool.take(~held), pool.take(held)
     fitted = fit_parts(project, network, config, parts, name, (index, len(masks)), state_file=state_file, key=own_key)
     _take_last(network, state_file, own_key)
     predictions = tuple(read_logits(project, network, parts[1].images).argmax(axis=1).tolist())
     fold = _Fold(key=key, history=msgspec.convert(fitted.history, tuple[Row, ...]), predictions=predictions)
-    write_record(file, fold)
+    write_kept(file, fold)
     state_file.unlink()
     return fold
 
@@ -113,13 +110,11 @@ def _take_last(network: nn.Module, state_file: Path, key: str) -> None:
     network.to(memory_format=torch.channels_last)
 
 
-def _read_fold(file: Path, key: str, images: int, classes: int) -> _Fold | None:
+def _read_fold(file: Path, key: str, images: int, classes: int, say: Callable[[str], None]) -> _Fold | None:
     """What was kept of a fold, unless it is missing, damaged or of another run."""
-    try:
-        kept = read_record(file, _Fold, again="train it again")
-    except CompressError:
-        return None
-    return kept if kept.key == key and len(kept.predictions) == images and max(kept.predictions) < classes else None
+    kept = read_kept(file, _Fold, say)
+    fits = kept is not None and kept.key == key and len(kept.predictions) == images and max(kept.predictions) < classes
+    return kept if fits else None
 
 
 def _write(project: Project, folder: Path, pool: Part, masks: Sequence[NDArray[np.bool_]], done: Sequence[_Fold]) -> Metrics:

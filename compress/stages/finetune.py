@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -18,6 +18,7 @@ from ..artifacts.load import Prepare, build_network
 from ..artifacts.parts import SCORES, Facts, Metrics, Scores
 from ..artifacts.project import New, Project, state_file
 from ..artifacts.records import write_csv
+from ..files import write_whole
 from ..pruning.masks import nonzero_masks
 from ..train.data_set import Part
 from ..train.distributed import this_team
@@ -89,8 +90,6 @@ def fit_network(
     state = state_file(project, new.stage, new.key) if this_team().rank == 0 else None  # the first process has it
     if state is not None and project.fresh:
         state.unlink(missing_ok=True)
-    elif state is not None and state.is_file():
-        project.console.say(f"{new.stage}: goes on from {state}; --fresh starts anew")
     parts = (project.data.train, project.data.validation)
     fitted = fit_parts(project, network, config, parts, new.stage, state_file=state, key=new.key, **how)
     write_csv(new.folder / "history.csv", fitted.history)
@@ -119,14 +118,15 @@ def fit_parts(
 
     training, validation = ((part.images, part.labels) for part in parts)
     how.setdefault("prepare", Prepare(project.spec).to(device))
-    return fit(network, training, validation, config, classes=project.classes, device=device, progress=progress, **how)
+    how |= {"classes": project.classes, "device": device, "progress": progress, "say": lambda text: project.console.say(f"{name}: {text}")}
+    return fit(network, training, validation, config, **how)
 
 
 def save_network(project: Project, new: New, network: nn.Module, metrics: Metrics) -> None:
     """Write the weights among the files of ``new``, and say its ``metrics`` and what it costs."""
     # Cloned, as safetensors refuses tensors that share memory (tied weights).
     weights = {name: value.detach().cpu().contiguous().clone() for name, value in network.state_dict().items()}
-    save_file(weights, new.folder / PAYLOAD["network"])
+    write_whole(new.folder / PAYLOAD["network"], save(weights))
     example = Prepare(project.spec)(torch.from_numpy(project.data.validation.images[:2].copy()))
     new.metrics, new.facts = metrics, Facts(**dataclasses.asdict(count_cost(network, example)))
 

@@ -27,7 +27,7 @@ from ..artifacts.artifact import Artifact
 from ..artifacts.parts import Metrics, Plan
 from ..artifacts.project import GOALS, New, Project, data_identity, is_made, making, place_of, stage_key
 from ..artifacts.recipe import Recipe, Tutoring
-from ..artifacts.records import read_record, seconds_of, write_record
+from ..artifacts.records import read_kept, seconds_of, write_kept
 from ..errors import CompressError
 from ..train.settings import FitConfig
 from .sensitivity import spare_modules
@@ -204,7 +204,7 @@ def _remove(job: Job, new: New, parent: Artifact, config: RemoveConfig, tuning: 
     project = job.project
     cutter = Cutter(job=job, parent=parent, config=config)
     plan = taken_up(project, plan_file, cutter.groups) or cutter.plan()
-    write_record(plan_file, plan)
+    write_kept(plan_file, plan)
     network = remove_channels(cutter.network, cutter.groups, plan.keep)
     before = validate(project, network)
     if config.epochs == 0:
@@ -236,12 +236,7 @@ def _names(project: Project, parent: Artifact, patterns: tuple[str, ...]) -> tup
 
 def taken_up(project: Project, plan_file: Path, groups: Groups) -> Plan | None:
     """What was chosen before the run was killed, if it is to go on; where that is damaged, it is said, and nothing."""
-    if project.fresh or not plan_file.is_file():
-        return None
-    try:
-        found = read_record(plan_file, Plan, again="what stays is chosen anew")
-    except CompressError as error:
-        project.console.say(str(error))
+    if project.fresh or (found := read_kept(plan_file, Plan, project.console.say)) is None:
         return None
     widths = {group.name: group.width for group in groups}
     if found.keep.keys() != widths.keys() or any(not set(kept) <= set(range(widths[name])) for name, kept in found.keep.items()):

@@ -1,6 +1,7 @@
 """The training loop: what it keeps, what it repeats bit for bit, what it refuses."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -104,11 +105,33 @@ def test_state_of_another_run_or_a_damaged_one_is_not_taken_up(tmp_path: Path) -
     state = tmp_path / "state"
     with pytest.raises(Stop):
         train(network(), config, state_file=state, key="another", progress=stop_in(2))
-    train(other, config, state_file=state, key="mine")
+    said: list[str] = []
+    train(other, config, state_file=state, key="mine", say=said.append)
+    assert same(fresh, other) and not said
     state.write_bytes(state.read_bytes()[:100])
-    train(damaged, config, state_file=state, key="mine")
-    assert same(fresh, other)
+    train(damaged, config, state_file=state, key="mine", say=said.append)
     assert same(fresh, damaged)
+    assert re.fullmatch(r".*state is damaged \(.+\); training starts anew", said.pop()) and not said
+
+
+def test_a_flipped_bit_in_a_state_is_told_and_training_starts_anew(tmp_path: Path) -> None:
+    """Nothing else would tell: the tensors still have their shapes, and one weight of -4e36 in the best epoch's just reads badly."""
+    config, state, said = FitConfig(epochs=2, batch=32, lr=0.01), tmp_path / "state", list[str]()
+    fresh = network()
+    train(fresh, config)
+    with pytest.raises(Stop):
+        train(network(), config, state_file=state, key="k", progress=stop_in(2))
+    whole = bytearray(state.read_bytes())
+    for at in (len(whole) - 1, len(whole) // 2, whole.index(b"history") + 40):
+        damaged = whole.copy()
+        damaged[at] ^= 1
+        state.write_bytes(damaged)
+        other = network()
+        train(other, config, state_file=state, key="k", say=said.append)
+        assert same(fresh, other) and "is damaged" in said.pop()
+    state.write_bytes(whole)
+    train(network(), config, state_file=state, key="k", say=said.append)
+    assert said == [f"goes on from {state}, epoch 1; --fresh starts anew"]
 
 
 def test_best_epoch_by_balanced_accuracy_is_kept_and_restored() -> None:

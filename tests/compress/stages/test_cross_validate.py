@@ -160,7 +160,7 @@ def test_finished_folds_are_not_trained_again_and_one_that_was_cut_short_goes_on
     artifact = cross_validate(resumed, FIT, 3)
     assert resumed.console.said[1:3] == [  # type: ignore[attr-defined]
         "folds: fold 1 of 3 is done already",
-        f"folds: fold 2 of 3 goes on from {kept / '2.state.safetensors'}; --fresh starts anew",
+        f"fold 2 of 3: goes on from {kept / '2.state.safetensors'}, epoch 2; --fresh starts anew",
     ]
     assert [key[-1] for key in trained] == ["0", "1", "1", "2"]
     (copied / kept.relative_to(tmp_path) / "1.json").write_text("{ damaged")
