@@ -10,6 +10,7 @@ from ..artifacts.payloads import Noise, Sensitivity
 from . import views
 from .options import Switch, command
 from .tables import payload_summary, show_artifact, show_outcome, shown
+from .terminal import tell
 
 run = command(Network.run, "compress run --model k49 --data digits", "compress run --recipe recipe.toml")(show_outcome)
 train = command(
@@ -90,8 +91,8 @@ def recipe(schema: bool) -> None:
     from ..artifacts.recipe import RECIPES
 
     if schema:
-        click.echo(json.dumps(api.recipe_schema(), indent=1))
+        tell(json.dumps(api.recipe_schema(), indent=1))
         return
     for path in sorted(RECIPES.glob("*.toml")):
         first = path.read_text(encoding="utf-8").splitlines()
-        click.echo(f"{path.stem.ljust(18)}{next((line[2:] for line in first if line.startswith('# ')), '')}")
+        tell(f"{path.stem.ljust(18)}{next((line[2:] for line in first if line.startswith('# ')), '')}")

@@ -20,6 +20,7 @@ from ..benchmarks.tables import as_json
 from ..quantization.records import Tried
 from ..stages.report import Outcome
 from .options import Show
+from .terminal import tell
 
 NARROW = 9  # characters of a column whose cells are not wrapped
 ENDS = 5  # layers shown of the densest, and of the sparsest
@@ -63,7 +64,7 @@ def shown(text: Callable[[Any], str], about: Callable[[Any], Any], holds: Callab
         return os.fspath(value) if isinstance(value, os.PathLike) else dataclasses.asdict(value)
 
     def show(result: Any, as_json: bool) -> None:
-        click.echo(json.dumps(about(result), indent=1, default=plainly) if as_json else text(result))
+        tell(json.dumps(about(result), indent=1, default=plainly) if as_json else text(result))
         if not holds(result):
             raise click.exceptions.Exit(1)
 

@@ -7,15 +7,26 @@ every few seconds. Of the processes that torchrun started one speaks. Colour is 
 import os
 import sys
 import time
+from contextlib import suppress
 from functools import cached_property
 from typing import TYPE_CHECKING
 
 import click
 
+from ..errors import CompressError
+
 if TYPE_CHECKING:
     from rich.progress import Progress
 
 QUIET_SECONDS = 10.0  # between two plain lines
+
+
+def tell(text: str) -> None:
+    """Print a result; raises CompressError where nobody takes it."""
+    try:
+        click.echo(text)
+    except OSError as error:
+        raise CompressError(f"stdout: {error.strerror}; what was made is kept") from error
 
 
 class Terminal:
@@ -38,7 +49,7 @@ class Terminal:
     def say(self, text: str) -> None:
         self.close()
         if not self._silent:
-            click.echo(text, err=True)
+            self._echo(text)
 
     def progress(self, label: str, done: int, total: int) -> None:
         if self._silent:
@@ -54,9 +65,13 @@ class Terminal:
         elif now - self._spoke >= QUIET_SECONDS and done < total:
             self._spoke, took = now, now - self._began
             left = f", {took * (total - done) / done:.0f} s left" if done else ""
-            click.echo(f"  {100 * done / max(1, total):3.0f}%  {label}  ({took:.0f} s{left})", err=True)
+            self._echo(f"  {100 * done / max(1, total):3.0f}%  {label}  ({took:.0f} s{left})")
         if done >= total:
             self.close()
+
+    def _echo(self, text: str) -> None:
+        with suppress(OSError):  # whom it is told went away; the work is worth as much
+            click.echo(text, err=True)
 
     def close(self) -> None:
         """Take the bar away, and give the cursor back."""

@@ -1,6 +1,5 @@
 """The stage ``train``: a new network, or one further; the best epoch on the validation images is kept."""
 
-import os
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -8,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from ..artifacts.artifact import Artifact
 from ..artifacts.project import New, Project, data_identity, is_made, making, network_identity, place_of, stage_key
-from ..errors import CompressError
+from ..errors import CompressError, processes
 from ..train.settings import FitConfig
 
 if TYPE_CHECKING:
@@ -22,7 +21,7 @@ def train(project: Project, config: FitConfig, out: Path | None = None, start: A
     """
     begun = {} if start is None else {"start": start.content}
     key = stage_key("train", config, data=data_identity(project), **network_identity(project), **begun)
-    if os.environ.get("WORLD_SIZE", "1") == "1":
+    if processes() == 1:
         return _train(project, config, key, out, start, bool)
     from ..train.distributed import joined
     from ..train.fit import choose_device
