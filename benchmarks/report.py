@@ -12,7 +12,6 @@ import base64
 import collections
 import itertools
 import json
-import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,7 +21,7 @@ from .errors import BenchmarkError
 from .formats import CHOOSING, MISSING, ZEROS, count, percent, size
 from .machine import differences
 from .plot import AXES, SIZES, draw, in_the_dark
-from .results import Finalist, LayerZeros, Measurement, Result
+from .results import Finalist, LayerZeros, Measurement, Result, replace
 from .tables import as_csv, as_json, p_value, tables
 from .verdict import Limits, Verdict, decide
 
@@ -52,16 +51,16 @@ def write_report(results: Sequence[Result], folder: Path, limits: Limits) -> tup
         section = _section(result, verdict, limits)
         for axis in AXES if any(one.latency for one in result.measurements) else ():
             name = "report" + (f"-{number}" if len(results) > 1 else "") + ("" if axis == "latency" else f"-{axis}") + ".png"
-            _replace(folder / name, draw(result, "png", "wide", axis))
+            replace(folder / name, draw(result, "png", "wide", axis))
             pictures = {shape: draw(result, "svg", shape, axis) for shape in SIZES}
             themes = {f"{shape}_light": svg for shape, svg in pictures.items()}
             themes |= {f"{shape}_dark": in_the_dark(svg) for shape, svg in pictures.items()}
             embedded = {which: base64.b64encode(svg).decode() for which, svg in themes.items()}
             section["plots"].append({"axis": axis, "png": name} | embedded)
         sections.append(section)
-    _replace(folder / "report.csv", as_csv(results).encode())
+    replace(folder / "report.csv", as_csv(results).encode())
     plain = [as_json(result, verdict) for result, verdict in zip(results, verdicts, strict=True)]
-    _replace(folder / "report.json", (json.dumps({"schema": "compress-report", "version": 1, "sections": plain}, indent=1) + "\n").encode())
+    replace(folder / "report.json", (json.dumps({"schema": "compress-report", "version": 1, "sections": plain}, indent=1) + "\n").encode())
     # One environment per format: in HTML everything is escaped for HTML, in Markdown by `markdown`, without exception.
     loader = jinja2.FileSystemLoader(Path(__file__).parent / "templates")
     for name, autoescape, finalize in (("report.html", True, None), ("report.md", False, markdown)):
@@ -69,7 +68,7 @@ def write_report(results: Sequence[Result], folder: Path, limits: Limits) -> tup
             loader=loader, autoescape=autoescape, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, finalize=finalize
         )
         text = environment.get_template(f"{name}.j2").render(sections=sections, across=_across(results), zeros=ZEROS, choosing=CHOOSING)
-        _replace(folder / name, text.encode())
+        replace(folder / name, text.encode())
     return verdicts
 
 
@@ -78,15 +77,6 @@ def markdown(value: Any) -> Any:
     return (
         re.sub(r"([\\`*_\[\]|~$])", r"\\\1", " ".join(str(value).split())).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     )
-
-
-def _replace(path: Path, content: bytes) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        temporary.write_bytes(content)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _section(result: Result, verdict: Verdict, limits: Limits) -> dict[str, Any]:

@@ -210,13 +210,21 @@ def write_results(result: Result, path: Path) -> None:
     """Write a result so that after a kill at any moment there is the old file, the new one, or none."""
     text = json.dumps({"schema": SCHEMA, "version": VERSION, **dataclasses.asdict(result)}, indent=1, allow_nan=False)
     text = re.sub(r"\[\n[\d,\s]+\]", lambda numbers: re.sub(r"\s+", "", numbers[0]), text)  # one line per list of samples
+    replace(path, (text + "\n").encode())
+
+
+def replace(path: Path, content: bytes) -> None:
+    """Write a file beside its place, under a name that no other process takes, and rename it; nothing is left of it after a failure."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(text + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def upgraded(found: dict[str, Any], version: int) -> dict[str, Any]:

@@ -56,6 +56,7 @@ def read_array(path: Path) -> np.ndarray:
 
     Raises TrainError for everything the module's head lists.
     """
+    _refuse_no_file(path)
     try:
         with path.open("rb") as file:
             magic = file.read(4)
@@ -86,6 +87,7 @@ def read_image(path: Path, shape: tuple[int, int, int]) -> np.ndarray:
     channels, height, width = shape
     if channels not in (1, 3):
         raise TrainError(f"channels (={channels}) of the shape {shape} must be 1 (grey) or 3 (RGB) to read pictures such as {path}")
+    _refuse_no_file(path)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
@@ -139,8 +141,15 @@ def read_pictures(
     return images, np.array(labels, np.int64)
 
 
+def _refuse_no_file(path: Path) -> None:
+    """A pipe or a device gives what it likes, when it likes, and as long as it likes."""
+    if path.exists() and not path.is_file():
+        raise TrainError(f"{path} is not a file; name one, or take it out of the data")
+
+
 def read_class_map(path: Path, count: int) -> tuple[str, ...]:
     """The names of the classes 0..count-1 from a CSV file with the columns ``index`` and ``char``, as Kuzushiji-49 has it (UTF-8)."""
+    _refuse_no_file(path)
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             names = {int(row["index"]): row["char"] for row in csv.DictReader(file)}

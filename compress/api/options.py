@@ -167,7 +167,7 @@ class RunOptions(MeasureOptions, LimitOptions, StartOptions, total=False):
 
 class PredictOptions(StartOptions, total=False):
     onnx: Annotated[File, "Read with this ONNX file."]
-    random: Annotated[int, "Read this many random test images, and show their true labels."]
+    random: Annotated[int, "Read this many test images, drawn by --seed, and show their true labels."]
     invert: Annotated[bool, "Turn dark ink on light paper into light on dark, as the data sets have it."]
     grid: Annotated[File, "Where the picture goes.  [default: predictions.png; none in Python]"]
 

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..files import write_whole
 from ..graphs.gates import Gate
 from .figure import INK, WRONG, new_figure, png, show_image
 from .predictions import fonts_for, spelled
@@ -80,8 +81,7 @@ def draw_maps(seen: Sequence[Seen], target: Path, *, every: bool = False) -> Non
     sheet.draw_legend()
     for number, one in enumerate(seen):
         sheet.draw_block(one, LEGEND + number * sheet.block)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    target.write_bytes(png(sheet.figure))
+    write_whole(target, png(sheet.figure))
 
 
 class _Sheet:

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from ..files import write_whole
 from .figure import INK, WRONG, new_figure, png, show_image
 
 JAPANESE_FONTS = (
@@ -52,8 +53,7 @@ def draw_grid(images: NDArray[np.uint8], predictions: Sequence[Prediction], targ
         show_image(axes, image)
         colour = WRONG if misread else INK
         axes.set_title(spelled(text, drawable), fontsize=9, color=colour, fontfamily=families, parse_math=False)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    target.write_bytes(png(figure))
+    write_whole(target, png(figure))
 
 
 def fonts_for(text: str) -> tuple[list[str], Set[int]]:

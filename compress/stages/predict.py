@@ -59,7 +59,7 @@ def read(
     invert: bool = False,
     grid: Path | None = None,
 ) -> Predictions:
-    """Read image ``files``, or ``random`` test images; the picture goes to ``grid``, where there is matplotlib, which a board may lack.
+    """Read image ``files``, or ``random`` test images, which are drawn by the seed; the picture goes to ``grid``, where there is matplotlib, which a board may lack.
 
     Raises :class:`CompressError` where there is nothing to read, or two kinds of images.
     """
@@ -98,7 +98,9 @@ def _read_test_images(context: Context, onnx: Path | None, count: int) -> tuple[
         (run, classes, spec), data = _open_artifact(artifact), project.data
     if len(data.classes) != len(classes):
         raise CompressError(f"data (={data.name}) has {len(data.classes)} classes, the model {len(classes)}; name the data it was made for")
-    chosen = np.sort(np.random.default_rng(context.seed).choice(len(data.test.labels), min(count, len(data.test.labels)), replace=False))
+    chosen = np.sort(
+        np.random.default_rng(context.seed or 0).choice(len(data.test.labels), min(count, len(data.test.labels)), replace=False)
+    )
     images = data.test.images[chosen]
     truths = [classes[label] for label in data.test.labels[chosen]]
     return predict_images(run, images, [f"test image {index}" for index in chosen], classes, truths), images

@@ -2,6 +2,7 @@
 
 import gzip
 import io
+import os
 import tracemalloc
 import zipfile
 from pathlib import Path
@@ -248,3 +249,18 @@ def test_a_class_map_names_every_class_or_is_refused(tmp_path: Path) -> None:
     for content in (b"a,b\n1,2\n", b"index,char\nx,y\n", b"\xff\xfe\x00"):
         with pytest.raises(TrainError, match=r"classmap\.csv must be UTF-8 with the columns index and char"):
             read_class_map(written(tmp_path, content, "classmap.csv"), 1)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes with a name here")
+def test_a_pipe_or_a_device_among_the_data_is_refused_and_not_waited_for(tmp_path: Path) -> None:
+    pipe = tmp_path / "cat" / "pipe.png"
+    pipe.parent.mkdir()
+    os.mkfifo(pipe)
+    endless = tmp_path / "cat" / "zero.png"
+    endless.symlink_to("/dev/zero")
+    for path in (pipe, endless):
+        for read in (read_array, lambda path: read_image(path, (1, 4, 4))):
+            with pytest.raises(TrainError, match=rf"{path.name} is not a file; name one, or take it out of the data$"):
+                read(path)
+    with pytest.raises(TrainError, match=r"pipe\.png is not a file"):
+        read_pictures(tmp_path, ["cat"], (1, 4, 4))
