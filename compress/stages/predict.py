@@ -59,7 +59,7 @@ def read(
     invert: bool = False,
     grid: Path | None = None,
 ) -> Predictions:
-    """Read image ``files``, or ``random`` test images, which are drawn by the seed; the picture goes to ``grid``, where there is matplotlib, which a board may lack.
+    """Read image ``files``, or ``random`` test images, drawn by the seed; the picture goes to ``grid``, if matplotlib is there.
 
     Raises :class:`CompressError` where there is nothing to read, or two kinds of images.
     """
