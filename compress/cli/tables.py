@@ -90,7 +90,6 @@ NEXT: Mapping[str, tuple[str, ...]] = {
 
 
 def next_commands(artifact: Artifact) -> list[str]:
-    """What to do with it next."""
     return [one.format(artifact.path) for one in NEXT.get(artifact.manifest.stage, ())]
 
 

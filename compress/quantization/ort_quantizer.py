@@ -69,7 +69,6 @@ def types_for(machine: str, flags: Collection[str]) -> Types:
 
 
 def this_cpu() -> Types:
-    """``types_for`` the machine that this runs on."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

@@ -118,15 +118,7 @@ def _open_artifact(artifact: Artifact) -> tuple[Runner, Sequence[str], InputSpec
 
 def _open_file(path: Path) -> tuple[Runner, Sequence[str], InputSpec]:
     """An ONNX file of this toolkit, which carries its labels and its input."""
-    import onnxruntime
-
-    if not path.is_file():
-        raise CompressError(f"onnx (={path}): there is no such file")
-    try:
-        session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    except onnxruntime_errors() as error:
-        raise CompressError(f"onnx (={path}) is no whole ONNX file that onnxruntime can load: {error}") from error
-    about = session.get_modelmeta().custom_metadata_map
+    about = _metadata(path)
     if "compress.classes" not in about or "compress.input" not in about:
         raise CompressError(
             f"onnx (={path}) does not say its classes; take a file that `compress export-onnx` or `compress quantize` wrote"
@@ -135,3 +127,15 @@ def _open_file(path: Path) -> tuple[Runner, Sequence[str], InputSpec]:
     names = parse_record(about["compress.classes"], Classes, where=f"compress.classes in {path}", again=again)
     spec = parse_record(about["compress.input"], InputSpec, where=f"compress.input in {path}", again=again)
     return open_model(Candidate(name=path.stem, path=path), spec.shape, len(names), threads=1).predict, names, spec
+
+
+def _metadata(path: Path) -> dict[str, str]:
+    import onnxruntime
+
+    if not path.is_file():
+        raise CompressError(f"onnx (={path}): there is no such file")
+    try:
+        session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    except onnxruntime_errors() as error:
+        raise CompressError(f"onnx (={path}) is no whole ONNX file that onnxruntime can load: {error}") from error
+    return dict(session.get_modelmeta().custom_metadata_map)

@@ -161,7 +161,6 @@ def remove_in_steps(
 
 
 def groups_of(project: Project, parent: Artifact) -> Groups:
-    """The channel groups of the network in ``parent``."""
     from ..artifacts.load import load_network
     from ..channels.find import channel_groups
     from .removal_plan import example_of
