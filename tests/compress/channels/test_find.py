@@ -230,6 +230,29 @@ def test_channels_pass_through(middle: nn.Module) -> None:
     assert [(g.name, g.width) for g in groups] == [("A", 4)]
 
 
+@pytest.mark.parametrize(
+    "convert",
+    [
+        *(lambda y, name=name: getattr(y, name)() for name in "float double half bfloat16 int long short char byte bool cpu".split()),
+        lambda y: y.to(torch.float16),
+        lambda y: y.to("cpu", torch.int64),
+        lambda y: y.type(torch.int32),
+        lambda y: y.type_as(torch.zeros(1, dtype=torch.uint8)),
+    ],
+)
+def test_a_conversion_of_a_tensor_is_no_look_at_the_data(convert: Callable[[Tensor], Tensor]) -> None:
+    groups = found(lambda n, x: n.B(convert(n.A(x)).float()), A=conv(1, 4), B=conv(4, 2))
+    assert str(groups[0]) == "removing channel 3 of A removes input 3 of B" and [one.name for one in groups.left_whole] == ["B"]
+
+
+def test_a_mean_of_whole_numbers_and_a_maximum_of_numbers_that_wrapped_stay_whole() -> None:
+    """The mean of 3 of 4 channels, times 4/3, is not a whole number where that of all was; 200 as int8 is -56."""
+    groups = found(lambda n, x: n.B(F.relu(n.A(x)).mean(1, keepdim=True).int().float()), A=conv(1, 4), B=conv(1, 2))
+    assert not groups.groups and "their mean is used by int" in str(groups)
+    groups = found(lambda n, x: n.B(F.relu(n.A(x)).char().float().amax(1, keepdim=True)), A=conv(1, 4), B=conv(1, 2))
+    assert not groups.groups and "negative" in groups.left_whole[0].reason
+
+
 def test_a_group_norm_loses_whole_groups() -> None:
     network = nn.Sequential(conv(1, 6), nn.GroupNorm(3, 6), nn.ReLU(), conv(6, 2))
     groups = channel_groups(network, IMAGE)
@@ -353,6 +376,11 @@ def test_auxiliary_outputs_of_training_fit_too() -> None:
         lambda y: y * float(y.sum()),
         lambda y: y[:, : int(y.abs().sum())],
         lambda y: torch.from_numpy(y.numpy()),
+        lambda y: y * complex(y.sum()).real,
+        lambda y: y if 0.5 in y else -y,
+        lambda y: y if torch.equal(y, y.abs()) else -y,
+        lambda y: y if torch.allclose(y, y.abs()) else -y,
+        lambda y: y if torch.is_nonzero(y.sum()) else -y,
     ],
 )
 def test_control_flow_on_data_is_refused_by_line(peek: Callable[[Tensor], Tensor]) -> None:
