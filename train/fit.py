@@ -207,7 +207,7 @@ def _train(state: State, loop: _Loop, epoch: int) -> float:
         augment = config.augment if epoch <= config.epochs - config.plain_epochs else AugmentConfig()
         x, labels = _batch(loop, order[step * batch : (step + 1) * batch], augment)
         with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-            logits = loop.network(x).float()
+            logits = loop.network(x.clone() if loop.lessons else x).float()  # which may be prepared in place; the teacher takes them next
             loss = sum((share * loop.criterion(logits, y) for share, y in labels), start=torch.zeros((), device=device))
             if loop.lessons is not None:
                 loss = loop.lessons.loss(x, logits, loss)

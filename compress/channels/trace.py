@@ -118,9 +118,8 @@ class Trace(Watch):
             self.network.train(train)
             self.operations.clear()
             self.uses.clear()
-            start = example.clone()
-            self.note(start, torch.full((1,) * start.dim(), FIXED))
-            for output in tensors_in(run(self.network, start, self)):
+            self.note(example, torch.full((1,) * example.dim(), FIXED))
+            for output in tensors_in(run(self.network, example, self)):
                 self.identities.freeze(self.labels(output), "they are the network's output")
 
     def labels(self, tensor: Tensor) -> Tensor:
@@ -187,10 +186,10 @@ class Trace(Watch):
 
 
 def run(network: nn.Module, example: Tensor, mode: TorchFunctionMode) -> Any:
-    """One forward pass under ``mode``, without gradients and without moving torch's generator."""
+    """One forward pass under ``mode``, on pixels of its own, without gradients and without moving torch's generator."""
     with torch.random.fork_rng(devices=[]), torch.no_grad(), mode:
         try:
-            return network(example)
+            return network(example.clone())
         except NetworkError:
             raise
         except NETWORK_FAILURES as error:

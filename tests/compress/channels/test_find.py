@@ -419,6 +419,14 @@ def test_the_network_is_not_changed() -> None:
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in network.modules())
 
 
+def test_a_network_that_prepares_its_input_in_place_is_that_which_makes_a_new_tensor() -> None:
+    pixels = IMAGE.clone()
+    twins = [lambda n, x: n.B(F.relu(n.A(x.sub_(0.5).mul_(-3)))), lambda n, x: n.B(F.relu(n.A((x - 0.5) * -3)))]
+    inplace, plain = (found(forward, A=conv(1, 4), B=conv(4, 2)) for forward in twins)
+    assert str(inplace) == str(plain) and len(inplace) == 1
+    assert torch.equal(IMAGE, pixels)
+
+
 def test_an_example_of_one_image_will_do() -> None:
     assert len(channel_groups(nn.Sequential(conv(1, 4), nn.BatchNorm2d(4), conv(4, 2)), IMAGE[:1])) == 1
 
