@@ -10,7 +10,9 @@ import pickle
 import struct
 import warnings
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import ExitStack, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +24,14 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ..channels.bypass import bypass
-from ..channels.cut import cut_to
+from ..channels.cut import cut_to, evaluating
 from ..errors import NetworkError, first_line, shown
 from ..models.errors import ModelError
+from ..train.settings import heads
 from .artifact import Artifact, InputSpec, read_artifact
 from .model_reference import FACTORY_FAILURES, ModelReference
 
+ALIKE = 1e-3  # of the largest value: rounding, as sums in another order differ by about 1e-6 of it
 # What torch.load raises for truncated or altered files, of its two formats, besides UnpicklingError.
 DAMAGED_PICKLE = (
     RuntimeError, EOFError, ValueError, TypeError, AttributeError, LookupError, AssertionError, ArithmeticError, MemoryError, OSError,
@@ -144,23 +148,69 @@ def as_runner(network: nn.Module, device: str = "cpu") -> Callable[[NDArray[np.u
 
 
 def _check_contract(network: nn.Module, reference: str, classes: int, spec: InputSpec) -> None:
-    was_training = network.training
-    try:
-        # Not inference_mode: a tensor that a network keeps from its first call could not be trained with.
-        with torch.no_grad():
-            logits = network.eval()(torch.zeros(2, *spec.shape))
-    except (*FACTORY_FAILURES, IndexError, AssertionError) as error:
-        shape = "x".join(map(str, spec.shape))
-        raise NetworkError(
-            f"model (={reference}) fails on float32 images (2, {shape.replace('x', ', ')}): {first_line(error)}; "
-            f"--image-shape (={shape}) must be what the network takes"
-        ) from error
-    network.train(was_training)
-    if not isinstance(logits, Tensor) or logits.shape != (2, classes):
-        got = f"shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else f"a {type(logits).__name__}"
-        raise NetworkError(
-            f"model (={reference}) returned {got} for 2 images; logits of shape (2, {classes}) are needed, one per class of the data"
-        )
+    shape, pixels = "x".join(map(str, spec.shape)), torch.rand(2, *spec.shape, generator=torch.Generator().manual_seed(0))
+    # Not inference_mode: a tensor that a network keeps from its first call could not be trained with.
+    with evaluating(network), torch.random.fork_rng(devices=[]), torch.no_grad():
+        try:
+            given = [(network(pixels.clone()), "")]
+            before = [(value, value.clone()) for value in network.buffers()]  # running statistics, which training moves
+            given += [(head, " in training") for _, head in heads(network.train()(pixels.clone()))]
+        except (*FACTORY_FAILURES, IndexError, AssertionError) as error:
+            when = " in training" if network.training else ""
+            raise NetworkError(
+                f"model (={reference}) fails{when} on float32 images (2, {shape.replace('x', ', ')}): {first_line(error)}; "
+                f"--image-shape (={shape}) must be what the network takes"
+            ) from error
+        for value, old in before:
+            value.copy_(old)
+        for logits, when in given:
+            if not isinstance(logits, Tensor) or logits.shape != (2, classes):
+                got = f"shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else f"a {type(logits).__name__}"
+                raise NetworkError(
+                    f"model (={reference}) returned {got} for 2 images{when}; logits of shape (2, {classes}) are needed, "
+                    "one per class of the data"
+                )
+        network.eval()
+        if layer := _mixes_images(network, pixels):
+            raise NetworkError(
+                f"model (={reference}): what {layer} makes of an image in eval mode depends on the others of its batch, or on chance, so "
+                "nothing could be proved of one image; keep running statistics, reduce over no batch, draw nothing"
+            )
+
+
+def _mixes_images(network: nn.Module, pixels: Tensor) -> str:
+    """The first layer that makes something else of an image alone than in the batch ``pixels``, by name; nothing where none does."""
+
+    def made(images: Tensor, layers: Iterable[tuple[str, nn.Module]]) -> list[tuple[str, Tensor]]:
+        seen: list[tuple[str, Tensor]] = []
+
+        def see(name: str, layer: nn.Module, inputs: Any, output: Any) -> None:
+            if isinstance(output, Tensor):
+                seen.append((name, output.clone()))
+
+        # A batch norm without running statistics may fail on a single image.
+        with ExitStack() as hooks, suppress(*FACTORY_FAILURES, IndexError, AssertionError):
+            for name, layer in layers:
+                hooks.enter_context(layer.register_forward_hook(partial(see, name)))
+            network(images.clone())
+        return seen
+
+    found = ""
+    for layers in ([("the network", network)], [(f'"{name}"', layer) for name, layer in network.named_modules() if name]):
+        together = made(pixels, layers)
+        alone = [made(image[None], layers) for image in pixels]
+        parts = ((name, whole, row, one[place:]) for place, (name, whole) in enumerate(together) for row, one in enumerate(alone))
+        found = next((name for name, whole, row, one in parts if not one or not _alike(one[0][1], whole, row)), found)
+        if not found:
+            break
+    return found
+
+
+def _alike(one: Tensor, whole: Tensor, row: int) -> bool:
+    """Whether a result (1, ...) is that of a row of (B, ...), but for rounding; results of other shapes say nothing."""
+    if one.shape[1:] != whole.shape[1:] or len(one) != 1 or not one.is_floating_point():
+        return True
+    return torch.allclose(one[0], whole[row], rtol=0, atol=ALIKE * float(whole.abs().max()), equal_nan=True)
 
 
 def _read_state_dict(file: Path) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from ..errors import NetworkError, first_line
 from .identities import FIXED, Identities, shorten
 
 # As torch calls them, since ``.float()`` converts a tensor, and ``float(x)``, which is ``x.__float__()``, makes a Python number of one.
-PEEKS = "__bool__ __float__ __int__ __index__ __complex__ __array__ __contains__ item tolist numpy equal allclose is_nonzero".split()
+PEEKS = "__bool__ __float__ __int__ __index__ __complex__ __array__ __contains__ item tolist numpy equal allclose is_nonzero"
 NETWORK_FAILURES = (RuntimeError, ValueError, TypeError, LookupError, AssertionError, AttributeError, ArithmeticError)
 _HIDDEN = (str(Path(torch.__file__).parent), *(str(Path(__file__).with_name(name)) for name in ("trace.py", "cut.py")))
 
@@ -161,7 +161,7 @@ class Trace(Watch):
 
     def __torch_function__(self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs, name = kwargs or {}, name_of(func)
-        if getattr(func, "__name__", "") in PEEKS and any(self.is_followed(t) for t in tensors_in((args, kwargs))):
+        if getattr(func, "__name__", "") in PEEKS.split() and any(self.is_followed(t) for t in tensors_in((args, kwargs))):
             _, where = self.stands()
             raise NetworkError(
                 f"network: {where} makes a Python value of the data ({name}), so what it does next depends on it and its channels "

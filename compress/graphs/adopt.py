@@ -6,7 +6,8 @@ By hand: a file that takes float32 (1, 3, 32, 32), normalised by mean and std, g
 there.
 
 Refused: a file that is quantized already or older than opset 13, more than one input, another shape than (B, C, H, W), channels last, types
-other than uint8 and float32, an output other than (B, K). A batch that the graph holds as a number in several places stays fixed.
+other than uint8 and float32, an output other than (B, K), a file that mixes the images of a batch. A batch that the graph holds as a number
+in several places stays fixed.
 
 Source: the ONNX specification.
 """
@@ -20,7 +21,7 @@ import onnx_ir as ir
 from onnx import TensorProto, helper
 
 from ..errors import CompressError
-from .file import RUNTIME_ERRORS, image_inputs, note, open_session, read_onnx
+from .file import RUNTIME_ERRORS, image_inputs, mixes_images, note, open_session, read_onnx
 from .floats import read_float
 from .index import add_constant, edited, fresh, make, named, readers, rename
 
@@ -66,7 +67,7 @@ def adopt(
     note(model, model, metadata)
     for size in ("batch", batch or 1):
         model.graph.input.insert(0, helper.make_tensor_value_info(IMAGE, TensorProto.UINT8, (size, *shape)))
-        if _takes(model, path, shape, 2 if size == "batch" else int(size)):
+        if _takes(model, path, shape, size):
             return model
         del model.graph.input[0]
     raise CompressError(f'"{path}" does not give (B, K) for images {shape}; a classifier of one label per image is needed here')
@@ -126,11 +127,17 @@ def _name_outputs(graph: ir.Graph, path: Path) -> None:
         value.type, value.shape = ir.TensorType(ir.DataType.FLOAT), ir.Shape(["batch", None])
 
 
-def _takes(model: onnx.ModelProto, path: Path, shape: tuple[int, int, int], batch: int) -> bool:
-    """Whether the graph gives (B, K) for a batch of that size."""
+def _takes(model: onnx.ModelProto, path: Path, shape: tuple[int, int, int], batch: int | str) -> bool:
+    """Whether the graph gives (B, K) for a batch of that size, and of any size for a name."""
+    images = np.random.default_rng(0).integers(0, 256, (batch if isinstance(batch, int) else 2, *shape), np.uint8)
     try:
         session = open_session(model, f'"{path}"')
-        logits = session.run([LOGITS], {IMAGE: np.zeros((batch, *shape), np.uint8)})[0]
+        logits, mixed = session.run([LOGITS], {IMAGE: images})[0], isinstance(batch, str) and mixes_images(session, images)
     except (CompressError, *RUNTIME_ERRORS):
         return False
-    return logits.ndim == 2 and len(logits) == batch
+    if mixed:
+        raise CompressError(
+            f'"{path}" gives an image other logits alone than in a batch, so nothing could be proved of it; '
+            "export it in eval mode, with batch norms that have running statistics"
+        )
+    return mixed is not None and logits.ndim == 2 and len(logits) == len(images)

@@ -22,6 +22,7 @@ from ..errors import CompressError, first_line, onnxruntime_errors
 
 RUNTIME_ERRORS = onnxruntime_errors()
 Level = onnxruntime.GraphOptimizationLevel
+ALIKE = 1e-3  # of the largest logit: rounding, as sums in another order differ by about 1e-6 of it
 
 
 def read_onnx(path: Path) -> onnx.ModelProto:
@@ -111,6 +112,18 @@ def open_session(model: onnx.ModelProto, name: str, **settings: Any) -> onnxrunt
         return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
     except (*RUNTIME_ERRORS, EncodeError) as error:
         raise CompressError(f"{name} does not load in ONNX Runtime {onnxruntime.__version__} ({first_line(error)})") from error
+
+
+def mixes_images(session: onnxruntime.InferenceSession, images: NDArray[Any]) -> bool | None:
+    """Whether an image gets other answers alone than in the batch ``images`` (B, ...): as with a batch norm without running statistics.
+
+    None where a batch gives answers of another shape than its images alone do. Raises what ONNX Runtime raises where it takes only one.
+    """
+    name, output = session.get_inputs()[0].name, session.get_outputs()[0].name
+    together, *alone = (session.run([output], {name: part})[0] for part in (images, *images[:, None]))
+    if [one.shape for one in alone] != [(1, *together.shape[1:])] * len(together):
+        return None
+    return not np.allclose(np.concatenate(alone), together, rtol=0, atol=ALIKE * np.abs(together).max(), equal_nan=True)
 
 
 def _check(model: onnx.ModelProto, name: str) -> None:

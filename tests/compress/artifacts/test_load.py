@@ -61,6 +61,56 @@ def headless(classes): return nn.Conv2d(1, 2, 3)
 class Two(Net):
     def forward(self, x): return super().forward(x), x
 def two(classes): return Two(classes)
+
+class Heads(Net):
+    answer = tuple  # what is made of the logits and those of an auxiliary head, in training only
+
+    def __init__(self, classes):
+        super().__init__(classes)
+        self.aux = nn.Sequential(nn.Flatten(), nn.Linear(16, classes))
+
+    def forward(self, x):
+        main = nn.Sequential(*list(self)[:4])(x)
+        return type(self).answer((main, self.aux(x))) if self.training else main
+
+class Dictionary(Heads): answer = staticmethod(lambda both: dict(zip(("logits", "aux"), both)))
+class Missing(Heads): answer = staticmethod(lambda both: (None, both[1]))
+class Odd(Heads): answer = staticmethod(lambda both: (both[0], both[1][:, :1]))
+class Failing(Heads): answer = staticmethod(lambda both: both[2])
+class Absent(Heads): answer = staticmethod(lambda both: [both[0], None])
+
+class Mixing(nn.Module):
+    def __init__(self, mix):
+        super().__init__()
+        self.first, self.mix, self.last = nn.Sequential(nn.Flatten(), nn.Linear(16, 8)), mix, nn.Linear(8, 3)
+
+    def forward(self, x):
+        return self.last(self.mix(self.first(x)))
+
+class Function(nn.Module):
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def forward(self, x):
+        return self.function(x)
+
+def batch_norm(): return Mixing(nn.BatchNorm1d(8, track_running_stats=False))
+def softmax(): return Mixing(nn.Softmax(0))
+def centred(): return Mixing(Function(lambda x: x - x.mean(0)))
+def greatest(): return Mixing(Function(lambda x: x / x.abs().max()))
+def first(): return Mixing(Function(lambda x: x - x[:1]))
+def cumulated(): return Mixing(Function(lambda x: x.cumsum(0)))
+def turned(): return Mixing(Function(lambda x: x.flip(0)))
+def drawn(): return Mixing(Function(lambda x: nn.functional.dropout(x)))
+
+class Bare(Mixing):
+    def forward(self, x): return super().forward(x) - super().forward(x).mean()
+def bare(): return Bare(nn.Identity())
+def branching(): return Mixing(Function(lambda x: nn.functional.normalize(x) if len(x) > 1 else x / x.norm()))
+def attention():
+    layer = nn.MultiheadAttention(8, 2, batch_first=True)
+    return Mixing(Function(lambda x: layer(x[:, None], x[:, None], x[:, None])[0][:, 0]))
 """
 
 
@@ -138,6 +188,10 @@ def test_a_network_that_makes_tensors_in_its_first_call_can_be_trained(user: Cal
         ("two", {}, SMALL, r"returned a tuple for 2 images"),
         ("make", {}, InputSpec(), r"fails on float32 images \(2, 1, 28, 28\): RuntimeError: .*; --image-shape \(=1x28x28\) must be what"),
         ("make", {}, InputSpec(shape=(3, 4, 4)), r"fails on float32 images \(2, 3, 4, 4\): "),
+        ("Dictionary", {}, SMALL, r"returned a dict for 2 images in training; logits of shape \(2, 5\) are needed"),
+        ("Missing", {}, SMALL, r"returned a NoneType for 2 images in training"),
+        ("Odd", {}, SMALL, r"returned shape \(2, 1\) for 2 images in training"),
+        ("Failing", {}, SMALL, r"fails in training on float32 images \(2, 1, 4, 4\): IndexError"),
         ("Strict", {}, InputSpec(), r"fails on float32 images \(2, 1, 28, 28\): AssertionError: wants 4x4; --image-shape"),
     ],
 )
@@ -147,6 +201,37 @@ def test_a_network_that_breaks_the_contract_is_refused(
     with pytest.raises(NetworkError, match=told) as refused:
         build_network(user(factory, **options), 5, spec)
     assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("factory", ["Heads", "Absent"])
+def test_a_network_with_heads_that_answer_in_training_is_as_it_was_before_it_was_looked_at(
+    user: Callable[..., ModelReference], factory: str
+) -> None:
+    torch.manual_seed(0)
+    drawn = torch.get_rng_state()
+    network = build_network(user(factory), 3, SMALL)
+    torch.manual_seed(0)
+    assert torch.equal(drawn, torch.get_rng_state()) and all(module.training for module in network.modules())
+    assert torch.equal(network[1].running_mean, torch.zeros(2)) and network[1].num_batches_tracked == 0
+
+
+@pytest.mark.parametrize("factory", ["batch_norm", "softmax", "centred", "greatest", "first", "cumulated", "turned", "drawn"])
+def test_a_network_that_mixes_the_images_of_a_batch_is_refused_by_layer(user: Callable[..., ModelReference], factory: str) -> None:
+    with pytest.raises(
+        NetworkError, match=r': what "mix" makes of an image in eval mode depends on the others of its batch, or on chance,'
+    ):
+        build_network(user(factory), 3, SMALL)
+
+
+def test_images_that_are_mixed_between_layers_are_refused_too(user: Callable[..., ModelReference]) -> None:
+    with pytest.raises(NetworkError, match=r"what the network makes of an image .*; keep running statistics, .*, draw nothing$") as refused:
+        build_network(user("bare"), 3, SMALL)
+    assert len(str(refused.value).replace(user().reference, "net.py:bare")) < 300
+
+
+@pytest.mark.parametrize("factory", ["branching", "attention"])
+def test_a_network_that_computes_the_same_on_other_ways_is_taken(user: Callable[..., ModelReference], factory: str) -> None:
+    assert not build_network(user(factory), 3, SMALL)(torch.rand(2, 1, 4, 4)).isnan().any()
 
 
 @pytest.mark.parametrize(

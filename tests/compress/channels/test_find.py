@@ -14,6 +14,7 @@ from compress.errors import NetworkError
 from compress.models import emnist, k49
 from compress.models.layers import CBAM
 
+CONVERSIONS = "float double half bfloat16 int long short char byte bool cpu"
 IMAGE = torch.rand(2, 1, 8, 8, generator=torch.Generator().manual_seed(0))
 
 
@@ -233,7 +234,7 @@ def test_channels_pass_through(middle: nn.Module) -> None:
 @pytest.mark.parametrize(
     "convert",
     [
-        *(lambda y, name=name: getattr(y, name)() for name in "float double half bfloat16 int long short char byte bool cpu".split()),
+        *(lambda y, name=name: getattr(y, name)() for name in CONVERSIONS.split()),
         lambda y: y.to(torch.float16),
         lambda y: y.to("cpu", torch.int64),
         lambda y: y.type(torch.int32),

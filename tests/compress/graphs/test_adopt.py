@@ -139,6 +139,17 @@ def test_what_is_no_image_classifier_is_refused(tmp_path: Path, about: dict[str,
         adopt(path, (3, 8, 8), MEAN, STD, {})
 
 
+def test_a_file_that_gives_an_image_other_logits_in_a_batch_is_refused(tmp_path: Path) -> None:
+    path = classifier(tmp_path)
+    model = onnx.load(path)
+    model.graph.node[-1].output[0] = "one"
+    model.graph.node.append(helper.make_node("ReduceMean", ["one"], ["mean"], axes=[0], keepdims=1))
+    model.graph.node.append(helper.make_node("Sub", ["one", "mean"], ["out"]))
+    onnx.save(model, path)
+    with pytest.raises(CompressError, match=r'net\.onnx" gives an image other logits alone than in a batch, .*; export it in eval mode'):
+        adopt(path, (3, 8, 8), MEAN, STD, {})
+
+
 def test_a_classifier_of_vectors_is_refused(tmp_path: Path) -> None:
     graph = helper.make_graph(
         [helper.make_node("MatMul", ["x", "w"], ["y"])],
