@@ -43,7 +43,7 @@ RESUME = "Go on with such a training; that is the default, and this is kept for 
 
 
 class StartOptions(PretrainedOptions, total=False):
-    weights: Annotated[File, "Start from a network trained elsewhere: a .safetensors or .pt/.pth state dict."]
+    weights: Annotated[File, "Start from a network trained elsewhere: a .safetensors, .pt, .pth or .ckpt state dict."]
 
 
 class MakeOptions(StartOptions, total=False):

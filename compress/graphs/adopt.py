@@ -2,8 +2,8 @@
 
 By hand: a file that takes float32 (1, 3, 32, 32), normalised by mean and std, gets a Cast, a Mul by 1 / (255 std) and an Add of
 -mean / std before it, its input becomes ``image`` uint8 (batch, 3, 32, 32), and its output ``logits``, with a Softmax behind it to
-``probabilities``. A file that ends in a Softmax keeps it: what goes into it are the logits. A file that takes uint8 is left as it is
-there.
+``probabilities``. A file that ends in a Softmax keeps it: what goes into it are the logits. What goes into a Sigmoid are the logits too,
+and its output stays, behind the two, as all other outputs do. A file that takes uint8 is left as it is there.
 
 Refused: a file that is quantized already or older than opset 13, more than one input, another shape than (B, C, H, W), channels last, types
 other than uint8 and float32, an output other than (B, K), a file that mixes the images of a batch. A batch that the graph holds as a number
@@ -23,7 +23,7 @@ from onnx import TensorProto, helper
 from ..errors import CompressError
 from .file import RUNTIME_ERRORS, image_inputs, mixes_images, note, open_session, read_onnx
 from .floats import read_float
-from .index import add_constant, edited, fresh, make, named, readers, rename
+from .index import add_constant, edited, fresh, is_a, make, named, readers, rename, settings
 
 IMAGE, LOGITS, PROBABILITIES = "image", "logits", "probabilities"
 
@@ -109,22 +109,32 @@ def _prepare(graph: ir.Graph, taken: ir.Value, mean: Sequence[float], std: Seque
 
 
 def _name_outputs(graph: ir.Graph, path: Path) -> None:
-    """The first output becomes ``logits``, or ``probabilities`` if a Softmax makes it; the other one is added, all others go."""
+    """The first output becomes ``logits``, or what a Softmax or Sigmoid makes it of; ``probabilities``, its softmax, comes second.
+
+    All other outputs stay behind them, a sigmoid's too; one that is called as these two are gets out of their way.
+    """
     given = graph.outputs[0]
     node = given.producer()
     if node is None:
         raise CompressError(f'"{path}": output "{given.name}" is made by no node; export it again')
-    logits = node.inputs[0] if node.op_type == "Softmax" else given
+    logits = node.inputs[0] if is_a(node, "Sigmoid") or _over_classes(node) else given
     assert logits is not None, "a Softmax has an input"
-    softmax = node if logits is not given else next((one for one in readers(given) if one.op_type == "Softmax"), None)
+    softmax = next((one for one in readers(logits) if _over_classes(one)), None)
     rename(graph, logits, LOGITS)
     if softmax is None:
         softmax = make(graph, "Softmax", [logits], PROBABILITIES, PROBABILITIES, axis=1)
         graph.append(softmax)
     rename(graph, softmax.outputs[0], PROBABILITIES)
-    graph.outputs[:] = [logits, softmax.outputs[0]]
-    for value in graph.outputs:
+    graph.outputs[:] = list(dict.fromkeys([logits, softmax.outputs[0], *graph.outputs]))
+    for value in graph.outputs[:2]:
         value.type, value.shape = ir.TensorType(ir.DataType.FLOAT), ir.Shape(["batch", None])
+    for value in graph.outputs[2:]:  # the batch may be another one now
+        value.shape = ir.Shape([None] * len(value.shape)) if value.shape is not None else None
+
+
+def _over_classes(node: ir.Node) -> bool:
+    """Whether it is the softmax of (B, K) along K."""
+    return is_a(node, "Softmax") and settings(node).get("axis", -1) in (1, -1)
 
 
 def _takes(model: onnx.ModelProto, path: Path, shape: tuple[int, int, int], batch: int | str) -> bool:

@@ -48,6 +48,10 @@ def read_onnx(path: Path) -> onnx.ModelProto:
             f'"{path}" keeps its weights in another file that cannot be read; put it beside this one ({first_line(error)})'
         ) from error
     _check(model, f'"{path}"')
+    if model.ir_version < 4:  # had every weight listed among the inputs, which says nothing of whether the caller may replace it
+        for value in [value for value in model.graph.input if value not in image_inputs(model)]:
+            model.graph.input.remove(value)
+        model.ir_version = 4
     return model
 
 

@@ -71,7 +71,7 @@ def _reader(path: Path) -> tuple[Callable[..., NDArray[np.float32]], Any]:
 
 def _parity(project: Project, path: Path, target: Path, images: NDArray[np.uint8]) -> Parity:
     """The file as it came, fed as its maker meant it, against what was made of it."""
-    from ..graphs.adopt import PROBABILITIES
+    import onnx
 
     (made, _), (given, entry) = _reader(target), _reader(path)
     ours = check_logits(made(images), len(images), project.classes)
@@ -81,8 +81,9 @@ def _parity(project: Project, path: Path, target: Path, images: NDArray[np.uint8
         fed = (images.astype(np.float32) / 255 - mean) / std
     theirs = given(fed)
     same = float((theirs.argmax(axis=1) == ours.argmax(axis=1)).mean())
-    # What the file gives may be logits or probabilities; ours gives both.
-    difference = min(float(np.abs(theirs - one).max()) for one in (ours, made(images, PROBABILITIES)))
+    # What the file gives may be logits, probabilities or a sigmoid's; ours gives all of them.
+    given_again = (made(images, output.name) for output in onnx.load(target, load_external_data=False).graph.output)
+    difference = min(float(np.abs(theirs - one).max()) for one in given_again if one.shape == theirs.shape)
     if same < 0.999:
         raise CompressError(
             f"{path}: with the image preparation inside {100 * (1 - same):.2f}% of the answers change; please report this file"
@@ -101,7 +102,8 @@ def import_weights(project: Project, weights: Path, out: Path | None = None) -> 
             from .finetune import new_network, save_network, validate
 
             network = new_network(project, 0)
-            load_weights(network, weights)
+            if told := load_weights(network, weights):
+                project.console.say(f"import: {weights.name}, {told}")
             save_network(project, new, network, Metrics(validation=validate(project, network)))
     return new.artifact
 
