@@ -5,7 +5,7 @@ By hand: a file that takes float32 (1, 3, 32, 32), normalised by mean and std, g
 ``probabilities``. A file that ends in a Softmax keeps it: what goes into it are the logits. What goes into a Sigmoid are the logits too,
 and its output stays, behind the two, as all other outputs do. A file that takes uint8 is left as it is there.
 
-Refused: a file that is quantized already or older than opset 13, more than one input, another shape than (B, C, H, W), channels last, types
+Refused: a file that ``read_float`` refuses, more than one input, another shape than (B, C, H, W), channels last, types
 other than uint8 and float32, an output other than (B, K), a file that mixes the images of a batch. A batch that the graph holds as a number
 in several places stays fixed.
 

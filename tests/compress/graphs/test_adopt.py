@@ -134,6 +134,52 @@ def test_probabilities_and_logits_in_this_order_are_both_of_the_files(tmp_path: 
         np.testing.assert_allclose(one, other, atol=1e-5 * np.abs(other).max())
 
 
+@pytest.mark.parametrize("softmax", [False, True])
+@pytest.mark.parametrize("opset", [7, 9, 11, 12])
+def test_an_old_opset_is_converted_and_answers_as_it_did(opset: int, softmax: bool, tmp_path: Path) -> None:
+    path = classifier(tmp_path, softmax=softmax)
+    model = onnx.load(path)
+    model.opset_import[0].version = opset
+    onnx.save(model, path)
+    made = adopt(path, (3, 8, 8), (0.0,), (1.0,), {})
+    expected = run(path, IMAGES.astype(np.float32) / 255)[0]
+    np.testing.assert_allclose(run(made, IMAGES)[softmax], expected, atol=1e-5 * np.abs(expected).max())
+    assert made.opset_import[0].version == 13 and [node.op_type for node in made.graph.node].count("Softmax") == 1
+
+
+def test_an_old_opset_that_comes_out_otherwise_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = classifier(tmp_path)
+    model = onnx.load(path)
+    model.opset_import[0].version = 12
+    onnx.save(model, path)
+
+    def twice(given: onnx.ModelProto, opset: int) -> onnx.ModelProto:
+        for weight in given.graph.initializer:
+            if weight.name == "linear":
+                weight.CopyFrom(numpy_helper.from_array(2 * numpy_helper.to_array(weight), "linear"))
+        given.opset_import[0].version = opset
+        return given
+
+    def fails(given: onnx.ModelProto, opset: int) -> onnx.ModelProto:
+        raise onnx.version_converter.ConvertError("No Adapter")
+
+    for converter, told in ((twice, r"and converted to that it computes something else"), (fails, r"to which it cannot be .*No Adapter")):
+        monkeypatch.setattr(onnx.version_converter, "convert_version", converter)
+        with pytest.raises(CompressError, match=rf'net\.onnx" has opset 12, but quantization needs at least 13, {told}.*export it again'):
+            adopt(path, (3, 8, 8), MEAN, STD, {})
+
+
+def test_half_precision_inside_is_refused(tmp_path: Path) -> None:
+    path = classifier(tmp_path)
+    model = onnx.load(path)
+    model.graph.node[-1].output[0] = "one"
+    model.graph.node.append(helper.make_node("Cast", ["one"], ["half"], to=TensorProto.FLOAT16))
+    model.graph.node.append(helper.make_node("Cast", ["half"], ["out"], to=TensorProto.FLOAT))
+    onnx.save(model, path)
+    with pytest.raises(CompressError, match=r'net\.onnx" computes in half precision from Cast "half" on; give the float32 file'):
+        adopt(path, (3, 8, 8), MEAN, STD, {})
+
+
 @pytest.mark.parametrize("ir_version", [3, 8])
 def test_weights_that_are_listed_as_inputs_are_weights(ir_version: int, tmp_path: Path) -> None:
     """IR 3 demands it, and torch wrote it for later ones: keep_initializers_as_inputs."""
