@@ -20,8 +20,10 @@ from .records import MINIMUM_IMAGES
 WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 OPSET = 13
 _HALF = (onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16)
-_CONVERTER_ERRORS = (onnx.version_converter.ConvertError, onnx.checker.ValidationError, onnx.shape_inference.InferenceError)
-_CONVERTER_ERRORS += (RuntimeError, ValueError, IndexError)
+_CONVERTER_ERRORS = (
+    onnx.version_converter.ConvertError, onnx.checker.ValidationError, onnx.shape_inference.InferenceError, RuntimeError, ValueError,
+    IndexError,
+)  # fmt: skip
 _QUANTIZED = re.compile("QuantizeLinear|Integer$|^QLinear|^QGemm|^DequantizeLinear")
 
 
