@@ -5,7 +5,8 @@ validation images and the state is saved, so that a killed run goes on where it 
 CPU): everything random in an epoch follows from the seed and the epoch's number alone.
 
 Sources: Szegedy et al. 2015, arXiv:1512.00567 (label smoothing); Menon et al. 2020, arXiv:2007.07314 (logit adjustment); Polyak and
-Juditsky 1992, doi:10.1137/0330046 (weight averaging); the rest in ``augment``.
+Juditsky 1992, doi:10.1137/0330046 (weight averaging); the rest in ``augment`` and ``settings``. What a network answers beside its logits
+in training, as GoogLeNet and Inception do, are auxiliary heads: they learn the labels too, and are not scored.
 
 Used by ``compress train``, and by ``compress prune`` for fine-tuning, which passes ``after_step`` to put its masks back.
 """
@@ -29,7 +30,7 @@ from .distil import Lessons, Teacher
 from .distributed import Team, this_team
 from .errors import TrainError
 from .metrics import score
-from .settings import AugmentConfig, FitConfig
+from .settings import AugmentConfig, FitConfig, heads
 from .state import Snapshot, State, fits, read_snapshot, save_snapshot, take_snapshot, take_up
 
 Prepare = Callable[[Tensor], Tensor]
@@ -223,10 +224,12 @@ def _train(state: State, loop: _Loop, epoch: int) -> float:
         augment = config.augment if epoch <= config.epochs - config.plain_epochs else AugmentConfig()
         x, labels = _batch(loop, order[step * batch : (step + 1) * batch], augment)
         with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-            logits = loop.network(x).float()
-            loss = sum((share * loop.criterion(logits, y) for share, y in labels), start=torch.zeros((), device=device))
+            output = loop.network(x.clone() if loop.lessons else x)  # the network may prepare it in place, and the teacher takes it next
+            answers = [(weight, head.float()) for weight, head in heads(output)]
+            parts = (weight * share * loop.criterion(logits, y) for weight, logits in answers for share, y in labels)
+            loss = sum(parts, start=torch.zeros((), device=device))
             if loop.lessons is not None:
-                loss = loop.lessons.loss(x, logits, loss)
+                loss = loop.lessons.loss(x, answers[0][1], loss)
         state.optimiser.zero_grad(set_to_none=True)
         loss.backward()
         state.optimiser.step()

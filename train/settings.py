@@ -1,9 +1,11 @@
 """The settings of training. Their types say what they may be; whoever reads them from outside has them checked by these. Loads no torch."""
 
 from dataclasses import dataclass, fields
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from msgspec import Meta
+
+AUXILIARY = 0.3  # weight of the loss of each auxiliary head; Szegedy et al. 2014, arXiv:1409.4842, section 5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,3 +73,9 @@ class FitConfig:
     precision: Annotated[Literal["auto", "fp32", "bf16"], Meta(description="auto is bf16 on CUDA and fp32 on the CPU")] = "auto"
     seed: Annotated[int, Meta(ge=0, lt=2**31)] = 0
     augment: AugmentConfig = AugmentConfig()
+
+
+def heads(output: Any) -> list[tuple[float, Any]]:
+    """What a network answers in training, each head with the weight of its loss: (main, auxiliary, None) has two heads, of 1 and 0.3."""
+    main, *others = output if isinstance(output, tuple | list) and output else [output]
+    return [(1.0, main), *((AUXILIARY, one) for one in others if one is not None)]

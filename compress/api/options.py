@@ -39,7 +39,7 @@ class PretrainedOptions(TypedDict, total=False):
 
 
 class StartOptions(PretrainedOptions, total=False):
-    weights: Annotated[File, "Start from a network trained elsewhere: a .safetensors or .pt/.pth state dict."]
+    weights: Annotated[File, "Start from a network trained elsewhere: a .safetensors, .pt, .pth or .ckpt state dict."]
 
 
 class MakeOptions(StartOptions, total=False):

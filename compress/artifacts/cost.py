@@ -72,7 +72,7 @@ def count_cost(network: nn.Module, example: Tensor) -> Cost:
     was_training = network.training
     try:
         with torch.no_grad(), FlopCounterMode(display=False) as counter:
-            network.eval()(example)
+            network.eval()(example.clone())
     finally:
         network.train(was_training)
     parameters = list(network.parameters())

@@ -1,8 +1,8 @@
 """References become networks: built, checked against the contract, and filled with weights.
 
 A factory is called with ``classes=K`` if it takes that name, and with the options of its reference. The module it returns maps
-float32 (B, C, H, W) to logits (B, K). Weights come as safetensors, or as a ``.pt``/``.pth`` state dict that torch reads with
-``weights_only=True``: nothing in a file is executed.
+float32 (B, C, H, W) to logits (B, K). Weights come as safetensors, or as a state dict in ``.pt``, ``.pth`` or Lightning's ``.ckpt``, which
+torch reads with ``weights_only=True``: nothing in a file is executed.
 """
 
 import inspect
@@ -10,7 +10,9 @@ import pickle
 import struct
 import warnings
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import ExitStack, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +22,19 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from ..channels.bypass import bypass
-from ..channels.cut import cut_to
+from ..channels.cut import cut_to, evaluating
 from ..errors import NetworkError, first_line, shown
 from ..models.errors import ModelError
+from ..train.settings import heads
 from .artifact import Artifact, InputSpec, read_artifact
 from .model_reference import FACTORY_FAILURES, ModelReference
 
+ALIKE = 1e-3  # of the largest value: rounding, as sums in another order differ by about 1e-6 of it
+WRAPPERS = "state_dict model_state_dict model network net model_ema ema_state_dict state_dict_ema ema"  # the first that is there
+COVERS = ("module", "_orig_mod")  # what DataParallel, averaging and torch.compile put before names
 # What torch.load raises for truncated or altered files, of its two formats, besides UnpicklingError.
 DAMAGED_PICKLE = (
     RuntimeError, EOFError, ValueError, TypeError, AttributeError, LookupError, AssertionError, ArithmeticError, MemoryError, OSError,
@@ -75,34 +82,47 @@ def build_network(model: ModelReference, classes: int, spec: InputSpec) -> nn.Mo
     return network
 
 
-def load_weights(network: nn.Module, file: Path) -> None:
-    """Load a state dict from ``file`` strictly; missing, unexpected and mis-shaped entries are named."""
-    own = network.state_dict()
-    stored = _unwrap(_read_state_dict(file), file, own)
-    odd_shaped = [name for name in own if name in stored and stored[name].shape != own[name].shape]
-    problems = {
-        "missing": [name for name in own if name not in stored],
-        "unexpected": [name for name in stored if name not in own],
-        "mis-shaped": [f"{name} {tuple(stored[name].shape)} instead of {tuple(own[name].shape)}" for name in odd_shaped],
-    }
-    if told := "; ".join(f"{what}: {_some(names)}" for what, names in problems.items() if names):
-        raise NetworkError(
-            f"{file} does not fit the network: {shown(told, 140)}; the --model and its options must be those it was trained with"
-        )
-    if odd := [name for name, value in stored.items() if not _plain(value, own[name])]:
+def load_weights(network: nn.Module, file: Path) -> str:
+    """Load a state dict from ``file`` strictly; missing, unexpected and mis-shaped entries are named, and what holds no finite floats.
+
+    Returns:
+        What was unwrapped to find it, in words such as ``its "model_ema", without "module"``; nothing where nothing was.
+    """
+    own = network.state_dict(keep_vars=True)
+    stored, told = _unwrap(_read_state_dict(file), file, own)
+    if odd := [name for name, value in stored.items() if name in own and not _plain(value, own[name])]:
         raise NetworkError(
             f"weights (={file}) holds {_some(odd)}, that is no finite float weight; save the state_dict of a trained network"
         )
+    problems = {
+        "missing": [name for name in own if name not in stored],
+        "unexpected": [name for name in stored if name not in own],
+        "mis-shaped": [
+            f"{name} {tuple(stored[name].shape)} instead of {tuple(value.shape)}"
+            for name, value in own.items()
+            if name in stored and stored[name].shape != value.shape
+        ],
+    }
+    if differ := "; ".join(f"{what}: {_some(names)}" for what, names in problems.items() if names):
+        raise NetworkError(
+            f"{file} does not fit the network: {shown(differ, 140)}; the --model and its options must be those it was trained with"
+        )
     network.load_state_dict(stored)
+    return told
 
 
 def _plain(value: Tensor, own: Tensor) -> bool:
     """Whether ``value`` is dense, in memory, and made of finite floats; of whole numbers where the network's ``own`` is."""
-    if value.layout != torch.strided or value.device.type != "cpu" or value.is_quantized:
+    if value.layout != torch.strided or value.device.type != "cpu" or value.is_quantized or value.is_nested:
         return False
-    if own.is_floating_point():
-        return value.is_floating_point() and bool(torch.isfinite(value.float()).all())
-    return not value.is_floating_point() and not value.is_complex()
+    if not own.is_floating_point():
+        return not value.is_floating_point() and not value.is_complex()
+    if not value.is_floating_point() or value.dtype.itemsize == 1:  # those of 8 bits are quantized, their scales are elsewhere
+        return False
+    whole = torch.isfinite(value.float())
+    if not isinstance(own, nn.Parameter) and value.shape == own.shape:  # a mask of attention has infinities by design
+        whole |= value == own
+    return bool(whole.all())
 
 
 def load_network(artifact: Artifact) -> nn.Module:
@@ -144,23 +164,72 @@ def as_runner(network: nn.Module, device: str = "cpu") -> Callable[[NDArray[np.u
 
 
 def _check_contract(network: nn.Module, reference: str, classes: int, spec: InputSpec) -> None:
-    was_training = network.training
-    try:
-        # Not inference_mode: a tensor that a network keeps from its first call could not be trained with.
-        with torch.no_grad():
-            logits = network.eval()(torch.zeros(2, *spec.shape))
-    except (*FACTORY_FAILURES, IndexError, AssertionError) as error:
-        shape = "x".join(map(str, spec.shape))
-        raise NetworkError(
-            f"model (={reference}) fails on float32 images (2, {shape.replace('x', ', ')}): {first_line(error)}; "
-            f"--image-shape (={shape}) must be what the network takes"
-        ) from error
-    network.train(was_training)
-    if not isinstance(logits, Tensor) or logits.shape != (2, classes):
-        got = f"shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else f"a {type(logits).__name__}"
-        raise NetworkError(
-            f"model (={reference}) returned {got} for 2 images; logits of shape (2, {classes}) are needed, one per class of the data"
-        )
+    shape, pixels = "x".join(map(str, spec.shape)), torch.rand(2, *spec.shape, generator=torch.Generator().manual_seed(0))
+    named = [(name, value) for name, value in network.state_dict(keep_vars=True).items() if not is_lazy(value)]
+    if odd := [name for name, value in named if not isinstance(value, Tensor) or not _plain(value, value)]:
+        raise NetworkError(f"model (={reference}) has {_some(odd)}, that is no finite float weight; make them dense float32, on the CPU")
+    # Not inference_mode: a tensor that a network keeps from its first call could not be trained with.
+    with evaluating(network), torch.random.fork_rng(devices=[]), torch.no_grad():
+        try:
+            given = [(network(pixels.clone()), "")]
+            before = [(value, value.clone()) for value in network.buffers()]  # running statistics, which training moves
+            given += [(head, " in training") for _, head in heads(network.train()(pixels.clone()))]
+        except (*FACTORY_FAILURES, IndexError, AssertionError) as error:
+            when = " in training" if network.training else ""
+            raise NetworkError(
+                f"model (={reference}) fails{when} on float32 images (2, {shape.replace('x', ', ')}): {first_line(error)}; "
+                f"--image-shape (={shape}) must be what the network takes"
+            ) from error
+        for value, old in before:
+            value.copy_(old)
+        for logits, when in given:
+            if not isinstance(logits, Tensor) or logits.shape != (2, classes):
+                got = f"shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else f"a {type(logits).__name__}"
+                raise NetworkError(
+                    f"model (={reference}) returned {got} for 2 images{when}; logits of shape (2, {classes}) are needed, "
+                    "one per class of the data"
+                )
+        network.eval()
+        if layer := _mixes_images(network, pixels):
+            raise NetworkError(
+                f"model (={reference}): what {layer} makes of an image in eval mode depends on the others of its batch, or on chance, so "
+                "nothing could be proved of one image; keep running statistics, reduce over no batch, draw nothing"
+            )
+
+
+def _mixes_images(network: nn.Module, pixels: Tensor) -> str:
+    """The first layer that makes something else of an image alone than in the batch ``pixels``, by name; nothing where none does."""
+
+    def made(images: Tensor, layers: Iterable[tuple[str, nn.Module]]) -> list[tuple[str, Tensor]]:
+        seen: list[tuple[str, Tensor]] = []
+
+        def see(name: str, layer: nn.Module, inputs: Any, output: Any) -> None:
+            if isinstance(output, Tensor):
+                seen.append((name, output.clone()))
+
+        # A batch norm without running statistics may fail on a single image.
+        with ExitStack() as hooks, suppress(*FACTORY_FAILURES, IndexError, AssertionError):
+            for name, layer in layers:
+                hooks.enter_context(layer.register_forward_hook(partial(see, name)))
+            network(images.clone())
+        return seen
+
+    found = ""
+    for layers in ([("the network", network)], [(f'"{name}"', layer) for name, layer in network.named_modules() if name]):
+        together = made(pixels, layers)
+        alone = [made(image[None], layers) for image in pixels]
+        parts = ((name, whole, row, one[place:]) for place, (name, whole) in enumerate(together) for row, one in enumerate(alone))
+        found = next((name for name, whole, row, one in parts if not one or not _alike(one[0][1], whole, row)), found)
+        if not found:
+            break
+    return found
+
+
+def _alike(one: Tensor, whole: Tensor, row: int) -> bool:
+    """Whether a result (1, ...) is that of a row of (B, ...), but for rounding; results of other shapes say nothing."""
+    if one.shape[1:] != whole.shape[1:] or len(one) != 1 or not one.is_floating_point():
+        return True
+    return torch.allclose(one[0], whole[row], rtol=0, atol=ALIKE * float(whole.nan_to_num().abs().max()), equal_nan=True)
 
 
 def _read_state_dict(file: Path) -> dict[str, Any]:
@@ -169,7 +238,7 @@ def _read_state_dict(file: Path) -> dict[str, Any]:
     try:
         if file.suffix == ".safetensors":
             return load_file(file)
-        if file.suffix in (".pt", ".pth"):
+        if file.suffix in (".pt", ".pth", ".ckpt"):
             if zipfile.is_zipfile(file) and sum(one.file_size for one in zipfile.ZipFile(file).infolist()) > file.stat().st_size:
                 raise ValueError("it declares more than it holds; torch packs nothing")
             with warnings.catch_warnings():
@@ -183,19 +252,43 @@ def _read_state_dict(file: Path) -> dict[str, Any]:
         ) from error
     except DAMAGED_PICKLE as error:
         raise NetworkError(f"weights (={file}) is not a whole torch file: {shown(first_line(error), 120)}") from error
-    raise NetworkError(f"weights (={file}) must end in .safetensors, .pt or .pth")
+    raise NetworkError(f"weights (={file}) must end in .safetensors, .pt, .pth or .ckpt")
 
 
-def _unwrap(stored: Any, file: Path, own: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The state dict inside what trainers commonly save around it, without the ``module.`` of DataParallel."""
-    for wrapper in ("state_dict", "model_state_dict", "model"):
-        if isinstance(stored, dict) and isinstance(stored.get(wrapper), dict):
-            stored = stored[wrapper]
+def _unwrap(stored: Any, file: Path, own: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], str]:
+    """The state dict inside what trainers save around it, under the network's own names, and what was taken off, in words.
+
+    By hand: of ``{"epoch": 3, "model_ema": {"module.fc.weight": w, "n_averaged": n}}`` it is ``{"fc.weight": w}``.
+    """
+    told: list[str] = []
+    while isinstance(stored, dict) and (inner := [f'its "{key}"' for key in WRAPPERS.split() if isinstance(stored.get(key), dict)]):
+        told.append(", not ".join(inner))
+        stored = stored[inner[0].split('"')[1]]
     if not isinstance(stored, dict) or not stored or not all(isinstance(n, str) and isinstance(v, Tensor) for n, v in stored.items()):
         raise NetworkError(f"weights (={file}) holds no state dict (names to tensors); save network.state_dict()")
-    if all(name.startswith("module.") for name in stored) and not all(name.startswith("module.") for name in own):
-        stored = {name.removeprefix("module."): value for name, value in stored.items()}
-    return stored
+    ours, theirs = ({_bare(name): name for name in names} for names in (own, stored))
+    if own.keys() <= stored.keys() or len(ours) < len(own) or len(theirs) < len(stored):
+        return stored, ", ".join(told)
+    first = next(iter(ours))
+    fronts = [name.removesuffix(first) for name in theirs if f".{name}".endswith(f".{first}")]
+    fronts = [front for front in fronts if all(front + name in theirs for name in ours)]
+    if len(fronts) > 1:
+        raise NetworkError(f"weights (={file}) holds several networks, {_some(fronts)}; save the state_dict of one of them")
+    for front in fronts:
+        taken = {theirs[front + bare]: name for bare, name in ours.items()}
+        roots = {name.partition(".")[0] for name in taken}
+        # What trainers keep beside the network, as averaging does its count; what stands among its layers is refused as unexpected.
+        alone = len(roots) == 1 and not roots <= {name.partition(".")[0] for name in own}
+        beside = [name for name in stored if alone and name.partition(".")[0] not in roots]
+        covers = sorted({part for name in taken for part in name.split(".")} & set(COVERS))
+        told += [f'without "{part}"' for part in (*covers, front.rstrip(".")) if part] + ([f"without {_some(beside)}"] if beside else [])
+        stored = {taken.get(name, name): value for name, value in stored.items() if name not in beside}
+    return stored, ", ".join(told)
+
+
+def _bare(name: str) -> str:
+    """``features.module.0.weight`` of DataParallel, and ``_orig_mod.fc.bias`` of torch.compile, as the network has them."""
+    return ".".join(part for part in name.split(".") if part not in COVERS)
 
 
 def _some(names: list[str], most: int = 4) -> str:

@@ -150,7 +150,7 @@ def _failure(network: nn.Module, gone: Iterable[nn.Module], example: Tensor) -> 
     places = _replace(network, gone)
     try:
         with torch.no_grad(), evaluating(network):
-            network(example)
+            network(example.clone())
     except NETWORK_FAILURES as error:
         return first_line(error)
     finally:

@@ -73,7 +73,7 @@ def surgery_error(network: nn.Module, pruned: nn.Module, groups: Groups, keep: K
     with evaluating(network), evaluating(pruned):
         wanted = tensors_in(run(network, example, _Replay(network, groups, keep, masking=True)))
         with torch.no_grad():
-            got = tensors_in(pruned(example))
+            got = tensors_in(pruned(example.clone()))
     largest = max(float(tensor.abs().max()) for tensor in wanted)
     return max(float((a - b).abs().max()) for a, b in zip(wanted, got, strict=True)) / max(largest, torch.finfo(torch.float32).tiny)
 

@@ -13,8 +13,9 @@ from .trace import Call, Trace, tensors_in
 CREATES = (
     "zeros ones full empty rand randn zeros_like ones_like full_like empty_like rand_like randn_like new_zeros new_ones new_full new_empty"
 )
-ONE = "clone contiguous detach to float double half type type_as data requires_grad_ dropout dropout1d dropout2d dropout3d"
-HOMOGENEOUS = f"{ONE} relu leaky_relu neg"  # a positive factor passes through
+ONE = """clone contiguous detach to type type_as float double half bfloat16 int long short char byte bool cpu cuda data requires_grad
+    dropout dropout1d dropout2d dropout3d"""
+HOMOGENEOUS = f"{ONE} relu leaky_relu neg"  # a positive factor passes through, unless whole numbers come out
 NONNEGATIVE = "relu relu6 sigmoid hardsigmoid softmax softplus abs square exp"
 ELEMENTWISE = f"""{HOMOGENEOUS} {NONNEGATIVE} add radd sub rsub mul rmul div rdiv rtruediv truediv true_divide pow rpow sqrt rsqrt log log1p
     expm1 tanh hardtanh hardswish silu gelu elu celu selu mish softsign logsigmoid clamp clip clamp_min clamp_max minimum maximum where lerp
@@ -24,6 +25,7 @@ CHOOSES = "getitem select narrow index_select chunk split tensor_split split_wit
 STRUCTURE = f"""{CHOOSES} view reshape flatten unflatten permute transpose t T mT swapaxes swapdims movedim moveaxis unsqueeze squeeze
     expand expand_as view_as reshape_as repeat tile repeat_interleave cat concat concatenate stack flip roll pixel_shuffle
     pixel_unshuffle"""
+WRAPPING = (torch.int8, torch.int16, torch.int32, torch.int64)  # 200 as int8 is -56
 POOLS = """max_pool1d max_pool2d max_pool3d avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d
     adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d interpolate upsample lp_pool2d max_pool2d_with_indices"""
 REDUCES = "mean sum amax max amin min std var prod logsumexp median argmax argmin all any"
@@ -53,8 +55,8 @@ def _nonnegative(trace: Trace, call: Call) -> bool:
         return isinstance(low, int | float) and low >= 0
     arithmetic = call.name in ("mul", "rmul", "add", "radd", "div")
     numbers = [v for v in (*call.args, *call.kwargs.values()) if isinstance(v, int | float)] if arithmetic else []
-    tensors = [t for t in call.tensors() if t.is_floating_point()]
-    sign_kept = call.name in KEEP_SIGN.split() and call.kwargs.get("mode") != "bicubic"
+    tensors = [t for t in call.tensors() if t.is_floating_point() or trace.is_followed(t)]
+    sign_kept = call.name in KEEP_SIGN.split() and call.kwargs.get("mode") != "bicubic" and call.results[0].dtype not in WRAPPING
     return sign_kept and all(n >= 0 for n in numbers) and all(trace.is_nonnegative(t) for t in tensors)
 
 
@@ -70,7 +72,8 @@ def _elementwise(trace: Trace, call: Call) -> list[Tensor]:
     result, ids = call.results[0], trace.identities
     operands = call.tensors()[:1] if call.name in ONE.split() else call.tensors()
     dims = result.dim()
-    if call.name not in HOMOGENEOUS.split() and not (call.name in ("mul", "div", "truediv", "rmul") and len(operands) == 1):
+    homogeneous = call.name in HOMOGENEOUS.split() and result.is_floating_point()
+    if not homogeneous and not (call.name in ("mul", "div", "truediv", "rmul") and len(operands) == 1):
         for operand in operands:
             ids.freeze_means(trace.labels(operand), f"their mean is used by {call.name} at {call.where}")
     short = [labels.view(aligned(labels.shape, dims)) for labels in map(trace.labels, operands)]

@@ -23,7 +23,8 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from ..errors import NetworkError, first_line
 from .identities import FIXED, Identities, shorten
 
-PEEKS = ("bool", "float", "int", "index", "complex", "item", "tolist", "numpy", "array")
+# As torch calls them, since ``.float()`` converts a tensor, and ``float(x)``, which is ``x.__float__()``, makes a Python number of one.
+PEEKS = "__bool__ __float__ __int__ __index__ __complex__ __array__ __contains__ item tolist numpy equal allclose is_nonzero"
 NETWORK_FAILURES = (RuntimeError, ValueError, TypeError, LookupError, AssertionError, AttributeError, ArithmeticError)
 _HIDDEN = (str(Path(torch.__file__).parent), *(str(Path(__file__).with_name(name)) for name in ("trace.py", "cut.py")))
 
@@ -117,9 +118,8 @@ class Trace(Watch):
             self.network.train(train)
             self.operations.clear()
             self.uses.clear()
-            start = example.clone()
-            self.note(start, torch.full((1,) * start.dim(), FIXED))
-            for output in tensors_in(run(self.network, start, self)):
+            self.note(example, torch.full((1,) * example.dim(), FIXED))
+            for output in tensors_in(run(self.network, example, self)):
                 self.identities.freeze(self.labels(output), "they are the network's output")
 
     def labels(self, tensor: Tensor) -> Tensor:
@@ -161,7 +161,7 @@ class Trace(Watch):
 
     def __torch_function__(self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs, name = kwargs or {}, name_of(func)
-        if name in PEEKS and any(self.is_followed(t) for t in tensors_in((args, kwargs))):
+        if getattr(func, "__name__", "") in PEEKS.split() and any(self.is_followed(t) for t in tensors_in((args, kwargs))):
             _, where = self.stands()
             raise NetworkError(
                 f"network: {where} makes a Python value of the data ({name}), so what it does next depends on it and its channels "
@@ -186,10 +186,10 @@ class Trace(Watch):
 
 
 def run(network: nn.Module, example: Tensor, mode: TorchFunctionMode) -> Any:
-    """One forward pass under ``mode``, without gradients and without moving torch's generator."""
+    """One forward pass under ``mode``, on pixels of its own, without gradients and without moving torch's generator."""
     with torch.random.fork_rng(devices=[]), torch.no_grad(), mode:
         try:
-            return network(example)
+            return network(example.clone())
         except NetworkError:
             raise
         except NETWORK_FAILURES as error:

@@ -2,11 +2,12 @@
 
 By hand: a file that takes float32 (1, 3, 32, 32), normalised by mean and std, gets a Cast, a Mul by 1 / (255 std) and an Add of
 -mean / std before it, its input becomes ``image`` uint8 (batch, 3, 32, 32), and its output ``logits``, with a Softmax behind it to
-``probabilities``. A file that ends in a Softmax keeps it: what goes into it are the logits. A file that takes uint8 is left as it is
-there.
+``probabilities``. A file that ends in a Softmax keeps it: what goes into it are the logits. What goes into a Sigmoid are the logits too,
+and its output stays, behind the two, as all other outputs do. A file that takes uint8 is left as it is there.
 
-Refused: a file that is quantized already or older than opset 13, more than one input, another shape than (B, C, H, W), channels last, types
-other than uint8 and float32, an output other than (B, K). A batch that the graph holds as a number in several places stays fixed.
+Refused: a file that ``read_float`` refuses, more than one input, another shape than (B, C, H, W), channels last, types
+other than uint8 and float32, an output other than (B, K), a file that mixes the images of a batch. A batch that the graph holds as a number
+in several places stays fixed.
 
 Source: the ONNX specification.
 """
@@ -20,9 +21,9 @@ import onnx_ir as ir
 from onnx import TensorProto, helper
 
 from ..errors import CompressError
-from .file import RUNTIME_ERRORS, image_inputs, note, open_session, read_onnx
+from .file import RUNTIME_ERRORS, image_inputs, mixes_images, note, open_session, read_onnx
 from .floats import read_float
-from .index import add_constant, edited, fresh, make, named, readers, rename
+from .index import add_constant, edited, fresh, is_a, make, named, readers, rename, settings
 
 IMAGE, LOGITS, PROBABILITIES = "image", "logits", "probabilities"
 
@@ -66,7 +67,7 @@ def adopt(
     note(model, model, metadata)
     for size in ("batch", batch or 1):
         model.graph.input.insert(0, helper.make_tensor_value_info(IMAGE, TensorProto.UINT8, (size, *shape)))
-        if _takes(model, path, shape, 2 if size == "batch" else int(size)):
+        if _takes(model, path, shape, size):
             return model
         del model.graph.input[0]
     raise CompressError(f'"{path}" does not give (B, K) for images {shape}; a classifier of one label per image is needed here')
@@ -108,29 +109,45 @@ def _prepare(graph: ir.Graph, taken: ir.Value, mean: Sequence[float], std: Seque
 
 
 def _name_outputs(graph: ir.Graph, path: Path) -> None:
-    """The first output becomes ``logits``, or ``probabilities`` if a Softmax makes it; the other one is added, all others go."""
+    """The first output becomes ``logits``, or what a Softmax or Sigmoid makes it of; ``probabilities``, its softmax, comes second.
+
+    All other outputs stay behind them, a sigmoid's too; one that is called as these two are gets out of their way.
+    """
     given = graph.outputs[0]
     node = given.producer()
     if node is None:
         raise CompressError(f'"{path}": output "{given.name}" is made by no node; export it again')
-    logits = node.inputs[0] if node.op_type == "Softmax" else given
+    logits = node.inputs[0] if is_a(node, "Sigmoid") or _over_classes(node) else given
     assert logits is not None, "a Softmax has an input"
-    softmax = node if logits is not given else next((one for one in readers(given) if one.op_type == "Softmax"), None)
+    softmax = next((one for one in readers(logits) if _over_classes(one)), None)
     rename(graph, logits, LOGITS)
     if softmax is None:
         softmax = make(graph, "Softmax", [logits], PROBABILITIES, PROBABILITIES, axis=1)
         graph.append(softmax)
     rename(graph, softmax.outputs[0], PROBABILITIES)
-    graph.outputs[:] = [logits, softmax.outputs[0]]
-    for value in graph.outputs:
+    graph.outputs[:] = list(dict.fromkeys([logits, softmax.outputs[0], *graph.outputs]))
+    for value in graph.outputs[:2]:
         value.type, value.shape = ir.TensorType(ir.DataType.FLOAT), ir.Shape(["batch", None])
+    for value in graph.outputs[2:]:  # the batch may be another one now
+        value.shape = ir.Shape([None] * len(value.shape)) if value.shape is not None else None
 
 
-def _takes(model: onnx.ModelProto, path: Path, shape: tuple[int, int, int], batch: int) -> bool:
-    """Whether the graph gives (B, K) for a batch of that size."""
+def _over_classes(node: ir.Node) -> bool:
+    """Whether it is the softmax of (B, K) along K."""
+    return is_a(node, "Softmax") and settings(node).get("axis", -1) in (1, -1)
+
+
+def _takes(model: onnx.ModelProto, path: Path, shape: tuple[int, int, int], batch: int | str) -> bool:
+    """Whether the graph gives (B, K) for a batch of that size, and of any size for a name."""
+    images = np.random.default_rng(0).integers(0, 256, (batch if isinstance(batch, int) else 2, *shape), np.uint8)
     try:
         session = open_session(model, f'"{path}"')
-        logits = session.run([LOGITS], {IMAGE: np.zeros((batch, *shape), np.uint8)})[0]
+        logits, mixed = session.run([LOGITS], {IMAGE: images})[0], isinstance(batch, str) and mixes_images(session, images)
     except (CompressError, *RUNTIME_ERRORS):
         return False
-    return logits.ndim == 2 and len(logits) == batch
+    if mixed:
+        raise CompressError(
+            f'"{path}" gives an image other logits alone than in a batch, so nothing could be proved of it; '
+            "export it in eval mode, with batch norms that have running statistics"
+        )
+    return mixed is not None and logits.ndim == 2 and len(logits) == len(images)

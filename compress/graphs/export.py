@@ -8,7 +8,7 @@ The exporter folds batch norm into the convolutions, and ``rewrite`` saves steps
 source lines) is removed; the same network gives the same bytes.
 
 Refuses: an example of one image or of another type, a network that cannot be traced or that does not give (B, K), a graph whose batch
-axis is not free.
+axis is not free or in which the images of a batch mix.
 
 Source: torch.onnx.export(dynamo=True). An example of one image freezes the batch axis: pytorch/pytorch#151582, #148629.
 """
@@ -29,7 +29,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import CompressError, first_line
-from .file import RUNTIME_ERRORS, as_taken, note, open_session, read_onnx, write_onnx
+from .file import RUNTIME_ERRORS, as_taken, mixes_images, note, open_session, read_onnx, write_onnx
 from .index import edited, make, rename
 from .records import Parity
 from .rewrite import simplify
@@ -238,14 +238,21 @@ def _strip_notes(message: Any) -> None:
 
 
 def _check_batch_is_free(model: onnx.ModelProto, example: Tensor) -> None:
-    """A Python loop over the batch, or a shape written as a number, makes a graph that only takes the example's batch."""
+    """A Python loop over the batch, or a shape written as a number, makes a graph that only takes the example's batch; and an image must
+    get what it gets alone.
+    """
     free = all(value.type.tensor_type.shape.dim[0].dim_param for value in (*model.graph.input, *model.graph.output))
     try:
-        found = open_session(model, "the exported graph").run(None, {"image": example[:1].numpy()})
+        mixed = mixes_images(open_session(model, "the exported graph"), example.numpy())
     except RUNTIME_ERRORS:  # a shape written as a number inside the graph fails only when it runs
         free = False
     else:
-        free = free and all(len(one) == 1 for one in found)
+        free = free and mixed is not None
+    if free and mixed:
+        raise CompressError(
+            "network gives an image other logits alone than in a batch, so nothing could be proved of it; "
+            "keep running statistics in batch norms and reduce over no batch in its forward pass"
+        )
     if not free:
         raise CompressError(
             f"network was exported for batches of {len(example)} only; "

@@ -21,6 +21,7 @@ from ..files import write_whole
 
 RUNTIME_ERRORS = onnxruntime_errors()
 Level = onnxruntime.GraphOptimizationLevel
+ALIKE = 1e-3  # of the largest logit: rounding, as sums in another order differ by about 1e-6 of it
 
 
 def read_onnx(path: Path) -> onnx.ModelProto:
@@ -46,6 +47,10 @@ def read_onnx(path: Path) -> onnx.ModelProto:
             f'"{path}" keeps its weights in another file that cannot be read; put it beside this one ({first_line(error)})'
         ) from error
     _check(model, f'"{path}"')
+    if model.ir_version < 4:  # had every weight listed among the inputs, which says nothing of whether the caller may replace it
+        for value in [value for value in model.graph.input if value not in image_inputs(model)]:
+            model.graph.input.remove(value)
+        model.ir_version = 4
     return model
 
 
@@ -99,6 +104,18 @@ def open_session(model: onnx.ModelProto, name: str, **settings: Any) -> onnxrunt
         return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
     except (*RUNTIME_ERRORS, EncodeError) as error:
         raise CompressError(f"{name} does not load in ONNX Runtime {onnxruntime.__version__} ({first_line(error)})") from error
+
+
+def mixes_images(session: onnxruntime.InferenceSession, images: NDArray[Any]) -> bool | None:
+    """Whether an image gets other answers alone than in the batch ``images`` (B, ...): as with a batch norm without running statistics.
+
+    None where a batch gives answers of another shape than its images alone do. Raises what ONNX Runtime raises where it takes only one.
+    """
+    name, output = session.get_inputs()[0].name, session.get_outputs()[0].name
+    together, *alone = (session.run([output], {name: part})[0] for part in (images, *images[:, None]))
+    if [one.shape for one in alone] != [(1, *together.shape[1:])] * len(together):
+        return None
+    return not np.allclose(np.concatenate(alone), together, rtol=0, atol=ALIKE * np.abs(together).max(), equal_nan=True)
 
 
 def _check(model: onnx.ModelProto, name: str) -> None:

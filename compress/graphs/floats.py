@@ -9,22 +9,31 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnx.version_converter
 import onnx_ir as ir
 
-from ..errors import CompressError
-from .file import Level, image_inputs, open_session, opset_of, read_onnx
+from ..errors import CompressError, first_line
+from .file import ALIKE, RUNTIME_ERRORS, Level, image_inputs, note, open_session, opset_of, read_onnx
 from .index import add_constant, constant, edited, fresh, index, is_a, make, reached, settings, sweep
 from .records import MINIMUM_IMAGES
 
 WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+OPSET = 13
+_HALF = (onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16)
+_CONVERTER_ERRORS = (
+    onnx.version_converter.ConvertError, onnx.checker.ValidationError, onnx.shape_inference.InferenceError, RuntimeError, ValueError,
+    IndexError,
+)  # fmt: skip
 _QUANTIZED = re.compile("QuantizeLinear|Integer$|^QLinear|^QGemm|^DequantizeLinear")
 
 
 def read_float(source: Path) -> onnx.ModelProto:
     """Read an ONNX file that is not quantized yet.
 
+    One of an opset below 13 is converted to that, and proved to answer as before on noise.
+
     Raises:
-        CompressError: for what ``read_onnx`` refuses; quantized already; an opset below 13.
+        CompressError: for what ``read_onnx`` refuses; quantized already; half precision inside; an old opset that cannot be converted.
     """
     model = read_onnx(source)
     kinds = sorted({node.op_type for node in model.graph.node if _QUANTIZED.search(node.op_type)})
@@ -32,9 +41,35 @@ def read_float(source: Path) -> onnx.ModelProto:
     if kinds or noted:
         told = f"it has {', '.join(kinds)}" if kinds else f"its metadata says {noted}"
         raise CompressError(f'"{source}" is quantized already ({told}); quantize the float32 file it came from')
-    if (opset := opset_of(model)) < 13:
-        raise CompressError(f'"{source}" has opset {opset}, but quantization needs at least 13; export it again with a newer opset')
-    return model
+    for node in model.graph.node:
+        if any((entry.name == "to" and entry.i in _HALF) or entry.t.data_type in _HALF for entry in node.attribute):
+            raise CompressError(f'"{source}" computes in half precision from {node.op_type} "{node.output[0]}" on; give the float32 file')
+    if half := next((weight.name for weight in model.graph.initializer if weight.data_type in _HALF), None):
+        raise CompressError(f'"{source}" has half precision weights such as "{half}"; give the float32 file that it came from')
+    return model if opset_of(model) >= OPSET else _converted(model, source)
+
+
+def _converted(model: onnx.ModelProto, source: Path) -> onnx.ModelProto:
+    """The model with the operators of opset 13, whose quantizer has a scale per channel; open sizes are tried as 2 and 32."""
+    told = f'"{source}" has opset {opset_of(model)}, but quantization needs at least {OPSET}'
+    again = "export it again with a newer opset"
+    try:
+        # With the shapes known, a softmax of (B, K) stays one node; without, it is flattened as it was defined then.
+        made = onnx.version_converter.convert_version(onnx.shape_inference.infer_shapes(model), OPSET)
+        del made.graph.value_info[:]
+        note(made, model, {})
+        onnx.checker.check_model(made, full_check=True)
+        random, feeds = np.random.default_rng(0), {}
+        for entry in image_inputs(model):
+            kind = entry.type.tensor_type
+            shape = [dim.dim_value or (32 if place else 2) for place, dim in enumerate(kind.shape.dim)]
+            feeds[entry.name] = random.integers(0, 256, shape).astype(onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type))
+        before, after = (open_session(one, f'"{source}"').run(None, feeds) for one in (model, made))
+    except (*_CONVERTER_ERRORS, *RUNTIME_ERRORS) as error:
+        raise CompressError(f"{told}, to which it cannot be converted ({first_line(error)}); {again}") from error
+    if not all(np.allclose(one, other, rtol=0, atol=ALIKE * np.abs(one).max()) for one, other in zip(before, after, strict=True)):
+        raise CompressError(f"{told}, and converted to that it computes something else; {again}")
+    return made
 
 
 def check_images(model: onnx.ModelProto, images: np.ndarray) -> None:

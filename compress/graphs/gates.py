@@ -46,7 +46,7 @@ def network_gates(network: nn.Module, images: Tensor) -> list[Gate]:
     """The gates of ``network`` (in eval mode) for a batch of what it takes, in the order of computation."""
     watch = _Watch()
     with torch.no_grad(), watch:
-        network(images)
+        network(images.clone())
     return watch.gates
 
 

@@ -3,7 +3,7 @@
 Its own quantize_static calibrates anew for each call, and reads and writes files; a search over what to quantize makes a hundred graphs of
 one calibration.
 
-Refuses: a file that is quantized already or has nothing to quantize, an opset below 13 (no scale per channel), inputs other than one
+Refuses: a file that is quantized already or has nothing to quantize, half precision inside, inputs other than one
 (B, C, H, W), calibration images of another shape or type, or fewer than 32, and weights that are not finite.
 
 Source: onnxruntime.quantization; its guide on types and CPUs is the docstring of quantize_static.

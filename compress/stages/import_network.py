@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from ..artifacts.artifact import PAYLOAD, Artifact, sha256_of
 from ..artifacts.context import Context
 from ..artifacts.parts import Metrics
-from ..artifacts.project import Project, data_identity, making, network_identity, stage_key
+from ..artifacts.project import Project, data_identity, is_made, making, network_identity, place_of, stage_key
 from ..artifacts.recipe import Recipe
 from ..artifacts.vectors import TOLERANCE, write_vectors
 from ..benchmarks.runtimes import check_logits
@@ -31,13 +31,9 @@ def import_onnx(project: Project, path: Path) -> Artifact:
     """Take in the classifier in ``path``, whose classes are those of the project's data, in their order."""
     config = {"onnx": sha256_of(path), "input": dataclasses.asdict(project.spec)}
     key = stage_key(STAGE, config, data=data_identity(project), vectors=TOLERANCE["export"])
-    spec = project.spec
-
-    with making(project, "graph", STAGE, key, config) as new:
-        if not new.wanted:
-            return new.artifact
+    spec, made = project.spec, None
+    if not is_made(project, place_of(project, STAGE, key, None)):  # refused before anything is said or written
         from ..graphs.adopt import adopt
-        from ..graphs.file import write_onnx
 
         about = {
             "compress.classes": json.dumps(project.data.classes, ensure_ascii=False),
@@ -45,8 +41,14 @@ def import_onnx(project: Project, path: Path) -> Artifact:
             "compress.data": json.dumps({"name": project.data.name, "fingerprint": project.data.fingerprint}),
             "compress.source": f"{path.name} {config['onnx']}",
         }
+        made = adopt(path, spec.shape, spec.mean, spec.std, about)
+    with making(project, "graph", STAGE, key, config) as new:
+        if made is None or not new.wanted:
+            return new.artifact
+        from ..graphs.file import write_onnx
+
         target = new.folder / PAYLOAD["graph"]
-        write_onnx(adopt(path, spec.shape, spec.mean, spec.std, about), target)
+        write_onnx(made, target)
         images = project.data.validation.images[:PARITY_IMAGES]
         proof = _parity(project, path, target, images)
         write_vectors(new.folder, _reader(target)[0], images, TOLERANCE["export"])
@@ -71,7 +73,7 @@ def _reader(path: Path) -> tuple[Callable[..., NDArray[np.float32]], Any]:
 
 def _parity(project: Project, path: Path, target: Path, images: NDArray[np.uint8]) -> Parity:
     """The file as it came, fed as its maker meant it, against what was made of it."""
-    from ..graphs.adopt import PROBABILITIES
+    import onnx
 
     (made, _), (given, entry) = _reader(target), _reader(path)
     ours = check_logits(made(images), len(images), project.classes)
@@ -81,8 +83,9 @@ def _parity(project: Project, path: Path, target: Path, images: NDArray[np.uint8
         fed = (images.astype(np.float32) / 255 - mean) / std
     theirs = given(fed)
     same = float((theirs.argmax(axis=1) == ours.argmax(axis=1)).mean())
-    # What the file gives may be logits or probabilities; ours gives both.
-    difference = min(float(np.abs(theirs - one).max()) for one in (ours, made(images, PROBABILITIES)))
+    # What the file gives may be logits, probabilities or a sigmoid's; ours gives all of them.
+    given_again = (made(images, output.name) for output in onnx.load(target, load_external_data=False).graph.output)
+    difference = min(float(np.abs(theirs - one).max()) for one in given_again if one.shape == theirs.shape)
     if same < 0.999:
         raise CompressError(
             f"{path}: with the image preparation inside {100 * (1 - same):.2f}% of the answers change; please report this file"
@@ -95,13 +98,16 @@ def import_weights(project: Project, weights: Path) -> Artifact:
     config = {"weights": sha256_of(weights)}
     key = stage_key("import", config, data=data_identity(project), **network_identity(project))
 
-    with making(project, "network", "import", key, config) as new:
-        if new.wanted:
-            from ..artifacts.load import load_weights
-            from .finetune import new_network, save_network, validate
+    network = None
+    if not is_made(project, place_of(project, "import", key, None)):  # refused before anything is said or written
+        from ..artifacts.load import load_weights
+        from .finetune import new_network, save_network, validate
 
-            network = new_network(project, 0)
-            load_weights(network, weights)
+        network = new_network(project, 0)
+        if told := load_weights(network, weights):
+            project.console.say(f"import: {weights.name}, {told}")
+    with making(project, "network", "import", key, config) as new:
+        if network is not None and new.wanted:
             save_network(project, new, network, Metrics(validation=validate(project, network)))
     return new.artifact
 

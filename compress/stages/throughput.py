@@ -43,7 +43,7 @@ from ..train.allocator import keep_freed_memory
 from ..train.augment import distort, draw_grid
 from ..train.data_set import Part
 from ..train.fit import choose_device, fit
-from ..train.settings import AugmentConfig, FitConfig
+from ..train.settings import AugmentConfig, FitConfig, heads
 
 PLAIN = "plain loop"
 Block = Callable[[], object]  # trains on as many images; over when the device is done
@@ -199,7 +199,9 @@ def _loop(job: Job, batches: Callable[[], Iterator[tuple[Tensor, Tensor]]], chan
     def block() -> float:
         total = torch.zeros((), device=device)
         for x, y in batches():
-            loss = functional.cross_entropy(step(x.to(device)), y.to(device), label_smoothing=job.config.label_smoothing)
+            y, smoothing = y.to(device), job.config.label_smoothing
+            parts = (weight * functional.cross_entropy(head, y, label_smoothing=smoothing) for weight, head in heads(step(x.to(device))))
+            loss = sum(parts, start=torch.zeros((), device=device))
             optimiser.zero_grad()
             loss.backward()
             optimiser.step()

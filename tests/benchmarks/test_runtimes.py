@@ -187,7 +187,7 @@ def test_what_is_compiled_is_the_network(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(shutil, "which", lambda name: "/bin/c++")
     model = open_model(Candidate(name="a", path=tmp_path, runtime="torch.compile", load=pixels), (1, 4, 4), 3, 1)
     np.testing.assert_allclose(model.predict(IMAGES), TRUTH / 255, rtol=1e-6)
-    assert seen == [1, 2, 5]
+    assert seen == [1, 2, 1, 5]
 
 
 @pytest.mark.parametrize(
@@ -208,6 +208,17 @@ def test_what_is_compiled_is_the_network(tmp_path: Path, monkeypatch: pytest.Mon
 def test_file_that_does_not_fit_the_data_is_refused(pixel_model: Make, shape, classes, options, message) -> None:
     with pytest.raises(BenchmarkError, match=message):
         open_model(Candidate(name="a", path=pixel_model("a", **options)), shape, classes, 1)
+
+
+def test_a_file_that_mixes_the_images_of_a_batch_is_refused(pixel_model: Make) -> None:
+    path = pixel_model("a")
+    model = onnx.load(path)
+    model.graph.node[-1].output[0] = "one"
+    model.graph.node.append(onnx.helper.make_node("CumSum", ["one", "axis"], ["logits"]))
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.array(0), "axis"))
+    onnx.save(model, path)
+    with pytest.raises(BenchmarkError, match="an image gets other logits alone than in a batch, so no score is its own; keep running"):
+        open_model(Candidate(name="a", path=path), (1, 4, 4), 3, 1)
 
 
 def test_missing_file_and_unknown_words_are_refused(tmp_path: Path) -> None:

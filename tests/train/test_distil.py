@@ -70,6 +70,35 @@ def test_a_student_answers_as_its_teacher_where_labels_say_nothing(features: flo
     assert all(torch.equal(a, b) for a, b in zip(before, teacher.state_dict().values(), strict=True))
 
 
+@pytest.mark.parametrize("features", [0.0, 1.0])
+def test_networks_that_prepare_their_input_in_place_learn_what_their_twins_learn(features: float) -> None:
+    """x.sub_(0.5).mul_(-3) and (x - 0.5) * -3 are the same numbers, so what was learnt is the same, bit for bit."""
+
+    class Net(nn.Module):
+        def __init__(self, inplace: bool, seed: int) -> None:
+            super().__init__()
+            torch.manual_seed(seed)
+            self.inplace, self.first, self.last = inplace, nn.Conv2d(1, 4, 2), nn.Linear(12, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = x.sub_(0.5).mul_(-3) if self.inplace else (x - 0.5) * -3
+            return self.last(self.first(x).relu().flatten(1))
+
+    random = np.random.default_rng(0)
+    images, labels = random.integers(0, 255, (64, 1, 2, 4)).astype(np.uint8), random.integers(0, 2, 64)
+
+    def learnt(inplace: bool) -> dict[str, Tensor]:
+        student, config = Net(inplace, 1), DistilConfig(weight=0.5, features=features)
+        lesson = Teacher(network=Net(inplace, 0), config=config, features={"last": torch.arange(12)})
+        how = FitConfig(epochs=2, batch=16, lr=0.03)
+        arrays = images, labels
+        fit(student, arrays, arrays, how, classes=2, prepare=lambda x: x.float() / 255, device=CPU, teacher=lesson)
+        return student.state_dict()
+
+    inplace, plain = learnt(True), learnt(False)
+    assert all(torch.equal(inplace[name], plain[name]) for name in plain)
+
+
 def test_a_layer_that_one_of_them_lacks_is_refused() -> None:
     teacher = Teacher(network=linear([[1.0]]), config=DistilConfig(features=1.0), features={"head": torch.tensor([0])})
     with pytest.raises(TrainError, match='features: the teacher has no layer "head"; name layers that both networks have'):

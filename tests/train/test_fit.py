@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from compress.train.errors import TrainError
-from compress.train.fit import Fitted, choose_device, fit, learning_rate, predict_logits, steps_in_epoch
+from compress.train.fit import OPTIMISERS, Fitted, choose_device, fit, learning_rate, predict_logits, steps_in_epoch
 from compress.train.settings import AugmentConfig, FitConfig
 
 CPU = torch.device("cpu")
@@ -49,6 +49,32 @@ def train(net: nn.Module, config: FitConfig, **options: object) -> Fitted:
 
 def same(one: nn.Module, other: nn.Module) -> bool:
     return all(torch.equal(a, b) for a, b in zip(one.state_dict().values(), other.state_dict().values(), strict=True))
+
+
+class Auxiliary(nn.Module):
+    """One weight per pixel and head; the second one answers in training only, as GoogLeNet's do."""
+
+    def __init__(self, other: type = tuple) -> None:
+        super().__init__()
+        self.main, self.aux, self.other = nn.Linear(64, 2, bias=False), nn.Linear(64, 2, bias=False), other
+        nn.init.zeros_(self.main.weight)
+        nn.init.zeros_(self.aux.weight)
+
+    def forward(self, x: Tensor) -> Tensor | tuple[Tensor, ...]:
+        x = x.flatten(1)
+        return self.other((self.main(x), None, self.aux(x))) if self.training else self.main(x)
+
+
+def test_an_auxiliary_head_learns_with_three_tenths_of_the_loss(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both heads start alike: one step of plain descent moves the auxiliary one by 0.3 of what it moves the main one."""
+    monkeypatch.setitem(OPTIMISERS, "adam", lambda parameters, lr, **others: torch.optim.SGD(parameters, lr=lr))
+    images, labels = data(64)
+    for kind in (tuple, list):
+        net = Auxiliary(kind)
+        config = FitConfig(epochs=1, batch=2, lr=1e-4)
+        fit(net, (images[:2], labels[:2]), (images, labels), config, classes=2, prepare=prepare, device=CPU)
+        assert net.main.weight.abs().max() > 0
+        torch.testing.assert_close(net.aux.weight, 0.3 * net.main.weight)
 
 
 class Stop(Exception):

@@ -77,6 +77,12 @@ def test_counting_leaves_the_network_as_it_was() -> None:
     assert not any(module._forward_hooks for module in network.modules())
 
 
+def test_counting_leaves_the_pixels_as_they_were() -> None:
+    pixels = torch.ones(1, 4)
+    assert count_cost(nn.Sequential(nn.Threshold(2, 0, inplace=True), nn.Linear(4, 2)), pixels).macs == 8
+    assert torch.equal(pixels, torch.ones(1, 4))
+
+
 def test_a_failing_network_keeps_no_hooks() -> None:
     network = nn.Sequential(nn.Linear(3, 2)).train()
     with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):

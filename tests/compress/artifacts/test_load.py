@@ -61,6 +61,73 @@ def headless(classes): return nn.Conv2d(1, 2, 3)
 class Two(Net):
     def forward(self, x): return super().forward(x), x
 def two(classes): return Two(classes)
+
+class Heads(Net):
+    answer = tuple  # what is made of the logits and those of an auxiliary head, in training only
+
+    def __init__(self, classes):
+        super().__init__(classes)
+        self.aux = nn.Sequential(nn.Flatten(), nn.Linear(16, classes))
+
+    def forward(self, x):
+        main = nn.Sequential(*list(self)[:4])(x)
+        return type(self).answer((main, self.aux(x))) if self.training else main
+
+class Dictionary(Heads): answer = staticmethod(lambda both: dict(zip(("logits", "aux"), both)))
+class Missing(Heads): answer = staticmethod(lambda both: (None, both[1]))
+class Odd(Heads): answer = staticmethod(lambda both: (both[0], both[1][:, :1]))
+class Failing(Heads): answer = staticmethod(lambda both: both[2])
+class Absent(Heads): answer = staticmethod(lambda both: [both[0], None])
+
+class Mixing(nn.Module):
+    def __init__(self, mix):
+        super().__init__()
+        self.first, self.mix, self.last = nn.Sequential(nn.Flatten(), nn.Linear(16, 8)), mix, nn.Linear(8, 3)
+
+    def forward(self, x):
+        return self.last(self.mix(self.first(x)))
+
+class Function(nn.Module):
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def forward(self, x):
+        return self.function(x)
+
+def odd(kind):
+    network = Net(5)
+    values = {"nan": network[0].weight * float("nan"), "inf": network[0].weight / 0, "meta": network[0].weight.to("meta"),
+              "complex": network[0].weight * 1j, "sparse": network[0].weight.to_sparse()}
+    network[0].weight = nn.Parameter(values[kind].detach())
+    return network
+
+class Extra(Net):
+    def get_extra_state(self): return {"note": 1}
+    def set_extra_state(self, state): pass
+
+class Masked(Net):
+    def __init__(self):
+        super().__init__(3)
+        self.register_buffer("mask", torch.full((2, 2), float("-inf")).triu(1))
+    def forward(self, x): return nn.Sequential(*list(self)[:4])(x)
+
+def batch_norm(): return Mixing(nn.BatchNorm1d(8, track_running_stats=False))
+def softmax(): return Mixing(nn.Softmax(0))
+def centred(): return Mixing(Function(lambda x: x - x.mean(0)))
+def greatest(): return Mixing(Function(lambda x: x / x.abs().max()))
+def first(): return Mixing(Function(lambda x: x - x[:1]))
+def cumulated(): return Mixing(Function(lambda x: x.cumsum(0)))
+def turned(): return Mixing(Function(lambda x: x.flip(0)))
+def drawn(): return Mixing(Function(lambda x: nn.functional.dropout(x)))
+
+class Bare(Mixing):
+    def forward(self, x): return super().forward(x) - super().forward(x).mean()
+def bare(): return Bare(nn.Identity())
+def branching(): return Mixing(Function(lambda x: nn.functional.normalize(x) if len(x) > 1 else x / x.norm()))
+def attention():
+    layer = nn.MultiheadAttention(8, 2, batch_first=True)
+    return Mixing(Function(lambda x: layer(x[:, None], x[:, None], x[:, None])[0][:, 0]))
 """
 
 
@@ -138,6 +205,15 @@ def test_a_network_that_makes_tensors_in_its_first_call_can_be_trained(user: Cal
         ("two", {}, SMALL, r"returned a tuple for 2 images"),
         ("make", {}, InputSpec(), r"fails on float32 images \(2, 1, 28, 28\): RuntimeError: .*; --image-shape \(=1x28x28\) must be what"),
         ("make", {}, InputSpec(shape=(3, 4, 4)), r"fails on float32 images \(2, 3, 4, 4\): "),
+        *(
+            ("odd", {"kind": kind}, SMALL, r"\) has 0\.weight, that is no finite float weight; make them dense float32, on the CPU")
+            for kind in ("nan", "inf", "meta", "complex", "sparse")
+        ),
+        ("Extra", {}, SMALL, r"\) has _extra_state, that is no finite float weight"),
+        ("Dictionary", {}, SMALL, r"returned a dict for 2 images in training; logits of shape \(2, 5\) are needed"),
+        ("Missing", {}, SMALL, r"returned a NoneType for 2 images in training"),
+        ("Odd", {}, SMALL, r"returned shape \(2, 1\) for 2 images in training"),
+        ("Failing", {}, SMALL, r"fails in training on float32 images \(2, 1, 4, 4\): IndexError"),
         ("Strict", {}, InputSpec(), r"fails on float32 images \(2, 1, 28, 28\): AssertionError: wants 4x4; --image-shape"),
     ],
 )
@@ -147,6 +223,37 @@ def test_a_network_that_breaks_the_contract_is_refused(
     with pytest.raises(NetworkError, match=told) as refused:
         build_network(user(factory, **options), 5, spec)
     assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("factory", ["Heads", "Absent"])
+def test_a_network_with_heads_that_answer_in_training_is_as_it_was_before_it_was_looked_at(
+    user: Callable[..., ModelReference], factory: str
+) -> None:
+    torch.manual_seed(0)
+    drawn = torch.get_rng_state()
+    network = build_network(user(factory), 3, SMALL)
+    torch.manual_seed(0)
+    assert torch.equal(drawn, torch.get_rng_state()) and all(module.training for module in network.modules())
+    assert torch.equal(network[1].running_mean, torch.zeros(2)) and network[1].num_batches_tracked == 0
+
+
+@pytest.mark.parametrize("factory", ["batch_norm", "softmax", "centred", "greatest", "first", "cumulated", "turned", "drawn"])
+def test_a_network_that_mixes_the_images_of_a_batch_is_refused_by_layer(user: Callable[..., ModelReference], factory: str) -> None:
+    with pytest.raises(
+        NetworkError, match=r': what "mix" makes of an image in eval mode depends on the others of its batch, or on chance,'
+    ):
+        build_network(user(factory), 3, SMALL)
+
+
+def test_images_that_are_mixed_between_layers_are_refused_too(user: Callable[..., ModelReference]) -> None:
+    with pytest.raises(NetworkError, match=r"what the network makes of an image .*; keep running statistics, .*, draw nothing$") as refused:
+        build_network(user("bare"), 3, SMALL)
+    assert len(str(refused.value).replace(user().reference, "net.py:bare")) < 300
+
+
+@pytest.mark.parametrize("factory", ["branching", "attention"])
+def test_a_network_that_computes_the_same_on_other_ways_is_taken(user: Callable[..., ModelReference], factory: str) -> None:
+    assert not build_network(user(factory), 3, SMALL)(torch.rand(2, 1, 4, 4)).isnan().any()
 
 
 @pytest.mark.parametrize(
@@ -189,6 +296,58 @@ def test_saved_weights_come_back_bit_identical(save: Callable[[dict[str, Tensor]
     network = linear(1)
     load_weights(network, save(linear(2).state_dict(), tmp_path))
     assert same(network, linear(2)) and not same(network, linear(1))
+
+
+@pytest.mark.parametrize(
+    ("wrap", "told"),
+    [
+        (lambda state: state, ""),
+        (lambda state: {f"_orig_mod.{name}": value for name, value in state.items()}, 'without "_orig_mod"'),
+        (lambda state: {f"_orig_mod.module.{n}": value for n, value in state.items()}, 'without "_orig_mod", without "module"'),
+        (lambda state: {"state_dict": {f"model.{n}": v for n, v in state.items()}, "epoch": 3}, 'its "state_dict", without "model"'),
+        (
+            lambda state: {"state_dict": {f"model.{n}": v for n, v in state.items()} | {"loss.weight": torch.ones(2)}},
+            'its "state_dict", without "model", without loss.weight',
+        ),
+        (lambda state: {f"backbone.net.{name}": value for name, value in state.items()}, 'without "backbone.net"'),
+        (lambda state: {"model_ema": state, "epoch": 3}, 'its "model_ema"'),
+        (lambda state: {"model_ema": {"weight": 1}, "model": state}, 'its "model", not its "model_ema"'),
+        (
+            lambda state: {"model_ema": {f"module.{n}": v for n, v in state.items()} | {"n_averaged": torch.tensor(3)}},
+            'its "model_ema", without "module", without n_averaged',
+        ),
+    ],
+)
+@pytest.mark.parametrize("name", ["w.pt", "w.ckpt"])
+def test_wrappers_are_taken_off_and_said(wrap: Callable[[dict[str, Tensor]], object], told: str, name: str, tmp_path: Path) -> None:
+    network = linear(1)
+    assert load_weights(network, as_torch(wrap(linear(2).state_dict()), tmp_path, name)) == told
+    assert same(network, linear(2))
+
+
+def test_layers_that_were_compiled_or_shared_out_alone_get_their_names_back(tmp_path: Path) -> None:
+    first, second = (nn.Sequential(linear(seed), nn.Sequential(linear(seed + 1))) for seed in (0, 5))
+    names = {"0.weight": "0._orig_mod.weight", "1.0.bias": "1.module.0.bias"}
+    state = {names.get(name, name): value for name, value in first.state_dict().items()}
+    assert load_weights(second, as_torch(state, tmp_path)) == 'without "_orig_mod", without "module"'
+    assert same(first, second)
+
+
+@pytest.mark.parametrize(
+    ("extra", "told"),
+    [
+        ({"model.extra": torch.ones(1)}, r"does not fit the network: unexpected: model\.extra;"),
+        (
+            {"ema.weight": torch.ones(2, 3), "ema.bias": torch.ones(2)},
+            r"holds several networks, model\., ema\.; save the state_dict of one",
+        ),
+    ],
+)
+def test_what_stands_among_the_layers_of_a_wrapped_network_is_refused(extra: dict[str, Tensor], told: str, tmp_path: Path) -> None:
+    network = linear(1)
+    with pytest.raises(NetworkError, match=told):
+        load_weights(network, as_torch({f"model.{name}": value for name, value in linear(2).state_dict().items()} | extra, tmp_path))
+    assert same(network, linear(1))
 
 
 def test_a_network_whose_own_child_is_called_module_keeps_its_names(user: Callable[..., ModelReference], tmp_path: Path) -> None:
@@ -268,7 +427,8 @@ def test_a_damaged_safetensors_file_is_refused(content: bytes | None, tmp_path: 
 
 
 @pytest.mark.parametrize(
-    ("name", "told"), [("w.onnx", r"weights \(=.*w\.onnx\) must end in \.safetensors, \.pt or \.pth"), ("none.pt", "there is no such file")]
+    ("name", "told"),
+    [("w.onnx", r"weights \(=.*w\.onnx\) must end in \.safetensors, \.pt, \.pth or \.ckpt"), ("none.pt", "there is no such file")],
 )
 def test_another_kind_of_file_or_none_is_refused(name: str, told: str, tmp_path: Path) -> None:
     (tmp_path / "w.onnx").write_bytes(b"")
@@ -334,14 +494,28 @@ def test_an_edit_of_a_module_that_the_network_imports_is_noticed(tmp_path: Path,
         lambda value: value.to(torch.complex64),
         lambda value: value.to(torch.int8),
         lambda value: value.double() * 1e300,
+        lambda value: value.to_sparse_csr(),
+        lambda value: torch.quantize_per_tensor(value, 0.1, 0, torch.qint8),
+        lambda value: value.to(torch.float8_e4m3fn),
+        lambda value: torch.nested.nested_tensor([value[0], value[1]]),
+        lambda value: value > 0,
     ],
-    ids=["sparse", "meta", "NaN", "infinite", "complex", "int8", "beyond float32"],
+    ids=["sparse", "meta", "NaN", "infinite", "complex", "int8", "large", "csr", "quantized", "float8", "nested", "bool"],
 )
+@pytest.mark.filterwarnings("ignore::UserWarning")  # torch's, of kinds of tensors that are in beta or on their way out
 def test_a_tensor_that_is_no_finite_float_weight_is_named(change: Callable[[Tensor], Tensor], tmp_path: Path) -> None:
     state, network = dict(linear(2).state_dict()), linear(1)
     with pytest.raises(NetworkError, match=r"w\.pt\) holds weight, that is no finite float weight; save the state_dict"):
         load_weights(network, as_torch(state | {"weight": change(state["weight"])}, tmp_path))
     assert same(network, linear(1)), "nothing of it was loaded"
+
+
+def test_a_mask_whose_infinities_the_network_has_itself_is_no_damage(user: Callable[..., ModelReference], tmp_path: Path) -> None:
+    first, second = (build_network(user("Masked"), 3, SMALL) for _ in range(2))
+    load_weights(second, as_torch(first.state_dict(), tmp_path))
+    assert same(first, second)
+    with pytest.raises(NetworkError, match="holds mask, that is no finite float weight"):
+        load_weights(second, as_torch(first.state_dict() | {"mask": -first.mask}, tmp_path))
 
 
 def test_counters_that_the_network_has_as_whole_numbers_are_welcome_and_no_others(tmp_path: Path) -> None:

@@ -89,6 +89,13 @@ def test_bypass_is_the_same_with_and_without_an_example_and_takes_outer_and_inne
     assert isinstance(first.blocks[2], nn.Identity) and isinstance(first.blocks[0].cbam.spatial, nn.Identity)
 
 
+def test_an_example_that_the_network_writes_over_stays_as_it_was() -> None:
+    pixels, network = IMAGE.clone(), nn.Sequential(nn.Threshold(2, 0, inplace=True), three())
+    assert bypassable(network, IMAGE)
+    bypass(network, ["1.2"], IMAGE)
+    assert torch.equal(IMAGE, pixels)
+
+
 def test_a_module_of_two_names_goes_under_both() -> None:
     network = nn.Sequential(Scale(2.0), nn.ReLU())
     network.alias = network[0]

@@ -14,6 +14,7 @@ from compress.errors import NetworkError
 from compress.models import emnist, k49
 from compress.models.layers import CBAM
 
+CONVERSIONS = "float double half bfloat16 int long short char byte bool cpu"
 IMAGE = torch.rand(2, 1, 8, 8, generator=torch.Generator().manual_seed(0))
 
 
@@ -230,6 +231,29 @@ def test_channels_pass_through(middle: nn.Module) -> None:
     assert [(g.name, g.width) for g in groups] == [("A", 4)]
 
 
+@pytest.mark.parametrize(
+    "convert",
+    [
+        *(lambda y, name=name: getattr(y, name)() for name in CONVERSIONS.split()),
+        lambda y: y.to(torch.float16),
+        lambda y: y.to("cpu", torch.int64),
+        lambda y: y.type(torch.int32),
+        lambda y: y.type_as(torch.zeros(1, dtype=torch.uint8)),
+    ],
+)
+def test_a_conversion_of_a_tensor_is_no_look_at_the_data(convert: Callable[[Tensor], Tensor]) -> None:
+    groups = found(lambda n, x: n.B(convert(n.A(x)).float()), A=conv(1, 4), B=conv(4, 2))
+    assert str(groups[0]) == "removing channel 3 of A removes input 3 of B" and [one.name for one in groups.left_whole] == ["B"]
+
+
+def test_a_mean_of_whole_numbers_and_a_maximum_of_numbers_that_wrapped_stay_whole() -> None:
+    """The mean of 3 of 4 channels, times 4/3, is not a whole number where that of all was; 200 as int8 is -56."""
+    groups = found(lambda n, x: n.B(F.relu(n.A(x)).mean(1, keepdim=True).int().float()), A=conv(1, 4), B=conv(1, 2))
+    assert not groups.groups and "their mean is used by int" in str(groups)
+    groups = found(lambda n, x: n.B(F.relu(n.A(x)).char().float().amax(1, keepdim=True)), A=conv(1, 4), B=conv(1, 2))
+    assert not groups.groups and "negative" in groups.left_whole[0].reason
+
+
 def test_a_group_norm_loses_whole_groups() -> None:
     network = nn.Sequential(conv(1, 6), nn.GroupNorm(3, 6), nn.ReLU(), conv(6, 2))
     groups = channel_groups(network, IMAGE)
@@ -353,6 +377,11 @@ def test_auxiliary_outputs_of_training_fit_too() -> None:
         lambda y: y * float(y.sum()),
         lambda y: y[:, : int(y.abs().sum())],
         lambda y: torch.from_numpy(y.numpy()),
+        lambda y: y * complex(y.sum()).real,
+        lambda y: y if 0.5 in y else -y,
+        lambda y: y if torch.equal(y, y.abs()) else -y,
+        lambda y: y if torch.allclose(y, y.abs()) else -y,
+        lambda y: y if torch.is_nonzero(y.sum()) else -y,
     ],
 )
 def test_control_flow_on_data_is_refused_by_line(peek: Callable[[Tensor], Tensor]) -> None:
@@ -389,6 +418,14 @@ def test_the_network_is_not_changed() -> None:
     assert [m.training for m in network.modules()] == [True, True, True, False, True]
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in network.modules())
+
+
+def test_a_network_that_prepares_its_input_in_place_is_that_which_makes_a_new_tensor() -> None:
+    pixels = IMAGE.clone()
+    twins = [lambda n, x: n.B(F.relu(n.A(x.sub_(0.5).mul_(-3)))), lambda n, x: n.B(F.relu(n.A((x - 0.5) * -3)))]
+    inplace, plain = (found(forward, A=conv(1, 4), B=conv(4, 2)) for forward in twins)
+    assert str(inplace) == str(plain) and len(inplace) == 1
+    assert torch.equal(IMAGE, pixels)
 
 
 def test_an_example_of_one_image_will_do() -> None:

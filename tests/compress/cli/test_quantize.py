@@ -145,22 +145,11 @@ def broken(path: Path, kind: str, theirs: Path) -> None:
             [numpy_helper.from_array(np.array([1, 10]), "s")],
         )
         onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8), path)
-    elif kind == "old":
-        rng = np.random.default_rng(0)
-        weights = {"w": rng.normal(size=(16, 1, 3, 3)), "v": rng.normal(size=(16, 10))}
-        graph = helper.make_graph(
-            [
-                helper.make_node("Conv", ["x", "w"], ["a"]),
-                helper.make_node("GlobalAveragePool", ["a"], ["b"]),
-                helper.make_node("Flatten", ["b"], ["c"]),
-                helper.make_node("MatMul", ["c", "v"], ["y"]),
-            ],
-            "old",
-            [helper.make_tensor_value_info("x", TensorProto.FLOAT, ("n", 1, 28, 28))],
-            [helper.make_tensor_value_info("y", TensorProto.FLOAT, ("n", 10))],
-            [numpy_helper.from_array(value.astype(np.float32), name) for name, value in weights.items()],
-        )
-        onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 11)], ir_version=6), path)
+    elif kind == "half":
+        foreign(path)
+        model = onnx.load(path)
+        model.graph.initializer.append(numpy_helper.from_array(np.ones(2, np.float16), "h"))
+        onnx.save(model, path)
 
 
 @pytest.mark.parametrize(
@@ -171,7 +160,7 @@ def broken(path: Path, kind: str, theirs: Path) -> None:
         ("cut", '"net.onnx" is truncated or no ONNX file at all'),
         ("external", "keeps its weights in another file that cannot be read"),
         ("no weights", "there is nothing to quantize"),
-        ("old", "opset 11, but quantization needs at least 13"),
+        ("half", 'half precision weights such as "h"; give the float32 file'),
     ],
 )
 @pytest.mark.parametrize("mode", ["auto", "static"])

@@ -10,6 +10,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from compress.errors import CompressError
 from compress.graphs.adopt import adopt, image_shape
+from compress.graphs.file import write_onnx
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (5, 3, 8, 8), dtype=np.uint8)
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -88,6 +89,112 @@ def test_a_softmax_at_the_end_stays_and_its_input_becomes_the_logits(tmp_path: P
     assert not np.allclose(logits.sum(axis=1), 1)
 
 
+def with_outputs(path: Path, *nodes: onnx.NodeProto, outputs: tuple[str, ...]) -> Path:
+    """The file with nodes behind its "out", a constant T of 2, and other outputs."""
+    model = onnx.load(path)
+    model.graph.node.extend(nodes)
+    model.graph.initializer.append(numpy_helper.from_array(np.float32(2), "T"))
+    del model.graph.output[:]
+    model.graph.output.extend(helper.make_tensor_value_info(name, TensorProto.FLOAT, ("n", 6)) for name in outputs)
+    onnx.save(model, path)
+    return path
+
+
+def test_a_sigmoid_stays_and_what_goes_into_it_becomes_the_logits(tmp_path: Path) -> None:
+    """Sigmoids of 0.263 and 0.060 are not logits, whose softmax would be 0.551 and 0.449."""
+    path = with_outputs(classifier(tmp_path), helper.make_node("Sigmoid", ["out"], ["s"]), outputs=("s",))
+    model = adopt(path, (3, 8, 8), (0.0,), (1.0,), {})
+    logits, probabilities, sigmoids = run(model, IMAGES)
+    np.testing.assert_allclose(sigmoids, run(path, IMAGES.astype(np.float32) / 255)[0], atol=1e-6)
+    np.testing.assert_allclose(sigmoids, 1 / (1 + np.exp(-logits)), atol=1e-6)
+    np.testing.assert_allclose(probabilities.sum(axis=1), 1, atol=1e-6)
+    assert [value.name for value in model.graph.output] == ["logits", "probabilities", "s"]
+
+
+@pytest.mark.parametrize(
+    ("name", "kept"), [("probabilities", "probabilities_"), ("cool", "cool"), ("logits", "logits_"), ("image", "image_")]
+)
+def test_an_output_that_computes_something_else_is_kept(name: str, kept: str, tmp_path: Path) -> None:
+    tail = [helper.make_node("Div", ["out", "T"], ["half"]), helper.make_node("Softmax", ["half"], [name], axis=1)]
+    path = with_outputs(classifier(tmp_path), *tail, outputs=("out", name))
+    model = adopt(path, (3, 8, 8), (0.0,), (1.0,), {})
+    logits, probabilities, cooled = run(model, IMAGES)
+    out, tempered = run(path, IMAGES.astype(np.float32) / 255)
+    np.testing.assert_allclose(logits, out, atol=1e-5 * np.abs(out).max())
+    np.testing.assert_allclose(cooled, tempered, atol=1e-6)
+    assert not np.allclose(probabilities, tempered, atol=1e-3)
+    assert [value.name for value in model.graph.output][:2] == ["logits", "probabilities"]
+    assert model.graph.output[2].name.startswith(kept)
+
+
+def test_probabilities_and_logits_in_this_order_are_both_of_the_files(tmp_path: Path) -> None:
+    path = with_outputs(classifier(tmp_path), helper.make_node("Softmax", ["out"], ["logits"], axis=-1), outputs=("logits", "out"))
+    found = run(adopt(path, (3, 8, 8), (0.0,), (1.0,), {}), IMAGES)
+    for one, other in zip(found, reversed(run(path, IMAGES.astype(np.float32) / 255)), strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-5 * np.abs(other).max())
+
+
+@pytest.mark.parametrize("softmax", [False, True])
+@pytest.mark.parametrize("opset", [7, 9, 11, 12])
+def test_an_old_opset_is_converted_and_answers_as_it_did(opset: int, softmax: bool, tmp_path: Path) -> None:
+    path = classifier(tmp_path, softmax=softmax)
+    model = onnx.load(path)
+    model.opset_import[0].version = opset
+    onnx.save(model, path)
+    made = adopt(path, (3, 8, 8), (0.0,), (1.0,), {})
+    expected = run(path, IMAGES.astype(np.float32) / 255)[0]
+    np.testing.assert_allclose(run(made, IMAGES)[softmax], expected, atol=1e-5 * np.abs(expected).max())
+    assert made.opset_import[0].version == 13 and [node.op_type for node in made.graph.node].count("Softmax") == 1
+
+
+def test_an_old_opset_that_comes_out_otherwise_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = classifier(tmp_path)
+    model = onnx.load(path)
+    model.opset_import[0].version = 12
+    onnx.save(model, path)
+
+    def twice(given: onnx.ModelProto, opset: int) -> onnx.ModelProto:
+        for weight in given.graph.initializer:
+            if weight.name == "linear":
+                weight.CopyFrom(numpy_helper.from_array(2 * numpy_helper.to_array(weight), "linear"))
+        given.opset_import[0].version = opset
+        return given
+
+    def fails(given: onnx.ModelProto, opset: int) -> onnx.ModelProto:
+        raise onnx.version_converter.ConvertError("No Adapter")
+
+    for converter, told in ((twice, r"and converted to that it computes something else"), (fails, r"to which it cannot be .*No Adapter")):
+        monkeypatch.setattr(onnx.version_converter, "convert_version", converter)
+        with pytest.raises(CompressError, match=rf'net\.onnx" has opset 12, but quantization needs at least 13, {told}.*export it again'):
+            adopt(path, (3, 8, 8), MEAN, STD, {})
+
+
+def test_half_precision_inside_is_refused(tmp_path: Path) -> None:
+    path = classifier(tmp_path)
+    model = onnx.load(path)
+    model.graph.node[-1].output[0] = "one"
+    model.graph.node.append(helper.make_node("Cast", ["one"], ["half"], to=TensorProto.FLOAT16))
+    model.graph.node.append(helper.make_node("Cast", ["half"], ["out"], to=TensorProto.FLOAT))
+    onnx.save(model, path)
+    with pytest.raises(CompressError, match=r'net\.onnx" computes in half precision from Cast "half" on; give the float32 file'):
+        adopt(path, (3, 8, 8), MEAN, STD, {})
+
+
+@pytest.mark.parametrize("ir_version", [3, 8])
+def test_weights_that_are_listed_as_inputs_are_weights(ir_version: int, tmp_path: Path) -> None:
+    """IR 3 demands it, and torch wrote it for later ones: keep_initializers_as_inputs."""
+    path = classifier(tmp_path)
+    model = onnx.load(path)
+    model.ir_version = ir_version
+    model.graph.input.extend(helper.make_tensor_value_info(one.name, one.data_type, list(one.dims)) for one in model.graph.initializer)
+    onnx.checker.check_model(model, full_check=True)
+    onnx.save(model, path)
+    made = adopt(path, (3, 8, 8), MEAN, STD, {})
+    write_onnx(made, tmp_path / "made.onnx")
+    expected = run(path, normalised(IMAGES))[0]
+    np.testing.assert_allclose(run(tmp_path / "made.onnx", IMAGES)[0], expected, atol=1e-5 * np.abs(expected).max())
+
+
 def test_a_file_that_takes_raw_pixels_is_left_as_it_is(tmp_path: Path) -> None:
     path = classifier(tmp_path, kind=TensorProto.UINT8)
     model = adopt(path, (3, 8, 8), MEAN, STD, {})
@@ -136,6 +243,17 @@ def test_what_is_no_image_classifier_is_refused(tmp_path: Path, about: dict[str,
     except onnx.checker.ValidationError:
         pytest.fail("the file itself must be sound")
     with pytest.raises(CompressError, match=told):
+        adopt(path, (3, 8, 8), MEAN, STD, {})
+
+
+def test_a_file_that_gives_an_image_other_logits_in_a_batch_is_refused(tmp_path: Path) -> None:
+    path = classifier(tmp_path)
+    model = onnx.load(path)
+    model.graph.node[-1].output[0] = "one"
+    model.graph.node.append(helper.make_node("ReduceMean", ["one"], ["mean"], axes=[0], keepdims=1))
+    model.graph.node.append(helper.make_node("Sub", ["one", "mean"], ["out"]))
+    onnx.save(model, path)
+    with pytest.raises(CompressError, match=r'net\.onnx" gives an image other logits alone than in a batch, .*; export it in eval mode'):
         adopt(path, (3, 8, 8), MEAN, STD, {})
 
 

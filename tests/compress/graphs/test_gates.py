@@ -119,6 +119,12 @@ def graph(nodes: list[onnx.NodeProto], batch: int | str, kind: int) -> onnx.Mode
     return model
 
 
+def test_images_that_a_network_writes_over_stay_as_they_were() -> None:
+    images = torch.ones(1, 1, 2, 2)
+    network_gates(nn.Threshold(2, 0, inplace=True), images)
+    assert torch.equal(images, torch.ones(1, 1, 2, 2))
+
+
 def test_an_int8_gate_is_the_rounded_one() -> None:
     """Scale 0.01 and zero point 0: the gate is a whole number of hundredths."""
     model = graph(

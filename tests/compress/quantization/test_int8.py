@@ -512,11 +512,6 @@ def test_graphs_with_nothing_to_quantize_are_refused(tmp_path: Path) -> None:
         quantize_dynamic(convolution(path), tmp_path / "out.onnx")
 
 
-def test_an_old_opset_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(CompressError, match=r'net\.onnx" has opset 12, but quantization needs at least 13'):
-        quantize_dynamic(convolution(tmp_path / "net.onnx", opset=12), tmp_path / "out.onnx")
-
-
 def test_stale_shapes_do_not_stop_the_dynamic_kind(tmp_path: Path) -> None:
     """The exporter leaves the shape that a transposed weight had before; ONNX Runtime alone trips over it."""
     node = onnx.helper.make_node("Gemm", ["f", "w"], ["y"], transB=1)
