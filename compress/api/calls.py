@@ -83,7 +83,7 @@ def opened(context: "Context", start: Start, options: Options) -> "tuple[Context
 
 def begin(context: "Context", start: Start, options: Options, cls: type, table: str, stages: Stages, allowed: Stages = ()) -> Begun:
     """Everything that a stage with a parent needs; its settings are checked before data are loaded, and again under their recipe."""
-    from ..artifacts.recipe import Tutoring, teacher_for, training_config
+    from ..artifacts.recipe import Tutoring, training_config
     from ..stages.import_network import import_onnx, start_of
     from ..train.settings import DistilConfig
 
@@ -94,7 +94,7 @@ def begin(context: "Context", start: Start, options: Options, cls: type, table: 
         tutoring = Tutoring(
             training=training_config(recipe, seed=context.seed),
             distil=recipe.stage(DistilConfig, "distil", **fields_of(DistilConfig, {"weight": options.get("distil"), **options})),
-            teacher=teacher_for(parent, options["teacher"]) if parent and "teacher" in options else None,
+            teacher=context.teacher(options["teacher"], parent) if parent and "teacher" in options else None,
         )
         return Begun(context, project, recipe, parent, config, tutoring)
 

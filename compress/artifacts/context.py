@@ -11,11 +11,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..errors import ArtifactError, CompressError
+from ..errors import ArtifactError, CompressError, shown
 from ..train.data_set import About, DataSet
 from ..train.sources import NAMES, Files, load_data, stamp
 from .artifact import Artifact, InputSpec, digest_of, read_artifact
-from .model_reference import ModelReference
+from .model_reference import BUILT_IN, ModelReference
 from .parts import Data, Images
 from .project import Console, Project, Silent, find_parent
 from .recipe import Recipe, load_recipe
@@ -111,7 +111,7 @@ class Context:
             if self._names_data:
                 about = find_parent(folder, stages).manifest
                 given = self.load(recipe.data, about.data.seed, about.input, about.data.validation)
-            parent = find_parent(folder, stages, given[0].fingerprint if given else None)
+            parent = self.trusted(find_parent(folder, stages, given[0].fingerprint if given else None))
         elif parent.manifest.stage not in allowed:
             raise ArtifactError(f"from (={self.start}) is of stage {parent.manifest.stage}; one of {', '.join(allowed)} is needed here")
         return (*self._with_parent(parent, given), parent)
@@ -132,7 +132,7 @@ class Context:
         if len(told) > 1:
             raise CompressError(f"{' and '.join(told)} exclude each other; leave all but one of them out")
         if not self.pretrained:
-            return self.start if isinstance(self.start, Artifact) or self.start is None else read_artifact(Path(self.start))
+            return self.start if isinstance(self.start, Artifact) or self.start is None else self.trusted(read_artifact(Path(self.start)))
         model = self.load_recipe().model
         folder = WEIGHTS / ModelReference(reference=model).slug
         if not folder.is_dir():
@@ -141,6 +141,31 @@ class Context:
                 f"pretrained: no weights of model (={model}) come with this package, but of {there}; run `compress train` first"
             )
         return read_artifact(folder, "network")
+
+    def trusted(self, artifact: Artifact) -> Artifact:
+        """The artifact, if nothing is to be run for it but this package and a file that the user named, now or when training it here.
+
+        Raises ArtifactError for a network of the user's own code that does not lie in ``runs``, or whose file does, unless ``model`` names
+        that file, wherever it lies now; that it is the same file is seen by its hash before it is run.
+        """
+        model = ModelReference.of(artifact.manifest.model)
+        if artifact.manifest.kind != "network" or model is None or model.is_built_in:
+            return artifact
+        if self.model is not None and self.model not in BUILT_IN:
+            about = dataclasses.replace(artifact.manifest.model, reference=self.model)
+            return dataclasses.replace(artifact, manifest=dataclasses.replace(artifact.manifest, model=about))
+        runs = self.runs.resolve()
+        if not artifact.path.resolve().is_relative_to(runs) or model.file.is_relative_to(runs):
+            told = f"{artifact.path} comes from elsewhere, and its network is made by running {shown(model.file)}"
+            raise ArtifactError(f"{told}; if you trust that file, name it: --model {shown(model.reference)}")
+        return artifact
+
+    def teacher(self, path: Path, parent: Artifact) -> Artifact:
+        """The network in ``path``, if it reads what ``parent`` does."""
+        found = self.trusted(read_artifact(path, "network"))
+        if (found.manifest.classes, found.manifest.input) != (parent.manifest.classes, parent.manifest.input):
+            raise CompressError(f"teacher (={path}) reads other images or classes than {parent.path}; name the network it was pruned from")
+        return found
 
     def _with_parent(self, parent: Artifact, given: tuple[DataSet, Data] | None) -> tuple[Project, Recipe]:
         about = parent.manifest

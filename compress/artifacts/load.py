@@ -29,7 +29,7 @@ from ..channels.cut import cut_to, evaluating
 from ..errors import NetworkError, first_line, shown
 from ..models.errors import ModelError
 from ..train.settings import heads
-from .artifact import Artifact, InputSpec, read_artifact
+from .artifact import Artifact, InputSpec
 from .model_reference import FACTORY_FAILURES, ModelReference
 
 ALIKE = 1e-3  # of the largest value: rounding, as sums in another order differ by about 1e-6 of it
@@ -141,16 +141,15 @@ def load_network(artifact: Artifact) -> nn.Module:
     return network.eval()
 
 
-def load_parts(path: Path) -> tuple[Prepare, nn.Module]:
-    """The network artifact in ``path`` in two parts: uint8 images (B, C, H, W) to the network's input, and the network, to logits."""
-    artifact = read_artifact(path, "network")
+def load_parts(artifact: Artifact) -> tuple[Prepare, nn.Module]:
+    """The network of an artifact in two parts: uint8 images (B, C, H, W) to the network's input, and the network, to logits."""
     return Prepare(artifact.manifest.input).eval(), load_network(artifact)
 
 
-def load_runner(path: Path, device: str, threads: int) -> Callable[[NDArray[np.uint8]], NDArray[np.float32]]:
-    """The network artifact in ``path`` as a function from images uint8 (B, C, H, W) to logits float32 (B, K)."""
+def load_runner(artifact: Artifact, device: str, threads: int) -> Callable[[NDArray[np.uint8]], NDArray[np.float32]]:
+    """The network of an artifact as a function from images uint8 (B, C, H, W) to logits float32 (B, K)."""
     torch.set_num_threads(threads)
-    return as_runner(nn.Sequential(*load_parts(path)).to(device).eval(), device)
+    return as_runner(nn.Sequential(*load_parts(artifact)).to(device).eval(), device)
 
 
 def as_runner(network: nn.Module, device: str = "cpu") -> Callable[[NDArray[np.uint8]], NDArray[np.float32]]:

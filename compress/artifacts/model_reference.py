@@ -5,10 +5,12 @@ folder first on the path, then the current one, so that ``from models.backbone i
 this project does not claim. Loads no torch by itself.
 """
 
+import ast
 import importlib
 import importlib.util
+import itertools
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
@@ -51,11 +53,19 @@ class ModelReference:
         if self.is_built_in:
             return self.reference
         file, factory = self._split()
-        return f"{file.stem}-{factory}"
+        return f"{Path(file).stem}-{factory}"
+
+    @property
+    def file(self) -> Path:
+        """The user's file, which must be there."""
+        file, _ = self._split()
+        if not Path(file).is_file():
+            raise NetworkError(f"model (={self.reference}): there is no file {file}; paths are taken from the current folder")
+        return Path(file).resolve()
 
     def identity(self) -> dict[str, Any]:
         """What artifacts record: the reference, its options, and the hash of the user's files, so that an edit is noticed."""
-        source = None if self.is_built_in else digest_of(sorted(map(sha256_of, _users_files(self._import()))))
+        source = None if self.is_built_in else digest_of(sorted(map(sha256_of, _users_files(self.file))))
         return {"reference": self.reference, "options": dict(self.options), "source": source}
 
     def factory(self) -> Callable[..., Any]:
@@ -70,7 +80,7 @@ class ModelReference:
 
     def _import(self) -> ModuleType:
         """The user's module. Their folders lie first on ``sys.path`` meanwhile, and last afterwards, for what it imports later."""
-        file = self._split()[0].resolve()
+        file = self.file
         name, folders, before = f"_network_{file.stem}_{sha256_of(file)[:12]}", [str(file.parent), str(Path.cwd())], list(sys.path)
         sys.path[:0] = folders
         try:
@@ -86,29 +96,40 @@ class ModelReference:
         finally:
             sys.path[:] = before + [folder for folder in folders if folder not in before]
 
-    def _split(self) -> tuple[Path, str]:
+    def _split(self) -> tuple[str, str]:
         file, colon, factory = self.reference.rpartition(":")
         if not colon or not file.endswith(".py") or not factory.isidentifier():
             known = " or ".join(BUILT_IN)
             raise NetworkError(f"model (={self.reference}) must be {known}, or path/net.py:factory for a network of your own")
-        if not Path(file).is_file():
-            raise NetworkError(f"model (={self.reference}): there is no file {file}; paths are taken from the current folder")
-        return Path(file), factory
+        return file, factory
 
 
-def _users_files(module: ModuleType) -> set[Path]:
-    """The file of ``module`` and of every module that its names lead to, as far as they lie beside it, below, or in the current folder."""
-    own = Path(module.__file__ or "").resolve()
-    found: set[Path] = set()
-    waiting = [module]
+def _users_files(file: Path) -> set[Path]:
+    """``file`` and all files that its imports lead to beside it, below, or in the current folder; read as text, as nothing may run yet."""
+    roots, found, waiting = (file.parent, Path.cwd()), set[Path](), [file]
     while waiting:
         current = waiting.pop()
-        file = Path(getattr(current, "__file__", None) or "").resolve()
-        near = file.is_relative_to(own.parent) or file.is_relative_to(Path.cwd())
-        if file in found or not near or "site-packages" in file.parts or not file.is_file():
-            continue
-        found.add(file)
-        for value in vars(current).values():
-            owner = value if isinstance(value, ModuleType) else sys.modules.get(getattr(value, "__module__", None) or "")
-            waiting += [owner] if owner is not None else []
+        if current not in found and "site-packages" not in current.parts:
+            found.add(current)
+            waiting += _imported(current, roots)
     return found
+
+
+def _imported(file: Path, roots: tuple[Path, ...]) -> Iterator[Path]:
+    """The files below ``roots`` that Python finds for what ``file`` imports. ``from a.b import c``: a/__init__.py, a/b.py, a/b/c.py."""
+    try:
+        tree = ast.parse(file.read_bytes())
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+        raise NetworkError(f"{file} cannot be imported: {first_line(error)}") from error
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names, bases = [alias.name for alias in node.names], roots
+        elif isinstance(node, ast.ImportFrom):
+            names = [".".join(filter(None, (node.module, alias.name))) for alias in node.names]
+            bases = (file.parents[node.level - 1],) if 0 < node.level <= len(file.parents) else roots
+        else:
+            continue
+        for name, base in itertools.product(names, bases):
+            parts = name.split(".")
+            modules = [base.joinpath(*parts[:depth]) for depth in range(1, len(parts) + 1)]
+            yield from (path for one in modules for path in (one.parent / f"{one.name}.py", one / "__init__.py") if path.is_file())

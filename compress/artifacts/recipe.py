@@ -22,7 +22,7 @@ from msgspec import Meta
 
 from ..errors import CompressError
 from ..train.settings import AugmentConfig, DistilConfig, FitConfig
-from .artifact import Artifact, read_artifact
+from .artifact import Artifact
 from .records import checked, read_toml, refuse_unknown
 
 RECIPES = Path(__file__).parents[1] / "recipes"
@@ -105,14 +105,6 @@ class Tutoring:
         """The settings of fine-tuning: those of training, but for a cosine from ``lr`` down to zero over ``epochs``."""
         plain = min(self.training.plain_epochs, max(0, epochs - 1))
         return replace(self.training, epochs=max(1, epochs), lr=lr, schedule="cosine", warmup=0.0, plain_epochs=plain)
-
-
-def teacher_for(parent: Artifact, path: Path) -> Artifact:
-    """The artifact in ``path``, if it reads what ``parent`` does."""
-    teacher = read_artifact(path, "network")
-    if (teacher.manifest.classes, teacher.manifest.input) != (parent.manifest.classes, parent.manifest.input):
-        raise CompressError(f"teacher (={path}) reads other images or classes than {parent.path}; name the network it was pruned from")
-    return teacher
 
 
 def _over(table: str, below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:

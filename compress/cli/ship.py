@@ -55,7 +55,7 @@ def ship(source: Path, target: Path, *, title: str | None = None, test: bool = F
         for name in about.files:
             shutil.copyfile(source / name, folder / name)
         images = noise(about.input.shape)
-        np.savez(folder / REFERENCE, images=images, logits=load_runner(source, "cpu", 1)(images))
+        np.savez(folder / REFERENCE, images=images, logits=load_runner(artifact, "cpu", 1)(images))
         manifest = sealed(dataclasses.replace(about, data=record, metrics=metrics), folder)
     return Artifact(path=target, manifest=manifest)
 

@@ -8,6 +8,7 @@ import ctypes
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +52,9 @@ def candidates_of(artifacts: Sequence[Artifact], device: str, runtimes: Sequence
     for artifact, (name, kind) in zip(artifacts, names, strict=True):
         about = artifact.manifest
         name = name if names.count((name, kind)) == 1 else f"{name} ({about.key[:6]})"
-        file: dict[str, Any] = {"path": artifact.payload} if kind == "graph" else {"path": artifact.path, "load": _load_parts}
+        file: dict[str, Any] = (
+            {"path": artifact.payload} if kind == "graph" else {"path": artifact.path, "load": partial(_load_parts, artifact)}
+        )
         common = {"name": name, "stage": about.stage, "artifact": about.hash, "facts": _facts(about), **file}
         # Where nothing can run on CUDA, one row for torch and one for onnxruntime say so; the same for every variant would only be noise.
         first = len(about.lineage) <= (kind == "graph")
@@ -60,11 +63,11 @@ def candidates_of(artifacts: Sequence[Artifact], device: str, runtimes: Sequence
     return made
 
 
-def _load_parts(path: Path) -> Any:
+def _load_parts(artifact: Artifact, _: Path) -> Any:
     """As ``artifacts.load.load_parts``, in the process that measures: nothing here loads torch."""
     from ..artifacts.load import load_parts
 
-    return load_parts(path)
+    return load_parts(artifact)
 
 
 def _facts(about: Manifest) -> Known:
@@ -164,7 +167,7 @@ def measure(context: Context, recipe: Recipe, files: Sequence[Path], config: Ben
     limits = recipe.stage(Limits, "report")
     root = None
     if files:
-        artifacts = {path: read_artifact(path) for path in files if path.is_dir()}
+        artifacts = {path: context.trusted(read_artifact(path)) for path in files if path.is_dir()}
         if folds := [path for path, artifact in artifacts.items() if artifact.manifest.kind == "folds"]:
             raise CompressError(f"{folds[0]} is a cross-validation's result, which keeps no network; name networks or graphs")
         if odd := [path for path, artifact in artifacts.items() if artifact.manifest.kind == "benchmark"]:

@@ -97,7 +97,7 @@ def _sources(context: Context, files: Sequence[Path]) -> tuple[Project, list[tup
     if files:
         if context.starts_from_parent:
             raise CompressError(f"files (={files[0]}) exclude --from, --weights and --pretrained; leave one of them out")
-        artifacts = {path: read_artifact(path) for path in files if path.is_dir()}
+        artifacts = {path: context.trusted(read_artifact(path)) for path in files if path.is_dir()}
         if odd := [path for path, artifact in artifacts.items() if artifact.manifest.kind not in ("network", "graph")]:
             raise CompressError(f"{odd[0]} holds neither a network nor a graph but {artifacts[odd[0]].manifest.kind}; name others")
         named = {path: variant_name(artifacts[path]) if path in artifacts else candidates_of_file(path)[0].name for path in files}
@@ -109,7 +109,7 @@ def _sources(context: Context, files: Sequence[Path]) -> tuple[Project, list[tup
         for stage in ("prune", "quantize"):
             key = family[-1].manifest.key
             family += [one for one in find_artifacts(project.folder / stage) if key in (step.key for step in one.manifest.lineage)][:1]
-        sources = [(one, variant_name(one)) for one in family]
+        sources = [(context.trusted(one), variant_name(one)) for one in family]
     names = [name for _, name in sources]
     return project, [(source, name if names.count(name) == 1 else f"{name} ({_tag(source)})") for source, name in sources]
 
@@ -127,7 +127,7 @@ def _open(project: Project, source: Artifact | Path, name: str) -> Looked:
             f"in {classes}; name networks of one data set"
         )
     if isinstance(source, Artifact) and source.manifest.kind == "network":
-        network = nn.Sequential(*load_parts(source.path))
+        network = nn.Sequential(*load_parts(source))
         return Looked(name=name, run=as_runner(network), gates=lambda images: network_gates(network, torch.from_numpy(images)))
     path = source.payload if isinstance(source, Artifact) else source
     graph = read_onnx(path)

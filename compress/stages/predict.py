@@ -85,7 +85,9 @@ def _chosen(context: Context) -> Artifact:
     """The model for image files; its data set is needed only where weights are to be taken in."""
     if (named := context.named_parent()) is not None:
         return named
-    return start_of(context, READABLE)[2] if context.weights else find_parent(context.folder(context.load_recipe()), READABLE)
+    if context.weights:
+        return start_of(context, READABLE)[2]
+    return context.trusted(find_parent(context.folder(context.load_recipe()), READABLE))
 
 
 def _read_test_images(context: Context, onnx: Path | None, count: int) -> tuple[list[Prediction], NDArray[np.uint8]]:
@@ -113,7 +115,7 @@ def _open_artifact(artifact: Artifact) -> tuple[Runner, Sequence[str], InputSpec
         return open_model(candidate, about.input.shape, len(about.classes), threads=1).predict, about.classes, about.input
     from ..artifacts.load import load_runner
 
-    return load_runner(artifact.path, "cpu", 1), about.classes, about.input
+    return load_runner(artifact, "cpu", 1), about.classes, about.input
 
 
 def _open_file(path: Path) -> tuple[Runner, Sequence[str], InputSpec]:

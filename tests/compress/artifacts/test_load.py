@@ -458,7 +458,7 @@ def test_a_network_artifact_reloads_bit_identical_and_leaves_the_generator_alone
     images = np.random.default_rng(0).integers(0, 256, (5, 1, 4, 4), dtype=np.uint8)
     with torch.inference_mode():
         expected = network(torch.from_numpy(images).float() / 255).numpy()
-    np.testing.assert_allclose(load_runner(artifact.path, "cpu", 1)(images), expected, atol=1e-6)
+    np.testing.assert_allclose(load_runner(artifact, "cpu", 1)(images), expected, atol=1e-6)
 
 
 def test_an_edit_of_the_users_file_is_noticed(user: Callable[..., ModelReference], tmp_path: Path) -> None:

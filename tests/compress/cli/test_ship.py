@@ -92,7 +92,7 @@ def test_a_shipped_artifact_is_whole_names_no_path_and_keeps_where_it_was_made(t
     assert shipped.content == trained.content, "what is made of it must be the same"
     assert shipped.payload.read_bytes() == trained.payload.read_bytes()
     truth = load_data(str(data)).test
-    scores = score(truth.labels, load_runner(trained.path, "cpu", 1)(truth.images).argmax(axis=1), 10)
+    scores = score(truth.labels, load_runner(trained, "cpu", 1)(truth.images).argmax(axis=1), 10)
     assert about.metrics == dataclasses.replace(original.metrics, test=Scores(**scores))
 
 
@@ -115,7 +115,7 @@ def test_the_networks_of_this_package_compute_what_their_weights_were_trained_wi
     assert artifact.manifest.stage == "train" and artifact.manifest.model.reference == model
     assert "/" not in artifact.manifest.data.source
     with np.load(artifact.path / ship.REFERENCE) as stored:
-        logits = load_runner(artifact.path, "cpu", 1)(stored["images"])
+        logits = load_runner(artifact, "cpu", 1)(stored["images"])
         np.testing.assert_allclose(logits, stored["logits"], atol=1e-4 * np.abs(stored["logits"]).max())
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from compress.artifacts.artifact import read_artifact
 from compress.artifacts.load import load_runner
 from compress.cli import main as cli
 from compress.graphs.gates import Gate
@@ -70,7 +71,7 @@ def test_the_newest_family_side_by_side(capfd: pytest.CaptureFixture[str], made:
             assert all(0 <= gate["min"] <= gate["mean"] <= gate["max"] <= 1 for gate in network["gates"])
         first = one["networks"][0]
         assert all(gate["mean_difference"] == 0 and gate["rank_correlation"] == pytest.approx(1) for gate in first["gates"])
-    logits = load_runner(made["root"], "cpu", 1)(data.test.images[[3, 17]]).astype(np.float64)
+    logits = load_runner(read_artifact(made["root"]), "cpu", 1)(data.test.images[[3, 17]]).astype(np.float64)
     powers = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
     assert [one["networks"][0]["probability"] for one in found["images"]] == pytest.approx(powers.max(axis=1).tolist(), rel=1e-5)
 
@@ -93,7 +94,10 @@ def test_by_default_the_misread_images_of_which_the_first_network_is_surest(
     capfd: pytest.CaptureFixture[str], made: dict[str, Path], tmp_path: Path
 ) -> None:
     found = explained(capfd, made, tmp_path, str(made["root"]))["images"]
-    test, logits = load_data("digits").test, load_runner(made["root"], "cpu", 1)(load_data("digits").test.images).astype(np.float64)
+    test, logits = (
+        load_data("digits").test,
+        load_runner(read_artifact(made["root"]), "cpu", 1)(load_data("digits").test.images).astype(np.float64),
+    )
     sure = np.exp(logits).max(axis=1) / np.exp(logits).sum(axis=1)
     wrong = [index for index in np.argsort(-sure) if logits[index].argmax() != test.labels[index]]
     assert [one["index"] for one in found] == wrong[:8]

@@ -145,7 +145,7 @@ def test_parity_is_measured_and_graphs_agree_with_torch(made: tuple[Project, dic
 
     images = project.data.test.images[:32]
     session = onnxruntime.InferenceSession(str(artifacts["dense"].payload), providers=["CPUExecutionProvider"])
-    expected = load_runner(artifacts["root"].path, "cpu", 1)(images)
+    expected = load_runner(artifacts["root"], "cpu", 1)(images)
     np.testing.assert_allclose(session.run(["logits"], {session.get_inputs()[0].name: images})[0], expected, atol=1e-4)
 
 
@@ -190,7 +190,7 @@ def test_every_graph_has_test_vectors_that_prove_it(made: tuple[Project, dict[st
     vectors = read_vectors(artifacts[name].path / VECTORS)
     assert {image.tobytes() for image in vectors.images} <= {image.tobytes() for image in project.data.validation.images}
     if name == "dense":
-        expected = load_runner(artifacts["root"].path, "cpu", 1)(vectors.images)
+        expected = load_runner(artifacts["root"], "cpu", 1)(vectors.images)
         np.testing.assert_allclose(vectors.logits, expected, atol=1e-5)
 
 
