@@ -13,7 +13,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, TypedDict
+from typing import Annotated, Any, TypedDict, TypeVar
 
 import numpy as np
 from msgspec import Meta
@@ -26,8 +26,9 @@ from .pictures import Flip
 from .statistics import MOST_LAUNCHES, Count, Interval, Latency, Share, Speedup
 from .sweep import Sweep
 
+Kind = TypeVar("Kind", dict[str, Any], list[Any])
 SCHEMA = "compress-benchmark"
-VERSION = 3
+VERSION = 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -228,14 +229,21 @@ def replace(path: Path, content: bytes) -> None:
 
 
 def upgraded(found: dict[str, Any], version: int) -> dict[str, Any]:
-    """The values of a file of an older version as those of this one: before 3 no answers were kept, and no paths."""
-    if version < 3:
-        measurements = found.get("measurements")
-        for one in measurements if isinstance(measurements, list) else ():
-            if isinstance(one, dict):
-                one |= {"answers": None, "path": None} | one
-        return {"labels": None} | found
-    return found
+    """The values of a file of an older version as those of this one: before 3 no answers were kept and no paths, before 4 no bounds."""
+    measurements = found.get("measurements")
+    for one in measurements if isinstance(measurements, list) else ():
+        if isinstance(one, dict):
+            one |= ({"answers": None, "path": None} if version < 3 else {}) | one
+            for finalist in _inside(_inside(_inside(one, "facts", dict), "choice", dict), "finalists", list):
+                if isinstance(finalist, dict):
+                    finalist |= {"bound": None} | finalist
+    return ({"labels": None} if version < 3 else {}) | found
+
+
+def _inside(values: dict[str, Any], name: str, kind: type[Kind]) -> Kind:
+    """The entry ``name``, if it is of this kind; else an empty one."""
+    found = values.get(name)
+    return found if isinstance(found, kind) else kind()
 
 
 def damage(result: Result) -> str | None:

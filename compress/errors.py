@@ -51,15 +51,16 @@ def first_line(error: BaseException) -> str:
     return f"{type(error).__name__}: {first if len(first) <= 160 else first[:157] + '...'}"
 
 
-def processes() -> int:
-    """How many processes torchrun started, 1 without it; CompressError where its variables are not as it sets them."""
-    numbers = {"WORLD_SIZE": os.environ.get("WORLD_SIZE", "1")}
-    if numbers["WORLD_SIZE"] != "1":
-        numbers |= {name: os.environ.get(name, "") for name in ("RANK", "LOCAL_RANK", "MASTER_PORT")}
-    for name, value in numbers.items():
-        if not (value.isascii() and value.isdigit() and int(value[:9]) >= (name == "WORLD_SIZE")):
+def processes(names: Iterable[str] = ()) -> int:
+    """How many processes torchrun started, 1 without it.
+
+    Raises CompressError where that, or the variable ``names`` that go with it, is not as torchrun sets it.
+    """
+    for name in ("WORLD_SIZE", *names):
+        value = os.environ.get(name, "1" if name == "WORLD_SIZE" else "")
+        if not (value.isascii() and value.isdigit() and len(value) < 9 and int(value) >= (name == "WORLD_SIZE")):
             raise CompressError(f"{name} (={shown(value)}) must be a whole number, as torchrun sets it; unset WORLD_SIZE for one process")
-    return int(numbers["WORLD_SIZE"][:9])
+    return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def refuse_torchrun(told: str) -> None:

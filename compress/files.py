@@ -118,8 +118,8 @@ def _lock(folder: Path, wait: Callable[[], object] | None, make: bool) -> int | 
             stack.callback(os.close, descriptor)
             if not _taken(descriptor, wait):
                 return None
-            about = os.fstat(descriptor)
-            if identity(folder) == (about.st_dev, about.st_ino):  # else its holder has given it another name
+            here = identity(folder)
+            if here is not None and here[:2] == _told(os.fstat(descriptor))[:2]:  # else its holder has given it another name
                 stack.pop_all()
                 return descriptor
 
@@ -150,13 +150,16 @@ def exchanged(one: Path, other: Path) -> bool:
     return hasattr(system, "renamex_np") and bool(system.renamex_np(*names, swap) == 0)
 
 
-def identity(path: Path) -> tuple[int, int] | None:
-    """What tells a folder from another that takes its name; None where there is none."""
+def identity(path: Path) -> tuple[int, int, int] | None:
+    """What tells a folder from another that takes its name, and its number too, once that is free; None where there is none."""
     try:
-        about = path.stat()
+        return _told(path.stat())
     except OSError:
         return None
-    return about.st_dev, about.st_ino
+
+
+def _told(about: os.stat_result) -> tuple[int, int, int]:
+    return about.st_dev, about.st_ino, about.st_ctime_ns
 
 
 def sync(path: Path) -> None:

@@ -23,6 +23,7 @@ def train(project: Project, config: FitConfig, out: Path | None = None, start: A
     key = stage_key("train", config, data=data_identity(project), **network_identity(project), **begun)
     if processes() == 1:
         return _train(project, config, key, out, start, bool)
+    processes(("RANK", "LOCAL_RANK", "MASTER_PORT"))
     from ..train.distributed import joined
     from ..train.fit import choose_device
 

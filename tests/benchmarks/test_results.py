@@ -1,4 +1,5 @@
 import base64
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from compress.benchmarks.accuracy import compare_predictions
 from compress.benchmarks.answers import as_text, from_text
 from compress.benchmarks.errors import BenchmarkError
 from compress.benchmarks.pictures import flips
-from compress.benchmarks.results import write_results
+from compress.benchmarks.results import Choice, Finalist, write_results
 from compress.benchmarks.statistics import Interval
 
 
@@ -24,7 +25,7 @@ def test_result_reads_back_as_it_was_written(made: Any, tmp_path: Path) -> None:
     write_results(result, tmp_path / "new" / "benchmark.json")
     assert read_results(tmp_path / "new" / "benchmark.json") == result
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["benchmark.json"]
-    assert json.loads((tmp_path / "new" / "benchmark.json").read_text())["version"] == 3
+    assert json.loads((tmp_path / "new" / "benchmark.json").read_text())["version"] == 4
 
 
 def test_lists_of_samples_take_one_line_and_names_stay_as_they_are(made: Any, tmp_path: Path) -> None:
@@ -43,7 +44,7 @@ def test_lists_of_samples_take_one_line_and_names_stay_as_they_are(made: Any, tm
         ("\udcff", r"is damaged: .*can't decode byte 0xff.*; write it anew"),
         ("[1, 2]", "is not a benchmark's result"),
         ('{"cpu": "x"}', "is not a benchmark's result"),
-        ('{"schema": "compress-benchmark", "version": 1}', "has schema version 1, this program reads version 3; write it anew"),
+        ('{"schema": "compress-benchmark", "version": 1}', "has schema version 1, this program reads version 4; write it anew"),
         ('{"schema": "compress-benchmark", "version": 3}', "is damaged: .*missing required field `?created`?; write it anew"),
     ],
 )
@@ -166,3 +167,19 @@ def test_answers_that_are_none_are_refused(
     with pytest.raises(BenchmarkError, match=rf"is damaged: {message}; write it anew with `compress benchmark`") as caught:
         read_results(path)
     assert "\n" not in str(caught.value)
+
+
+def test_a_result_from_before_bounds_were_kept_is_read_without_them(made: Any, tmp_path: Path) -> None:
+    path, finalist = tmp_path / "benchmark.json", Finalist(what="int8", ratio=0.5, low=0.4, high=0.6, drop=0.1, size=9, bound=0.2)
+    facts = {"choice": Choice(verdict="take it", tried=7, finalists=(finalist,))}
+    write_results(made.result(made.one("fp32"), made.one("int8", facts=facts)), path)
+    kept = read_results(path).measurements[1].choice
+    assert kept is not None and kept.finalists == (finalist,)
+    raw = json.loads(path.read_text()) | {"version": 3}
+    del raw["measurements"][1]["facts"]["choice"]["finalists"][0]["bound"]
+    path.write_text(json.dumps(raw))
+    kept = read_results(path).measurements[1].choice
+    assert kept is not None and kept.finalists == (dataclasses.replace(finalist, bound=None),)
+    path.write_text(json.dumps(raw | {"measurements": [{"facts": {"choice": {"finalists": [7]}}}, 7]}))
+    with pytest.raises(BenchmarkError, match="is damaged: "):
+        read_results(path)
