@@ -2,15 +2,17 @@
 # make test      the tests
 # make check     ruff, mypy, and the tests with warnings as errors; this is what CI runs
 # make gpu       on a machine with a GPU: the tests that need one, and both networks trained, exported and measured on it
+# make fuzz      20,000 changed files for each reader; INPUTS=100000 for more; not in CI, which tries 150 of each
 # make mutants   which changes to the modules that decide the tests do not notice; MODULE=benchmarks/statistics.py for one; not in CI
 PYTHON ?= python3
 BIN := .venv/bin
 SHELL := /bin/bash
 
-.PHONY: run test check types lint gpu mutants clean
+.PHONY: run test check types lint gpu mutants fuzz clean
 
+# One thread: on images this small a second one only waits for the first.
 run: .venv/installed
-	$(BIN)/python -m compress run --recipe k49-digits
+	OMP_NUM_THREADS=1 $(BIN)/python -m compress run --recipe k49-digits
 
 test: .venv/installed
 	$(BIN)/python -m pytest
@@ -50,6 +52,11 @@ mutants: .venv/mutants
 .venv/mutants: .venv/installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[mutants]'
 	touch $@
+
+# Inputs that were never tried before, so many for each reader: 20,000 take some twenty minutes on one core. Those that fail are kept.
+INPUTS ?= 20000
+fuzz: .venv/installed
+	OMP_NUM_THREADS=1 FUZZ_EXAMPLES=$(INPUTS) $(BIN)/python -m pytest tests/fuzz
 
 clean:
 	rm -rf .venv build src/*.egg-info

@@ -10,6 +10,7 @@ settings out of range.
 
 from __future__ import annotations
 
+import os
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -169,16 +170,27 @@ def _time(pairs: Pairs, launch: int, config: BenchmarkConfig, generator: np.rand
         if answer is not None:
             record.warmup.append(answer[0])
             record.unsteady += not answer[1]
+    cores = cores_for(config.threads)
     for turn in range(config.rounds):
+        # A core whose hardware another machine uses too is slower by half for seconds: so is a whole round then, and its ratios are not.
+        core = cores[(launch * config.rounds + turn) % len(cores)] if cores else None
         for number in generator.permutation(len(pairs)):
             worker, record = pairs[number]
-            answer = worker.ask("time", (launch * config.rounds + turn) * config.samples, config.samples)
+            answer = worker.ask("time", (launch * config.rounds + turn) * config.samples, config.samples, core)
             if answer is not None:
                 record.warmup.append(answer[0])
                 record.samples.append(answer[1])
                 record.turns.append(answer[2])
         if progress:
             progress("rounds", launch * config.rounds + turn + 1, max(config.launches, launch + 1) * config.rounds)
+
+
+def cores_for(threads: int) -> list[int]:
+    """The cores of which each round takes the next one, the same for all candidates; none where that is left to the system.
+
+    That is with several threads, and where a process cannot choose its core (Windows, macOS).
+    """
+    return sorted(os.sched_getaffinity(0)) if threads == 1 and hasattr(os, "sched_setaffinity") else []
 
 
 def _look_around(pairs: Pairs, launch: int, config: BenchmarkConfig, generator: np.random.Generator, progress: Progress | None) -> None:

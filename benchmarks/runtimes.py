@@ -31,7 +31,7 @@ from typing import Any
 
 import numpy as np
 
-from .errors import BenchmarkError
+from .errors import BenchmarkError, refuse_odd_name
 
 Predict = Callable[[np.ndarray], np.ndarray]
 OnDevice = Callable[[np.ndarray, int], np.ndarray]
@@ -143,6 +143,7 @@ def open_model(candidate: Candidate, shape: tuple[int, int, int], classes: int, 
     Raises:
         BenchmarkError: as the module says. Errors of the runtime itself, e.g. on a truncated file, pass through.
     """
+    refuse_odd_name(candidate.path)
     if not candidate.path.exists():
         raise BenchmarkError(f"path (={candidate.path}) does not exist; export the model first")
     import_runtime(candidate)

@@ -218,8 +218,16 @@ def as_csv(results: Sequence[Result]) -> str:
     text = io.StringIO()
     writer = csv.DictWriter(text, fieldnames=list(lines[0]), lineterminator="\n")
     writer.writeheader()
-    writer.writerows(lines)
+    writer.writerows({name: no_formula(value) for name, value in line.items()} for line in lines)
     return text.getvalue()
+
+
+def no_formula(value: Any) -> Any:
+    """A cell of a CSV file: a text that a spreadsheet would compute, such as the class ``=1+1``, begins with an apostrophe.
+
+    Source: OWASP, "CSV Injection".
+    """
+    return f"'{value}" if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r")) else value
 
 
 def as_json(result: Result, verdict: Verdict | None = None) -> dict[str, Any]:

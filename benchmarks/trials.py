@@ -256,7 +256,9 @@ def run_trials(trials: int, model: Path | None, folder: Path, launches: int, tru
         make_model(source)
     shape_of(source)  # refuses a wrong file before anything is made of it
     slowed, products = calibrate(source, folder, config)
-    long = benchmark({"model": source, "slowed": slowed}, dataclasses.replace(config, launches=truth_launches, seed=10_000))
+    long = benchmark(
+        {"model": source, "slowed": slowed}, dataclasses.replace(config, launches=truth_launches, rounds=4 * config.rounds, seed=10_000)
+    )
     latency, truth = long.measurements[0].latency, long.measurements[1].speedup
     assert latency is not None and truth is not None, "both were measured"
     about: dict[str, Any] = {

@@ -13,6 +13,8 @@ import os
 import re
 import signal
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -87,8 +89,9 @@ class Worker:
         self._process.join()
         code = self._process.exitcode or 0
         log = self._log.read_text(errors="replace") if self._log.exists() else ""
-        ended = f"the process ended by {signal.Signals(-code).name}" if code < 0 else f"the process ended with exit code {code}"
-        self.reason = reason_in(log) or ended + (", perhaps for want of memory" if code == -signal.SIGKILL else "")
+        by = signal.Signals(-code).name if code < 0 else ""
+        ended = f"the process ended by {by}" if by else f"the process ended with exit code {code}"
+        self.reason = reason_in(log) or ended + (", perhaps for want of memory" if by == "SIGKILL" else "")
 
 
 def reason_in(log: str) -> str:
@@ -157,12 +160,16 @@ class Session:
         """All samples, int64 nanoseconds, and whether calls became steady."""
         return warm_up(self._predict, self._inputs)
 
-    def time(self, first: int, calls: int) -> tuple[np.ndarray, np.ndarray, Turn]:
-        """A few untimed calls, then `calls` timed ones, int64 nanoseconds each, and what the system said meanwhile.
+    def time(self, first: int, calls: int, core: int | None = None) -> tuple[np.ndarray, np.ndarray, Turn]:
+        """A few untimed calls, then `calls` timed ones, int64 nanoseconds each, and what the system said meanwhile; all on one `core`.
 
         A session keeps for its life the luck of where its memory lies, so each turn has one of its own, where opening it takes no longer
         than the turn; the old one goes when the new one is there, as the new one would get its place otherwise.
         """
+        with on_core(core):
+            return self._turn(first, calls)
+
+    def _turn(self, first: int, calls: int) -> tuple[np.ndarray, np.ndarray, Turn]:
         if self._candidate.decides and self._load_ns < MOST_OPENING_NS:
             self._model = open_model(self._candidate, self._shape, self._classes, self._threads)
         if self._candidate.device == "cuda":
@@ -201,6 +208,20 @@ class Session:
     def _predict(self) -> Predict:
         assert self._model is not None, "open comes first"
         return self._model.predict
+
+
+@contextmanager
+def on_core(core: int | None) -> Iterator[None]:
+    """Keep this thread on one core of those it may use; None leaves it where it is."""
+    if core is None:
+        yield
+        return
+    allowed = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {core})
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, allowed)
 
 
 def time_calls(predict: Predict, inputs: list[np.ndarray], first: int, calls: int) -> np.ndarray:

@@ -14,6 +14,7 @@ The last three do not derive from the first because their packages stand alone; 
 
 import difflib
 import os
+import unicodedata
 from collections.abc import Iterable
 from typing import Any
 
@@ -67,6 +68,12 @@ def refuse_torchrun(told: str) -> None:
     """Raise CompressError where torchrun started several processes of something that one alone may do."""
     if processes() != 1:
         raise CompressError(told)
+
+
+def neutral(text: str) -> str:
+    """Text that may hold names from outside as a terminal may show it: control characters and halves of surrogate pairs as escapes."""
+    plain = (one.isprintable() or one == "\n" or unicodedata.category(one) == "Zs" for one in text)
+    return "".join(one if fine else one.encode("unicode_escape").decode() for one, fine in zip(text, plain, strict=True))
 
 
 def shown(value: object, most: int = 80) -> str:

@@ -20,6 +20,7 @@ Cohen et al. 2017, arXiv:1702.05373 (EMNIST).
 import difflib
 import hashlib
 import re
+import unicodedata
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -303,6 +304,8 @@ def _read_image_folder(folder: Path, shape: tuple[int, int, int], progress: Prog
 
 def _subfolders(folder: Path) -> tuple[str, ...]:
     names = tuple(sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")))
+    if odd := [name for name in names if any(unicodedata.category(letter) in ("Cc", "Cs") for letter in name)]:
+        raise TrainError(f"{folder} has a class called {odd[0]!a}, which is no text to print; give its folder another name")
     if not names:
         raise TrainError(f"{folder} has no class folders (nor *-imgs.npz or *-idx3-ubyte files); put the images into one folder per class")
     return names

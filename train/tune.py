@@ -45,10 +45,10 @@ class Hopeless(Exception):
 
 @dataclass(frozen=True, kw_only=True)
 class TuneConfig:
-    """``trials``: finished ones in the study, whoever ran them. ``timeout``: no trial starts after so many minutes."""
+    """``trials``: finished ones in the study, whoever ran them. ``time_limit``: no trial starts after so many seconds."""
 
     trials: Annotated[int, Meta(ge=1, description="40 is the default")] = 40
-    timeout: Annotated[float, Meta(gt=0, description="minutes, leave it out for no limit")] | None = None
+    time_limit: Annotated[float, Meta(gt=0, description="seconds, leave it out for no limit")] | None = None
     seed: int = 0
 
 
@@ -147,7 +147,7 @@ def tune(
         study = _join(storage, name, identity, config.seed, fresh)
         check_study(study, space)
         started = time.monotonic()
-        while _open_places(study, config) > 0 and (config.timeout is None or time.monotonic() - started < 60 * config.timeout):
+        while _open_places(study, config) > 0 and (config.time_limit is None or time.monotonic() - started < config.time_limit):
             trial = study.ask()
             if _place(study, trial.number) >= config.trials:  # another worker was quicker
                 _give_back(study, trial.number)

@@ -62,7 +62,7 @@ class TrainOptions(ResumeOptions, total=False):
 
 class TuneOptions(TypedDict, total=False):
     trials: Annotated[int, "Finished trials in the study, by whichever worker.  [default: 40]"]
-    timeout: Annotated[float, "No trial starts after so many minutes."]
+    time_limit: Annotated[Time, "No trial starts after so long; the best so far is the answer: 90s, 5m, 1h."]
     storage: Annotated[str, "Journal file, or a database for Optuna, as a URL.  [default: runs/MODEL/tune/STUDY.journal]"]
     study: Annotated[str, "Name of the study, and of the folder of its results.  [default: the name of the data]"]
     space: Annotated[File, "TOML of what to tune.  [default: the one built in for the model]"]

@@ -126,10 +126,12 @@ def read_kept(path: Path, cls: type[T], say: Callable[[str], None]) -> T | None:
 
 def write_csv(path: Path, rows: Sequence[Mapping[str, Any]], names: Sequence[str] = ()) -> None:
     """Write rows as a table with a header, whole or not at all: their entries ``names``, or all of the first's."""
+    from ..benchmarks.tables import no_formula
+
     text = io.StringIO()
     writer = csv.DictWriter(text, names or list(rows[0]), extrasaction="ignore" if names else "raise")
     writer.writeheader()
-    writer.writerows(rows)
+    writer.writerows({name: no_formula(value) for name, value in row.items()} for row in rows)
     write_whole(path, text.getvalue().encode())
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ..errors import CompressError
+from ..errors import CompressError, neutral
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -24,7 +24,7 @@ QUIET_SECONDS = 10.0  # between two plain lines
 def tell(text: str) -> None:
     """Print a result; raises CompressError where nobody takes it."""
     try:
-        click.echo(text)
+        click.echo(neutral(text))
     except OSError as error:
         raise CompressError(f"stdout: {error.strerror}; what was made is kept") from error
 
@@ -43,7 +43,8 @@ class Terminal:
         from rich.console import Console
         from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-        columns = (BarColumn(24), TaskProgressColumn(), TimeElapsedColumn(), TimeRemainingColumn(), TextColumn("{task.description}"))
+        words = TextColumn("{task.description}", markup=False)
+        columns = (BarColumn(24), TaskProgressColumn(), TimeElapsedColumn(), TimeRemainingColumn(), words)
         return Progress(*columns, console=Console(stderr=True), transient=True)
 
     def say(self, text: str) -> None:
@@ -54,7 +55,7 @@ class Terminal:
     def progress(self, label: str, done: int, total: int) -> None:
         if self._silent:
             return
-        now = time.monotonic()
+        now, label = time.monotonic(), neutral(label)
         if not self._open:
             self._open, self._began, self._spoke = True, now, now
             if self._watched:
@@ -71,7 +72,7 @@ class Terminal:
 
     def _echo(self, text: str) -> None:
         with suppress(OSError):  # whom it is told went away; the work is worth as much
-            click.echo(text, err=True)
+            click.echo(neutral(text), err=True)
 
     def close(self) -> None:
         """Take the bar away, and give the cursor back."""

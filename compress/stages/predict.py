@@ -17,6 +17,7 @@ from ..artifacts.artifact import Artifact, Classes, InputSpec
 from ..artifacts.context import Context
 from ..artifacts.project import find_parent
 from ..artifacts.records import parse_record
+from ..benchmarks.errors import refuse_odd_name
 from ..benchmarks.runtimes import Candidate, open_model
 from ..errors import CompressError, onnxruntime_errors
 from ..plots.predictions import Prediction, draw_grid
@@ -136,6 +137,7 @@ def _metadata(path: Path) -> dict[str, str]:
 
     if not path.is_file():
         raise CompressError(f"onnx (={path}): there is no such file")
+    refuse_odd_name(path)
     try:
         session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     except onnxruntime_errors() as error:

@@ -34,6 +34,7 @@ from ..errors import CompressError
 from ..train.data_set import Part
 from ..train.split import stratified_sample
 from .finetune import batch_losses
+from .remove_channels import out_of_reach
 from .sensitivity import loss_curves
 
 if TYPE_CHECKING:
@@ -252,11 +253,7 @@ class Cutter:
             return reaching
         best = min(worst, key=lambda multiple: worst[multiple])
         _, name, least = worst[best]
-        rounded = f" in multiples of {best}" if best > 1 else ""
-        raise CompressError(
-            f"{name} (={limits[name]:.4g}x) cannot be reached: with every channel group at its floor (={self.config.floor}){rounded} "
-            f"{math.ceil(1000 * least) / 1000}x is left; ask for that, lower the floor, or leave modules out (--bypass auto)"
-        )
+        raise out_of_reach(name, limits[name], least, self.config.floor, best)
 
     def _cut(self, keep: Kept) -> nn.Module:
         return remove_channels(self.network, self.groups, keep)

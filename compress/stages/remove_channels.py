@@ -13,6 +13,7 @@ Refused: a goal that the floors put out of reach (the nearest one is named), a n
 from __future__ import annotations
 
 import dataclasses
+import math
 import tempfile
 import time
 from collections.abc import Mapping
@@ -33,6 +34,8 @@ from ..train.settings import FitConfig
 from .sensitivity import spare_modules
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from ..artifacts.cost import Clock
     from ..channels.groups import Groups
 
@@ -158,6 +161,49 @@ def remove_in_steps(
         for number, step in enumerate(steps, 1):
             parent = _step(job, parent, step, out if number == len(steps) else None)
     return parent
+
+
+def refuse_unreachable(project: Project, network: nn.Module, config: RemoveConfig) -> None:
+    """Raise CompressError where the floors keep ``network``, which need not be trained yet, from a goal in MACs or size.
+
+    Nothing is said of latency, which has to be measured, nor where modules are left out by trial (bypass "auto").
+    """
+    limits = {name: limit for name, limit in config.limits.items() if name != "max_latency"}
+    if not limits or AUTO in config.bypass:
+        return
+    import torch
+
+    from ..artifacts.cost import MULTIPLES, count_cost
+    from ..channels.bypass import bypass, bypassable, matching
+    from ..channels.choose import Choice, at_floor, macs_after, size_after
+    from ..channels.find import channel_groups
+    from .removal_plan import example_of
+
+    example = example_of(project)
+    whole = count_cost(network, example)
+    if config.bypass:
+        bypass(network, tuple(matching(bypassable(network, example), config.bypass)))
+    groups = channel_groups(network, example)
+    equal = {group.name: torch.zeros(group.width) for group in groups}
+    fixed = count_cost(network, example).macs - macs_after(groups, {group.name: tuple(range(group.width)) for group in groups})
+    missed: dict[int, tuple[float, str, float]] = {}
+    for multiple in [config.round_to] if config.round_to else MULTIPLES:
+        floor = at_floor(groups, equal, Choice(round_to=multiple, floor=config.floor))
+        left = {"max_macs": (macs_after(groups, floor) + fixed) / whole.macs, "max_size": size_after(network, groups, floor) / whole.params}
+        missed[multiple] = max((left[name] / limit, name, left[name]) for name, limit in limits.items())
+    best = min(missed, key=lambda multiple: missed[multiple])
+    times, name, least = missed[best]
+    if times > 1:
+        raise out_of_reach(name, limits[name], least, config.floor, best)
+
+
+def out_of_reach(name: str, limit: float, least: float, floor: float, multiple: int) -> CompressError:
+    """What to say of a goal that is missed although every group is at its floor."""
+    rounded = f" in multiples of {multiple}" if multiple > 1 else ""
+    return CompressError(
+        f"{name} (={limit:.4g}x) cannot be reached: with every channel group at its floor (={floor}){rounded} "
+        f"{math.ceil(1000 * least) / 1000}x is left; ask for that, lower the floor, or leave modules out (--bypass auto)"
+    )
 
 
 def groups_of(project: Project, parent: Artifact) -> Groups:

@@ -6,6 +6,7 @@ quantized. A stage whose artifact is there already is not run again, and a train
 kill finishes from what is there.
 """
 
+import importlib.util
 from collections.abc import Mapping
 from inspect import cleandoc
 from typing import Any
@@ -14,7 +15,7 @@ import msgspec
 from msgspec import UNSET, UnsetType
 
 from ..artifacts.context import Context
-from ..artifacts.project import TRAINED_STAGES
+from ..artifacts.project import TRAINED_STAGES, Project, is_made, place_of
 from ..artifacts.recipe import Recipe, Tutoring, training_config
 from ..benchmarks.run import BenchmarkConfig
 from ..benchmarks.verdict import Limits
@@ -24,10 +25,10 @@ from .export import ExportConfig, export
 from .import_network import start_of
 from .prune import PruneConfig, prune
 from .quantize import QuantizeConfig, quantize
-from .remove_channels import RemoveConfig, remove_in_steps
+from .remove_channels import RemoveConfig, refuse_unreachable, remove_in_steps
 from .report import Outcome, report
 from .sensitivity import SensitivityConfig
-from .train import train
+from .train import train, training_key
 
 # The tables of a recipe, each with the settings that it holds.
 SETTINGS: Mapping[str, type] = {
@@ -46,7 +47,9 @@ SETTINGS: Mapping[str, type] = {
 
 def run_all(context: Context, recipe: Recipe, measuring: Mapping[str, Any], limits: Mapping[str, Any]) -> Outcome:
     """Run everything; ``measuring`` and ``limits`` are what the caller says of benchmark and report."""
-    # Every setting is checked before the first minute is spent.
+    # Every setting is checked before the first minute is spent, and what the last minutes need.
+    if missing := [name for name in ("onnx", "onnxscript", "matplotlib", "jinja2") if importlib.util.find_spec(name) is None]:
+        raise ModuleNotFoundError(f"No module named {missing[0]!r}", name=missing[0])
     pruning = recipe.stage(PruneConfig, "prune")
     removing = recipe.stage(RemoveConfig, "remove-channels") if recipe.table("remove-channels") else None
     if removing is not None:
@@ -66,6 +69,8 @@ def run_all(context: Context, recipe: Recipe, measuring: Mapping[str, Any], limi
         project, _, root = start_of(context, TRAINED_STAGES)
     else:
         project = context.project(recipe)
+        if removing is not None:
+            _refuse_unreachable(project, tutoring.training, removing)
         trained = train(project, tutoring.training)
         assert trained is not None, "only processes that torchrun started get none, and they do not run this"
         root = trained
@@ -79,6 +84,14 @@ def run_all(context: Context, recipe: Recipe, measuring: Mapping[str, Any], limi
     graphs = list({graph.content: graph for graph in (dense, sparse, *small, *quantized)}.values())
     measured = benchmark(project, candidates_of([*graphs, root], context.device), benchmarking, root)
     return report([measured.payload], project.folder / "report", {**recipe.table("report"), **limits})
+
+
+def _refuse_unreachable(project: Project, training: FitConfig, removing: RemoveConfig) -> None:
+    """Before minutes of training, unless they are over already."""
+    if not is_made(project, place_of(project, "train", training_key(project, training), None)):
+        from .finetune import new_network
+
+        refuse_unreachable(project, new_network(project, training.seed), removing)
 
 
 def recipe_schema() -> dict[str, Any]:

@@ -19,8 +19,7 @@ def train(project: Project, config: FitConfig, out: Path | None = None, start: A
 
     Processes that torchrun started train it together. Only the first of them reads and writes artifacts; the others get None.
     """
-    begun = {} if start is None else {"start": start.content}
-    key = stage_key("train", config, data=data_identity(project), **network_identity(project), **begun)
+    key = training_key(project, config, start)
     if processes() == 1:
         return _train(project, config, key, out, start, bool)
     processes(("RANK", "LOCAL_RANK", "MASTER_PORT"))
@@ -38,6 +37,11 @@ def train(project: Project, config: FitConfig, out: Path | None = None, start: A
             with tempfile.TemporaryDirectory() as folder:
                 _fit(project, New(stage="train", key=key, folder=Path(folder), wanted=True), config, _network(project, config, start))
         return None
+
+
+def training_key(project: Project, config: FitConfig, start: Artifact | None = None) -> str:
+    begun = {} if start is None else {"start": start.content}
+    return stage_key("train", config, data=data_identity(project), **network_identity(project), **begun)
 
 
 def _train(

@@ -17,7 +17,7 @@ from ..artifacts.cost import count_cost
 from ..artifacts.model_reference import ModelReference
 from ..artifacts.project import Project, data_identity, network_identity
 from ..artifacts.recipe import RECIPES, Recipe, training_config
-from ..artifacts.records import read_toml, write_csv
+from ..artifacts.records import read_toml, seconds_of, write_csv
 from ..errors import CompressError, NetworkError
 from ..files import write_whole
 from ..models.emnist import EmnistConfig
@@ -42,11 +42,11 @@ class Tuning:
 
     ``epochs``: of each trial, instead of the recipe's. ``fraction`` of the training images, drawn evenly from the classes. ``max_params``
     and ``max_macs``: a larger network is given up before it is trained. ``storage``: a URL or a file; ``study``: its name there and of
-    the folder of results; ``space``: a TOML file.
+    the folder of results; ``space``: a TOML file. ``time_limit``: "90s", "5m", "1h" or seconds, after which no trial starts.
     """
 
     trials: Annotated[int, Meta(ge=1, description="40 is the default")] = 40
-    timeout: Annotated[float, Meta(gt=0, description="minutes, leave it out for no limit")] | None = None
+    time_limit: str | float | None = None
     epochs: Annotated[int, Meta(ge=1)] | None = None
     fraction: Annotated[float, Meta(gt=0, le=1, description="0.25 trains on a quarter of the training images")] = 1.0
     max_params: Annotated[int, Meta(ge=1, description="leave it out for no limit")] | None = None
@@ -56,6 +56,8 @@ class Tuning:
     space: Path | None = None
 
     def __post_init__(self) -> None:
+        if self.time_limit is not None:
+            seconds_of(self.time_limit, "time_limit")
         if self.study is not None and not re.fullmatch(r"\w[\w.-]*", self.study):
             raise CompressError(f"study (={self.study}) must be letters, digits, -, _ and dots, as it names a folder; k49-small fits")
 
@@ -138,7 +140,8 @@ def tune_project(project: Project, recipe: Recipe, tuning: Tuning) -> Tuned:
     choose_device(project.device)
     study = tuning.study or re.sub(r"[^\w.-]+", "-", project.data.name).lstrip("-.") or "study"
     storage = tuning.storage or str(project.folder / "tune" / f"{study}.journal")
-    config = TuneConfig(trials=tuning.trials, timeout=tuning.timeout, seed=recipe.seed)
+    limit = None if tuning.time_limit is None else seconds_of(tuning.time_limit, "time_limit")
+    config = TuneConfig(trials=tuning.trials, time_limit=limit, seed=recipe.seed)
 
     def told(trial: Trial, summary: Summary) -> None:
         result = f"{100 * trial.score:.2f}%" if trial.state == "complete" and trial.score is not None else f"given up: {trial.reason}"

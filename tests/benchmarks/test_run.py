@@ -10,7 +10,8 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -343,3 +344,26 @@ def test_every_turn_has_a_session_of_its_own(pixel_model: Make, monkeypatch: pyt
     monkeypatch.setattr(worker, "MOST_OPENING_NS", 0)
     session.time(0, 2)
     assert len(opened) == 3, "a file that takes long to open is opened once"
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="a process cannot choose its core here")
+def test_all_candidates_of_a_round_run_on_one_core_and_the_next_round_on_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A core that is slower for a while makes a round slower, and no candidate of it slower than another."""
+    asked: list[tuple[int, int | None]] = []
+
+    class Fake:
+        def __init__(self, name: int) -> None:
+            self.name = name
+
+        def ask(self, command: str, *arguments: object) -> None:
+            if command == "time":
+                asked.append((self.name, arguments[2]))  # type: ignore[arg-type]
+
+    pairs: Any = [(Fake(number), SimpleNamespace(warmup=[], samples=[], turns=[], unsteady=0)) for number in range(3)]
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {5, 2})
+    config, generator = BenchmarkConfig(rounds=3), np.random.default_rng(0)
+    for launch in range(2):
+        run._time(pairs, launch, config, generator, None)
+    assert [core for _, core in asked] == [core for core in (2, 5, 2, 5, 2, 5) for _ in range(3)]
+    assert all({name for name, _ in asked[at : at + 3]} == {0, 1, 2} for at in range(0, len(asked), 3))
+    assert run.cores_for(2) == []

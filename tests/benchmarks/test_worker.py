@@ -1,10 +1,11 @@
+import os
 import time
 
 import numpy as np
 import pytest
 
 from compress.benchmarks import worker
-from compress.benchmarks.worker import reason_in, time_calls, warm_up
+from compress.benchmarks.worker import on_core, reason_in, time_calls, warm_up
 
 
 @pytest.mark.parametrize(
@@ -52,3 +53,16 @@ def test_warm_up_ends_once_a_block_gains_less_than_two_percent(
     monkeypatch.setattr(worker, "time_calls", lambda predict, inputs, first, calls: np.full(calls, next(given)))
     samples, became_steady = warm_up(lambda images: images, [])
     assert (len(samples), became_steady) == (3 + 3 * blocks, steady)
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="a process cannot choose its core here")
+def test_a_turn_stays_on_its_core_and_leaves_the_thread_free_again() -> None:
+    before = os.sched_getaffinity(0)
+    with on_core(min(before)):
+        assert os.sched_getaffinity(0) == {min(before)}
+    assert os.sched_getaffinity(0) == before
+    with pytest.raises(ZeroDivisionError), on_core(max(before)):
+        raise ZeroDivisionError
+    with on_core(None):
+        assert os.sched_getaffinity(0) == before
+    assert os.sched_getaffinity(0) == before

@@ -2,6 +2,7 @@
 
 import gzip
 import hashlib
+import os
 import subprocess
 import sys
 import types
@@ -368,3 +369,11 @@ def test_reading_arrays_loads_neither_torch_nor_pillow_nor_scikit_learn(tmp_path
     )
     done = subprocess.run([sys.executable, "-c", code, str(write_npz(tmp_path))], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.skipif(os.name == "nt", reason="names are Unicode there")
+@pytest.mark.parametrize("name", [b"\xff\xfe", b"cat\x1b[31m", b"a\nb"])
+def test_a_class_whose_name_is_no_text_is_refused_when_it_is_read(name: bytes, tmp_path: Path) -> None:
+    os.mkdir(os.path.join(os.fsencode(tmp_path), name))  # noqa: PTH102, PTH118 - bytes
+    with pytest.raises(TrainError, match=r"has a class called '.*\\.*', which is no text to print; give its folder another name"):
+        load_data(str(tmp_path), shape=(1, 4, 4))

@@ -223,9 +223,9 @@ def test_a_worker_whose_trial_was_taken_over_drops_its_result(tmp_path: Path) ->
     assert [trial.number for trial in search(where, 2, overtaken).trials] == [1, 2]
 
 
-def test_no_trial_starts_after_the_timeout(tmp_path: Path) -> None:
+def test_no_trial_starts_after_the_time_limit(tmp_path: Path) -> None:
     with opened(str(tmp_path / "study.journal")) as storage:
-        summary = tune(objective, SPACE, TuneConfig(trials=9, timeout=1e-9), storage, "study", {})
+        summary = tune(objective, SPACE, TuneConfig(trials=9, time_limit=1e-9), storage, "study", {})
     assert summary.trials == ()
     assert summary.best is None
 

@@ -42,7 +42,6 @@ REFUSED: list[tuple[type, str, Any, str]] = [
     (DistilConfig, "temperature", 0.0, "must be a positive number"),
     (DistilConfig, "features", -1.0, "must be at least 0"),
     (Tuning, "trials", 0, "must be at least 1; 40 is the default"),
-    (Tuning, "timeout", 0, "must be a positive number; minutes, leave it out for no limit"),
     (Tuning, "fraction", 0.0, "must lie in (0, 1]; 0.25 trains on a quarter of the training images"),
     (Tuning, "max_params", 0, "must be at least 1; leave it out for no limit"),
     (BenchmarkConfig, "samples", 0, "must be at least 1"),

@@ -135,7 +135,7 @@ def test_options_of_a_users_factory_can_be_tuned(tmp_path: Path, monkeypatch: py
     ("text", "arguments", "line"),
     [
         ("", ["--trials", "0"], "trials (=0) must be at least 1; 40 is the default"),
-        ("", ["--timeout", "-1"], "timeout (=-1.0) must be a positive number; minutes, leave it out for no limit"),
+        ("", ["--time-limit", "soon"], "time_limit (=soon) must be a time above 0, such as 90s, 5m or 1h"),
         ("", ["--fraction", "0"], "fraction (=0.0) must lie in (0, 1]"),
         ("", ["--epochs", "0"], "epochs (=0) must be at least 1"),
         ("", ["--max-params", "0"], "max_params (=0) must be at least 1"),
