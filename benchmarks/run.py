@@ -14,7 +14,7 @@ import os
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -186,11 +186,23 @@ def _time(pairs: Pairs, launch: int, config: BenchmarkConfig, generator: np.rand
 
 
 def cores_for(threads: int) -> list[int]:
-    """The cores of which each round takes the next one, the same for all candidates; none where that is left to the system.
+    """The cores of which each round takes the next one, the same for all candidates: of big and little ones the big.
 
-    That is with several threads, and where a process cannot choose its core (Windows, macOS).
+    None where it is left to the system: with several threads, and where a process cannot choose its core (Windows, macOS).
     """
-    return sorted(os.sched_getaffinity(0)) if threads == 1 and hasattr(os, "sched_setaffinity") else []
+    if threads > 1 or not hasattr(os, "sched_setaffinity"):
+        return []
+    strength = {core: _strength(core) for core in sorted(os.sched_getaffinity(0))}
+    return [core for core, one in strength.items() if one == max(strength.values())]
+
+
+def _strength(core: int) -> int:
+    """What Linux says of a core's speed beside that of the others, in its units; 0 where it says nothing."""
+    about = Path("/sys/devices/system/cpu", f"cpu{core}")
+    for name in ("cpu_capacity", "cpufreq/cpuinfo_max_freq"):
+        with suppress(OSError, ValueError):
+            return int((about / name).read_text())
+    return 0
 
 
 def _look_around(pairs: Pairs, launch: int, config: BenchmarkConfig, generator: np.random.Generator, progress: Progress | None) -> None:

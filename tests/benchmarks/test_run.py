@@ -367,3 +367,10 @@ def test_all_candidates_of_a_round_run_on_one_core_and_the_next_round_on_the_nex
     assert [core for _, core in asked] == [core for core in (2, 5, 2, 5, 2, 5) for _ in range(3)]
     assert all({name for name, _ in asked[at : at + 3]} == {0, 1, 2} for at in range(0, len(asked), 3))
     assert run.cores_for(2) == []
+    monkeypatch.setattr(run, "_strength", {2: 446, 5: 1024}.__getitem__)
+    assert run.cores_for(1) == [5], "not the little one"
+
+
+def test_what_the_system_says_of_a_core_is_read_or_nothing() -> None:
+    assert run._strength(0) >= 0
+    assert run._strength(10**6) == 0
