@@ -9,6 +9,7 @@ Refused with one line: a file that is no journal, a database that cannot be open
 """
 
 import re
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,12 +20,13 @@ import optuna
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 from optuna.study import Study
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import IntegrityError, OperationalError, ProgrammingError, SQLAlchemyError
 
 from .errors import TrainError
 from .space import Choices, Space
 from .workers import Worker
 
+STARTS = 50  # a tenth of a second apart
 # RuntimeError: tables of another version of Optuna. ImportError: the driver of the database is not installed.
 _FAILURES = (SQLAlchemyError, optuna.exceptions.StorageInternalError, RuntimeError, ImportError)
 
@@ -59,7 +61,7 @@ def opened(where: str) -> Iterator[BaseStorage]:
     try:
         # Workers wait for each other's transactions; SQLite's own patience is 5 s.
         arguments = {"connect_args": {"timeout": 60}} if where.startswith("sqlite") else {}
-        storage = RDBStorage(where, engine_kwargs=arguments)
+        storage = _database(where, arguments)
     except _FAILURES as error:
         raise TrainError(f"storage (={hidden}) cannot be opened: {_first_line(error)}; sqlite:///study.db is one in a file") from error
     try:
@@ -69,6 +71,18 @@ def opened(where: str) -> Iterator[BaseStorage]:
     finally:
         storage.remove_session()
         storage.engine.dispose()
+
+
+def _database(where: str, arguments: dict[str, Any]) -> RDBStorage:
+    """The database, whose tables are made where it is new; of workers that start together one makes each, and the others find it made."""
+    for left in range(STARTS, 0, -1):
+        try:
+            return RDBStorage(where, engine_kwargs=arguments)
+        except (OperationalError, ProgrammingError, IntegrityError) as error:
+            if left == 1 or not re.search("already exists|unique", str(error), re.IGNORECASE):
+                raise
+            time.sleep(0.1)
+    raise AssertionError("the last start returns or raises")
 
 
 def check_study(study: Study, space: Space) -> None:

@@ -156,7 +156,7 @@ class Context:
             return dataclasses.replace(artifact, manifest=dataclasses.replace(artifact.manifest, model=about))
         runs = self.runs.resolve()
         if not artifact.path.resolve().is_relative_to(runs) or model.file.is_relative_to(runs):
-            told = f"{artifact.path} comes from elsewhere, and its network is made by running {shown(model.file)}"
+            told = f"{artifact.path} comes from elsewhere, and its network is made by running {shown(model.named_file)}"
             raise ArtifactError(f"{told}; if you trust that file, name it: --model {shown(model.reference)}")
         return artifact
 

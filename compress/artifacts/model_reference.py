@@ -12,6 +12,7 @@ import itertools
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from importlib.machinery import all_suffixes
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -56,12 +57,17 @@ class ModelReference:
         return f"{Path(file).stem}-{factory}"
 
     @property
+    def named_file(self) -> Path:
+        """The user's file, whether it is there or not."""
+        return Path(self._split()[0]).resolve()
+
+    @property
     def file(self) -> Path:
         """The user's file, which must be there."""
-        file, _ = self._split()
-        if not Path(file).is_file():
-            raise NetworkError(f"model (={self.reference}): there is no file {file}; paths are taken from the current folder")
-        return Path(file).resolve()
+        if not self.named_file.is_file():
+            missing = self._split()[0]
+            raise NetworkError(f"model (={self.reference}): there is no file {missing}; paths are taken from the current folder")
+        return self.named_file
 
     def identity(self) -> dict[str, Any]:
         """What artifacts record: the reference, its options, and the hash of the user's files, so that an edit is noticed."""
@@ -116,7 +122,12 @@ def _users_files(file: Path) -> set[Path]:
 
 
 def _imported(file: Path, roots: tuple[Path, ...]) -> Iterator[Path]:
-    """The files below ``roots`` that Python finds for what ``file`` imports. ``from a.b import c``: a/__init__.py, a/b.py, a/b/c.py."""
+    """The files below ``roots`` that Python finds for what ``file`` imports, compiled ones too, which themselves import nothing we see.
+
+    ``from a.b import c``: a/__init__.py, a/b.py, a/b/c.py.
+    """
+    if file.suffix != ".py":
+        return
     try:
         tree = ast.parse(file.read_bytes())
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
@@ -132,4 +143,5 @@ def _imported(file: Path, roots: tuple[Path, ...]) -> Iterator[Path]:
         for name, base in itertools.product(names, bases):
             parts = name.split(".")
             modules = [base.joinpath(*parts[:depth]) for depth in range(1, len(parts) + 1)]
-            yield from (path for one in modules for path in (one.parent / f"{one.name}.py", one / "__init__.py") if path.is_file())
+            places = (place for one in modules for place in (one, one / "__init__"))
+            yield from (path for place in places for suffix in all_suffixes() if (path := place.with_name(place.name + suffix)).is_file())

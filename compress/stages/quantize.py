@@ -121,7 +121,8 @@ def quantize(
 
             new.metrics = dataclasses.replace(make_file(project, new, parent, config, tutoring, found), choice=chosen)
             new.facts = parent.manifest.facts
-    state_file(project, "quantize", key).unlink(missing_ok=True)
+    if new.wanted:  # else another process may be at it
+        state_file(project, "quantize", key).unlink(missing_ok=True)
     return new.artifact
 
 

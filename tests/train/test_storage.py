@@ -1,5 +1,8 @@
 """Where studies are kept: files that are no journals, databases that cannot be opened, lines that a kill cut short."""
 
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import optuna
@@ -107,3 +110,22 @@ def test_trials_that_say_something_of_another_type_are_named(attributes: dict[st
     study.add_trial(optuna.create_trial(value=0.5, params=params, distributions=distributions, user_attrs=attributes))
     with pytest.raises(TrainError, match=rf"study \(=s\) is damaged: .*{told}.*; take another --study"):
         check_study(study, {})
+
+
+def test_workers_that_start_together_on_a_new_database_all_get_it(tmp_path: Path) -> None:
+    for number in range(4):
+        gate = threading.Barrier(4)
+
+        def start(where: str, gate: threading.Barrier = gate) -> None:
+            gate.wait()
+            with opened(where) as storage:
+                storage.get_all_studies()
+
+        with ThreadPoolExecutor(4) as pool:
+            list(pool.map(start, [f"sqlite:///{tmp_path}/{number}.db"] * 4))
+
+
+def test_a_database_that_never_opens_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(time, "sleep", lambda _: pytest.fail("nothing was made by another worker"))
+    with pytest.raises(TrainError, match="unable to open database file"), opened(f"sqlite:///{tmp_path}/none/study.db"):
+        pass

@@ -54,6 +54,13 @@ def test_code_of_an_artifact_from_elsewhere_runs_only_where_its_file_is_named(ar
     assert Path("executed").exists()
 
 
+def test_a_network_whose_file_is_on_another_machine_is_told_how_to_name_it_here(trained: Path, run: Commands) -> None:
+    shutil.copytree(trained, "sent")
+    Path("net.py").unlink()
+    code, _, err = run("export-onnx", "--from", "sent")
+    assert code == 2 and "if you trust that file, name it: --model net.py:make" in err
+
+
 def test_a_file_that_is_named_must_be_the_one_that_it_was_trained_with(trained: Path, run: Commands) -> None:
     shutil.copytree(trained, "sent")
     Path("other.py").write_text(NET.format(more="# another"))
@@ -101,7 +108,7 @@ def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]
 
     def write(**sources: str) -> str:
         for name, source in sources.items():
-            path = Path(f"{name}.py")
+            path = Path(name if name.endswith(".so") else f"{name}.py")
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(source)
         made = ModelReference(reference="net.py:make").identity()["source"]
@@ -122,6 +129,7 @@ def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]
         ("def make():\n    from part import block", "part"),
         ("if True:\n    try:\n        import part as p\n    except ImportError: ...", "part"),
         ("from pack import other", "pack/deep"),
+        ("import fast", "fast.abi3.so"),
     ],
 )
 def test_the_hash_is_that_of_every_file_that_would_run(net: str, part: str, files: Callable[..., str]) -> None:
