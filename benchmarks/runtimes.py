@@ -238,9 +238,12 @@ def _open_onnx(
     candidate: Candidate, shape: tuple[int, int, int], threads: int
 ) -> tuple[Predict, Predict | None, Callable[[], None] | None, tuple[str, ...], OnDevice | None]:
     session = onnx_session(candidate, threads)
-    inputs = [(one.name, one.shape, one.type) for one in session.get_inputs()]
+    try:
+        inputs, outputs = [(one.name, one.shape, one.type) for one in session.get_inputs()], [one.name for one in session.get_outputs()]
+    except UnicodeDecodeError as error:
+        raise BenchmarkError("an input or output has a name that is no UTF-8") from error
     batch, scale = _check_input(inputs, shape)
-    name, outputs = inputs[0][0], [one.name for one in session.get_outputs()]
+    name = inputs[0][0]
 
     def giving(output: str) -> Predict:
         return _adapt(lambda images: session.run([output], {name: images})[0], batch, scale)

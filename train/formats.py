@@ -23,11 +23,14 @@ import zipfile
 import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import IO
+from typing import IO, TYPE_CHECKING
 
 import numpy as np
 
 from .errors import TrainError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image as Picture
 
 MAX_BYTES = 8 << 30
 IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
@@ -35,6 +38,7 @@ IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif
 _IMAGE_FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 # zipfile unpacks LZMA and bzip2 without an upper limit on what one read gives: 4 KiB of either make at most about 80 MB.
 _PIECE = 4096
+_ROWS = 256  # of a picture with transparency, flattened at a time
 # What zipfile, gzip and their decompressors raise on damage. NotImplementedError: unknown compression, RuntimeError: encrypted,
 # UnicodeDecodeError: a member's name.
 _DAMAGE = (
@@ -47,6 +51,21 @@ _DAMAGE = (
     NotImplementedError,
     RuntimeError,
     UnicodeDecodeError,
+)
+# What Pillow's formats raise on damage is written down nowhere; these come of values that its code did not expect.
+_PICTURE_DAMAGE = (
+    OSError,
+    ValueError,
+    SyntaxError,
+    EOFError,
+    TypeError,
+    LookupError,
+    AttributeError,
+    ArithmeticError,
+    AssertionError,
+    RuntimeError,
+    struct.error,
+    zlib.error,
 )
 _IDX_TYPES = {0x08: ">u1", 0x09: ">i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
 
@@ -94,24 +113,26 @@ def read_image(path: Path, shape: tuple[int, int, int]) -> np.ndarray:
             with Image.open(path, formats=_IMAGE_FORMATS) as opened:
                 if opened.mode[0] in "IF":  # Pillow would clip these to 255
                     raise ValueError(f"more than 8 bits per channel, mode {opened.mode}; save it with 8")
-                image: Image.Image = ImageOps.exif_transpose(opened)
-                if image.has_transparency_data:
-                    image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
-                image = image.convert("L" if channels == 1 else "RGB").resize((width, height), Image.Resampling.BILINEAR)
+                ImageOps.exif_transpose(opened, in_place=True)
+                mode = "L" if channels == 1 else "RGB"
+                flat = _on_white(opened, mode) if opened.has_transparency_data else opened.convert(mode)
+                image = flat.resize((width, height), Image.Resampling.BILINEAR)
     except FileNotFoundError as error:
         raise TrainError(f"{path} does not exist; check the path") from error
-    except (
-        OSError,
-        ValueError,
-        SyntaxError,
-        EOFError,
-        struct.error,
-        zlib.error,
-        Image.DecompressionBombWarning,
-        Image.DecompressionBombError,
-    ) as error:
+    except (*_PICTURE_DAMAGE, Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
         raise TrainError(f"{path} is not a usable image ({error}); mend it or take it out of the data") from error
     return np.ascontiguousarray(np.asarray(image).reshape(height, width, channels).transpose(2, 0, 1))
+
+
+def _on_white(image: "Picture", mode: str) -> "Picture":
+    """A picture with transparency in ``mode``, on white; some rows at a time, as each step holds a copy."""
+    from PIL import Image
+
+    flat = Image.new(mode, image.size)
+    for top in range(0, image.height, _ROWS):
+        band = image.crop((0, top, image.width, min(top + _ROWS, image.height))).convert("RGBA")
+        flat.paste(Image.alpha_composite(Image.new("RGBA", band.size, "white"), band).convert(mode), (0, top))
+    return flat
 
 
 def read_pictures(
@@ -165,7 +186,7 @@ def _read_npz(path: Path, file: IO[bytes]) -> np.ndarray:
     with zipfile.ZipFile(file) as archive:
         names = [member.filename for member in archive.infolist()]
         if names != ["arr_0.npy"]:
-            found = ", ".join(names[:3]) or "none"
+            found = ", ".join(ascii(name[:40]) for name in names[:3]) or "none"
             raise TrainError(f"{path} must hold one array, arr_0, but holds {len(names)} ({found}); write it with numpy.savez(path, array)")
         with archive.open("arr_0.npy") as stream:
             shape, dtype, fortran = _npy_header(path, stream)

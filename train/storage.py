@@ -20,6 +20,7 @@ import optuna
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 from optuna.study import Study
+from sqlalchemy import make_url
 from sqlalchemy.exc import IntegrityError, OperationalError, ProgrammingError, SQLAlchemyError
 
 from .errors import TrainError
@@ -61,6 +62,8 @@ def opened(where: str) -> Iterator[BaseStorage]:
     try:
         # Workers wait for each other's transactions; SQLite's own patience is 5 s.
         arguments = {"connect_args": {"timeout": 60}} if where.startswith("sqlite") else {}
+        if arguments and (file := make_url(where).database):
+            _refuse_no_file(Path(file))
         storage = _database(where, arguments)
     except _FAILURES as error:
         raise TrainError(f"storage (={hidden}) cannot be opened: {_first_line(error)}; sqlite:///study.db is one in a file") from error
@@ -98,9 +101,15 @@ def check_study(study: Study, space: Space) -> None:
         raise TrainError(f"study (={study.study_name}) is damaged: {str(error)[:120]}; take another --study") from error
 
 
-def _journal(path: Path) -> JournalStorage:
+def _refuse_no_file(path: Path) -> None:
     if path.is_dir():
         raise TrainError(f"storage (={path}) is a folder; name a file, such as {path / 'study.journal'}")
+    if path.exists() and not path.is_file():  # a pipe, say, which would be waited for
+        raise TrainError(f"storage (={path}) is not a file; name one, or a name that is not taken yet")
+
+
+def _journal(path: Path) -> JournalStorage:
+    _refuse_no_file(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     lock = JournalFileOpenLock(str(path), grace_period=10)  # a lock this old was left by a kill; it is held for milliseconds
     if path.exists():

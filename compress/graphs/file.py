@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 import onnx
 import onnxruntime
-from google.protobuf.message import DecodeError, EncodeError  # type: ignore[import-untyped]
+from google.protobuf.descriptor import FieldDescriptor  # type: ignore[import-untyped]
+from google.protobuf.message import DecodeError, EncodeError, Message  # type: ignore[import-untyped]
 from numpy.typing import NDArray
 
 from ..errors import CompressError, first_line, onnxruntime_errors
@@ -38,6 +39,8 @@ def read_onnx(path: Path) -> onnx.ModelProto:
         model = onnx.load(path, format="protobuf", load_external_data=False)
     except DecodeError as error:
         raise CompressError(f'"{path}" is truncated or no ONNX file at all; export it again') from error
+    if not _is_text(model):
+        raise CompressError(f'"{path}" has a name, a label or a note that is no UTF-8; export it again')
     if not model.graph.node:
         raise CompressError(f'"{path}" holds no operators; it is no ONNX file, or an empty one')
     try:
@@ -52,6 +55,14 @@ def read_onnx(path: Path) -> onnx.ModelProto:
             model.graph.input.remove(value)
         model.ir_version = 4
     return model
+
+
+def _is_text(value: Any) -> bool:
+    """Whether all texts of a message, or of a list of them, are UTF-8, as protobuf has it; its parser lets others through, as ``bytes``."""
+    if isinstance(value, Message):
+        kinds = (FieldDescriptor.TYPE_MESSAGE, FieldDescriptor.TYPE_STRING)
+        return all(_is_text(part) for field, part in value.ListFields() if field.type in kinds)
+    return isinstance(value, str) if isinstance(value, str | bytes) else all(map(_is_text, value))
 
 
 def opset_of(model: onnx.ModelProto) -> int:

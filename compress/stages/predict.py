@@ -140,6 +140,6 @@ def _metadata(path: Path) -> dict[str, str]:
     refuse_odd_name(path)
     try:
         session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    except onnxruntime_errors() as error:
+        return dict(session.get_modelmeta().custom_metadata_map)
+    except (*onnxruntime_errors(), UnicodeDecodeError) as error:
         raise CompressError(f"onnx (={path}) is no whole ONNX file that onnxruntime can load: {error}") from error
-    return dict(session.get_modelmeta().custom_metadata_map)

@@ -35,6 +35,14 @@ def test_float_input_gets_zero_to_one_and_a_batch_of_one_is_looped_over(pixel_mo
     np.testing.assert_allclose(model.predict(IMAGES), TRUTH / 255, rtol=1e-6)
 
 
+@pytest.mark.parametrize("name", [b"image", b"logits"])
+def test_a_name_that_is_no_text_is_refused(pixel_model: Make, name: bytes) -> None:
+    path = pixel_model("a")
+    path.write_bytes(path.read_bytes().replace(name, name[:-1] + b"\x8b"))
+    with pytest.raises(BenchmarkError, match="an input or output has a name that is no UTF-8"):
+        open_model(Candidate(name="a", path=path), (1, 4, 4), 3, 1)
+
+
 def with_probabilities(path: Path) -> Path:
     """The same file with the softmax of its logits as a second output."""
     model = onnx.load(path)

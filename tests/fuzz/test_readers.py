@@ -10,10 +10,12 @@ exception, no wait, no gigabyte, no file beside it. What comes of a value of the
 place by place; here it is bytes and text. An input that failed is kept by hypothesis, and stands as an ``example`` once it is mended.
 """
 
+import hashlib
 import io
 import itertools
 import json
 import os
+import resource
 import struct
 import time
 import zipfile
@@ -32,24 +34,41 @@ from hypothesis import strategies as st
 from PIL import Image
 from safetensors.torch import save
 
-from compress.artifacts.artifact import PAYLOAD, read_artifact
-from compress.artifacts.load import load_weights
+from compress.artifacts.artifact import MANIFEST, PAYLOAD, digest_of, read_artifact, sha256_of
+from compress.artifacts.load import load_network, load_weights
 from compress.artifacts.model_reference import ModelReference
-from compress.artifacts.parts import Plan
-from compress.artifacts.payloads import read_results
+from compress.artifacts.parts import Baseline, Plan, Scores
+from compress.artifacts.payloads import (
+    Confusion,
+    Curve,
+    Fold,
+    Folds,
+    Noise,
+    NoisyGroup,
+    NoisyLayer,
+    OverFolds,
+    Point,
+    Search,
+    Sensitivity,
+    read_results,
+)
 from compress.artifacts.recipe import load_recipe
-from compress.artifacts.records import read_kept, write_kept
+from compress.artifacts.records import plain, read_kept, read_record, write_kept
 from compress.artifacts.vectors import read_vectors, write_vectors
+from compress.benchmarks.statistics import Interval
 from compress.cli.main import USER_ERRORS
 from compress.graphs.adopt import adopt
 from compress.graphs.file import read_onnx
+from compress.quantization.records import Setting, Tried
+from compress.stages.cross_validate import _read_fold
+from compress.stages.predict import _open_file
 from compress.stages.tune import Tuning, read_space
 from compress.train.formats import read_array, read_class_map, read_image
-from compress.train.state import State, read_snapshot, save_snapshot, take_snapshot
+from compress.train.state import State, _digest, fits, read_snapshot, save_snapshot, take_snapshot
 from compress.train.storage import opened
 
 EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "150"))  # inputs per reader
-LONGEST = 20.0  # seconds for one of them
+LONGEST, MOST = 20.0, 2**30  # seconds for one of them, and bytes that all of a reader's may add to what the process holds
 IMAGES = np.arange(2 * 4 * 4, dtype=np.uint8).reshape(2, 4, 4)
 SHAPE = (1, 4, 4)
 NETWORK = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(16, 3))
@@ -118,7 +137,8 @@ def graph(folder: Path) -> bytes:
         **weights,
     )
     model.graph.input[0].CopyFrom(image)
-    model.metadata_props.add(key="compress.classes", value='["a", "b", "c"]')
+    spec = json.dumps({"shape": SHAPE, "mean": [0.0], "std": [1.0]})
+    onnx.helper.set_model_props(model, {"compress.classes": '["a", "b", "c"]', "compress.input": spec})
     return model.SerializeToString()
 
 
@@ -148,6 +168,100 @@ def read_plan(path: Path) -> None:
     said: list[str] = []
     read_kept(path, Plan, said.append)
     assert all("\n" not in told for told in said)
+
+
+SCORES = Scores(accuracy=0.5, balanced_accuracy=0.5, macro_f1=0.5, macro_precision=0.5)
+TRIED = Tried(mode="static", groups=("dense",), setting=Setting(), ratio=0.5, low=0.4, high=0.6, rounds=5, drop=0.1, bound=0.3, images=9)
+RECORDS: dict[str, Any] = {
+    "choice": Search(
+        verdict="static", decided="bound", complete=True, max_drop=0.3, before=SCORES, after=SCORES, graph="f" * 64,
+        groups={"dense": ("MatMul",)}, best=TRIED, finalists=(TRIED,), tried=(TRIED,), machine={"cpu": "x", "flags": ("avx",), "cores": 2},
+    ),
+    "folds": Folds(
+        images=2, epochs=1, folds=(Fold(fold=1, images=2, scores=SCORES, best_epoch=SCORES),), mean=SCORES, spread=SCORES,
+        best_epoch=OverFolds(mean=SCORES, spread=SCORES), confusions=(Confusion(true="a", read="b", images=1, of=2),),
+    ),
+    "noise": Noise(
+        images=2, setting="minmax",
+        layers=(
+            NoisyLayer(
+                label="a", name="a", kind="Conv", weights="w", output_db=1.5, own_db=None, weight_db=2.0, clipped=0.1,
+                microseconds=(1.0, None),
+            ),
+        ),
+        groups=(NoisyGroup(name="dense", nodes=1, logits_db=9.0, changed=0.1, latency=Interval(value=1.0, low=0.9, high=1.1)),),
+    ),
+    "sensitivity": Sensitivity(
+        granularity="weight", images=2, baseline=Baseline(balanced_accuracy=0.5, cross_entropy=0.1), rises={"a": {0.5: 0.1}}, latency={},
+        curves=(
+            Curve(name="a", size=4, points=(Point(sparsity=0.5, removed=2, balanced_accuracy=0.4, cross_entropy=0.2, points_lost=10.0),)),
+        ),
+    ),
+}  # fmt: skip
+
+
+def record(name: str) -> tuple[str, Callable[[Path], bytes], Callable[[Path], Any]]:
+    """One of those that lie beside ``artifact.json``."""
+    made = RECORDS[name]
+    return (
+        f"{name}.json",
+        lambda folder: json.dumps(plain(made)).encode(),
+        lambda path: read_record(path, type(made), again="make it again"),
+    )
+
+
+def fold(folder: Path) -> bytes:
+    row = dict.fromkeys(("train_loss", "validation_loss", "accuracy", "balanced_accuracy", "macro_f1", "macro_precision"), 0.5)
+    return json.dumps({"key": "k", "history": [{"epoch": 1, "images_per_second": 9.0, **row}], "predictions": [0, 1]}).encode()
+
+
+def read_right_fold(path: Path) -> None:
+    """With a hash that fits, as somebody who means harm would write it."""
+    text, said = path.read_bytes(), list[str]()
+    path.write_bytes(hashlib.sha256(text).hexdigest().encode() + b"\n" + text)
+    _read_fold(path, "k", 2, 2, said.append)
+    assert all("\n" not in told for told in said)
+
+
+def read_right_artifact(path: Path) -> None:
+    """With hashes that fit, and its network built and filled, as all of this toolkit's is trusted."""
+    weights = Path(__file__).parents[2] / "compress/weights/emnist" / PAYLOAD["network"]
+    path.with_name(PAYLOAD["network"]).symlink_to(weights)
+    try:
+        raw = json.loads(path.read_bytes())
+        raw["files"] = {PAYLOAD["network"]: sha256_of(weights)}
+        raw["hash"] = digest_of({name: value for name, value in raw.items() if name != "hash"})
+        path.write_text(json.dumps(raw), encoding="utf-8")
+    except (ValueError, TypeError, KeyError, RecursionError):
+        pass  # then it stays as it is
+    load_network(read_artifact(path.parent))
+
+
+def metadata(folder: Path) -> bytes:
+    return "\n".join(entry.value for entry in onnx.load_from_string(graph(folder)).metadata_props).encode()
+
+
+def read_metadata(path: Path) -> None:
+    """Of a graph whose nodes are right."""
+    classes, _, spec = path.read_bytes().decode("utf-8", "replace").partition("\n")
+    model = onnx.load_from_string(graph(path.parent))
+    onnx.helper.set_model_props(model, {"compress.classes": classes, "compress.input": spec})
+    path.write_bytes(model.SerializeToString())
+    _open_file(path)
+
+
+def history(folder: Path) -> bytes:
+    return json.dumps([json.loads(fold(folder))["history"][0]]).encode()
+
+
+def read_right_state(path: Path) -> None:
+    about = {"history": path.read_bytes().decode("utf-8", "replace"), "best_epoch": "1", "key": "key"}
+    network = torch.nn.Linear(2, 2)
+    tensors = {f"network.{name}": value for name, value in network.state_dict().items()}
+    path.write_bytes(save(tensors, metadata=about | {"sha256": _digest(tensors, about)}))
+    found = read_snapshot(path, "key")
+    assert found is not None
+    fits(State(network, torch.optim.Adam(network.parameters()), {}, {}, [], 1), found)
 
 
 def journal(folder: Path) -> bytes:
@@ -185,10 +299,16 @@ READERS: dict[str, tuple[str, Callable[[Path], bytes], Callable[[Path], Any]]] =
     "pt": ("a.pt", torch_file, lambda path: load_weights(NETWORK, path)),
     "ONNX": ("a.onnx", graph, read_onnx),
     "foreign ONNX": ("a.onnx", graph, lambda path: adopt(path, SHAPE, (0.0,), (1.0,), {})),
+    "ONNX to read with": ("a.onnx", graph, _open_file),
+    "ONNX metadata": ("a.onnx", metadata, read_metadata),
     "vectors": ("vectors.npz", vectors, read_vectors),
     "state": ("state", state, lambda path: read_snapshot(path, "key")),
+    "history of a state, right hash": ("state", history, read_right_state),
+    "fold, right hash": ("1.json", fold, read_right_fold),
     "plan": ("plan", plan, read_plan),
     "artifact": ("artifact.json", shipped("compress/weights/emnist/artifact.json"), lambda path: read_artifact(path.parent)),
+    "artifact, right hashes": (MANIFEST, shipped("compress/weights/emnist/artifact.json"), read_right_artifact),
+    **{name: record(name) for name in RECORDS},
     "benchmark": ("benchmark.json", shipped("tests/compress/artifacts/benchmark.json"), read_results),
     "recipe": ("a.toml", shipped("compress/recipes/k49-edge.toml"), load_recipe),
     "space": ("a.toml", shipped("compress/recipes/spaces/emnist.toml"), space),
@@ -227,9 +347,11 @@ def test_whatever_is_in_a_file_its_reader_gives_something_or_says_in_one_line_wh
             told = str(error)
             assert told and "\n" not in told.strip()
         assert time.monotonic() - began < LONGEST
-        assert {path.name for path in folder.iterdir()} <= {file, f"{file}.lock"}
+        assert {path.name for path in folder.iterdir()} <= {file, f"{file}.lock", PAYLOAD["network"]}
 
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     holds()
+    assert (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024 < MOST
 
 
 def test_a_zip_within_a_zip_takes_no_more_than_it_holds(tmp_path: Path) -> None:

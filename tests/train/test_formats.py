@@ -3,6 +3,8 @@
 import gzip
 import io
 import os
+import subprocess
+import sys
 import tracemalloc
 import zipfile
 from pathlib import Path
@@ -126,9 +128,10 @@ def test_objects_need_pickle_and_are_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("members", "found"),
     [
+        ([("\r\n.npy", b"")], r"1 \('\\r\\n\.npy'\)"),
         ([], r"0 \(none\)"),
-        ([("images.npy", b"")], r"1 \(images\.npy\)"),
-        ([("arr_0.npy", b""), ("arr_1.npy", b"")], r"2 \(arr_0\.npy, arr_1"),
+        ([("images.npy", b"")], r"1 \('images\.npy'\)"),
+        ([("arr_0.npy", b""), ("arr_1.npy", b"")], r"2 \('arr_0\.npy', 'arr_1"),
     ],
 )
 def test_an_archive_of_other_or_several_arrays_is_refused(tmp_path: Path, members: list, found: str) -> None:
@@ -215,6 +218,35 @@ def test_unusable_images_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
         with pytest.raises(TrainError, match=r"a\.png is not a usable image .*decompression bomb"):
             read_image(tmp_path / "a.png", (1, 4, 4))
+
+
+def test_a_tag_of_another_type_is_damage(tmp_path: Path) -> None:
+    """A fraction where a TIFF's strips begin: Pillow raises a TypeError. What formats raise is written down nowhere."""
+    Image.fromarray(np.zeros((4, 4), np.uint8)).save(tmp_path / "a.tif")
+    content = bytearray((tmp_path / "a.tif").read_bytes())
+    at = content.index(b"\x11\x01\x04\x00")
+    content[at + 2] = 5
+    with pytest.raises(TrainError, match=r"a\.tif is not a usable image \('IFDRational"):
+        read_image(written(tmp_path, bytes(content), "a.tif"), (1, 4, 4))
+
+
+def test_a_large_picture_with_transparency_is_flattened_row_by_row(tmp_path: Path) -> None:
+    pixels = np.random.default_rng(2).integers(0, 256, (600, 8, 4), dtype=np.uint8)  # more rows than go at once
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    white = Image.new("RGBA", (8, 600), "white")
+    whole = Image.alpha_composite(white, Image.fromarray(pixels)).convert("RGB")
+    assert read_image(tmp_path / "a.png", (3, 600, 8)).tolist() == np.asarray(whole).transpose(2, 0, 1).tolist()
+    Image.new("RGBA", (5000, 5000), (9, 9, 9, 99)).save(tmp_path / "large.png")  # 100 MB, and 100 MB once it is flat
+    script = """
+import resource, sys, compress.train.formats as formats, PIL.Image
+from pathlib import Path
+PIL.Image.init()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+formats.read_image(Path(sys.argv[1]), (3, 8, 8))
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
+    done = subprocess.run([sys.executable, "-c", script, tmp_path / "large.png"], capture_output=True, text=True, check=True)
+    assert int(done.stdout) < 300_000, "kB; twice the picture, not five times"
 
 
 def test_postscript_is_never_opened(tmp_path: Path) -> None:

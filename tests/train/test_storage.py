@@ -1,5 +1,6 @@
 """Where studies are kept: files that are no journals, databases that cannot be opened, lines that a kill cut short."""
 
+import os
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -58,6 +59,13 @@ def test_a_database_that_cannot_be_opened_is_one_line_without_its_password(url: 
         pass
     assert "\n" not in str(caught.value)
     assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize("where", ["{}", "sqlite:///{}"])
+def test_a_pipe_is_not_waited_for(where: str, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(TrainError, match=r"storage \(=.*pipe\) is not a file; name one"), opened(where.format(tmp_path / "pipe")):
+        pass
 
 
 def test_a_folder_is_no_storage(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 
 from compress.errors import CompressError
@@ -85,3 +86,22 @@ def test_foreign_errors_become_one_short_line() -> None:
     assert first_line(ValueError("first\nsecond")) == "ValueError: first"
     assert first_line(KeyError()) == "KeyError: no message"
     assert len(first_line(ValueError("x" * 500))) == len("ValueError: ") + 160
+
+
+def not_text(tmp_path: Path, old: bytes) -> Path:
+    """A graph in which ``old`` ends with a byte that no UTF-8 has there; ONNX Runtime loads it."""
+    made = relu()
+    made.graph.node[0].name = "the node"
+    onnx.helper.set_model_props(made, {"a key": "a value"})
+    content = made.SerializeToString()
+    assert content.count(old) == 1
+    (tmp_path / "net.onnx").write_bytes(content.replace(old, old[:-1] + b"\x8b"))
+    onnxruntime.InferenceSession(tmp_path / "net.onnx")
+    return tmp_path / "net.onnx"
+
+
+@pytest.mark.parametrize("old", [b"the node", b"a key", b"a value", b"by_hand"])
+def test_text_that_is_no_utf8_is_refused(old: bytes, tmp_path: Path) -> None:
+    """protobuf's parser hands it out as ``bytes``, which breaks whatever sorts, joins or writes names."""
+    with pytest.raises(CompressError, match=r'net\.onnx" has a name, a label or a note that is no UTF-8; export it again'):
+        read_onnx(not_text(tmp_path, old))
