@@ -242,6 +242,8 @@ def _open_onnx(
         inputs, outputs = [(one.name, one.shape, one.type) for one in session.get_inputs()], [one.name for one in session.get_outputs()]
     except UnicodeDecodeError as error:
         raise BenchmarkError("an input or output has a name that is no UTF-8") from error
+    if not outputs:
+        raise BenchmarkError("it gives nothing; export it again")
     batch, scale = _check_input(inputs, shape)
     name = inputs[0][0]
 
@@ -329,9 +331,7 @@ def _check_input(inputs: Sequence[tuple[str, Sequence[Any], str]], shape: tuple[
         raise BenchmarkError(f"inputs (={names}) must be one batch of images; export the network with one input")
     _, expected, kind = inputs[0]
     if len(expected) != 4 or any(isinstance(e, int) and e != s for e, s in zip(expected[1:], shape, strict=True)):
-        raise BenchmarkError(
-            f"input shape (={tuple(expected)}) does not fit images of shape {shape}; measure with the data it was made for"
-        )
+        raise BenchmarkError(f"input shape (={tuple(expected)}) does not fit images of shape {shape}; take the data it was made for")
     if kind not in ("tensor(uint8)", "tensor(float)"):
         raise BenchmarkError(f"input type (={kind}) must be tensor(uint8), or tensor(float) in [0, 1]; export with `compress export-onnx`")
     if isinstance(expected[0], int) and expected[0] != 1:

@@ -122,6 +122,7 @@ class Attempt:
 
 
 Objective = Callable[[Attempt], float]
+PAUSE = 0.5  # seconds from one look at other workers' trials to the next
 
 
 def tune(
@@ -133,21 +134,30 @@ def tune(
     identity: Mapping[str, Any],
     told: Callable[[Trial, Summary], None] | None = None,
     fresh: bool = False,
+    waits: Callable[[int], None] = lambda busy: None,
 ) -> Summary:
-    """Run trials until the study ``name`` in ``storage`` has ``config.trials`` finished ones, those that other workers run now included.
+    """Run trials until the study ``name`` in ``storage`` has ``config.trials`` finished ones; the last of other workers are waited for.
 
     Args:
         objective: settings to score, higher is better; raises Hopeless to end a trial, anything else ends the tuning. identity: JSON of
             what the scores depend on, the space included; a study that was made with another is refused. told: gets each trial that ended
-            here. fresh: forget the study first, if no other worker is at it.
+            here. fresh: forget the study first, if no other worker is at it. waits: is told once how many trials are waited for.
 
     Raises TrainError for a study that was made with something else, or is busy and should be forgotten.
     """
     with _quiet():
         study = _join(storage, name, identity, config.seed, fresh)
         check_study(study, space)
-        started = time.monotonic()
-        while _open_places(study, config) > 0 and (config.time_limit is None or time.monotonic() - started < config.time_limit):
+        started, waited = time.monotonic(), False
+        while config.time_limit is None or time.monotonic() - started < config.time_limit:
+            if _open_places(study, config) <= 0:
+                if not (busy := len(study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)))):
+                    break
+                if not waited:
+                    waits(busy)
+                waited = True
+                time.sleep(PAUSE)
+                continue
             trial = study.ask()
             if _place(study, trial.number) >= config.trials:  # another worker was quicker
                 _give_back(study, trial.number)

@@ -19,7 +19,7 @@ from .model_reference import BUILT_IN, ModelReference
 from .parts import Data, Images
 from .project import Console, Project, Silent, find_parent
 from .recipe import Recipe, load_recipe
-from .records import read_record, refuse_odd
+from .records import component, read_record, refuse_odd
 
 WEIGHTS = Path(__file__).parents[1] / "weights"
 VALIDATION = 0.1
@@ -249,6 +249,7 @@ class Context:
         return dataclasses.replace(data, note=note)
 
     def _project(self, model: ModelReference | None, folder: str, spec: InputSpec, data: DataSet, source: Data) -> Project:
+        component(folder, "the name of the file")
         how: dict[str, Any] = {name: getattr(self, name) for name in ("console", "device", "force", "fresh")}
         return Project(folder=self.runs / folder, model=model, spec=spec, data=data, source=source, **how)
 

@@ -148,6 +148,9 @@ def tune_project(project: Project, recipe: Recipe, tuning: Tuning) -> Tuned:
         best = f"; best {percent(summary.best)} (trial {summary.best.number})" if summary.best else ""
         project.console.say(f"tune: trial {trial.number}: {result}{best}; {summary.finished} of {tuning.trials} done")
 
+    def waits(busy: int) -> None:
+        project.console.say(f"tune: waits for {busy} trials of {study} that other workers run")
+
     project.console.say(f"tune: study {study} in {re.sub(r'//.*@', '//', storage)}")
     # What the scores of a study depend on: trials under anything else are not to be compared with them.
     identity: dict[str, Any] = {"space": {name: json.dumps(one) for name, one in as_plain(space).items()}, "data": data_identity(project)}
@@ -155,7 +158,7 @@ def tune_project(project: Project, recipe: Recipe, tuning: Tuning) -> Tuned:
     identity |= {name: getattr(tuning, name) for name in ("fraction", "max_params", "max_macs")}
     with opened(storage) as store:
         objective = _objective(project, recipe, tuning)
-        summary = tune(objective, space, config, store, f"{project.folder.name}-{study}", identity, told, fresh=project.force)
+        summary = tune(objective, space, config, store, f"{project.folder.name}-{study}", identity, told, project.force, waits)
     tuned = Tuned(study=study, folder=project.folder / "tune" / study, space=space, summary=summary)
     write_results(project, recipe, tuning, tuned)
     if running := sum(trial.state == "running" for trial in summary.trials):

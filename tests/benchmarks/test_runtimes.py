@@ -43,6 +43,15 @@ def test_a_name_that_is_no_text_is_refused(pixel_model: Make, name: bytes) -> No
         open_model(Candidate(name="a", path=path), (1, 4, 4), 3, 1)
 
 
+def test_a_graph_that_gives_nothing_is_refused(pixel_model: Make) -> None:
+    path = pixel_model("a")
+    model = onnx.load(path)
+    del model.graph.output[:]
+    onnx.save(model, path)
+    with pytest.raises(BenchmarkError, match="it gives nothing; export it again"):
+        open_model(Candidate(name="a", path=path), (1, 4, 4), 3, 1)
+
+
 def with_probabilities(path: Path) -> Path:
     """The same file with the softmax of its logits as a second output."""
     model = onnx.load(path)
@@ -205,7 +214,7 @@ def test_what_is_compiled_is_the_network(tmp_path: Path, monkeypatch: pytest.Mon
             (3, 4, 4),
             3,
             {},
-            r"input shape \(=\('B', 1, 4, 4\)\) does not fit images of shape \(3, 4, 4\); measure with the data it was made",
+            r"input shape \(=\('B', 1, 4, 4\)\) does not fit images of shape \(3, 4, 4\); take the data it was made",
         ),
         ((1, 4, 4), 10, {}, r"output shape \(=\(1, 3\)\) must be \(1, 10\): 1 images, 10 classes in the data"),
         ((1, 4, 4), 3, {"batch": 8}, r"input batch \(=8\) must be free or 1"),

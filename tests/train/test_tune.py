@@ -50,7 +50,8 @@ def score_of(values: Mapping[str, Any]) -> float:
 def search(where: Path | str, trials: int, function: Any = objective, **more: Any) -> Summary:
     about = {"identity": {"data": "d"}} | more
     with opened(str(where)) as storage:
-        return tune(function, SPACE, TuneConfig(trials=trials, seed=about.pop("seed", 0)), storage, "study", **about)
+        config = TuneConfig(trials=trials, seed=about.pop("seed", 0), time_limit=about.pop("time_limit", None))
+        return tune(function, SPACE, config, storage, "study", **about)
 
 
 def worker(where: Path, trials: int, seconds: float) -> subprocess.Popen[str]:
@@ -147,15 +148,29 @@ def test_a_trial_that_another_living_worker_runs_is_left_to_it(tmp_path: Path) -
     where = tmp_path / "study.journal"
     other = worker(where, 1, 30)
     [running] = until_running(where, 0)
-    summary = search(where, 3)
+    summary = search(where, 3, time_limit=2.0)
     assert [trial.state for trial in summary.trials] == ["running", "complete", "complete"]
     with pytest.raises(TrainError, match=r"study \(=study\) is busy: another worker runs a trial of it"):
         search(where, 3, fresh=True)
-    other.kill()
-    other.communicate()
-    summary = search(where, 3)
-    assert [trial.state for trial in summary.trials] == ["complete"] * 3
+    waited: list[int] = []
+
+    def killed(busy: int) -> None:
+        waited.append(busy)
+        other.kill()
+        other.communicate()
+
+    summary = search(where, 3, waits=killed)
+    assert waited == [1] and [trial.state for trial in summary.trials] == ["complete"] * 3
     assert summary.trials[-1].values["a.x"] == running["a.x"]
+
+
+def test_the_last_trials_of_other_workers_are_waited_for(tmp_path: Path) -> None:
+    other = worker(tmp_path / "study.journal", 1, 1.0)
+    until_running(tmp_path / "study.journal", 0)
+    waited: list[int] = []
+    summary = search(tmp_path / "study.journal", 1, waits=waited.append)
+    out, _ = other.communicate(timeout=60)
+    assert (waited, [trial.state for trial in summary.trials], int(out)) == ([1], ["complete"], 1)
 
 
 def test_ctrl_c_keeps_what_is_finished_and_gives_the_trial_back(undisturbed: Summary, tmp_path: Path) -> None:

@@ -169,6 +169,13 @@ def test_a_broken_file_is_one_line(here: Path, theirs: Path, run: Commands, kind
     assert told in refused(here, run, "--onnx", "net.onnx", "--data", "digits", "--mode", mode)
 
 
+@pytest.mark.parametrize("name", ["..onnx", "\x1b.onnx", f"{'n' * 220}.onnx"])
+def test_a_name_that_is_no_folders_is_one_line(name: str, here: Path, theirs: Path, run: Commands) -> None:
+    (here / name).write_bytes(theirs.read_bytes())
+    told = refused(here, run, "--onnx", name, "--data", "digits")
+    assert "the name of the file (=" in told and "must be one plain name" in told and "\x1b" not in told
+
+
 @pytest.mark.parametrize("mode", ["auto", "static", "dynamic", "int8-weights"])
 def test_what_is_quantized_already_is_refused(here: Path, theirs: Path, run: Commands, mode: str) -> None:
     common = ("--data", "digits", *NORMALISED)

@@ -98,7 +98,7 @@ def test_a_cut_file_and_one_for_other_images_are_refused_in_one_line(
     save_net(net.with_name("small.onnx"), 8)
     for name, told in (
         ("cut.onnx", "cut (onnxruntime, cpu): "),
-        ("small.onnx", "input shape (=('B', 1, 8, 8)) does not fit images of shape (1, 28, 28); measure with the data it was made for"),
+        ("small.onnx", "input shape (=('B', 1, 8, 8)) does not fit images of shape (1, 28, 28); take the data it was made for"),
     ):
         assert benchmark(monkeypatch, name) == 2
         out, err = capfd.readouterr()
