@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import platform
 import re
@@ -61,6 +62,15 @@ def differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
 def usable_cores() -> int:
     """Cores that this process may run on."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def has_cuda_driver() -> bool:
+    """Whether there is one to load; without it nothing computes on CUDA, and no library need be imported to find out."""
+    try:
+        ctypes.CDLL("nvcuda.dll" if os.name == "nt" else "libcuda.so.1")
+    except OSError:
+        return False
+    return True
 
 
 def read_text(path: Path) -> str:

@@ -32,6 +32,7 @@ from typing import Any
 import numpy as np
 
 from .errors import BenchmarkError, refuse_odd_name
+from .machine import has_cuda_driver
 
 Predict = Callable[[np.ndarray], np.ndarray]
 OnDevice = Callable[[np.ndarray, int], np.ndarray]
@@ -121,11 +122,9 @@ class Opened:
 
 
 def import_runtime(candidate: Candidate) -> None:
-    """Import the library, so that the time to load a model holds the model only.
-
-    Raises:
-        BenchmarkError: it is not installed.
-    """
+    """Import the library, so that the time to load a model holds the model only; BenchmarkError where it, or a CUDA driver, is missing."""
+    if (candidate.library, candidate.device) == ("torch", "cuda") and not has_cuda_driver():
+        raise BenchmarkError("no CUDA device")
     try:
         importlib.import_module(candidate.library)
     except ModuleNotFoundError:

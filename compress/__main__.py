@@ -2,7 +2,13 @@
 
 import sys
 
-from .cli.main import main
+
+def main() -> int:
+    """The command line, imported only here: processes that a benchmark starts import this file too, and need none of it."""
+    from .cli import main as cli
+
+    return cli.main()
+
 
 if __name__ == "__main__":
     sys.exit(main())

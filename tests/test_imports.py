@@ -207,6 +207,12 @@ def test_help_loads_no_large_library(use: str, tmp_path: Path) -> None:
     assert output.splitlines()[-1] == "loaded []"
 
 
+def test_processes_of_a_benchmark_load_nothing_of_the_command_line(tmp_path: Path) -> None:
+    """They import the file that was started, as processes that are not forked do, and what they compute with."""
+    output = run("import sys, compress.__main__, compress.benchmarks.worker\nprint({'click', 'compress.cli'} & set(sys.modules))", tmp_path)
+    assert output == "set()\n"
+
+
 def test_what_runs_on_a_board_loads_no_torch(tmp_path: Path) -> None:
     modules = ", ".join(f"compress.{name}" for name in WITHOUT_TORCH)
     heavy = "{'torch', 'torchvision', 'onnx', 'onnxscript', 'sklearn', 'matplotlib', 'jinja2', 'safetensors', 'PIL'}"

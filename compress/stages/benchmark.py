@@ -4,8 +4,6 @@ What is measured: ONNX graphs in ONNX Runtime, and the network they came from in
 there is a device, else a row says why not.
 """
 
-import ctypes
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -20,6 +18,7 @@ from ..artifacts.payloads import read_results
 from ..artifacts.project import TRAINED_STAGES, Project, data_identity, making, stage_key, variant_name, variants_of
 from ..artifacts.recipe import Recipe
 from ..benchmarks.formats import title
+from ..benchmarks.machine import has_cuda_driver
 from ..benchmarks.results import Choice, Data, Finalist, Result, write_results
 from ..benchmarks.results import Facts as Known
 from ..benchmarks.run import BenchmarkConfig, run_benchmark
@@ -103,9 +102,7 @@ def _places(kind: str, runtime: str, on_cuda: bool, first: bool) -> list[tuple[s
 
 
 def _has_cuda(kind: str) -> bool:
-    try:  # without a driver there is nothing to load torch for
-        ctypes.CDLL("nvcuda.dll" if os.name == "nt" else "libcuda.so.1")
-    except OSError:
+    if not has_cuda_driver():
         return False
     if kind == "graph":
         import onnxruntime

@@ -1,3 +1,4 @@
+import importlib
 import os
 import shutil
 import sys
@@ -13,9 +14,9 @@ import pytest
 import torch
 from onnx import TensorProto, helper
 
-from compress.benchmarks import torchnets
+from compress.benchmarks import runtimes, torchnets
 from compress.benchmarks.errors import BenchmarkError
-from compress.benchmarks.runtimes import Candidate, _halved, check_logits, onnx_session, open_model
+from compress.benchmarks.runtimes import Candidate, _halved, check_logits, import_runtime, onnx_session, open_model
 from compress.benchmarks.trials import make_model
 
 Make = Callable[..., Path]
@@ -189,6 +190,13 @@ def test_torch_gives_the_same_logits_every_way(tmp_path: Path, runtime: str, dev
 def test_torch_on_cuda_without_a_device_says_so(tmp_path: Path, runtime: str) -> None:
     with pytest.raises(BenchmarkError, match=r"^no CUDA device$"):
         open_model(Candidate(name="a", path=tmp_path, runtime=runtime, device="cuda", load=pixels), (1, 4, 4), 3, 1)
+
+
+def test_torch_is_not_imported_to_find_that_there_is_no_cuda_driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runtimes, "has_cuda_driver", lambda: False)
+    monkeypatch.setattr(importlib, "import_module", lambda name: pytest.fail(f"{name} was imported"))
+    with pytest.raises(BenchmarkError, match=r"^no CUDA device$"):
+        import_runtime(Candidate(name="a", path=tmp_path, runtime="torch", device="cuda", load=pixels))
 
 
 def test_compiling_without_a_compiler_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
