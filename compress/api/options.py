@@ -108,7 +108,7 @@ class RemoveOptions(FineTuneOptions, total=False):
     max_size: Annotated[Share, "Weights to be left, as a share of the teacher's."]
     max_latency: Annotated[Share, "Latency to be left, measured here: one image, one thread, ONNX Runtime."]
     bypass: Annotated[Sequence[str], "Leave a module out: a name, a pattern, or auto (what is found cheap)."]
-    importance: Annotated[str, "How channels are scored: l2, bn or taylor.  [default: taylor]"]
+    importance: Annotated[str, "How channels are scored: auto (the best of the others by trial), l2, bn or taylor.  [default: auto]"]
     scope: Annotated[str, "How channels are ranked: global, group, or sensitivity (measured per group).  [default: global]"]
     round_to: Annotated[int, "Widths are multiples of this; 0 measures which are fast here.  [default: 0]"]
     floor: Annotated[float, "Fraction of every group that stays at least.  [default: 0.1]"]

@@ -173,10 +173,28 @@ class Rounding:
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """Which units of each channel group stay, and the rounding that was chosen."""
+    """Which units of each channel group stay, the rounding that was chosen, and the importance, with the loss of each that was tried."""
 
     keep: Mapping[str, tuple[Count, ...]]
     rounding: Rounding | None
+    importance: Name | UnsetType = UNSET
+    importances: Mapping[str, float] | UnsetType = UNSET
+
+
+@dataclass(frozen=True, kw_only=True)
+class Repair:
+    """What was made of a cut network before any fine-tuning.
+
+    ``how``: "cut" (as it was), "batch norm" (re-estimated), "least squares" (reconstructed) or "both", and the ``losses`` of each, of
+    training images that were not solved on. ``importance``: which channels went, and those that were tried, likewise. ``left``: layers
+    that were not solved, and why.
+    """
+
+    how: Literal["cut", "batch norm", "least squares", "both"]
+    losses: Mapping[str, float]
+    importance: Name | UnsetType = UNSET
+    importances: Mapping[str, float] | UnsetType = UNSET
+    left: Mapping[str, Line]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -193,7 +211,8 @@ class Metrics:
 
     ``one_shot``: before fine-tuning. ``fine_tuned``: of the best epoch. ``points_lost``: of balanced accuracy, by quantization.
     ``teacher`` (its content) to ``features`` (the inputs of the last layer that are left): of channel removal. ``widths``: of each group
-    before all steps and now. ``folds``, ``mean``, ``spread``: of a cross-validation. ``images``, ``baseline``: what a sensitivity saw.
+    before all steps and now. ``repair``: what made up for them before fine-tuning. ``folds``, ``mean``, ``spread``: of a
+    cross-validation. ``images``, ``baseline``: what a sensitivity saw.
     """
 
     one_shot: Scores | UnsetType = UNSET
@@ -215,6 +234,7 @@ class Metrics:
     left_whole: tuple[str, ...] | UnsetType = UNSET
     rounding: Rounding | UnsetType | None = UNSET
     features: Mapping[str, tuple[Count, ...]] | UnsetType = UNSET
+    repair: Repair | UnsetType = UNSET
     folds: Count | UnsetType = UNSET
     mean: Scores | UnsetType = UNSET
     spread: Scores | UnsetType = UNSET

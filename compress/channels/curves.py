@@ -1,7 +1,7 @@
 """Sensitivity: what a network loses when one layer is pruned, one channel group made smaller or one module bypassed, all else untouched.
 
-Nothing is fine-tuned, so the losses are larger than those of a network that is; their order is what counts. By hand: a layer whose
-cross-entropy rises by 0.1 at sparsity 0.5 and by 0.5 at 0.9 bears sparsity 0.7 if it may rise by 0.3, half way between.
+Nothing is fine-tuned, at most reconstructed, so the losses are larger than those of a network that is; their order is what counts. By hand:
+a layer whose cross-entropy rises by 0.1 at sparsity 0.5 and by 0.5 at 0.9 bears sparsity 0.7 if it may rise by 0.3, half way between.
 
 Channels are really removed, never zeroed. Refuses: curves that do not fit the groups, and a goal that cannot be reached; it names the
 nearest that can.
@@ -54,6 +54,7 @@ class Curve:
 
 Measure = Callable[[nn.Module], Score]
 Progress = Callable[[str, int, int], None]
+Repair = Callable[[nn.Module, Kept], nn.Module]
 Cut = Callable[[str, float], tuple[int, nn.Module]]  # a name and a sparsity to what that comes to, and the network without it
 
 
@@ -80,13 +81,20 @@ def weight_curves(network: nn.Module, sparsities: Sequence[float], measure: Meas
 
 
 def channel_curves(
-    network: nn.Module, groups: Groups, scores: Mapping[str, Tensor], sparsities: Sequence[float], measure: Measure, progress: Progress
+    network: nn.Module,
+    groups: Groups,
+    scores: Mapping[str, Tensor],
+    sparsities: Sequence[float],
+    measure: Measure,
+    progress: Progress,
+    repair: Repair = lambda pruned, keep: pruned,
 ) -> Iterator[Curve]:
     """Remove the least important units of one channel group after the other, at each sparsity; one unit always stays.
 
     Args:
         groups, scores: of ``channels.find.channel_groups`` and ``channels.scores.importance`` for this network. The rest
             is as for :func:`weight_curves`.
+        repair: makes the network that is measured of one that was cut to what it keeps, as ``channels.reconstruct`` does.
 
     Raises:
         CompressError: the network has no channels that can be removed, or they cannot be cut.
@@ -96,7 +104,7 @@ def channel_curves(
     def cut(name: str, sparsity: float) -> tuple[int, nn.Module]:
         width = groups.by_name[name].width
         keep = best_units(groups.by_name[name], scores[name], round((1 - sparsity) * width), Choice(floor=0))
-        return width - len(keep), remove_channels(network, groups, {name: keep})
+        return width - len(keep), repair(remove_channels(network, groups, {name: keep}), {name: keep})
 
     return _curves({group.name: group.width for group in groups}, sparsities, cut, measure, progress)
 

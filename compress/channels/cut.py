@@ -13,7 +13,7 @@ Refuses: a cut network that computes something of another shape than expected an
 
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -179,6 +179,20 @@ def evaluating(network: nn.Module) -> Iterator[None]:
     finally:
         for module, training in before.items():
             module.training = training
+
+
+def at_once(network: nn.Module, example: Tensor, room: float) -> int:
+    """How many images may go through a network so that the largest of what its modules make takes ``room`` bytes; at least one."""
+    largest = [example.numel() * example.element_size()]
+
+    def note(made: Any) -> None:
+        largest.extend(one.numel() * one.element_size() for one in tensors_in(made))
+
+    with ExitStack() as hooks, torch.no_grad():
+        for module in network.modules():
+            hooks.enter_context(module.register_forward_hook(lambda _, __, made: note(made)))
+        network(example)
+    return max(1, int(room * len(example) / max(largest)))
 
 
 class _Replay(Watch):

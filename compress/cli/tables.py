@@ -10,7 +10,7 @@ import click
 from msgspec import UNSET
 
 from ..artifacts.artifact import Artifact
-from ..artifacts.parts import SCORES, Chosen, Gains, Metrics, Scores
+from ..artifacts.parts import SCORES, Chosen, Gains, Metrics, Repair, Scores
 from ..artifacts.payloads import Folds, read_payload, read_results
 from ..artifacts.project import described
 from ..artifacts.records import plain
@@ -127,7 +127,7 @@ def artifact_text(artifact: Artifact) -> str:
     for part in ("validation", "test"):
         if scores := getattr(metrics, part):
             rows |= {f"{part} {name.replace('_', ' ')}": percent(getattr(scores, name)) for name in SCORES}
-    if metrics.one_shot:
+    if metrics.one_shot and metrics.best_epoch is not UNSET:  # without training it is that of the validation images above
         rows["balanced accuracy before fine-tuning"] = percent(metrics.one_shot.balanced_accuracy)
     if parity := metrics.parity:
         probable = parity.probabilities  # files of older versions give none
@@ -181,10 +181,24 @@ def tried_name(one: Tried) -> str:
     return f"{', '.join(groups)} ({one.setting})"
 
 
+def _repair_text(repair: Repair) -> str:
+    """What made up for the channels before any fine-tuning, and what else was tried; the losses are those of training images."""
+    names = {"cut": "as cut", "batch norm": "batch norm re-estimated", "least squares": "least squares", "both": "both"}
+    rows = [
+        {"before fine-tuning": names.get(name, f"importance {name}"), "cross-entropy": f"{loss:.3f}"}
+        | {"": "taken" if name in (repair.how, repair.importance) else ""}
+        for name, loss in (*(repair.importances or {}).items(), *repair.losses.items())
+    ]
+    left = [f"{name}: not solved, {why}" for name, why in repair.left.items() if not why.startswith("nothing")]
+    return "\n".join([*([table(rows)] if rows else []), *left])
+
+
 def _removal_text(metrics: Metrics, gains: Gains) -> str:
     """What channel removal gained beside the teacher, the width of each group, and what was left whole."""
     measured = f"{gains.latency.value:.2f}x ({gains.latency.low:.2f} to {gains.latency.high:.2f})"
     parts = [f"Of the teacher's: MACs {gains.macs:.2f}x, parameters {gains.size:.2f}x, latency on this machine {measured}"]
+    if repair := metrics.repair:
+        parts.append(_repair_text(repair))
     if metrics.widths:
         parts.append(table([{"group": name, "width": str(was), "now": str(now)} for name, (was, now) in metrics.widths.items()]))
     if (rounding := metrics.rounding) and rounding.measured:

@@ -2,7 +2,9 @@
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -18,13 +20,18 @@ from ..artifacts.load import Prepare, build_network
 from ..artifacts.parts import SCORES, Facts, Metrics, Scores
 from ..artifacts.project import New, Project, state_file
 from ..artifacts.records import write_csv
+from ..channels.cut import Keep
+from ..channels.groups import Groups
+from ..channels.reconstruct import Repaired, reconstruct, repair
 from ..files import write_whole
 from ..pruning.masks import nonzero_masks
 from ..train.data_set import Part
 from ..train.distributed import this_team
 from ..train.fit import Fitted, choose_device, fit, predict_logits
-from ..train.metrics import score
+from ..train.metrics import score, tempered_loss
 from ..train.settings import FitConfig
+
+JUDGED_BY = 512  # training images that judge what was made of a cut network
 
 
 def new_network(project: Project, seed: int) -> nn.Module:
@@ -129,6 +136,53 @@ def save_network(project: Project, new: New, network: nn.Module, metrics: Metric
     write_whole(new.folder / PAYLOAD["network"], save(weights))
     example = Prepare(project.spec)(torch.from_numpy(project.data.validation.images[:2].copy()))
     new.metrics, new.facts = metrics, Facts(**dataclasses.asdict(count_cost(network, example)))
+
+
+@dataclass(kw_only=True)
+class Bench:
+    """Makes up for what was cut, and scores networks, on training images without distortions; each is drawn once, by a fixed seed.
+
+    ``solved_on``: as many images at most are solved on; :data:`JUDGED_BY` others judge.
+    """
+
+    project: Project
+    solved_on: int
+
+    def __post_init__(self) -> None:
+        train = self.project.data.train
+        chosen = train.sample(min(self.solved_on + JUDGED_BY, len(train.labels)), seed=0)
+        order = np.random.default_rng(0).permutation(len(chosen.labels))
+        judging = min(JUDGED_BY, len(order) // 2)
+        self.solving, self.judging = chosen.take(order[judging:]), chosen.take(order[:judging])
+        self.device = choose_device(self.project.device)
+        if self.device.type == "mps":  # which knows no float64
+            self.device = torch.device("cpu")
+
+    def score(self, network: nn.Module) -> float:
+        """The cross-entropy of the images that judge, whatever the network's temperature."""
+        return tempered_loss(self.judging.labels, read_logits(self.project, network, self.judging.images))
+
+    def reconstructed(self, network: nn.Module, pruned: nn.Module, groups: Groups, keep: Keep) -> nn.Module:
+        return reconstruct(*self._placed(network, pruned), groups, keep, self.images, prepare=self.prepare).network.cpu()
+
+    def repaired(self, network: nn.Module, pruned: nn.Module, groups: Groups, keep: Keep, fixed: Collection[str]) -> Repaired:
+        """See :func:`compress.channels.reconstruct.repair`."""
+        placed = self._placed(network, pruned)
+        found = repair(*placed, groups, keep, self.images, self.score, prepare=self.prepare, fixed=fixed)
+        for one in (network, pruned, found.network):
+            one.cpu()
+        return found
+
+    @cached_property
+    def images(self) -> Tensor:
+        return torch.from_numpy(self.solving.images).to(self.device)
+
+    @cached_property
+    def prepare(self) -> Prepare:
+        return Prepare(self.project.spec).to(self.device)
+
+    def _placed(self, network: nn.Module, pruned: nn.Module) -> tuple[nn.Module, nn.Module]:
+        return network.to(self.device), pruned.to(self.device)
 
 
 def validate(project: Project, network: nn.Module) -> Scores:

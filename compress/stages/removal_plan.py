@@ -11,13 +11,13 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from ..artifacts.artifact import Artifact
-from ..artifacts.cost import MULTIPLES, Clock, Cost, count_cost, fastest_rounding
+from ..artifacts.cost import MULTIPLES, Cost, count_cost, fastest_rounding
 from ..artifacts.load import Prepare, load_network
 from ..artifacts.parts import Gains, Metrics, Plan, Rounding
 from ..artifacts.project import Project
@@ -34,13 +34,12 @@ from ..errors import CompressError
 from ..train.data_set import Part
 from ..train.split import stratified_sample
 from .finetune import batch_losses
-from .remove_channels import out_of_reach
+from .remove_channels import STAGE, out_of_reach
 from .sensitivity import loss_curves
 
 if TYPE_CHECKING:
     from .remove_channels import Job, RemoveConfig
 
-STAGE = "remove-channels"
 ATTEMPTS = 4  # searches for a goal in latency, each aiming lower by what the one before missed
 HALVINGS = 12  # networks that a bisection looks at
 
@@ -147,24 +146,26 @@ class Cutter:
         """Which units stay, and the rounding with what was measured for it."""
         if self.config.sparsity is None and not self.config.limits:
             return Plan(keep=self._everything(), rounding=None)
+        rounding = self.rounding
+        keep = self._choose(rounding.round_to, self.config.limits) if self.config.max_latency is None else self._fast(rounding.round_to)
+        return Plan(keep=keep, rounding=rounding, importance=self.config.importance)
+
+    @cached_property
+    def rounding(self) -> Rounding:
         _ = self.groups, self.scores, self.until  # the groups first, as they say best why a network cannot be cut
         if self.job.sparsity is not None:
             self._choose_share(self.job.sparsity, self._choice(1))  # refused before the first training, not before the last
-        rounding = self._rounding()
-        keep = self._choose(rounding.round_to, self.config.limits) if self.config.max_latency is None else self._fast(rounding.round_to)
-        return Plan(keep=keep, rounding=rounding)
+        return self._rounding()
 
-    def missed(self, latency: Interval) -> str:
-        """By how much a goal in latency was missed, in words, or nothing."""
-        goal = self.job.final.get("max_latency")
-        if goal is None or goal != self.config.max_latency or latency.high <= goal:
-            return ""
-        measured = f"{latency.value:.3g}x ({latency.low:.3g} to {latency.high:.3g})"
-        if latency.value <= goal:
-            return f"max_latency (={goal:.4g}x) is met, but not surely: {measured}"
-        return (
-            f"max_latency (={goal:.4g}x) is missed by {100 * (latency.value / goal - 1):.1f}%: {measured}; ask for less, or lower the floor"
-        )
+    def by(self, kind: Literal["l2", "bn", "taylor"], *found: str) -> "Cutter":
+        """The same by another importance; the network, its groups and what else is named ``found`` are not found again."""
+        other = dataclasses.replace(self, config=dataclasses.replace(self.config, importance=kind))
+        vars(other).update({name: getattr(self, name) for name in ("network", "groups", "until", *found)})
+        return other
+
+    def roughly(self) -> Kept:
+        """What stays, but for a goal in latency, which is taken as one in MACs."""
+        return self._choose(self.rounding.round_to, self._in_macs(dict(self.config.limits), [self.rounding.round_to]))
 
     def features(self, keep: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
         """The last layer that reads removable channels, with those of the teacher's inputs that it still has; none if that is not known."""
@@ -281,9 +282,7 @@ class Cutter:
             say(f"{STAGE}: leaves out widths in multiples of {' and '.join(left_out)}, with which the goal is out of reach")
         if len(multiples) == 1:
             return Rounding(round_to=multiples[0])
-        if (latency := limits.pop("max_latency", None)) is not None:
-            least = min(self.costs["max_macs"](at_floor(self.groups, self.scores, self._choice(one))) for one in multiples)
-            limits["max_macs"] = max(min(limits.get("max_macs", 1.0), latency), least)
+        limits = self._in_macs(limits, multiples)
         networks, refusals = {}, []
         for multiple in multiples:
             try:
@@ -298,6 +297,14 @@ class Cutter:
         if found.doubt:
             say(f"{STAGE}: takes multiples of {found.round_to}; {found.doubt}")
         return found
+
+    def _in_macs(self, limits: dict[str, float], multiples: Sequence[int]) -> dict[str, float]:
+        """The limits, that of latency as one of MACs which at least one of the multiples can meet."""
+        if (latency := limits.pop("max_latency", None)) is not None:
+            scores = {group.name: torch.zeros(group.width) for group in self.groups}
+            least = min(self.costs["max_macs"](at_floor(self.groups, scores, self._choice(one))) for one in multiples)
+            limits["max_macs"] = max(min(limits.get("max_macs", 1.0), latency), least)
+        return limits
 
     def _left(self, name: str, floor: Kept) -> Interval:
         """What the floor leaves of the teacher's cost; where there is no time to measure it, anything may."""
@@ -337,10 +344,6 @@ class Cutter:
             keep = max(met, key=lambda one: one[0])[1] if met else floor
             say(f"{STAGE}: the time limit is over; takes the best of {len(self.latencies)} networks so far")
         return keep
-
-
-def clock_of(job: "Job") -> Clock:
-    return Clock(load_network(job.origin), job.project.spec, job.place)
 
 
 def example_of(project: Project) -> Tensor:

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from msgspec import Meta
 
 from ..artifacts.artifact import Artifact
-from ..artifacts.parts import Metrics, Plan
+from ..artifacts.parts import Metrics, Plan, Repair
 from ..artifacts.project import GOALS, New, Project, data_identity, is_made, making, place_of, stage_key
 from ..artifacts.recipe import Recipe, Tutoring
 from ..artifacts.records import read_kept, seconds_of, write_kept
@@ -37,7 +37,10 @@ if TYPE_CHECKING:
     from torch import nn
 
     from ..artifacts.cost import Clock
+    from ..benchmarks.statistics import Interval
     from ..channels.groups import Groups
+    from ..channels.reconstruct import Repaired
+    from .removal_plan import Cutter
 
 Share = Annotated[float, Meta(gt=0, lt=1, description="times what the teacher costs, 0.35x leaves about a third")]
 
@@ -48,9 +51,11 @@ class RemoveConfig:
 
     Goals: ``sparsity`` (fraction of the removable channels to remove), or any of ``max_macs``, ``max_size`` (of the weights) and
     ``max_latency`` (measured here, one image on one thread), each as a fraction of the teacher's; all that are given must be met.
-    ``bypass``: modules to leave out: names, patterns such as ``blocks.*.spatial``, or "auto". ``importance``, ``scope`` and ``floor``: see
+    ``bypass``: modules to leave out: names, patterns such as ``blocks.*.spatial``, or "auto". ``importance``: see
+    :mod:`compress.channels.scores`; "auto" tries each and takes the one that costs least. ``scope`` and ``floor``: see
     :mod:`compress.channels.choose`; scope "sensitivity" gives each group the sparsity that its own curve bears. ``round_to``: widths are
-    multiples of this many channels; 0 measures which multiple is fast. ``images``: how many training images importance looks at.
+    multiples of this many channels; 0 measures which multiple is fast. ``images``: how many training images importance looks at, and
+    the cut network is reconstructed on, at most 1,024.
     ``time_limit``: "90s", "5m", "1h" or seconds in which all steps together search for what goes, training apart; they then take the best
     so far, and say so.
     """
@@ -60,7 +65,7 @@ class RemoveConfig:
     max_size: Share | None = None
     max_latency: Share | None = None
     bypass: tuple[str, ...] = ()
-    importance: Literal["l2", "bn", "taylor"] = "taylor"
+    importance: Literal["auto", "l2", "bn", "taylor"] = "auto"
     scope: Literal["global", "group", "sensitivity"] = "global"
     round_to: Annotated[int, Meta(ge=0, description="0 measures which widths are fast, 8 makes them multiples of 8")] = 0
     floor: Annotated[float, Meta(ge=0, lt=1, description="0.1 keeps a tenth of every group")] = 0.1
@@ -107,6 +112,8 @@ class RemoveConfig:
 
 STAGE = "remove-channels"
 AUTO = "auto"
+SOLVED_ON = 1024  # training images that a cut network is reconstructed on; more bring little
+TRIED_ON = 512  # those that it is for the trial of each importance
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,9 +134,10 @@ class Job:
     @cached_property
     def clock(self) -> Clock:
         """Measures latencies as fractions of the teacher's."""
-        from .removal_plan import clock_of
+        from ..artifacts.cost import Clock
+        from ..artifacts.load import load_network
 
-        return clock_of(self)
+        return Clock(load_network(self.origin), self.project.spec, self.place)
 
 
 def remove_in_steps(
@@ -243,14 +251,19 @@ def _remove(job: Job, new: New, parent: Artifact, config: RemoveConfig, tuning: 
     from ..pruning.masks import apply_masks
     from ..train.distil import Teacher
     from ..train.fit import choose_device
-    from .finetune import ease_dropout, fit_and_save, save_network, validate, zeros_kept
+    from .finetune import Bench, ease_dropout, fit_and_save, save_network, validate, zeros_kept
     from .removal_plan import Cutter
 
     project = job.project
     cutter = Cutter(job=job, parent=parent, config=config)
-    plan = taken_up(project, plan_file, cutter.groups) or cutter.plan()
+    plan = taken_up(project, plan_file, cutter.groups) or _planned(cutter)
     write_kept(plan_file, plan)
-    network = remove_channels(cutter.network, cutter.groups, plan.keep)
+    cut = remove_channels(cutter.network, cutter.groups, plan.keep)
+    kept_zeros = zeros_kept(parent, cut)
+    fixed = [name for name, mask in kept_zeros.items() if not mask.all()]
+    bench = Bench(project=project, solved_on=min(config.images, SOLVED_ON))
+    repaired = bench.repaired(cutter.network, cut, cutter.groups, plan.keep, fixed)
+    network = repaired.network
     before = validate(project, network)
     if config.epochs == 0:
         save_network(project, new, network, Metrics(validation=before))
@@ -258,13 +271,47 @@ def _remove(job: Job, new: New, parent: Artifact, config: RemoveConfig, tuning: 
         features = {name: torch.tensor(index) for name, index in cutter.features(plan.keep).items()}
         lessons = Teacher(network=load_network(job.origin), config=job.tutoring.distil, features=features)
         ease_dropout(network, lessons.network)
-        zeros = {name: mask.to(choose_device(project.device)) for name, mask in zeros_kept(parent, network).items()}
+        zeros = {name: mask.to(choose_device(project.device)) for name, mask in kept_zeros.items()}
         keep_zeros = (lambda: apply_masks(network, zeros)) if zeros else None
         fit_and_save(project, new, network, tuning, teacher=lessons, after_step=keep_zeros)
     gains = cutter.gains(network, plan)
-    if missed := cutter.missed(gains["gains"].latency):
+    if missed := _missed(job, config, gains["gains"].latency):
         project.console.say(f"{STAGE}: {missed}")
-    new.metrics = dataclasses.replace(new.metrics, one_shot=before, **gains)
+    new.metrics = dataclasses.replace(new.metrics, one_shot=before, repair=_told(plan, repaired), **gains)
+
+
+def _planned(cutter: Cutter) -> Plan:
+    """The plan, with importance "auto" by the one whose cut network is best when it is reconstructed."""
+    if cutter.config.importance != AUTO or (cutter.config.sparsity is None and not cutter.config.limits):
+        return cutter.plan()
+    from ..channels.cut import remove_channels
+    from .finetune import Bench
+
+    bench = Bench(project=cutter.job.project, solved_on=min(cutter.config.images, TRIED_ON))
+    first = cutter.by("l2")
+    trials, losses = (first, first.by("bn", "rounding"), first.by("taylor", "rounding")), {}
+    for trial in trials:
+        keep = trial.roughly()
+        cut = remove_channels(trial.network, trial.groups, keep)
+        losses[trial.config.importance] = bench.score(bench.reconstructed(trial.network, cut, trial.groups, keep))
+    best = min(trials, key=lambda trial: losses[trial.config.importance])
+    return dataclasses.replace(best.plan(), importances={kind: loss for kind, loss in losses.items() if math.isfinite(loss)})
+
+
+def _told(plan: Plan, repaired: Repaired) -> Repair:
+    losses = {how: loss for how, loss in repaired.losses.items() if math.isfinite(loss)}
+    return Repair(how=repaired.how, losses=losses, importance=plan.importance, importances=plan.importances, left=repaired.left)
+
+
+def _missed(job: Job, config: RemoveConfig, latency: Interval) -> str:
+    """By how much a goal in latency was missed, in words, or nothing."""
+    goal = job.final.get("max_latency")
+    if goal is None or goal != config.max_latency or latency.high <= goal:
+        return ""
+    measured = f"{latency.value:.3g}x ({latency.low:.3g} to {latency.high:.3g})"
+    if latency.value <= goal:
+        return f"max_latency (={goal:.4g}x) is met, but not surely: {measured}"
+    return f"max_latency (={goal:.4g}x) is missed by {100 * (latency.value / goal - 1):.1f}%: {measured}; ask for less, or lower the floor"
 
 
 def _names(project: Project, parent: Artifact, patterns: tuple[str, ...]) -> tuple[str, ...]:

@@ -44,6 +44,7 @@ class SensitivityConfig:
     """How much each part of a network bears: ``granularity`` weight (zeroed, per layer), channel (removed, per group) or module (bypassed).
 
     ``sparsities``: those that are measured; modules know none. ``importance``: which channels go first, see ``channels.scores``.
+    ``reconstruct``: other layers make up for removed channels by least squares, as they do in channel removal.
     ``images``: how many training images are scored, drawn by ``seed``.
     """
 
@@ -52,6 +53,7 @@ class SensitivityConfig:
         tuple[Annotated[float, Meta(gt=0, lt=1, description="0.5 removes half of one layer or group")], ...], Meta(min_length=1)
     ] = (0.25, 0.5, 0.75, 0.9)
     importance: Literal["l2", "bn", "taylor"] = "l2"
+    reconstruct: bool = True
     images: Annotated[int, Meta(ge=1, description="2048 is the default")] = 2048
     seed: Annotated[int, Meta(ge=0)] = 0
 
@@ -61,6 +63,7 @@ class SensitivityConfig:
 
 STAGE: Literal["sensitivity"] = "sensitivity"
 MOST_LOST, LEAST_SAVED = 1.0, 0.01
+SOLVED_ON = 256  # training images that layers are reconstructed on, for each sparsity of each group
 
 
 def measure_sensitivity(
@@ -71,7 +74,11 @@ def measure_sensitivity(
     ``limit``: seconds after which no further part is begun; what was measured by then is kept by itself, and said to be incomplete.
     """
     settings = dataclasses.asdict(config)
-    for name in {"weight": ("importance",), "channel": (), "module": ("importance", "sparsities")}[config.granularity]:
+    for name in {
+        "weight": ("importance", "reconstruct"),
+        "channel": (),
+        "module": ("importance", "reconstruct", "sparsities"),
+    }[config.granularity]:
         del settings[name]  # without effect
     key = stage_key(STAGE, settings, parent=parent.content, data=data_identity(project))
     if limit is not None and not is_made(project, place_of(project, STAGE, key, out)):
@@ -178,7 +185,7 @@ def _curves(project: Project, config: SensitivityConfig, network: nn.Module, sam
     from ..channels.curves import channel_curves, module_curves, weight_curves
     from ..channels.find import channel_groups
     from ..channels.scores import importance
-    from .finetune import batch_losses
+    from .finetune import Bench, batch_losses
 
     example = Prepare(project.spec)(torch.from_numpy(sample.images[:2].copy()))
 
@@ -190,7 +197,11 @@ def _curves(project: Project, config: SensitivityConfig, network: nn.Module, sam
     if config.granularity == "channel":
         groups = channel_groups(network, example)
         scores = importance(network, groups, config.importance, batch_losses(project, network, sample))
-        return channel_curves(network, groups, scores, config.sparsities, measure, progress)
+        network.cpu()
+        bench, how = Bench(project=project, solved_on=SOLVED_ON), {}
+        if config.reconstruct:
+            how["repair"] = lambda pruned, keep: bench.reconstructed(network, pruned, groups, keep)
+        return channel_curves(network, groups, scores, config.sparsities, measure, progress, **how)
     if not (names := bypassable(network, example)):
         raise CompressError("granularity (=module): no module of this network keeps the shape of its input; take weight or channel")
     return module_curves(network, names, measure, progress)

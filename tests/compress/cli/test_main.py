@@ -190,7 +190,9 @@ assert not heavy, heavy
 """
 
 
-def test_what_is_done_already_is_found_without_loading_torch_or_reading_an_image(here: Path) -> None:
+def test_what_is_done_already_is_found_without_loading_torch_or_reading_an_image(
+    here: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Of every stage that a run has, one after the other, each found by its own command."""
     network = ["--model", "emnist", "--runs", "runs"]
     commands = [
@@ -203,7 +205,7 @@ def test_what_is_done_already_is_found_without_loading_torch_or_reading_an_image
         ["train", *network, *TINY[2:], "--data", "digits", "--epochs", "1", "--folds", "2"],
     ]
     for command in commands:
-        subprocess.run([sys.executable, "-m", "compress", *command], check=True, capture_output=True)
+        assert run(capfd, monkeypatch, *command)[0] == 0
         done = subprocess.run([sys.executable, "-c", HEAVY, *command], capture_output=True, text=True)
         assert done.returncode == 0, (command, done.stderr)
         assert "unchanged" in done.stderr

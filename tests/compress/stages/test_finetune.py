@@ -296,7 +296,7 @@ def test_killed_at_random_moments_leaves_no_damaged_artifact_and_the_next_run_fi
     report = tmp_path / "runs" / "emnist" / "report" / "report.html"
     assert report.is_file()
     moments, killed, attempts = random.Random(0), 0, 0
-    while killed < int(os.environ.get("COMPRESS_KILLS", "3")):
+    while killed < int(os.environ.get("COMPRESS_KILLS", "2")):
         folder = tmp_path / str(attempts)
         folder.mkdir()
         attempts += 1

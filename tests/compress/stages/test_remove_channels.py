@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from stand_ins import Silent, recorded, with_parts
 from torch import nn
 
+from compress.artifacts import cost
 from compress.artifacts.artifact import Artifact, InputSpec, find_artifacts, read_artifact
 from compress.artifacts.cost import count_cost
 from compress.artifacts.load import load_network
@@ -20,6 +21,8 @@ from compress.artifacts.project import New, Project, variant_name
 from compress.artifacts.recipe import Tutoring, load_recipe
 from compress.artifacts.records import checked
 from compress.benchmarks.statistics import Interval
+from compress.channels.reconstruct import Repaired
+from compress.cli.tables import artifact_text
 from compress.errors import CompressError, NetworkError
 from compress.stages import finetune, removal_plan
 from compress.stages import remove_channels as removal
@@ -68,7 +71,7 @@ class CountingClock:
 
 @pytest.fixture(autouse=True)
 def quick_clock(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(removal_plan, "Clock", CountingClock)
+    monkeypatch.setattr(cost, "Clock", CountingClock)
 
 
 def few() -> DataSet:
@@ -148,6 +151,38 @@ def test_sparsity_counts_channels_of_the_teacher_through_steps(trained: Trained)
     assert sum(now for _, now in widths.values()) == 18
 
 
+def test_what_makes_up_for_the_channels_is_the_best_that_was_tried_and_is_told(trained: Trained) -> None:
+    """The artifact holds the network of the smallest loss, which without training reads better than as it was cut."""
+    project, root = trained["emnist"]
+    made = remove_in_steps(project, root, dataclasses.replace(GOAL, max_macs=0.4), TUTORING, RECIPE)
+    repair = made.manifest.metrics.repair
+    assert repair.importance == "l2" and not repair.importances
+    assert set(repair.losses) == {"cut", "least squares"}, "there is no batch norm"
+    assert repair.how == min(repair.losses, key=repair.losses.__getitem__) == "least squares"
+    score = finetune.Bench(project=project, solved_on=1024).score
+    assert score(load_network(made)) == pytest.approx(repair.losses["least squares"], rel=1e-5)
+    assert "least squares       " in (text := artifact_text(made)) and "before fine-tuning  " in text
+    assert "balanced accuracy before fine-tuning" not in text, "as nothing was fine-tuned"
+
+
+def test_importance_auto_takes_the_one_whose_reconstructed_network_is_best(trained: Trained, monkeypatch: pytest.MonkeyPatch) -> None:
+    project, root = trained["k49"]
+    config = dataclasses.replace(GOAL, max_macs=0.6, importance="auto")
+    made = remove_in_steps(project, root, config, TUTORING, RECIPE)
+    repair = made.manifest.metrics.repair
+    assert repair.importances.keys() == {"l2", "bn", "taylor"}
+    assert repair.importance == min(repair.importances, key=repair.importances.__getitem__)
+    alone = remove_in_steps(project, root, dataclasses.replace(config, importance=repair.importance), TUTORING, RECIPE)
+    assert made.payload.read_bytes() == alone.payload.read_bytes()
+
+
+def test_importance_auto_chooses_with_a_goal_in_latency_by_macs_and_measures_for_the_best_alone(trained: Trained) -> None:
+    project, root = trained["emnist"]
+    made = remove_in_steps(project, root, dataclasses.replace(GOAL, max_macs=None, max_latency=0.4, importance="auto"), TUTORING, RECIPE)
+    metrics = made.manifest.metrics
+    assert metrics.gains.latency.value <= 0.4 and len(metrics.repair.importances) == 3
+
+
 def test_floors_are_those_of_the_teachers_widths(trained: Trained) -> None:
     project, root = trained["emnist"]
     config = dataclasses.replace(GOAL, max_macs=None, sparsity=0.5, steps=3, between=0, floor=0.5)
@@ -155,8 +190,14 @@ def test_floors_are_those_of_the_teachers_widths(trained: Trained) -> None:
     assert widths == {"conv1": (8, 4), "conv2": (12, 6), "fc1": (16, 8)}
 
 
-def test_features_name_the_teachers_channels(trained: Trained) -> None:
-    """Without fine-tuning the classifier's columns are the teacher's."""
+def as_cut(bench: finetune.Bench, network: nn.Module, cut: nn.Module, *_: Any) -> Repaired:
+    """Nothing makes up for what was removed."""
+    return Repaired(network=cut, how="cut", losses={})
+
+
+def test_features_name_the_teachers_channels(trained: Trained, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As it was cut, the classifier's columns are the teacher's."""
+    monkeypatch.setattr(finetune.Bench, "repaired", as_cut)
     project, root = trained["emnist"]
     config = dataclasses.replace(GOAL, max_macs=None, sparsity=0.6, scope="group", steps=2, between=0)
     made = remove_in_steps(project, root, config, TUTORING, RECIPE)
@@ -384,7 +425,10 @@ def test_importance_counts_by_what_a_unit_saves(trained: Trained, monkeypatch: p
     assert widths["fc1"] == (16, 16) and widths["conv1"][1] < 8
 
 
-def test_cut_further_without_naming_the_teacher_everything_counts_from_what_was_given(trained: Trained) -> None:
+def test_cut_further_without_naming_the_teacher_everything_counts_from_what_was_given(
+    trained: Trained, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(finetune.Bench, "repaired", as_cut)
     project, root = trained["emnist"]
     first = remove_in_steps(project, root, GOAL, TUTORING, RECIPE)
     tutorings = [dataclasses.replace(TUTORING, teacher=teacher) for teacher in (None, root)]
@@ -507,7 +551,7 @@ def test_a_cut_network_can_be_pruned_and_trained_on(trained: Trained) -> None:
         ({"max_macs": 1.0}, r"max_macs \(=1.0\) must lie in \(0, 1\); times what the teacher costs, 0.35x leaves about a third"),
         ({"max_latency": float("nan")}, r"max_latency \(=nan\)"),
         ({"sparsity": 0.5, "max_size": 0.5}, r"sparsity \(=0.5\) and max_size exclude each other"),
-        ({"importance": "l1"}, r"importance \(=l1\) must be l2, bn or taylor"),
+        ({"importance": "l1"}, r"importance \(=l1\) must be auto, l2, bn or taylor"),
         ({"scope": "all"}, r"scope \(=all\) must be global, group or sensitivity"),
         ({"floor": 1.0}, r"floor \(=1.0\) must lie in \[0, 1\)"),
         ({"steps": 0}, r"steps \(=0\) must lie in \[1, 100\]"),

@@ -1,6 +1,7 @@
 """The stage: every figure again by hand, a second run that measures nothing, its files, and what the command refuses."""
 
 import csv
+import dataclasses
 import io
 import json
 from pathlib import Path
@@ -31,6 +32,7 @@ from compress.errors import CompressError
 from compress.models.emnist import make as make_emnist
 from compress.plots.sensitivity import cell, draw_heat_map
 from compress.pruning.masks import apply_masks, weight_masks
+from compress.stages.finetune import Bench
 from compress.stages.import_network import import_weights
 from compress.stages.sensitivity import SensitivityConfig, cheap_modules, measure_sensitivity
 from compress.train.metrics import score
@@ -90,15 +92,29 @@ def test_weights_by_hand(made: Made) -> None:
 @pytest.mark.parametrize("kind", ["l2", "taylor"])
 def test_channels_by_hand(made: Made, kind: str) -> None:
     project, parent = made
-    found = measure_sensitivity(project, parent, SensitivityConfig(granularity="channel", importance=kind, **CONFIG))
+    found = measure_sensitivity(project, parent, SensitivityConfig(granularity="channel", importance=kind, reconstruct=False, **CONFIG))
     network = load_network(parent)
     prepare = Prepare(project.spec)
     groups = channel_groups(network, prepare(torch.from_numpy(project.data.train.images[:2])))
     chosen = stratified_sample(project.data.train.labels, 60, 3)
     images, labels = (torch.from_numpy(part[chosen]) for part in (project.data.train.images, project.data.train.labels))
     scores = importance(network, groups, kind, iter([torch.nn.functional.cross_entropy(network(prepare(images)), labels)]))
-    best = tuple(sorted(scores["conv2"].argsort()[4:].tolist()))
-    assert point_of(found, "conv2", 0.5) == pytest.approx(scored(project, remove_channels(network, groups, {"conv2": best})), rel=1e-5)
+    keep = {"conv2": tuple(sorted(scores["conv2"].argsort()[4:].tolist()))}
+    cut = remove_channels(network, groups, keep)
+    assert point_of(found, "conv2", 0.5) == pytest.approx(scored(project, cut), rel=1e-5)
+
+
+def test_what_is_left_makes_up_for_removed_channels_unless_it_is_not_to(made: Made) -> None:
+    """By hand: the same images are solved on; on those that are scored the loss is that of the network so made, and lower."""
+    project, parent = made
+    config = SensitivityConfig(granularity="channel", **CONFIG)
+    found, bare = (measure_sensitivity(project, parent, dataclasses.replace(config, reconstruct=how)) for how in (True, False))
+    network = load_network(parent)
+    groups = channel_groups(network, Prepare(project.spec)(torch.from_numpy(project.data.train.images[:2])))
+    keep = {"conv2": tuple(sorted(importance(network, groups, "l2")["conv2"].argsort()[4:].tolist()))}
+    made_up = Bench(project=project, solved_on=256).reconstructed(network, remove_channels(network, groups, keep), groups, keep)
+    assert point_of(found, "conv2", 0.5) == pytest.approx(scored(project, made_up), rel=1e-4)
+    assert point_of(found, "conv2", 0.5)[1] < point_of(bare, "conv2", 0.5)[1]
 
 
 def test_a_network_without_modules_of_one_shape_is_told(made: Made) -> None:
