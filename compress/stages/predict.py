@@ -19,7 +19,7 @@ from ..artifacts.project import find_parent
 from ..artifacts.records import parse_record
 from ..benchmarks.errors import refuse_odd_name
 from ..benchmarks.runtimes import Candidate, open_model
-from ..errors import CompressError, onnxruntime_errors
+from ..errors import CompressError, first_line, onnxruntime_errors
 from ..plots.predictions import Prediction, draw_grid
 from ..train.formats import read_image
 from ..train.metrics import softmax
@@ -142,4 +142,4 @@ def _metadata(path: Path) -> dict[str, str]:
         session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
         return dict(session.get_modelmeta().custom_metadata_map)
     except (*onnxruntime_errors(), UnicodeDecodeError) as error:
-        raise CompressError(f"onnx (={path}) is no whole ONNX file that onnxruntime can load: {error}") from error
+        raise CompressError(f"onnx (={path}) is no whole ONNX file that onnxruntime can load: {first_line(error)}") from error
