@@ -165,7 +165,7 @@ def test_a_trial_that_another_living_worker_runs_is_left_to_it(tmp_path: Path) -
 
 
 def test_the_last_trials_of_other_workers_are_waited_for(tmp_path: Path) -> None:
-    other = worker(tmp_path / "study.journal", 1, 1.0)
+    other = worker(tmp_path / "study.journal", 1, 5.0)  # long enough to be found at work
     until_running(tmp_path / "study.journal", 0)
     waited: list[int] = []
     summary = search(tmp_path / "study.journal", 1, waits=waited.append)
