@@ -148,7 +148,7 @@ def test_a_trial_that_another_living_worker_runs_is_left_to_it(tmp_path: Path) -
     where = tmp_path / "study.journal"
     other = worker(where, 1, 30)
     [running] = until_running(where, 0)
-    summary = search(where, 3, time_limit=2.0)
+    summary = search(where, 3, time_limit=4.0)
     assert [trial.state for trial in summary.trials] == ["running", "complete", "complete"]
     with pytest.raises(TrainError, match=r"study \(=study\) is busy: another worker runs a trial of it"):
         search(where, 3, fresh=True)
