@@ -3,12 +3,13 @@
 # make check     ruff, mypy, and the tests with warnings as errors; this is what CI runs
 # make gpu       on a machine with a GPU: the tests that need one, and both networks trained, exported and measured on it
 # make fuzz      20,000 changed files for each reader; INPUTS=100000 for more; not in CI, which tries 150 of each
+# make fuzz-guided  the same for one reader, READER=npz, by coverage (atheris); not in CI
 # make mutants   which changes to the modules that decide the tests do not notice; MODULE=benchmarks/statistics.py for one; not in CI
 PYTHON ?= python3
 BIN := .venv/bin
 SHELL := /bin/bash
 
-.PHONY: run test check types lint gpu mutants fuzz clean
+.PHONY: run test check types lint gpu mutants fuzz fuzz-guided clean
 
 # One thread: on images this small a second one only waits for the first.
 run: .venv/installed
@@ -57,6 +58,12 @@ mutants: .venv/mutants
 INPUTS ?= 20000
 fuzz: .venv/installed
 	OMP_NUM_THREADS=1 FUZZ_EXAMPLES=$(INPUTS) $(BIN)/python -m pytest tests/fuzz
+
+# One reader by what its code has not seen yet, with atheris, which has no wheels for Windows.
+READER ?= npz
+fuzz-guided: .venv/installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check atheris
+	OMP_NUM_THREADS=1 PYTHONPATH=tests/support:tests/fuzz $(BIN)/python tests/fuzz/guided.py "$(READER)" -runs=$(INPUTS)
 
 clean:
 	rm -rf .venv build src/*.egg-info
