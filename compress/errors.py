@@ -16,6 +16,7 @@ import difflib
 import os
 import unicodedata
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 
@@ -50,6 +51,12 @@ def first_line(error: BaseException) -> str:
     """Class and first line of a foreign error, short enough to be quoted in a message of one line."""
     first = (str(error).strip() or "no message").splitlines()[0]
     return f"{type(error).__name__}: {first if len(first) <= 160 else first[:157] + '...'}"
+
+
+def need_file(path: Path, told: str, hint: str = "", error: type[CompressError] = CompressError) -> None:
+    """Raise ``error`` where ``path`` is a folder, a pipe, a device or nothing; ``told`` is what messages call it."""
+    if not path.is_file():
+        raise error(f"{told}{' is not a file' if path.exists() else ': there is no such file'}{hint}")
 
 
 def processes(names: Iterable[str] = ()) -> int:

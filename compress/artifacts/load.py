@@ -26,7 +26,7 @@ from torch.nn.parameter import is_lazy
 
 from ..channels.bypass import bypass
 from ..channels.cut import cut_to, evaluating
-from ..errors import NetworkError, first_line, shown
+from ..errors import NetworkError, first_line, need_file, shown
 from ..models.errors import ModelError
 from ..train.settings import heads
 from .artifact import Artifact, InputSpec
@@ -232,8 +232,7 @@ def _alike(one: Tensor, whole: Tensor, row: int) -> bool:
 
 
 def _read_state_dict(file: Path) -> dict[str, Any]:
-    if not file.is_file():
-        raise NetworkError(f"weights (={file}): there is no such file")
+    need_file(file, f"weights (={file})", error=NetworkError)
     try:
         if file.suffix == ".safetensors":
             return load_file(file)

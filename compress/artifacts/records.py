@@ -31,7 +31,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from ..errors import CompressError, nearest, shown
+from ..errors import CompressError, nearest, need_file, shown
 from ..files import write_whole
 
 T = TypeVar("T")
@@ -228,8 +228,7 @@ def setting(value: Any, hint: Any, name: str, where: str, *, finite: bool = True
 def _bounded(path: Path, most: int, what: str) -> bytes:
     """The content of a file that is one, and not beyond ``most`` bytes."""
     try:
-        if not path.is_file():
-            raise CompressError(f"{what} (={path}): there is no such file" if not path.exists() else f"{what} (={path}) is not a file")
+        need_file(path, f"{what} (={path})")
         if (size := path.stat().st_size) > most:
             raise CompressError(f"{what} (={path}) has {size:,} bytes, at most {most:,} are read; name another file")
         return path.read_bytes()

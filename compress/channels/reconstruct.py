@@ -28,7 +28,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from ..pruning.least_squares import Moments, best_ridge, inputs_of, positions_of, weights_of
+from ..pruning.least_squares import Moments, best_ridge, inputs_of, positions_of, some_of, weights_of
 from .cut import Keep, at_once, evaluating
 from .groups import Groups
 
@@ -37,8 +37,11 @@ LIVE = 8  # largest activations that are alive at once, roughly
 PARTS, HELD = 16, 4  # parts of a chunk with places of their own, every fourth of which only judges
 PLACES, PER_UNKNOWN, LEAST = 20000, 60, 1.5  # places of a layer, at least; for each unknown; and what is too few for each
 ASIDE, FEW = -1, 384  # the pass aside, and its images, for layers that are called several times
+MOST, WORK = 2**28, 1e12  # bytes of a layer's square matrix, beyond which it is left; multiplications for it, which limit its places
 EXACT = 1e-10  # of the targets' variance: a layer that errs by less computes the same but for rounding
 Prepare = Callable[[Tensor], Tensor]
+Progress = Callable[[int, int], None]  # layers that are done, and all
+Gone = Mapping[tuple[str, int], set[int]]
 How = Literal["cut", "batch norm", "least squares", "both"]
 
 
@@ -72,6 +75,7 @@ def repair(
     *,
     prepare: Prepare = lambda images: images,
     fixed: Collection[str] = (),
+    progress: Progress = lambda done, of: None,
 ) -> Repaired:
     """The best by ``score`` of the network as it was cut, with its batch norm re-estimated, reconstructed, and with both.
 
@@ -82,7 +86,7 @@ def repair(
     """
     if not any(groups.removed(keep).values()):
         return Repaired(network=pruned, how="cut", losses={})
-    solved = reconstruct(network, pruned, groups, keep, images, prepare=prepare, fixed=fixed)
+    solved = reconstruct(network, pruned, groups, keep, images, prepare=prepare, fixed=fixed, progress=progress)
     made = (pruned, reestimate(pruned, images, prepare=prepare), solved.network, reestimate(solved.network, images, prepare=prepare))
     tried = {how: one for how, one in zip(get_args(How), made, strict=True) if one is not None}
     losses = {how: loss if math.isfinite(loss := score(one)) else math.inf for how, one in tried.items()}
@@ -122,6 +126,7 @@ def reconstruct(
     *,
     prepare: Prepare = lambda images: images,
     fixed: Collection[str] = (),
+    progress: Progress = lambda done, of: None,
 ) -> Solved:
     """A copy of the cut network, its layers solved one after the other for the outputs that the uncut ones give.
 
@@ -134,6 +139,7 @@ def reconstruct(
         images: (N, ...), of any type, on that device. A few hundred to a few thousand, of the kind that the network was trained on.
         prepare: makes the network's input of some of them, float32 (B, C, H, W).
         fixed: weights that must stay, such as those in which zeros were pruned; named as in ``network.named_parameters()``.
+        progress: is told after each layer how many are done, and how many there are.
     """
     solved = copy.deepcopy(pruned).eval()
     gone = groups.removed(keep)
@@ -141,6 +147,8 @@ def reconstruct(
         return Solved(network=solved, layers={}, left={})
     with evaluating(network):
         run = _Run(network, solved, gone, set(fixed), images, prepare)
+        count = len(run.pending)
+        run.told = lambda: progress(count - len(run.pending), count)
         while run.pending:
             for number in range(len(run.chunks)):
                 if run.pending and run.goes_through(number):
@@ -170,6 +178,11 @@ class _Layer:
     targets: dict[int, list[list[Tensor]]] = field(default_factory=dict)  # of each chunk that is to come: of each call, and part of it
     moments: tuple[Moments, Moments] = field(default_factory=lambda: (Moments(), Moments()))
 
+    @property
+    def square(self) -> int:
+        """How many numbers the square matrices over its inputs have."""
+        return int(getattr(self.module, "groups", 1) * self.module.weight[0].numel() ** 2)
+
     def put(self, weights: Tensor) -> None:
         """Make the layer compute by ``weights``, as ``weights_of`` gives them; a batch norm's offset counts from where it is."""
         found, offset = weights.transpose(1, 2).flatten(0, 1).split([weights.shape[1] - 1, 1], 1)
@@ -187,16 +200,9 @@ class _Run:
     A layer that is called several times in one pass is solved as soon as it is reached, for all its calls, by a pass of few images aside.
     """
 
-    def __init__(
-        self,
-        network: nn.Module,
-        solved: nn.Module,
-        gone: Mapping[tuple[str, int], set[int]],
-        fixed: set[str],
-        images: Tensor,
-        prepare: Prepare,
-    ) -> None:
+    def __init__(self, network: nn.Module, solved: nn.Module, gone: Gone, fixed: set[str], images: Tensor, prepare: Prepare) -> None:
         self.solved, self.prepare, self.total = solved, prepare, len(images)
+        self.told: Callable[[], None] = lambda: None  # called after each layer
         self.errors: dict[str, tuple[float, float]] = {}
         self.left: dict[str, str] = {}
         self.pending = {layer.name: layer for layer in _layers(network, solved, gone, prepare(images[:2]))}
@@ -264,6 +270,7 @@ class _Run:
         owners = Counter(id(m.weight) for m in self.solved.modules() if isinstance(getattr(m, "weight", None), nn.Parameter))
         for name, layer in list(self.pending.items()):
             reasons = {
+                f"its {layer.module.weight[0].numel():,} inputs are too many": 8 * layer.square > MOST,
                 "its zeros must stay": f"{name}.weight" in fixed,
                 "its weight is computed": layer.module._parameters.get("weight") is None,
                 "it shares its weight": owners[id(layer.module.weight)] > 1,
@@ -274,8 +281,9 @@ class _Run:
                 del self.pending[name]
 
     def _places(self, layer: _Layer, chunk: int, part: int) -> Callable[[int], Tensor]:
-        wanted = math.ceil(max(PLACES, PER_UNKNOWN * layer.module.weight[0].numel()) / (len(self.few) if chunk == ASIDE else self.total))
-        return partial(_places, wanted=wanted, seed=PARTS * (chunk + 1) + part)
+        most = min(max(PLACES, PER_UNKNOWN * layer.module.weight[0].numel()), WORK / layer.square)
+        wanted = math.ceil(most / (len(self.few) if chunk == ASIDE else self.total))
+        return partial(some_of, wanted=wanted, seed=PARTS * (chunk + 1) + part)
 
     def _look(self, layer: _Layer, came: Tensor, chunk: int) -> None:
         """Add what comes into the layer and what should come out to its moments."""
@@ -286,6 +294,7 @@ class _Run:
 
     def _solve(self, layer: _Layer) -> None:
         del self.pending[layer.name]
+        self.told()
         (fit, judge), before = layer.moments, weights_of(layer.module)
         layer.moments = Moments(), Moments()
         if min(fit.count, (HELD - 1) * judge.count) < LEAST * before.shape[1]:
@@ -304,7 +313,7 @@ class _Run:
         self.errors[layer.name] = float(judge.error(before).mean()), float(errors.mean())
 
 
-def _layers(network: nn.Module, solved: nn.Module, gone: Mapping[tuple[str, int], set[int]], example: Tensor) -> Iterator[_Layer]:
+def _layers(network: nn.Module, solved: nn.Module, gone: Gone, example: Tensor) -> Iterator[_Layer]:
     """The convolutions and linear layers of both, in the order in which they are first called."""
     modules, calls, last = dict(solved.named_modules()), Counter[str](), dict[int, tuple[str, Tensor]]()
     read: dict[str, list[str]] = {}
@@ -338,8 +347,3 @@ def _layers(network: nn.Module, solved: nn.Module, gone: Mapping[tuple[str, int]
 
 def _parts(values: Tensor) -> tuple[Tensor, ...]:
     return values.split(max(1, math.ceil(len(values) / PARTS)))
-
-
-def _places(count: int, wanted: int, seed: int) -> Tensor:
-    """Which of ``count`` positions are looked at: the same ones in both networks."""
-    return torch.arange(count) if wanted >= count else torch.randperm(count, generator=torch.Generator().manual_seed(seed))[:wanted]

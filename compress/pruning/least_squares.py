@@ -137,3 +137,8 @@ def positions_of(layer: nn.Module, values: Tensor) -> Tensor:
     if not isinstance(layer, nn.Linear):
         return values.flatten(2)
     return values.movedim(-1, 1).flatten(2) if values.dim() > 2 else values.unsqueeze(2)
+
+
+def some_of(count: int, wanted: int, seed: int) -> Tensor:
+    """Which of ``count`` positions are looked at, int64: the same ones each time."""
+    return torch.arange(count) if wanted >= count else torch.randperm(count, generator=torch.Generator().manual_seed(seed))[:wanted]

@@ -24,7 +24,7 @@ from ..benchmarks.results import Facts as Known
 from ..benchmarks.run import BenchmarkConfig, run_benchmark
 from ..benchmarks.runtimes import Candidate
 from ..benchmarks.verdict import Limits, Verdict, decide
-from ..errors import CompressError
+from ..errors import CompressError, need_file
 from ..quantization.records import described
 from ..train.metrics import score
 
@@ -115,8 +115,7 @@ def _has_cuda(kind: str) -> bool:
 
 def candidates_of_file(path: Path, runtimes: Sequence[str] = USUAL) -> list[Candidate]:
     """An ONNX file that no stage of this toolkit wrote, in each runtime that takes one."""
-    if not path.is_file():
-        raise CompressError(f"{path}: there is no such file; name an .onnx file or the folder of an artifact")
+    need_file(path, str(path), "; name an .onnx file or the folder of an artifact")
     takes = [runtime for runtime in _chosen(runtimes) if runtime in ("onnxruntime", "openvino")]
     if not takes:
         raise CompressError(f"runtime (={', '.join(runtimes)}) takes no .onnx file such as {path}; add --runtime onnxruntime")

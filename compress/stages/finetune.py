@@ -3,8 +3,9 @@
 import dataclasses
 import math
 from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -163,14 +164,15 @@ class Bench:
         return tempered_loss(self.judging.labels, read_logits(self.project, network, self.judging.images))
 
     def reconstructed(self, network: nn.Module, pruned: nn.Module, groups: Groups, keep: Keep) -> nn.Module:
-        return reconstruct(*self._placed(network, pruned), groups, keep, self.images, prepare=self.prepare).network.cpu()
+        with self._placed(network, pruned):
+            return reconstruct(network, pruned, groups, keep, self.images, prepare=self.prepare).network.cpu()
 
     def repaired(self, network: nn.Module, pruned: nn.Module, groups: Groups, keep: Keep, fixed: Collection[str]) -> Repaired:
         """See :func:`compress.channels.reconstruct.repair`."""
-        placed = self._placed(network, pruned)
-        found = repair(*placed, groups, keep, self.images, self.score, prepare=self.prepare, fixed=fixed)
-        for one in (network, pruned, found.network):
-            one.cpu()
+        progress = partial(self.project.console.progress, "least squares")
+        with self._placed(network, pruned):
+            found = repair(network, pruned, groups, keep, self.images, self.score, prepare=self.prepare, fixed=fixed, progress=progress)
+        found.network.cpu()
         return found
 
     @cached_property
@@ -181,8 +183,14 @@ class Bench:
     def prepare(self) -> Prepare:
         return Prepare(self.project.spec).to(self.device)
 
-    def _placed(self, network: nn.Module, pruned: nn.Module) -> tuple[nn.Module, nn.Module]:
-        return network.to(self.device), pruned.to(self.device)
+    @contextmanager
+    def _placed(self, *networks: nn.Module) -> Iterator[None]:
+        """These networks on the device, and on the CPU again afterwards."""
+        for one in networks:
+            one.to(self.device)
+        yield
+        for one in networks:
+            one.cpu()
 
 
 def validate(project: Project, network: nn.Module) -> Scores:

@@ -20,7 +20,7 @@ from ..artifacts.project import Project, data_identity, is_made, making, network
 from ..artifacts.recipe import Recipe
 from ..artifacts.vectors import TOLERANCE, write_vectors
 from ..benchmarks.runtimes import check_logits
-from ..errors import CompressError
+from ..errors import CompressError, need_file
 from ..graphs.records import Parity
 
 STAGE = "import-onnx"
@@ -117,8 +117,7 @@ def start_of(context: Context, stages: tuple[str, ...], allowed: tuple[str, ...]
     if context.weights is None:
         return context.child(stages, allowed)
     context.named_parent()  # refuses two at once
-    if not context.weights.is_file():
-        raise CompressError(f"weights (={context.weights}): there is no such file")
+    need_file(context.weights, f"weights (={context.weights})")
     recipe = context.load_recipe()
     project = context.project(recipe)
     return project, recipe, import_weights(project, context.weights)

@@ -19,7 +19,7 @@ from ..artifacts.project import find_parent
 from ..artifacts.records import parse_record
 from ..benchmarks.errors import refuse_odd_name
 from ..benchmarks.runtimes import Candidate, open_model
-from ..errors import CompressError, first_line, onnxruntime_errors
+from ..errors import CompressError, first_line, need_file, onnxruntime_errors
 from ..plots.predictions import Prediction, draw_grid
 from ..train.formats import read_image
 from ..train.metrics import softmax
@@ -135,8 +135,7 @@ def _open_file(path: Path) -> tuple[Runner, Sequence[str], InputSpec]:
 def _metadata(path: Path) -> dict[str, str]:
     import onnxruntime
 
-    if not path.is_file():
-        raise CompressError(f"onnx (={path}): there is no such file")
+    need_file(path, f"onnx (={path})")
     refuse_odd_name(path)
     try:
         session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])

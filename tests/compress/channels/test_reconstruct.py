@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from compress.channels import reconstruct as module
+from compress.channels import reconstruct as reconstruction
 from compress.channels.cut import remove_channels
 from compress.channels.find import channel_groups
 from compress.channels.reconstruct import reconstruct, reestimate, repair
@@ -156,6 +157,26 @@ def test_what_cannot_be_solved_stays_and_is_named() -> None:
     assert torch.equal(fixed.network.head.weight, pruned.head.weight)  # type: ignore[union-attr, arg-type]
     few = reconstruct(network, pruned, groups, keep, IMAGES[:4])
     assert few.left["head"] == "3 places are too few for 5 unknowns; give more images"
+
+
+def test_a_layer_of_too_many_inputs_is_left_and_a_large_one_sees_fewer_places(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first linear layer of VGG has 25,088 inputs: 5 GB for their square matrix, and hours for all of its places."""
+    network = doubled(seeded(lambda: nn.Sequential(nn.Conv2d(2, 4, 3), nn.ReLU(), nn.Conv2d(4, 6, 3), *head())))
+    groups = channel_groups(network, IMAGES[:2])
+    keep = {"0": (0, 1, 2)}
+    pruned = remove_channels(network, groups, keep)
+    seen: list[tuple[int, int]] = []
+    whole = reconstruct(network, pruned, groups, keep, IMAGES, progress=lambda *one: seen.append(one))
+    assert "2" in whole.layers and seen[-1] == (3, 3)
+    counts: list[int] = []
+    monkeypatch.setattr(
+        reconstruction, "best_ridge", lambda fit, judge, before, free: counts.append(fit.count) or (before, judge.error(before))
+    )
+    monkeypatch.setattr(reconstruction, "WORK", 27**2 * 480)  # 480 places, two of each image, of which a quarter judges
+    reconstruct(network, pruned, groups, keep, IMAGES)
+    assert counts[0] == 360
+    monkeypatch.setattr(reconstruction, "MOST", 8 * 27**2 - 1)
+    assert reconstruct(network, pruned, groups, keep, IMAGES).left["2"] == "its 27 inputs are too many"
 
 
 def test_numbers_that_are_not_finite_leave_a_layer_as_it_is() -> None:

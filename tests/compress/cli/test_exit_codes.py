@@ -72,6 +72,28 @@ def test_a_signal_stops_as_ctrl_c_does(name: str, tmp_path: Path) -> None:
     assert [path.suffix for path in tmp_path.glob("runs/emnist/train/.*")] == [".safetensors"], "the state alone"
 
 
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["export-onnx", "--model", "emnist", "--data", "digits", "--weights"], "weights (={}) is not a file"),
+        (["predict", "--data", "digits", "--random", "1", "--onnx"], "onnx (={}) is not a file"),
+        (["report"], "file (={}) is not a file"),
+        (["run", "--recipe"], "recipe (={}) is not a file"),
+    ],
+)
+@pytest.mark.parametrize("kind", ["a pipe", "a folder"])
+def test_what_is_no_file_is_named_and_not_waited_for(arguments: list[str], told: str, kind: str, tmp_path: Path, run: Commands) -> None:
+    (os.mkfifo if kind == "a pipe" else os.mkdir)(place := tmp_path / "place")
+    code, _, err = run(*arguments, str(place))
+    assert (code, err.splitlines()[-1]) == (2, "compress: " + told.format(place))
+
+
+def test_a_pipe_is_nothing_to_measure(tmp_path: Path, run: Commands) -> None:
+    os.mkfifo(place := tmp_path / "place")
+    code, _, err = run("benchmark", "--data", "digits", str(place))
+    assert (code, err) == (2, f"compress: {place} is not a file; name an .onnx file or the folder of an artifact\n")
+
+
 def test_what_is_ignored_stays_ignored() -> None:
     """As nohup has it."""
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)

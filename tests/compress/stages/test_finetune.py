@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -25,9 +26,10 @@ from compress.artifacts.recipe import Tutoring
 from compress.artifacts.vectors import VECTORS, read_vectors
 from compress.errors import ArtifactError
 from compress.pruning.masks import nonzero_masks, squared_gradients, weight_masks
+from compress.stages import finetune
 from compress.stages.benchmark import candidates_of
 from compress.stages.export import ExportConfig, export
-from compress.stages.finetune import batch_losses
+from compress.stages.finetune import Bench, batch_losses
 from compress.stages.import_network import import_weights
 from compress.stages.prune import PruneConfig, prune
 from compress.stages.quantize import QuantizeConfig, quantize
@@ -254,6 +256,39 @@ def test_another_artifact_is_not_overwritten_without_force(made: tuple[Project, 
     project, artifacts = made
     with pytest.raises(ArtifactError, match=r"out \(=.*\) holds another artifact \(stage train\); --force replaces it"):
         prune(project, artifacts["root"], PruneConfig(sparsity=0.3, epochs=0), TUTORING, out=artifacts["root"].path)
+
+
+class Placed(torch.nn.Module):
+    """Says where it was put last."""
+
+    place = "cpu"
+
+    def to(self, device: torch.device) -> "Placed":  # type: ignore[override]
+        self.place = str(device)
+        return self
+
+    def cpu(self) -> "Placed":
+        return self.to(torch.device("cpu"))
+
+
+def test_networks_are_on_the_device_while_they_are_reconstructed_and_on_the_cpu_afterwards(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What cuts, exports and times them expects them there."""
+    bench, network, pruned = Bench(project=project_in(tmp_path), solved_on=8), Placed(), Placed()
+    bench.device = torch.device("cuda")
+    vars(bench).update(images=None, prepare=None)
+    seen = []
+
+    def reconstruct(*networks: Placed, **how: object) -> SimpleNamespace:
+        seen.extend(one.place for one in networks[:2])
+        return SimpleNamespace(network=Placed())
+
+    monkeypatch.setattr(finetune, "reconstruct", reconstruct)
+    monkeypatch.setattr(finetune, "repair", reconstruct)
+    bench.reconstructed(network, pruned, None, {})  # type: ignore[arg-type]
+    bench.repaired(network, pruned, None, {}, ())  # type: ignore[arg-type]
+    assert seen == ["cuda"] * 4 and [one.place for one in (network, pruned)] == ["cpu"] * 2
 
 
 RECIPE = """
