@@ -44,7 +44,7 @@ class SensitivityConfig:
     """How much each part of a network bears: ``granularity`` weight (zeroed, per layer), channel (removed, per group) or module (bypassed).
 
     ``sparsities``: those that are measured; modules know none. ``importance``: which channels go first, see ``channels.scores``.
-    ``reconstruct``: other layers make up for removed channels by least squares, as they do in channel removal.
+    ``reconstruct``: the layers that read removed channels make up for them by least squares, as all do in channel removal.
     ``images``: how many training images are scored, drawn by ``seed``.
     """
 
@@ -200,7 +200,7 @@ def _curves(project: Project, config: SensitivityConfig, network: nn.Module, sam
         network.cpu()
         bench, how = Bench(project=project, solved_on=SOLVED_ON), {}
         if config.reconstruct:
-            how["repair"] = lambda pruned, keep: bench.reconstructed(network, pruned, groups, keep)
+            how["repair"] = lambda pruned, keep: bench.reconstructed(network, pruned, groups, keep, near=True)
         return channel_curves(network, groups, scores, config.sparsities, measure, progress, **how)
     if not (names := bypassable(network, example)):
         raise CompressError("granularity (=module): no module of this network keeps the shape of its input; take weight or channel")

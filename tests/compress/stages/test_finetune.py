@@ -11,6 +11,7 @@ import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -278,6 +279,7 @@ def test_networks_are_on_the_device_while_they_are_reconstructed_and_on_the_cpu_
     bench, network, pruned = Bench(project=project_in(tmp_path), solved_on=8), Placed(), Placed()
     bench.device = torch.device("cuda")
     vars(bench).update(images=None, prepare=None)
+    groups: Any = SimpleNamespace(removed=lambda keep: {})
     seen = []
 
     def reconstruct(*networks: Placed, **how: object) -> SimpleNamespace:
@@ -286,8 +288,8 @@ def test_networks_are_on_the_device_while_they_are_reconstructed_and_on_the_cpu_
 
     monkeypatch.setattr(finetune, "reconstruct", reconstruct)
     monkeypatch.setattr(finetune, "repair", reconstruct)
-    bench.reconstructed(network, pruned, None, {})  # type: ignore[arg-type]
-    bench.repaired(network, pruned, None, {}, ())  # type: ignore[arg-type]
+    bench.reconstructed(network, pruned, groups, {})
+    bench.repaired(network, pruned, groups, {}, ())
     assert seen == ["cuda"] * 4 and [one.place for one in (network, pruned)] == ["cpu"] * 2
 
 
