@@ -160,7 +160,7 @@ def test_what_cannot_be_solved_stays_and_is_named() -> None:
 
 
 def test_a_layer_of_too_many_inputs_is_left_and_a_large_one_sees_fewer_places(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The first linear layer of VGG has 25,088 inputs: 5 GB for their square matrix, and hours for all of its places."""
+    """The first linear layer of VGG has 25,088 inputs: 5 GB for one square matrix."""
     network = doubled(seeded(lambda: nn.Sequential(nn.Conv2d(2, 4, 3), nn.ReLU(), nn.Conv2d(4, 6, 3), *head())))
     groups = channel_groups(network, IMAGES[:2])
     keep = {"0": (0, 1, 2)}
