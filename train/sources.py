@@ -32,7 +32,7 @@ import numpy as np
 from .data_set import About, DataSet, Part, Parts
 from .download import fetch
 from .errors import TrainError
-from .formats import read_array, read_class_map, read_pictures
+from .formats import IMAGE_SUFFIXES, read_array, read_class_map, read_pictures
 from .split import divide
 
 NAMES = ("digits", "k49", "emnist", "kmnist")
@@ -54,6 +54,7 @@ _MAX_CLASSES = 100_000
 _TEST_FRACTION, _TEST_SEED = 0.2, 0
 
 Progress = Callable[[str, int, int], None]
+Answer = Callable[[np.ndarray], tuple[np.ndarray, int]]  # images uint8 (N, C, H, W) to a class for each, int64 (N,), of so many
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,13 +85,15 @@ def load_data(
     shape: tuple[int, int, int] = (1, 28, 28),
     cache: Path = Path("data"),
     files: Files | None = None,
+    answer: Answer | None = None,
     progress: Progress | None = None,
 ) -> DataSet:
     """Read the data set ``source``: a name of ``NAMES`` or the path of a folder (``./digits`` for a folder that has such a name).
 
     ``validation`` in (0, 0.5] is the fraction of every class that ``seed`` (>= 0) moves from train to validation. ``shape`` is the
     (C, H, W) the network takes: pictures are converted to it, arrays must have it. Downloads lie in ``cache``. ``files`` replaces
-    ``source``. ``progress`` is told (file or folder, done, of how many: bytes or images).
+    ``source``. ``answer`` labels the images of a folder that has no labels. ``progress`` is told (file or folder, done, of how many:
+    bytes or images).
 
     Raises TrainError for everything the heads of this module, ``formats`` and ``download`` list.
     """
@@ -98,7 +101,10 @@ def load_data(
         raise TrainError(f"validation (={validation}) must lie in (0, 0.5]; 0.1 keeps 10% of the training images for validation")
     if seed < 0:
         raise TrainError(f"seed (={seed}) must be a whole number of at least 0; 0 is the default")
-    raw = _read_files(files, shape) if files else _read_source(source, shape, cache, progress)
+    if answer is not None:
+        raw = _read_unlabelled(Path(source), shape, answer, progress)
+    else:
+        raw = _read_files(files, shape) if files else _read_source(source, shape, cache, progress)
     if raw.train.images.shape[1:] != shape:
         raise TrainError(f"data (={source}) has images of shape {raw.train.images.shape[1:]}, the network takes {shape}; choose other data")
     train, test, order = raw.train, raw.test, np.arange(len(raw.train.labels))
@@ -145,6 +151,19 @@ def _read_source(source: str, shape: tuple[int, int, int], cache: Path, progress
     if any(folder.glob("*-idx[13]-ubyte*")):
         return _read_files(_idx_files(folder, "train", "t10k"), shape)
     return _read_image_folder(folder, shape, progress)
+
+
+def _read_unlabelled(folder: Path, shape: tuple[int, int, int], answer: Answer, progress: Progress | None) -> _Raw:
+    """All pictures in a folder and below it; hidden ones are passed over."""
+    if not folder.is_dir():
+        raise TrainError(f"calibrate (={folder}) is not a folder; name one that holds images such as the network is to read")
+    found = [path.relative_to(folder) for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES]
+    inside = sorted({str(path.parent) for path in found if not any(part.startswith(".") for part in path.parts)})
+    if not inside:
+        raise TrainError(f"calibrate (={folder}) holds no images ({' '.join(IMAGE_SUFFIXES)}); some hundred do well")
+    images, _ = read_pictures(folder, inside, shape, progress)
+    labels, count = answer(images)
+    return _Raw(name=folder.resolve().name, classes=tuple(map(str, range(count))), train=Part(images, labels))
 
 
 def stamp(source: str, cache: Path, files: Files | None = None) -> list[tuple[str, int, int, int]]:

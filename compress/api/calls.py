@@ -22,7 +22,7 @@ Stages = tuple[str, ...]
 P = ParamSpec("P")
 R = TypeVar("R")
 LIMITS = ("max_drop", "accept_unproved", "max_latency", "max_size")
-SHARED = ("weights", "pretrained", "out", "force", "fresh")  # options that say where to start and what becomes of what is made
+SHARED = ("weights", "pretrained", "out", "force", "fresh", "calibrate")  # options that say where to start and what becomes of what is made
 
 
 def takes(kind: type) -> Callable[[Callable[P, R]], Callable[P, R]]:
@@ -99,6 +99,8 @@ def begin(context: "Context", start: Start, options: Options, cls: type, table: 
         return Begun(context, project, recipe, parent, config, tutoring)
 
     begun(None, recipe, None)
+    if context.calibrate is not None and "onnx" not in options:
+        raise CompressError(f"calibrate (={context.calibrate}) is of images for an ONNX file; name that with --onnx")
     if onnx := options.get("onnx"):
         project = context.project_of_onnx(onnx)
         return begun(project, recipe, import_onnx(project, onnx))
@@ -107,12 +109,12 @@ def begin(context: "Context", start: Start, options: Options, cls: type, table: 
 
 def begin_graph(context: "Context", start: Start, options: Options) -> Begun:
     """As :func:`begin`, with the graph to quantize as parent: one given, one from elsewhere, or the export of a network."""
-    from ..artifacts.project import NETWORK_STAGES
+    from ..artifacts.project import FOREIGN_STAGES, NETWORK_STAGES
     from ..stages.export import ExportConfig, graph_of
     from ..stages.quantize import QuantizeConfig
 
     stages = (*NETWORK_STAGES, "export")
-    begun = begin(context, start, options, QuantizeConfig, "quantize", stages, (*stages, "import-onnx"))
+    begun = begin(context, start, options, QuantizeConfig, "quantize", stages, (*stages, *FOREIGN_STAGES))
     return dataclasses.replace(begun, parent=graph_of(begun.project, begun.parent, begun.recipe.stage(ExportConfig, "export")))
 
 

@@ -130,24 +130,27 @@ class Network:
     def remove_channels(self, start: Start = None, **options: Unpack[of.RemoveOptions]) -> "Artifact":
         """Remove channels, so that the file gets smaller and the network faster, and fine-tune with the unpruned network as teacher.
 
-        Goals are shares of what the teacher costs; with several, all are met. Layers that are tied together (residuals, depthwise
-        convolutions, attention gates, concatenations) lose the same channels; what is not understood stays whole and is named.
+        With ``onnx`` those of a graph that nobody has the network of; with ``epochs`` 0 nothing is trained, and what goes is made up for by
+        least squares alone. Goals are shares of what the teacher costs; with several, all are met. Layers that are tied together
+        (residuals, depthwise convolutions, attention gates, concatenations) lose the same channels; what is not understood stays whole
+        and is named.
         """
-        from ..artifacts.project import NETWORK_STAGES, TRAINED_STAGES
+        from ..artifacts.project import FOREIGN_STAGES, NETWORK_STAGES, TRAINED_STAGES
         from ..stages.remove_channels import RemoveConfig, remove_in_steps
 
-        begun = begin(self._context, start, options, RemoveConfig, "remove-channels", TRAINED_STAGES, NETWORK_STAGES)
+        allowed = (*NETWORK_STAGES, *FOREIGN_STAGES)
+        begun = begin(self._context, start, options, RemoveConfig, "remove-channels", TRAINED_STAGES, allowed)
         return remove_in_steps(begun.project, begun.parent, begun.config, begun.tutoring, begun.recipe, begun.context.out)
 
-    @takes(of.StartOptions)
-    def channel_groups(self, start: Start = None, **options: Unpack[of.StartOptions]) -> "Groups":
+    @takes(of.GroupsOptions)
+    def channel_groups(self, start: Start = None, **options: Unpack[of.GroupsOptions]) -> "Groups":
         """Which channels go together, and what is left whole and why; removes nothing."""
-        from ..artifacts.project import NETWORK_STAGES, TRAINED_STAGES
-        from ..stages.import_network import start_of
-        from ..stages.remove_channels import groups_of
+        from ..artifacts.project import FOREIGN_STAGES, NETWORK_STAGES, TRAINED_STAGES
+        from ..stages.remove_channels import RemoveConfig, groups_of
 
-        project, _, parent = start_of(opened(self._context, start, options)[0], TRAINED_STAGES, NETWORK_STAGES)
-        return groups_of(project, parent)
+        allowed = (*NETWORK_STAGES, *FOREIGN_STAGES)
+        begun = begin(self._context, start, options, RemoveConfig, "remove-channels", TRAINED_STAGES, allowed)
+        return groups_of(begun.project, begun.parent)
 
     @takes(of.ExportOptions)
     def export_onnx(self, start: Start = None, **options: Unpack[of.ExportOptions]) -> "Artifact":

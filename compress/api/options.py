@@ -102,13 +102,19 @@ class PruneOptions(FineTuneOptions, total=False):
     regrow: Annotated[bool, "Weights that were zeroed may come back while fine-tuning; long ones gain."]
 
 
-class RemoveOptions(FineTuneOptions, total=False):
+class GroupsOptions(StartOptions, total=False):
+    onnx: Annotated[File, "Cut this ONNX classifier, which another tool wrote; needs --data or --calibrate."]
+    calibrate: Annotated[File, "With --onnx: a folder of images without labels; what the file answers stands for them."]
+
+
+class RemoveOptions(FineTuneOptions, GroupsOptions, total=False):
     sparsity: Annotated[float, "Fraction of the removable channels to remove, in (0, 1)."]
     max_macs: Annotated[Share, "MACs to be left, as a share of the teacher's."]
     max_size: Annotated[Share, "Weights to be left, as a share of the teacher's."]
     max_latency: Annotated[Share, "Latency to be left, measured here: one image, one thread, ONNX Runtime."]
     bypass: Annotated[Sequence[str], "Leave a module out: a name, a pattern, or auto (what is found cheap)."]
     importance: Annotated[str, "How channels are scored: auto (the best of the others by trial), l2, bn or taylor.  [default: auto]"]
+    per_cost: Annotated[bool, "Rank by importance per what removal saves, or with --as-it-is by importance.  [default: auto tries both]"]
     scope: Annotated[str, "How channels are ranked: global, group, or sensitivity (measured per group).  [default: global]"]
     round_to: Annotated[int, "Widths are multiples of this; 0 measures which are fast here.  [default: 0]"]
     floor: Annotated[float, "Fraction of every group that stays at least.  [default: 0.1]"]
@@ -125,7 +131,8 @@ class QuantizeOptions(ResumeOptions, total=False):
     max_drop: Annotated[float, "Balanced accuracy that auto may lose, in points, as a 95% bound on validation images.  [default: 0.3]"]
     accept_unproved: Annotated[bool, "Let the loss as counted decide where the validation images are too few to bound it."]
     time_limit: Annotated[Time, "Auto answers after so long with the best it has found: 90s, 5m, 1h."]
-    onnx: Annotated[File, "Quantize this ONNX classifier, which another tool wrote; needs --data."]
+    onnx: Annotated[File, "Quantize this ONNX classifier, which another tool wrote; needs --data or --calibrate."]
+    calibrate: Annotated[File, "With --onnx: a folder of images without labels; what the file answers stands for them."]
     images: Annotated[int, "Calibration images, drawn evenly from the classes.  [default: 512]"]
     epochs: Annotated[int, "Fine-tune the quantized graph for so many epochs.  [default: 0]"]
     lr: Annotated[float, "Learning rate at the start of fine-tuning.  [default: 0.0001]"]

@@ -56,6 +56,11 @@ class InputSpec:
     mean: tuple[float, ...] = (0.0,)
     std: tuple[float, ...] = (1.0,)
 
+    @property
+    def as_pixels(self) -> "InputSpec":
+        """The same image for a network that takes pixels of 0 to 255, as float32."""
+        return InputSpec(shape=self.shape, std=(1 / 255,))
+
     def __post_init__(self) -> None:
         for name in ("shape", "mean", "std"):
             object.__setattr__(self, name, tuple(getattr(self, name)))

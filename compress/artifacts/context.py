@@ -11,10 +11,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..errors import ArtifactError, CompressError, shown
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import ArtifactError, CompressError, need_file, shown
 from ..train.data_set import About, DataSet
 from ..train.sources import NAMES, Files, load_data, stamp
-from .artifact import Artifact, InputSpec, digest_of, read_artifact
+from .artifact import Artifact, InputSpec, digest_of, read_artifact, sha256_of
 from .model_reference import BUILT_IN, ModelReference
 from .parts import Data, Images
 from .project import Console, Project, Silent, find_parent
@@ -22,7 +25,7 @@ from .recipe import Recipe, load_recipe
 from .records import component, read_record, refuse_odd
 
 WEIGHTS = Path(__file__).parents[1] / "weights"
-VALIDATION = 0.1
+VALIDATION, UNLABELLED = 0.1, 0.3  # of images without labels more are asked, as nobody is trained on them
 VERSION = 1  # of what is noted of data sets
 PARTS = ("train_images", "train_labels", "test_images", "test_labels")
 Start = Artifact | Path | str
@@ -33,6 +36,7 @@ class Context:
     """What was said, by options of a command or in Python; None where nothing was.
 
     ``start``, ``weights``, ``pretrained``: the network to start from. ``out``, ``force``, ``fresh``: what becomes of what is made.
+    ``calibrate``: images without labels, for an ONNX file.
     """
 
     model: str | None = None
@@ -57,6 +61,7 @@ class Context:
     out: Path | None = None
     force: bool = False
     fresh: bool = False
+    calibrate: Path | None = None
     loaded: dict[Any, Any] = field(default_factory=dict, compare=False, repr=False)  # data sets that were read for an earlier call
 
     def __post_init__(self) -> None:
@@ -201,9 +206,16 @@ class Context:
             raise CompressError(f"image-shape (={given_shape}) is not what onnx (={path}) takes, {shape}; leave --image-shape out")
         if shape is None and self.image_shape is None:
             raise CompressError(f"onnx (={path}) leaves the size of its images open; name it with --image-shape CxHxW")
-        if not self._names_data:
-            raise CompressError(f"onnx (={path}) does not say which images calibrate and score it; name them with --data")
-        return self._project(None, path.stem, spec, *self.load(self.data, self.seed or 0, spec))
+        if self._names_data == (self.calibrate is not None):
+            raise CompressError(
+                f"onnx (={path}) does not say which images calibrate and score it; name them with --data, or with --calibrate such as "
+                "have no labels"
+                if self.calibrate is None
+                else f"calibrate (={self.calibrate}) names images without labels and --data others; leave one of them out"
+            )
+        if self.calibrate is None:
+            return self._project(None, path.stem, spec, *self.load(self.data, self.seed or 0, spec))
+        return self._project(None, path.stem, spec, *self.load((self.calibrate, path), self.seed or 0, spec, UNLABELLED))
 
     def project_of_files(self, first: Artifact | None, path: Path) -> Project:
         """A project to measure files in: data and input are those of the ``first`` artifact among them, else of the options."""
@@ -214,17 +226,20 @@ class Context:
         return self._project(None, path.stem, self.spec, *self.load(self.data, self.seed or 0, self.spec))
 
     def load(self, source: Any, seed: int, spec: InputSpec, validation: float = VALIDATION) -> tuple[DataSet, Data]:
-        """Load a data set; returns it with what artifacts record of it. ``source``: a name, a folder, or four paths."""
-        files = self.files
+        """Load a data set; returns it with what artifacts record of it. ``source``: a name, a folder, four paths, or
+        a folder of images without labels and the ONNX file whose answers are their labels."""
+        files, answering = self.files, None
+        if isinstance(source, tuple) and len(source) == 2:
+            source, answering = (str(Path(one).absolute()) for one in source)
         if files is None and isinstance(source, tuple):  # four files by hand, as an artifact recorded them
             files = Files(**dict(zip(PARTS, map(Path, source), strict=True)))
-        name, key = str(source), (str(source), seed, validation, spec.shape, files)
+        name, key = str(source), (str(source), seed, validation, spec, files, answering)
         if key not in self.loaded:
             self.loaded.clear()  # one at a time, as they are large
-            self.loaded[key] = self._known(name, seed, validation, spec.shape, files)
+            self.loaded[key] = self._known(name, seed, validation, spec, files, answering)
         data: DataSet = self.loaded[key]
         return data, Data(
-            source=tuple(map(str, vars(files).values())) if files else name,
+            source=tuple(map(str, vars(files).values())) if files else (name, answering) if answering else name,
             name=data.name,
             fingerprint=data.fingerprint,
             seed=seed,
@@ -232,14 +247,25 @@ class Context:
             images=Images(**dict(zip(("train", "validation", "test"), data.about.counts, strict=True))),
         )
 
-    def _known(self, name: str, seed: int, validation: float, shape: tuple[int, int, int], files: Files | None) -> DataSet:
+    def _known(
+        self, name: str, seed: int, validation: float, spec: InputSpec, files: Files | None, answering: str | None = None
+    ) -> DataSet:
         """The data set, read now, or when its images are asked for where ``runs/.data`` has what is known of the same files."""
-        stamped = [VERSION, name, seed, validation, shape, stamp(name, self.cache, files)]
+        stamped = [VERSION, name, seed, validation, spec.shape, stamp(name, self.cache, files)]
+        if answering is not None:
+            need_file(Path(answering), f"onnx (={answering}), whose answers are the labels of {name},")
+            stamped += [dataclasses.asdict(spec), sha256_of(Path(answering))]
         note = self.runs / ".data" / f"{digest_of(stamped)[:16]}.json"
 
         def read() -> DataSet:
-            how: dict[str, Any] = {"seed": seed, "validation": validation, "shape": shape, "cache": self.cache, "files": files}
-            return load_data(name, **how, progress=self.console.progress)
+            how: dict[str, Any] = {"seed": seed, "validation": validation, "shape": spec.shape, "cache": self.cache, "files": files}
+            return load_data(name, **how, answer=answer if answering else None, progress=self.console.progress)
+
+        def answer(images: NDArray[np.uint8]) -> tuple[NDArray[np.int64], int]:
+            from ..graphs.adopt import answers
+
+            logits = answers(Path(str(answering)), spec.shape, spec.mean, spec.std, images)
+            return logits.argmax(axis=1), logits.shape[1]
 
         try:
             about = read_record(note, About, again="delete it") if note.is_file() else None

@@ -38,7 +38,8 @@ from ..benchmarks.runtimes import Candidate, onnx_session
 from ..benchmarks.statistics import MOST_LAUNCHES, Interval, over_launches
 from ..benchmarks.worker import WAKE_CALLS, time_calls
 from ..errors import CompressError
-from ..graphs.file import as_taken
+from ..graphs.as_torch.network import OnnxNetwork
+from ..graphs.file import as_taken, write_onnx
 from ..graphs.template import Template
 from .artifact import InputSpec
 from .load import Prepare
@@ -145,7 +146,10 @@ class Clock:
         key = str(network), tuple((name, value.shape) for name, value in network.state_dict().items())
         if key not in self._files:
             file = self._folder / f"{len(self._files)}.onnx"
-            self._template.write(network, file)
+            if isinstance(network, OnnxNetwork):
+                write_onnx(network.to_onnx(), file)
+            else:
+                self._template.write(network, file)
             self._files[key] = file
         return self._files[key]
 

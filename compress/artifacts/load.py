@@ -126,8 +126,13 @@ def _plain(value: Tensor, own: Tensor) -> bool:
 
 
 def load_network(artifact: Artifact) -> nn.Module:
-    """The network of an artifact, in eval mode on the CPU, with its weights."""
+    """The network of an artifact, in eval mode on the CPU, with its weights; of a graph, one that takes images as the graph does."""
     about = artifact.manifest
+    if about.kind == "graph":
+        from ..graphs.as_torch.network import OnnxNetwork
+        from ..graphs.floats import read_float
+
+        return OnnxNetwork(read_float(artifact.payload), str(artifact.path)).eval()
     model = ModelReference.of(about.model)
     assert model is not None, "an artifact of a network has a reference"
     if model.identity()["source"] != about.model.source:

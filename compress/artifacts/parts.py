@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 
 from msgspec import UNSET, Meta, UnsetType, convert
 
+from ..benchmarks.paired import Drop
 from ..benchmarks.results import LayerZeros
 from ..benchmarks.statistics import Count, Interval, Share
 from ..errors import ArtifactError
@@ -52,7 +53,8 @@ class Images:
 
 @dataclass(frozen=True, kw_only=True)
 class Data:
-    """Which images, and how they were split. ``source``: a name, a folder or four files; ``title``: what messages call shipped data."""
+    """Which images, and how they were split. ``source``: a name, a folder or four files, or a folder of images without
+    labels and the ONNX file whose answers stand for them; ``title``: what messages call shipped data."""
 
     source: str | tuple[str, ...]
     name: Name
@@ -65,8 +67,8 @@ class Data:
     def __post_init__(self) -> None:
         # Not in the type: msgspec 0.22 corrupts memory over a union of texts and tuples where either has a limit.
         parts = (self.source,) if isinstance(self.source, str) else self.source
-        if len(parts) not in (1, 4) or not all(part.isprintable() and len(part) <= MOST_PATH for part in parts):
-            raise ArtifactError("source must be a name, a folder or four files, each one line of text")
+        if len(parts) not in (1, 2, 4) or not all(part.isprintable() and len(part) <= MOST_PATH for part in parts):
+            raise ArtifactError("source must be a name, a folder, a folder and a file, or four files, each one line of text")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -211,7 +213,8 @@ class Metrics:
 
     ``one_shot``: before fine-tuning. ``fine_tuned``: of the best epoch. ``points_lost``: of balanced accuracy, by quantization.
     ``teacher`` (its content) to ``features`` (the inputs of the last layer that are left): of channel removal. ``widths``: of each group
-    before all steps and now. ``repair``: what made up for them before fine-tuning. ``folds``, ``mean``, ``spread``: of a
+    before all steps and now. ``repair``: what made up for them before fine-tuning. ``drop``: beside the teacher, where no image
+    of the validation part chose anything. ``folds``, ``mean``, ``spread``: of a
     cross-validation. ``images``, ``baseline``: what a sensitivity saw.
     """
 
@@ -235,6 +238,7 @@ class Metrics:
     rounding: Rounding | UnsetType | None = UNSET
     features: Mapping[str, tuple[Count, ...]] | UnsetType = UNSET
     repair: Repair | UnsetType = UNSET
+    drop: Drop | UnsetType = UNSET
     folds: Count | UnsetType = UNSET
     mean: Scores | UnsetType = UNSET
     spread: Scores | UnsetType = UNSET

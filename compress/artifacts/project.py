@@ -23,6 +23,9 @@ from .records import plain, write_record
 # Stages that make networks; those of the first kind are what pruning starts from where no parent is named.
 TRAINED_STAGES = ("train", "import")
 NETWORK_STAGES = (*TRAINED_STAGES, "prune", "remove-channels")
+# Those that make graphs; of the first kind are graphs of networks that are not here.
+FOREIGN_STAGES = ("import-onnx", "remove-channels-onnx")
+GRAPH_STAGES = (*FOREIGN_STAGES, "export", "quantize")
 # Raised when a stage computes something else from the same inputs, so that results of older versions are not taken for its own.
 STAGE_VERSION = 1
 # The goals of channel removal that are fractions of the teacher's cost.
@@ -80,7 +83,7 @@ def find_parent(folder: Path, stages: tuple[str, ...], fingerprint: str | None =
 
 def variants_of(project: Project, root: Artifact) -> list[Artifact]:
     """Every graph under ``runs/<model>`` that descends from ``root``, the shortest lineage first."""
-    graphs = [artifact for stage in ("import-onnx", "export", "quantize") for artifact in find_artifacts(project.folder / stage)]
+    graphs = [artifact for stage in GRAPH_STAGES for artifact in find_artifacts(project.folder / stage)]
     # The same bytes may lie there twice, made by two versions of this toolkit: the newest of them is taken.
     graphs.sort(key=lambda graph: graph.manifest.created)
     mine = list({(variant_name(graph), graph.content): graph for graph in graphs if _root_key(graph) == root.manifest.key}.values())
@@ -101,7 +104,7 @@ def variant_name(artifact: Artifact) -> str:
         config = step.settings
         if step.stage == "prune":
             words["prune"] = f"pruned {config.pattern or f'{100 * (config.sparsity or 0):.3g}%'}"
-        elif step.stage == "remove-channels":
+        elif step.stage in ("remove-channels", "remove-channels-onnx"):
             shares = {goal: getattr(config, goal) for goal in GOALS}
             goals = [f"{share:.2g}x {goal[4:].replace('macs', 'MACs')}" for goal, share in shares.items() if share is not None]
             removed = f"{100 * config.sparsity:.3g}% of channels" if config.sparsity is not None else ""

@@ -66,6 +66,7 @@ NUMBERS = Text(
 SHARE = Text("0.35x", lambda text: float(text.removesuffix("x")), "must be a share of what the unpruned network costs, such as 0.35x")
 PERCENT = Text("PERCENT", lambda text: float(text.strip().removesuffix("%")), "must be a percentage, such as 5%")
 SETTING = Text("NAME=VALUE", tomllib.loads, "must be NAME=VALUE with a TOML value, such as widths=[8,16] or dropout=0.2")
+EITHER = {"per_channel": "--per-channel/--per-tensor", "per_cost": "--per-cost/--as-it-is"}
 # Where click's own type is another one than Python's, or the mark beside Python's.
 TYPES = {of.File: PATH, of.Time: str, "share": SHARE, "percent": PERCENT, tuple[int, int, int]: SHAPE, tuple[float, ...]: NUMBERS}
 
@@ -78,7 +79,7 @@ def option(name: str, hint: Any) -> click.Option:
     names = [f"--{NAMES.get(name, name).replace('_', '-')}", name]
     how: dict[str, Any] = {"help": text, "metavar": METAVARS.get(name), "default": DEFAULTS.get(name)}
     if kind is bool:
-        return click.Option(["--per-channel/--per-tensor", name] if name == "per_channel" else names, is_flag=True, **how)
+        return click.Option([EITHER[name], name] if name in EITHER else names, is_flag=True, **how)
     if origin is typing.Literal:
         return click.Option(names, **how | {"type": str, "metavar": "|".join(inner)})
     if origin in (Sequence, Mapping):

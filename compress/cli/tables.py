@@ -83,6 +83,7 @@ NEXT: Mapping[str, tuple[str, ...]] = {
     "prune": ("compress export-onnx --from {}",),
     "remove-channels": ("compress export-onnx --from {}",),
     "export": ("compress quantize --from {}", "compress verify {}"),
+    "remove-channels-onnx": ("compress quantize --from {}", "compress verify {}"),
     "import-onnx": ("compress quantize --from {}", "compress verify {}"),
     "quantize": ("compress verify {}", "compress benchmark {}"),
     "benchmark": ("compress report {}/benchmark.json",),

@@ -14,10 +14,12 @@ Source: the ONNX specification.
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 import onnx_ir as ir
+from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
 from ..errors import CompressError
@@ -71,6 +73,17 @@ def adopt(
             return model
         del model.graph.input[0]
     raise CompressError(f'"{path}" does not give (B, K) for images {shape}; a classifier of one label per image is needed here')
+
+
+def answers(
+    path: Path, shape: tuple[int, int, int], mean: Sequence[float], std: Sequence[float], images: NDArray[np.uint8]
+) -> NDArray[Any]:
+    """The logits float32 (N, K) of the classifier in ``path`` for images uint8 (N, C, H, W); else as :func:`adopt`."""
+    session = open_session(adopt(path, shape, mean, std, {}), f'"{path}"')
+    fixed = session.get_inputs()[0].shape[0]
+    size = fixed if isinstance(fixed, int) else 64
+    parts = [images[start : start + size] for start in range(0, len(images), size)]
+    return np.concatenate([session.run([LOGITS], {IMAGE: np.ascontiguousarray(part)})[0] for part in parts])
 
 
 def _entry(model: onnx.ModelProto, path: Path) -> tuple[onnx.ValueInfoProto, list[int]]:

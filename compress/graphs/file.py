@@ -50,6 +50,10 @@ def read_onnx(path: Path) -> onnx.ModelProto:
             f'"{path}" keeps its weights in another file that cannot be read; put it beside this one ({first_line(error)})'
         ) from error
     _check(model, f'"{path}"')
+    for value in (*model.graph.input, *model.graph.output):  # Paddle writes -1 for a size that is open
+        for dim in value.type.tensor_type.shape.dim:
+            if dim.dim_value < 0:
+                dim.Clear()
     if model.ir_version < 4:  # had every weight listed among the inputs, which says nothing of whether the caller may replace it
         for value in [value for value in model.graph.input if value not in image_inputs(model)]:
             model.graph.input.remove(value)

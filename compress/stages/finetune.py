@@ -6,6 +6,7 @@ from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property, partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,10 +22,16 @@ from ..artifacts.load import Prepare, build_network
 from ..artifacts.parts import SCORES, Facts, Metrics, Scores
 from ..artifacts.project import New, Project, state_file
 from ..artifacts.records import write_csv
+from ..artifacts.vectors import TOLERANCE, write_vectors
+from ..benchmarks.runtimes import Candidate, check_logits, open_model
 from ..channels.cut import Keep
 from ..channels.groups import Groups
 from ..channels.reconstruct import Repaired, reconstruct, repair
+from ..errors import CompressError
 from ..files import write_whole
+from ..graphs.as_torch.network import OnnxNetwork
+from ..graphs.file import ALIKE, write_onnx
+from ..graphs.records import Parity
 from ..pruning.masks import nonzero_masks
 from ..train.data_set import Part
 from ..train.distributed import this_team
@@ -32,6 +39,7 @@ from ..train.fit import Fitted, choose_device, fit, predict_logits
 from ..train.metrics import score, tempered_loss
 from ..train.settings import FitConfig
 
+PROVED_ON = 1000  # validation images on which a graph is compared with torch
 JUDGED_BY = 512  # training images that judge what was made of a cut network
 
 
@@ -132,11 +140,40 @@ def fit_parts(
 
 def save_network(project: Project, new: New, network: nn.Module, metrics: Metrics) -> None:
     """Write the weights among the files of ``new``, and say its ``metrics`` and what it costs."""
+    example = Prepare(project.spec)(torch.from_numpy(project.data.validation.images[:2].copy()))
+    new.metrics, new.facts = metrics, Facts(**dataclasses.asdict(count_cost(network, example)))
+    if isinstance(network, OnnxNetwork):
+        new.metrics = dataclasses.replace(metrics, parity=_save_graph(project, new, network))
+        return
     # Cloned, as safetensors refuses tensors that share memory (tied weights).
     weights = {name: value.detach().cpu().contiguous().clone() for name, value in network.state_dict().items()}
     write_whole(new.folder / PAYLOAD["network"], save(weights))
-    example = Prepare(project.spec)(torch.from_numpy(project.data.validation.images[:2].copy()))
-    new.metrics, new.facts = metrics, Facts(**dataclasses.asdict(count_cost(network, example)))
+
+
+def _save_graph(project: Project, new: New, network: OnnxNetwork) -> Parity:
+    """Write the graph of a network that is one, with its test vectors, and prove on validation images that it computes what torch does."""
+    target, images = new.folder / PAYLOAD["graph"], project.data.validation.images[:PROVED_ON]
+    write_onnx(network.to_onnx(), target)
+
+    def run(images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        return logits_of(project, target, images)
+
+    write_vectors(new.folder, run, images, TOLERANCE["export"])
+    theirs, ours = read_logits(project, network, images), run(images)
+    difference, same = float(np.abs(theirs - ours).max()), float((theirs.argmax(axis=1) == ours.argmax(axis=1)).mean())
+    if not difference <= ALIKE * np.abs(theirs).max():
+        raise CompressError(
+            f"{new.stage}: the graph without its channels gives logits that differ by {difference:.2g} from what torch computes; "
+            "please report this file"
+        )
+    return Parity(images=len(images), largest_difference=difference, agreement=same, probabilities=None)
+
+
+def logits_of(project: Project, file: Path, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """What a file says of images uint8 (N, C, H, W): float32 (N, K)."""
+    predict = open_model(Candidate(name=file.stem, path=file), project.spec.shape, project.classes, threads=1).predict
+    batches = np.array_split(images, max(1, len(images) // 64))
+    return np.concatenate([check_logits(predict(batch), len(batch), project.classes) for batch in batches])
 
 
 @dataclass(kw_only=True)

@@ -18,7 +18,7 @@ from ..artifacts.project import New, Project
 from ..artifacts.recipe import Tutoring
 from ..artifacts.vectors import TOLERANCE, write_vectors
 from ..benchmarks.paired import images_to_tell, paired_drop
-from ..benchmarks.runtimes import Candidate, check_logits, open_model
+from ..benchmarks.runtimes import Candidate, open_model
 from ..errors import CompressError
 from ..graphs.file import write_onnx
 from ..graphs.records import MINIMUM_IMAGES
@@ -34,7 +34,7 @@ from ..train.distil import Teacher
 from ..train.fit import choose_device
 from ..train.metrics import score, softmax
 from ..train.split import stratified_sample
-from .finetune import fit_network
+from .finetune import fit_network, logits_of
 from .quantize import QuantizeConfig
 
 SCORED = 10_000  # validation images that decide, evenly drawn where there are more
@@ -246,10 +246,3 @@ def _scored(project: Project) -> Part:
         return part
     chosen = stratified_sample(part.labels, SCORED, 0)
     return Part(images=part.images[chosen], labels=part.labels[chosen])
-
-
-def logits_of(project: Project, file: Path, images: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """What a file says of images uint8 (N, C, H, W): float32 (N, K)."""
-    predict = open_model(Candidate(name=file.stem, path=file), project.spec.shape, project.classes, threads=1).predict
-    batches = np.array_split(images, max(1, len(images) // 64))
-    return np.concatenate([check_logits(predict(batch), len(batch), project.classes) for batch in batches])

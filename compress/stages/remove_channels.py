@@ -25,10 +25,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from msgspec import Meta
 
 from ..artifacts.artifact import Artifact
-from ..artifacts.parts import Metrics, Plan, Repair
+from ..artifacts.parts import Metrics
 from ..artifacts.project import GOALS, New, Project, data_identity, is_made, making, place_of, stage_key
 from ..artifacts.recipe import Recipe, Tutoring
-from ..artifacts.records import read_kept, seconds_of, write_kept
+from ..artifacts.records import seconds_of, write_kept
 from ..errors import CompressError
 from ..train.settings import FitConfig
 from .sensitivity import spare_modules
@@ -39,20 +39,20 @@ if TYPE_CHECKING:
     from ..artifacts.cost import Clock
     from ..benchmarks.statistics import Interval
     from ..channels.groups import Groups
-    from ..channels.reconstruct import Repaired
-    from .removal_plan import Cutter
 
 Share = Annotated[float, Meta(gt=0, lt=1, description="times what the teacher costs, 0.35x leaves about a third")]
 
 
 @dataclass(frozen=True, kw_only=True)
 class RemoveConfig:
-    """Channel removal in ``steps``, each followed by fine-tuning: ``epochs`` after the last, ``between`` after every other.
+    """Channel removal in ``steps`` (3 if none is given, or 1 where nothing is learnt between them), each followed by fine-tuning:
+    ``epochs`` after the last, ``between`` after every other.
 
     Goals: ``sparsity`` (fraction of the removable channels to remove), or any of ``max_macs``, ``max_size`` (of the weights) and
     ``max_latency`` (measured here, one image on one thread), each as a fraction of the teacher's; all that are given must be met.
     ``bypass``: modules to leave out: names, patterns such as ``blocks.*.spatial``, or "auto". ``importance``: see
-    :mod:`compress.channels.scores`; "auto" tries each and takes the one that costs least. ``scope`` and ``floor``: see
+    :mod:`compress.channels.scores`; "auto" tries each, as it is and ``per_cost`` (of the goal that its removal saves), and takes the one
+    that costs least. ``scope`` and ``floor``: see
     :mod:`compress.channels.choose`; scope "sensitivity" gives each group the sparsity that its own curve bears. ``round_to``: widths are
     multiples of this many channels; 0 measures which multiple is fast. ``images``: how many training images importance looks at, and
     the cut network is reconstructed on, at most 1,024.
@@ -66,11 +66,12 @@ class RemoveConfig:
     max_latency: Share | None = None
     bypass: tuple[str, ...] = ()
     importance: Literal["auto", "l2", "bn", "taylor"] = "auto"
+    per_cost: bool = True
     scope: Literal["global", "group", "sensitivity"] = "global"
     round_to: Annotated[int, Meta(ge=0, description="0 measures which widths are fast, 8 makes them multiples of 8")] = 0
     floor: Annotated[float, Meta(ge=0, lt=1, description="0.1 keeps a tenth of every group")] = 0.1
     images: Annotated[int, Meta(ge=1, description="2048 is the default")] = 2048
-    steps: Annotated[int, Meta(ge=1, le=100, description="3 is the default")] = 3
+    steps: Annotated[int, Meta(ge=1, le=100, description="3 is the default, and 1 without fine-tuning")] | None = None
     between: Annotated[int, Meta(ge=0, description="epochs")] = 1
     epochs: Annotated[int, Meta(ge=0, description="0 for no fine-tuning")] = 6
     lr: Annotated[float, Meta(gt=0, description="a third of the training's is usual")] = 0.001
@@ -90,37 +91,37 @@ class RemoveConfig:
     def in_steps(self) -> list[RemoveConfig]:
         """One config per step: what is left shrinks by the same factor in each, and modules are bypassed in the first.
 
-        0.125x in three steps: 0.5x, 0.25x, 0.125x. With scope "sensitivity" a step that only bypasses comes before, as what the groups
-        bear is measured without those modules.
+        0.125x in three steps: 0.5x, 0.25x, 0.125x. With scope "sensitivity" a step that only bypasses comes before, as what the
+        groups bear is measured without those modules.
         """
         if self.sparsity is None and not self.limits and not self.bypass:
             raise CompressError("a goal is needed: --sparsity 0.5, --max-macs 0.35x, --max-size 0.25x or --max-latency 0.5x, or --bypass")
         none: dict[str, Any] = dict.fromkeys(("sparsity", *GOALS))
         first = self.scope == "sensitivity" and bool(self.bypass)
         made = [dataclasses.replace(self, **none, epochs=self.between, steps=1, between=0)] if first else []
-        for step in range(1, self.steps + 1):
-            share = step / self.steps
-            goals: dict[str, Any] = {name: value**share if step < self.steps else value for name, value in self.limits.items()}
+        steps = self.steps or (3 if self.epochs else 1)
+        for step in range(1, steps + 1):
+            share = step / steps
+            goals: dict[str, Any] = {name: value**share if step < steps else value for name, value in self.limits.items()}
             if self.sparsity is not None:
-                goals["sparsity"] = 1 - (1 - self.sparsity) ** share if step < self.steps else self.sparsity
-            epochs = self.epochs if step == self.steps else self.between
+                goals["sparsity"] = 1 - (1 - self.sparsity) ** share if step < steps else self.sparsity
+            epochs = self.epochs if step == steps else self.between
             bypass = self.bypass if step == 1 and not first else ()
-            limit = None if self.time_limit is None else seconds_of(self.time_limit, "time_limit") / self.steps
+            limit = None if self.time_limit is None else seconds_of(self.time_limit, "time_limit") / steps
             made.append(dataclasses.replace(self, **goals, epochs=epochs, bypass=bypass, steps=1, between=0, time_limit=limit))
         return made
 
 
-STAGE = "remove-channels"
+STAGE, OF_GRAPH = "remove-channels", "remove-channels-onnx"
 AUTO = "auto"
 SOLVED_ON = 1024  # training images that a cut network is reconstructed on; more bring little
-TRIED_ON = 512  # those that it is for the trial of each importance
 
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
     """What all steps share. ``origin``: the teacher. ``final``: the limits after the last step, ``sparsity`` likewise.
 
-    ``place``: where the graphs lie that are measured.
+    ``place``: where the graphs lie that are measured. ``stage``: what is made is called.
     """
 
     project: Project
@@ -130,6 +131,7 @@ class Job:
     tutoring: Tutoring
     recipe: Recipe
     place: Path
+    stage: str
 
     @cached_property
     def clock(self) -> Clock:
@@ -148,6 +150,7 @@ def remove_in_steps(
     ``tutoring``: its teacher is the unpruned network that is learnt from and that goals are fractions of. ``recipe``: says how sensitivity
     is measured, for scope "sensitivity" and bypass "auto". Raises CompressError for what the module refuses.
     """
+    project, stage = _of_kind(project, parent, config)
     if AUTO in config.bypass:
         begun, limit = time.monotonic(), None if config.time_limit is None else seconds_of(config.time_limit, "time_limit")
         cheap = spare_modules(project, recipe, parent, limit)
@@ -165,10 +168,20 @@ def remove_in_steps(
             tutoring=tutoring,
             recipe=recipe,
             place=Path(place),
+            stage=stage,
         )
         for number, step in enumerate(steps, 1):
             parent = _step(job, parent, step, out if number == len(steps) else None)
     return parent
+
+
+def _of_kind(project: Project, parent: Artifact, config: RemoveConfig) -> tuple[Project, str]:
+    """The project as its network takes images, and the stage: a graph has the preparation of its images inside."""
+    if parent.manifest.kind != "graph":
+        return project, STAGE
+    if config.bypass:
+        raise CompressError(f"bypass (={', '.join(config.bypass)}) leaves out modules of a network, and this is a graph; leave it out")
+    return dataclasses.replace(project, spec=project.spec.as_pixels), OF_GRAPH
 
 
 def refuse_unreachable(project: Project, network: nn.Module, config: RemoveConfig) -> None:
@@ -185,7 +198,7 @@ def refuse_unreachable(project: Project, network: nn.Module, config: RemoveConfi
     from ..channels.bypass import bypass, bypassable, matching
     from ..channels.choose import Choice, at_floor, macs_after, size_after
     from ..channels.find import channel_groups
-    from .removal_plan import example_of
+    from .removal.plan import example_of
 
     example = example_of(project)
     whole = count_cost(network, example)
@@ -217,9 +230,9 @@ def out_of_reach(name: str, limit: float, least: float, floor: float, multiple: 
 def groups_of(project: Project, parent: Artifact) -> Groups:
     from ..artifacts.load import load_network
     from ..channels.find import channel_groups
-    from .removal_plan import example_of
+    from .removal.plan import example_of
 
-    return channel_groups(load_network(parent), example_of(project))
+    return channel_groups(load_network(parent), example_of(_of_kind(project, parent, RemoveConfig())[0]))
 
 
 def _step(job: Job, parent: Artifact, config: RemoveConfig, out: Path | None) -> Artifact:
@@ -231,12 +244,12 @@ def _step(job: Job, parent: Artifact, config: RemoveConfig, out: Path | None) ->
         "data": data_identity(project),
     }
     inputs |= {"parent": parent.content, "teacher": origin.content}
-    key = stage_key(STAGE, dataclasses.replace(config, time_limit=None), **inputs)
-    if config.time_limit is not None and not is_made(project, place_of(project, STAGE, key, out)):
-        key = stage_key(STAGE, config, **inputs)  # what was not cut short is taken where it is there
-    plan_file = project.folder / STAGE / f".{key[:12]}.plan.json"
+    key = stage_key(job.stage, dataclasses.replace(config, time_limit=None), **inputs)
+    if config.time_limit is not None and not is_made(project, place_of(project, job.stage, key, out)):
+        key = stage_key(job.stage, config, **inputs)  # what was not cut short is taken where it is there
+    plan_file = project.folder / job.stage / f".{key[:12]}.plan.json"
 
-    with making(project, "network", STAGE, key, config, parent, out) as new:
+    with making(project, parent.manifest.kind, job.stage, key, config, parent, out) as new:
         if new.wanted:
             _remove(job, new, parent, config, tuning, plan_file)
             plan_file.unlink(missing_ok=True)
@@ -252,11 +265,13 @@ def _remove(job: Job, new: New, parent: Artifact, config: RemoveConfig, tuning: 
     from ..train.distil import Teacher
     from ..train.fit import choose_device
     from .finetune import Bench, ease_dropout, fit_and_save, save_network, validate, zeros_kept
-    from .removal_plan import Cutter
+    from .removal.plan import Cutter
+    from .removal.told import drop_of, features_of, gains_of, repair_of
+    from .removal.trial import planned, taken_up
 
     project = job.project
     cutter = Cutter(job=job, parent=parent, config=config)
-    plan = taken_up(project, plan_file, cutter.groups) or _planned(cutter)
+    plan = taken_up(project, plan_file, cutter.groups) or planned(cutter)
     write_kept(plan_file, plan)
     cut = remove_channels(cutter.network, cutter.groups, plan.keep)
     kept_zeros = zeros_kept(parent, cut)
@@ -268,44 +283,26 @@ def _remove(job: Job, new: New, parent: Artifact, config: RemoveConfig, tuning: 
     if config.epochs == 0:
         save_network(project, new, network, Metrics(validation=before))
     else:
-        features = {name: torch.tensor(index) for name, index in cutter.features(plan.keep).items()}
+        features = {name: torch.tensor(index) for name, index in features_of(cutter, plan.keep).items()}
         lessons = Teacher(network=load_network(job.origin), config=job.tutoring.distil, features=features)
         ease_dropout(network, lessons.network)
         zeros = {name: mask.to(choose_device(project.device)) for name, mask in kept_zeros.items()}
         keep_zeros = (lambda: apply_masks(network, zeros)) if zeros else None
         fit_and_save(project, new, network, tuning, teacher=lessons, after_step=keep_zeros)
-    gains = cutter.gains(network, plan)
+    gains = gains_of(cutter, network, plan)
+    if config.epochs == 0:  # else the validation images chose the epoch
+        gains["drop"] = drop_of(project, load_network(job.origin), network)
     if missed := _missed(job, config, gains["gains"].latency):
         project.console.say(f"{STAGE}: {missed}")
-    new.metrics = dataclasses.replace(new.metrics, one_shot=before, repair=_told(plan, repaired), **gains)
-
-
-def _planned(cutter: Cutter) -> Plan:
-    """The plan, with importance "auto" by the one whose cut network is best when it is reconstructed."""
-    if cutter.config.importance != AUTO or (cutter.config.sparsity is None and not cutter.config.limits):
-        return cutter.plan()
-    from ..channels.cut import remove_channels
-    from .finetune import Bench
-
-    bench = Bench(project=cutter.job.project, solved_on=min(cutter.config.images, TRIED_ON))
-    first = cutter.by("l2")
-    trials, losses = (first, first.by("bn", "rounding"), first.by("taylor", "rounding")), {}
-    for trial in trials:
-        keep = trial.roughly()
-        cut = remove_channels(trial.network, trial.groups, keep)
-        losses[trial.config.importance] = bench.score(bench.reconstructed(trial.network, cut, trial.groups, keep))
-    best = min(trials, key=lambda trial: losses[trial.config.importance])
-    return dataclasses.replace(best.plan(), importances={kind: loss for kind, loss in losses.items() if math.isfinite(loss)})
-
-
-def _told(plan: Plan, repaired: Repaired) -> Repair:
-    losses = {how: loss for how, loss in repaired.losses.items() if math.isfinite(loss)}
-    return Repair(how=repaired.how, losses=losses, importance=plan.importance, importances=plan.importances, left=repaired.left)
+    new.metrics = dataclasses.replace(new.metrics, one_shot=before, repair=repair_of(plan, repaired), **gains)
 
 
 def _missed(job: Job, config: RemoveConfig, latency: Interval) -> str:
-    """By how much a goal in latency was missed, in words, or nothing."""
+    """By how much a goal in latency was missed, in words, or that nothing was gained; or nothing."""
     goal = job.final.get("max_latency")
+    if goal is None and latency.low > 1 and config.limits == job.final:
+        slower = f"what is left is slower than before, {latency.value:.3g}x ({latency.low:.3g} to {latency.high:.3g})"
+        return f"{slower}; ask for widths in multiples of 8 (--round-to 8), or for a latency (--max-latency 0.9x)"
     if goal is None or goal != config.max_latency or latency.high <= goal:
         return ""
     measured = f"{latency.value:.3g}x ({latency.low:.3g} to {latency.high:.3g})"
@@ -320,18 +317,7 @@ def _names(project: Project, parent: Artifact, patterns: tuple[str, ...]) -> tup
         return ()
     from ..artifacts.load import load_network
     from ..channels.bypass import bypassable, matching
-    from .removal_plan import example_of
+    from .removal.plan import example_of
 
     network = load_network(parent)
     return tuple(matching(bypassable(network, example_of(project)), patterns))
-
-
-def taken_up(project: Project, plan_file: Path, groups: Groups) -> Plan | None:
-    """What was chosen before the run was killed, if it is to go on; where that is damaged, it is said, and nothing."""
-    if project.fresh or (found := read_kept(plan_file, Plan, project.console.say)) is None:
-        return None
-    widths = {group.name: group.width for group in groups}
-    if found.keep.keys() != widths.keys() or any(not set(kept) <= set(range(widths[name])) for name, kept in found.keep.items()):
-        project.console.say(f"{plan_file} is damaged: keep must name units of every channel group; what stays is chosen anew")
-        return None
-    return found

@@ -20,8 +20,8 @@ import torch
 from torch import Tensor
 
 from ...errors import CompressError
+from ...graphs.as_torch.operators import label_of
 from ...graphs.index import constant, settings
-from .operators import label_of
 
 _LARGEST = 2**31 - 128  # of the float32 numbers that an int32 can hold
 

@@ -36,23 +36,14 @@ from onnx_ir.passes.common import LiftConstantsToInitializersPass
 from torch import Tensor, nn
 
 from ...errors import CompressError
+from ...graphs.as_torch.operators import CHOOSING, INSTEAD, VIEWS, label_of, make_function
+from ...graphs.as_torch.steps import Function, Step, let_go, walk
 from ...graphs.file import opset_of
 from ...graphs.index import edited, fresh, index, is_a, maker, set_constants, sweep
 from .fake_quantize import FakeQuantize, Grid, grid_of
-from .operators import CHOOSING, INSTEAD, VIEWS, Function, label_of, make_function
 
 _FOLDED = 256.0  # parameter / weight where 1/255 was folded into the weight
 _SUFFIX = "_quantized"  # what ONNX Runtime's quantizer appends to the name of a weight
-
-
-@dataclass(kw_only=True)
-class _Step:
-    """One function of the forward pass; ``last_used`` are the values that nothing after it needs."""
-
-    function: Function
-    inputs: Sequence[str]
-    outputs: Sequence[str]
-    last_used: Sequence[str] = ()
 
 
 @dataclass(kw_only=True)
@@ -62,14 +53,14 @@ class _Plan:
     graph: ir.Graph
     constants: dict[str, np.ndarray]
     trained: Collection[str]  # of the constants
-    steps: list[_Step] = field(default_factory=list)
+    steps: list[Step] = field(default_factory=list)
     grids: dict[str, Grid] = field(default_factory=dict)  # of the values that lie on one
     stored: dict[str, Grid | None] = field(default_factory=dict)  # trained constant to its grid in the file, None for float32
     held: dict[str, Tensor] = field(default_factory=dict)  # constants that the steps read
 
     def add(self, function: Function, inputs: Sequence[str], outputs: Sequence[str], grid: Grid | None = None) -> None:
         """Note a step, and the grid that its outputs lie on."""
-        self.steps.append(_Step(function=function, inputs=inputs, outputs=outputs))
+        self.steps.append(Step(function=function, inputs=inputs, outputs=outputs))
         if grid is not None:
             self.grids.update(dict.fromkeys(outputs, grid))
 
@@ -110,13 +101,9 @@ class GraphNetwork(nn.Module):
             raise CompressError(
                 f"weights ({', '.join(list(weights)[:3])}, ...) are none of this graph's; take those of the graph it was made from"
             )
-        self._held, self._steps = list(plan.held), plan.steps
+        self._held, self._steps = list(plan.held), let_go(plan.steps, [self._exit])
         for count, value in enumerate(plan.held.values()):
             self.register_buffer(f"constant_{count}", value, persistent=False)
-        needed = {self._exit}
-        for step in reversed(self._steps):
-            step.last_used = [name for name in dict.fromkeys((*step.inputs, *step.outputs)) if name not in needed]
-            needed.update(step.inputs)
 
     def forward(self, image: Tensor) -> Tensor:
         """Logits float32 (B, K) of images uint8, or float32 in 0..255 where the graph takes uint8, (B, C, H, W)."""
@@ -125,11 +112,7 @@ class GraphNetwork(nn.Module):
         # In bfloat16 the steps of an int8 tensor cannot be told apart.
         with torch.autocast(image.device.type, enabled=False) if self._quantized else nullcontext():
             values[self._entry] = image.float()
-            for step in self._steps:
-                made = step.function(*[values[name] for name in step.inputs])
-                values.update(zip(step.outputs, made if isinstance(made, tuple) else (made,), strict=True))
-                for name in step.last_used:
-                    del values[name]
+            walk(self._steps, values, {})
         return values[self._exit]
 
     def _unscaled(self) -> list[Tensor]:

@@ -14,7 +14,7 @@ from compress.artifacts.records import read_kept, write_kept
 from compress.errors import CompressError
 from compress.stages import predict
 from compress.stages.cross_validate import _Fold, _read_fold
-from compress.stages.remove_channels import taken_up
+from compress.stages.removal.trial import taken_up
 
 DAMAGE = ["", "{", "[]", "7", '{"key": 7}', "[" * 100_000, "9" * 5000, '{"key": "\\ud800"}']
 ROW = (

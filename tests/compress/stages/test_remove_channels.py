@@ -24,11 +24,12 @@ from compress.benchmarks.statistics import Interval
 from compress.channels.reconstruct import Repaired
 from compress.cli.tables import artifact_text
 from compress.errors import CompressError, NetworkError
-from compress.stages import finetune, removal_plan
+from compress.stages import finetune
 from compress.stages import remove_channels as removal
 from compress.stages.export import ExportConfig, export
 from compress.stages.finetune import ease_dropout
 from compress.stages.prune import PruneConfig, prune
+from compress.stages.removal import plan as removal_plan
 from compress.stages.remove_channels import RemoveConfig, remove_in_steps
 from compress.stages.train import train
 from compress.train.data_set import DataSet, Part
@@ -156,7 +157,7 @@ def test_what_makes_up_for_the_channels_is_the_best_that_was_tried_and_is_told(t
     project, root = trained["emnist"]
     made = remove_in_steps(project, root, dataclasses.replace(GOAL, max_macs=0.4), TUTORING, RECIPE)
     repair = made.manifest.metrics.repair
-    assert repair.importance == "l2" and not repair.importances
+    assert repair.importance == "l2 per cost" and not repair.importances
     assert set(repair.losses) == {"cut", "least squares"}, "there is no batch norm"
     assert repair.how == min(repair.losses, key=repair.losses.__getitem__) == "least squares"
     score = finetune.Bench(project=project, solved_on=1024).score
@@ -170,9 +171,10 @@ def test_importance_auto_takes_the_one_whose_reconstructed_network_is_best(train
     config = dataclasses.replace(GOAL, max_macs=0.6, importance="auto")
     made = remove_in_steps(project, root, config, TUTORING, RECIPE)
     repair = made.manifest.metrics.repair
-    assert repair.importances.keys() == {"l2", "bn", "taylor"}
+    assert repair.importances.keys() == {f"{kind}{how}" for kind in ("l2", "bn", "taylor") for how in ("", " per cost")}
     assert repair.importance == min(repair.importances, key=repair.importances.__getitem__)
-    alone = remove_in_steps(project, root, dataclasses.replace(config, importance=repair.importance), TUTORING, RECIPE)
+    kind, per_cost, _ = repair.importance.partition(" per cost")
+    alone = remove_in_steps(project, root, dataclasses.replace(config, importance=kind, per_cost=bool(per_cost)), TUTORING, RECIPE)
     assert made.payload.read_bytes() == alone.payload.read_bytes()
 
 
@@ -180,7 +182,7 @@ def test_importance_auto_chooses_with_a_goal_in_latency_by_macs_and_measures_for
     project, root = trained["emnist"]
     made = remove_in_steps(project, root, dataclasses.replace(GOAL, max_macs=None, max_latency=0.4, importance="auto"), TUTORING, RECIPE)
     metrics = made.manifest.metrics
-    assert metrics.gains.latency.value <= 0.4 and len(metrics.repair.importances) == 3
+    assert metrics.gains.latency.value <= 0.4 and len(metrics.repair.importances) == 4, "without batch norm, bn is l2"
 
 
 def test_floors_are_those_of_the_teachers_widths(trained: Trained) -> None:

@@ -332,7 +332,7 @@ CONV = helper.make_node("Conv", ["a", "w"], ["y"])
 @pytest.mark.parametrize(
     ("nodes", "settings", "told"),
     [
-        ([helper.make_node("Erf", ["x"], ["a"], name="odd"), CONV], {"w": WEIGHT}, 'Erf "odd" is an operator that has no torch function'),
+        ([helper.make_node("Det", ["x"], ["a"], name="odd"), CONV], {"w": WEIGHT}, 'Det "odd" is an operator that has no torch function'),
         ([helper.make_node("Relu", ["x"], ["y"])], {}, "no constant weights of convolutions or matrix products.*fine-tune the float32"),
         ([helper.make_node("Relu", ["x"], ["a"]), CONV], {"w": WEIGHT, "opset": 12}, "opset 12, but .* needs at least 13; export it again"),
         (

@@ -11,34 +11,34 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor, nn
 
-from ..artifacts.artifact import Artifact
-from ..artifacts.cost import MULTIPLES, Cost, count_cost, fastest_rounding
-from ..artifacts.load import Prepare, load_network
-from ..artifacts.parts import Gains, Metrics, Plan, Rounding
-from ..artifacts.project import Project
-from ..artifacts.records import seconds_of
-from ..benchmarks.statistics import MOST_LAUNCHES, Interval
-from ..channels.bypass import bypass
-from ..channels.choose import Choice, Kept, at_floor, choose, choose_for, macs_after, size_after
-from ..channels.curves import Curves, choose_by_curves
-from ..channels.cut import remove_channels
-from ..channels.find import channel_groups
-from ..channels.groups import Groups
-from ..channels.scores import importance
-from ..errors import CompressError
-from ..train.data_set import Part
-from ..train.split import stratified_sample
-from .finetune import batch_losses
-from .remove_channels import STAGE, out_of_reach
-from .sensitivity import loss_curves
+from ...artifacts.artifact import Artifact
+from ...artifacts.cost import MULTIPLES, Cost, count_cost, fastest_rounding
+from ...artifacts.load import Prepare, load_network
+from ...artifacts.parts import Metrics, Plan, Rounding
+from ...artifacts.project import Project
+from ...artifacts.records import seconds_of
+from ...benchmarks.statistics import MOST_LAUNCHES, Interval
+from ...channels.bypass import bypass
+from ...channels.choose import Choice, Kept, at_floor, choose, choose_for, macs_after, size_after
+from ...channels.curves import Curves, choose_by_curves
+from ...channels.cut import remove_channels
+from ...channels.find import channel_groups
+from ...channels.groups import Groups
+from ...channels.scores import importance
+from ...errors import CompressError
+from ...train.data_set import Part
+from ...train.split import stratified_sample
+from ..finetune import batch_losses
+from ..remove_channels import STAGE, out_of_reach
+from ..sensitivity import loss_curves
 
 if TYPE_CHECKING:
-    from .remove_channels import Job, RemoveConfig
+    from ..remove_channels import Job, RemoveConfig
 
 ATTEMPTS = 4  # searches for a goal in latency, each aiming lower by what the one before missed
 HALVINGS = 12  # networks that a bisection looks at
@@ -91,21 +91,26 @@ class Cutter:
         return {}
 
     @cached_property
-    def scores(self) -> dict[str, Tensor]:
-        """The importance of each unit; towards a goal in MACs or size, per what its removal saves of it."""
+    def importances(self) -> dict[str, Tensor]:
+        """The importance of each unit."""
         project, part = self.job.project, self.job.project.data.train
         chosen = stratified_sample(part.labels, min(self.config.images, len(part.labels)), seed=0)
         sample = Part(part.images[chosen], part.labels[chosen])
         scores = importance(self.network, self.groups, self.config.importance, batch_losses(project, self.network, sample))
         self.network.cpu()
-        if self.config.sparsity is not None or self.config.scope == "group":
-            return scores
+        return scores
+
+    @cached_property
+    def scores(self) -> dict[str, Tensor]:
+        """By what units are ranked."""
+        if self.config.sparsity is not None or self.config.scope == "group" or not self.config.per_cost:
+            return self.importances
         cheap = [self.costs[name] for name in ("max_macs", "max_size") if name in self.config.limits] or [self.costs["max_macs"]]
-        every = self._everything()
+        every, scores = self._everything(), {}
         for group in self.groups:
             without = every | {group.name: every[group.name][1:]}
             saved = max(cost(every) - cost(without) for cost in cheap)
-            scores[group.name] = scores[group.name] / max(saved, torch.finfo(torch.float64).tiny)
+            scores[group.name] = self.importances[group.name] / max(saved, torch.finfo(torch.float64).tiny)
         return scores
 
     @cached_property
@@ -148,7 +153,13 @@ class Cutter:
             return Plan(keep=self._everything(), rounding=None)
         rounding = self.rounding
         keep = self._choose(rounding.round_to, self.config.limits) if self.config.max_latency is None else self._fast(rounding.round_to)
-        return Plan(keep=keep, rounding=rounding, importance=self.config.importance)
+        return Plan(keep=keep, rounding=rounding, importance=self.ranking)
+
+    @property
+    def ranking(self) -> str:
+        """By what units are ranked, in words."""
+        divided = self.scores is not self.importances
+        return f"{self.config.importance} per cost" if divided else self.config.importance
 
     @cached_property
     def rounding(self) -> Rounding:
@@ -157,42 +168,15 @@ class Cutter:
             self._choose_share(self.job.sparsity, self._choice(1))  # refused before the first training, not before the last
         return self._rounding()
 
-    def by(self, kind: Literal["l2", "bn", "taylor"], *found: str) -> "Cutter":
+    def by(self, kind: Literal["l2", "bn", "taylor"], *found: str, per_cost: bool = True) -> "Cutter":
         """The same by another importance; the network, its groups and what else is named ``found`` are not found again."""
-        other = dataclasses.replace(self, config=dataclasses.replace(self.config, importance=kind))
+        other = dataclasses.replace(self, config=dataclasses.replace(self.config, importance=kind, per_cost=per_cost))
         vars(other).update({name: getattr(self, name) for name in ("network", "groups", "until", *found)})
         return other
 
     def roughly(self) -> Kept:
         """What stays, but for a goal in latency, which is taken as one in MACs."""
         return self._choose(self.rounding.round_to, self._in_macs(dict(self.config.limits), [self.rounding.round_to]))
-
-    def features(self, keep: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
-        """The last layer that reads removable channels, with those of the teacher's inputs that it still has; none if that is not known."""
-        places = {name: place for place, (name, _) in enumerate(self.network.named_modules())}
-        reads = [cut.layer for group in self.groups for cut in group.cuts if cut.role == "input" and cut.dim == 1 and cut.layer in places]
-        if not reads:
-            return {}
-        weight = f"{max(reads, key=places.__getitem__)}.weight"
-        layer, width = weight.removesuffix(".weight"), self.network.get_parameter(weight).shape[1]
-        known = self.known.features or {}
-        before = known.get(layer, range(width))
-        if layer not in known and self.parent.content != self.job.origin.content:
-            return {}
-        gone = self.groups.removed(keep).get((weight, 1), set())
-        return {layer: tuple(index for at, index in enumerate(before) if at not in gone)}
-
-    def gains(self, network: nn.Module, plan: Plan) -> dict[str, Any]:
-        """The metrics about its size and speed beside the teacher's."""
-        whole, now, ratio = self.whole, count_cost(network, self.example), self.job.clock.ratio(network)
-        return {
-            "teacher": self.job.origin.content,
-            "gains": Gains(macs=now.macs / whole.macs, size=now.params / whole.params, latency=ratio),
-            "widths": {name: (self.before[name], len(units)) for name, units in plan.keep.items()},
-            "left_whole": tuple(str(one) for one in self.groups.left_whole),
-            "rounding": plan.rounding,
-            "features": self.features(plan.keep),
-        }
 
     def _choice(self, round_to: int) -> Choice:
         scope = "group" if self.config.scope == "group" else "global"

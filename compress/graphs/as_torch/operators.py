@@ -11,8 +11,8 @@ Source: https://onnx.ai/onnx/operators
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from collections.abc import Mapping, Sequence
+from functools import partial, reduce
 from typing import Any
 
 import onnx
@@ -22,9 +22,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from ...errors import CompressError
-from ...graphs.index import constant, settings
+from ..index import constant, settings
+from .steps import Function
 
-Function = Callable[..., Any]  # of Tensors, to a Tensor, or to a tuple of them where the node has several outputs
 INSTEAD = "fine-tune the float32 network, and quantize without fine-tuning after it"
 VIEWS = ("Flatten", "Reshape", "Slice", "Split", "Squeeze", "Transpose", "Unsqueeze")
 CHOOSING = ("Concat", "GlobalMaxPool", "MaxPool", "ReduceMax", "Relu", *VIEWS)  # every number of their output is one of their input, or 0
@@ -48,7 +48,7 @@ def make_function(node: ir.Node) -> tuple[Function, list[str]]:
                     f'{label} takes "{value.name}" from the graph, but it must be constant; fold the constants of the graph first'
                 )
             own[name] = values.ravel().tolist()
-    if told := _refusal(node.op_type, own):
+    if told := refusal_of(node.op_type, own):
         raise CompressError(f"{label} {told}; {INSTEAD}")
     if own.pop("auto_pad", "NOTSET") == "VALID":
         own["pads"] = ()
@@ -59,7 +59,7 @@ def label_of(node: ir.Node) -> str:
     return f'{node.op_type} "{node.name or node.outputs[0].name}"'
 
 
-def _refusal(kind: str, own: Mapping[str, Any]) -> str:
+def refusal_of(kind: str, own: Mapping[str, Any]) -> str:
     """What of a node's settings torch has no counterpart for; empty where it has."""
     automatic, pads = own.get("auto_pad", "NOTSET"), own.get("pads", ())
     if automatic not in ("NOTSET", "VALID"):
@@ -67,6 +67,8 @@ def _refusal(kind: str, own: Mapping[str, Any]) -> str:
     lopsided = automatic == "NOTSET" and pads[: len(pads) // 2] != pads[len(pads) // 2 :]
     if kind == "AveragePool" and (lopsided or set(own.get("dilations", ())) - {1}):
         return "is dilated or pads one side more than the other, which torch cannot"
+    if kind == "Pad" and own.get("mode", "constant") != "constant":
+        return f'has mode (="{own["mode"]}"), but must pad with a number'
     if kind == "Cast" and own["to"] != onnx.TensorProto.FLOAT:
         return f"casts to {onnx.TensorProto.DataType.Name(own['to'])}, but must cast to FLOAT"
     if kind == "Slice" and min(own.get("steps", (1,))) < 1:
@@ -134,8 +136,23 @@ def _slice(
     return x[tuple(index)]
 
 
+def _layer_norm(x: Tensor, scale: Tensor, bias: Tensor | None = None, *, axis: int = -1, epsilon: float = 1e-5, **_: Any) -> Tensor:
+    return functional.layer_norm(x, x.shape[axis:], scale, bias, epsilon)
+
+
+def _pad_by_numbers(
+    x: Tensor, *, pads: Sequence[int], value: Sequence[float] = (), axes: Sequence[int] | None = None, mode: str = "constant"
+) -> Tensor:
+    sizes = {axis: [0, 0] for axis in range(x.ndim)}
+    begin, end = pads[: len(pads) // 2], pads[len(pads) // 2 :]
+    sizes |= {axis % x.ndim: around for axis, *around in zip(axes or range(x.ndim), begin, end, strict=True)}
+    around = [size for axis in reversed(range(x.ndim)) for size in sizes[axis]]
+    return functional.pad(x, around, value=value[0] if value else 0.0)
+
+
 # Operator type to its function, how many of its inputs are tensors, and what those behind them are called, which must be constant.
 OPERATORS: dict[str, tuple[Any, ...]] = {
+    "Abs": (torch.abs, 1),
     "Add": (torch.add, 2),
     "AveragePool": (_average_pool, 1),
     "Cast": (lambda x, **_: x.float(), 1),
@@ -143,16 +160,31 @@ OPERATORS: dict[str, tuple[Any, ...]] = {
     "Concat": (lambda *parts, axis: torch.cat(parts, axis), 1_000),
     "Conv": (_conv, 3),
     "Div": (torch.div, 2),
+    "Dropout": (lambda x, **_: x, 1, "ratio", "training_mode"),
+    "Elu": (lambda x, alpha=1.0: functional.elu(x, alpha), 1),
+    "Erf": (torch.erf, 1),
+    "Exp": (torch.exp, 1),
     "Flatten": (lambda x, axis=1: x.reshape(math.prod(x.shape[:axis]), -1), 1),
+    "Gelu": (lambda x, approximate="none": functional.gelu(x, approximate=approximate), 1),
     "Gemm": (_gemm, 3),
     "GlobalAveragePool": (lambda x: x.mean(tuple(range(2, x.ndim)), True), 1),
     "GlobalMaxPool": (lambda x: x.amax(tuple(range(2, x.ndim)), True), 1),
     "HardSigmoid": (lambda x, alpha=0.2, beta=0.5: torch.clamp(x * alpha + beta, 0, 1), 1),
     "HardSwish": (functional.hardswish, 1),
     "Identity": (lambda x: x, 1),
+    "LRN": (lambda x, size, alpha=1e-4, beta=0.75, bias=1.0: functional.local_response_norm(x, size, alpha, beta, bias), 1),
+    "LayerNormalization": (_layer_norm, 3),
+    "LeakyRelu": (lambda x, alpha=0.01: functional.leaky_relu(x, alpha), 1),
+    "Log": (torch.log, 1),
     "MatMul": (torch.matmul, 2),
+    "Max": (lambda *parts: reduce(torch.maximum, parts), 1_000),
     "MaxPool": (_max_pool, 1),
+    "Min": (lambda *parts: reduce(torch.minimum, parts), 1_000),
     "Mul": (torch.mul, 2),
+    "Neg": (torch.neg, 1),
+    "Pad": (_pad_by_numbers, 1, "pads", "value", "axes"),
+    "Pow": (torch.pow, 2),
+    "Reciprocal": (torch.reciprocal, 1),
     "ReduceMax": (partial(_reduce, torch.amax), 1, "axes"),
     "ReduceMean": (partial(_reduce, torch.mean), 1, "axes"),
     "ReduceSum": (partial(_reduce, torch.sum), 1, "axes"),
@@ -161,9 +193,13 @@ OPERATORS: dict[str, tuple[Any, ...]] = {
     "Sigmoid": (torch.sigmoid, 1),
     "Slice": (_slice, 1, "starts", "ends", "axes", "steps"),
     "Softmax": (lambda x, axis=-1: x.softmax(axis), 1),
+    "Softplus": (functional.softplus, 1),
     "Split": (lambda x, num_outputs, split=(), axis=0: x.split(split or math.ceil(x.shape[axis] / num_outputs), axis), 1, "split"),
+    "Sqrt": (torch.sqrt, 1),
     "Squeeze": (lambda x, axes=None: x.squeeze() if axes is None else x.squeeze(tuple(axes)), 1, "axes"),
     "Sub": (torch.sub, 2),
+    "Sum": (lambda *parts: reduce(torch.add, parts), 1_000),
+    "Tanh": (torch.tanh, 1),
     "Transpose": (lambda x, perm=None: x.permute(perm or tuple(reversed(range(x.ndim)))), 1),
     "Unsqueeze": (_unsqueeze, 1, "axes"),
 }

@@ -1,0 +1,1 @@
+"""What channel removal decides before it trains."""
