@@ -198,6 +198,10 @@ def _removal_text(metrics: Metrics, gains: Gains) -> str:
     """What channel removal gained beside the teacher, the width of each group, and what was left whole."""
     measured = f"{gains.latency.value:.2f}x ({gains.latency.low:.2f} to {gains.latency.high:.2f})"
     parts = [f"Of the teacher's: MACs {gains.macs:.2f}x, parameters {gains.size:.2f}x, latency on this machine {measured}"]
+    if drop := metrics.drop:
+        parts.append(
+            f"Balanced accuracy lost: {drop.value:.2f} points, at most {drop.bound:.2f} with 95% confidence ({drop.images:,} images)"
+        )
     if repair := metrics.repair:
         parts.append(_repair_text(repair))
     if metrics.widths:

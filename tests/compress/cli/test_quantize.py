@@ -1,46 +1,19 @@
 """quantize as a user runs it: an ONNX file of somebody else's, an explanation, and mistakes, each one line and nothing written."""
 
 import json
-import warnings
 from pathlib import Path
 
 import numpy as np
 import onnx
 import onnxruntime
 import pytest
-import torch
+from foreign import NORMALISED, foreign
 from onnx import TensorProto, helper, numpy_helper
 from stand_ins import Commands
-from torch import nn
 
 from compress.artifacts.artifact import read_artifact
 from compress.stages.verify import verify
 from compress.train.sources import load_data
-
-
-def foreign(path: Path, opset: int = 18) -> Path:
-    """A small classifier of 28x28 images, trained a little, as torch exports it: float32 in [0, 1] normalised by 0.5 and 0.25."""
-    torch.manual_seed(0)
-    network = nn.Sequential(
-        nn.Conv2d(1, 8, 3, 2), nn.ReLU(), nn.Conv2d(8, 16, 3, 2), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 10)
-    )
-    data = load_data("digits")
-    images = (torch.from_numpy(data.train.images.copy()).float() / 255 - 0.5) / 0.25
-    labels = torch.from_numpy(data.train.labels.copy())
-    optimiser = torch.optim.Adam(network.parameters(), 0.02)
-    for _ in range(60):
-        optimiser.zero_grad()
-        nn.functional.cross_entropy(network(images), labels).backward()
-        optimiser.step()
-    with warnings.catch_warnings():
-        # torch 2.11's own use of a deprecated class
-        warnings.filterwarnings("ignore", message=".*LeafSpec.* is deprecated", category=FutureWarning)
-        program = torch.onnx.export(
-            network.eval(), (images[:2],), dynamo=True, opset_version=opset, dynamic_shapes=({0: torch.export.Dim("n")},), verbose=False
-        )
-    assert program is not None
-    program.save(path)
-    return path
 
 
 @pytest.fixture(scope="module")
@@ -52,9 +25,6 @@ def theirs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     return tmp_path
-
-
-NORMALISED = ("--mean", "0.5", "--std", "0.25")
 
 
 def test_somebody_elses_file_goes_the_whole_way(here: Path, theirs: Path, run: Commands) -> None:

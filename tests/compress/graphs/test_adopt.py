@@ -79,6 +79,17 @@ def test_raw_images_give_what_normalised_ones_gave(tmp_path: Path, entry: str) -
     assert model.metadata_props[0].key == "compress.classes"
 
 
+def test_a_size_of_minus_one_is_an_open_one_as_paddle_writes_it(tmp_path: Path) -> None:
+    """In an old opset too, which is converted and run on noise."""
+    (expected,) = run(classifier(tmp_path), normalised(IMAGES))
+    path = classifier(tmp_path, shape=(-1, 3, -1, -1))
+    model = onnx.load(path)
+    model.opset_import[0].version = 11
+    onnx.save(model, path)
+    assert image_shape(path) is None
+    np.testing.assert_allclose(run(adopt(path, (3, 8, 8), MEAN, STD, {}), IMAGES)[0], expected, atol=1e-5 * np.abs(expected).max())
+
+
 def test_a_softmax_at_the_end_stays_and_its_input_becomes_the_logits(tmp_path: Path) -> None:
     path = classifier(tmp_path, softmax=True)
     model = adopt(path, (3, 8, 8), (0.0,), (1.0,), {})
