@@ -35,6 +35,7 @@ remove_channels = command(
     Network.remove_channels,
     "compress remove-channels --model k49 --max-macs 0.35x",
     "compress remove-channels --model k49 --max-latency 0.5x --bypass auto",
+    "compress remove-channels --onnx net.onnx --calibrate path/to/images --max-macs 0.8x --epochs 0",
     "compress remove-channels --model k49 --groups",
     switch=Switch(
         "--groups", "Print which channels go together and what is left whole; remove nothing.", Network.channel_groups, show_groups
