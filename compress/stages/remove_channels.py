@@ -231,6 +231,7 @@ def _step(job: Job, parent: Artifact, config: RemoveConfig, out: Path | None) ->
         "data": data_identity(project),
     }
     inputs |= {"parent": parent.content, "teacher": origin.content}
+    inputs |= {"bypass": "made up for"} if config.bypass else {}  # older versions did so for channels alone
     key = stage_key(STAGE, dataclasses.replace(config, time_limit=None), **inputs)
     if config.time_limit is not None and not is_made(project, place_of(project, STAGE, key, out)):
         key = stage_key(STAGE, config, **inputs)  # what was not cut short is taken where it is there
@@ -262,7 +263,7 @@ def _remove(job: Job, new: New, parent: Artifact, config: RemoveConfig, tuning: 
     kept_zeros = zeros_kept(parent, cut)
     fixed = [name for name, mask in kept_zeros.items() if not mask.all()]
     bench = Bench(project=project, solved_on=min(config.images, SOLVED_ON))
-    repaired = bench.repaired(cutter.network, cut, cutter.groups, plan.keep, fixed)
+    repaired = bench.repaired(load_network(parent), cut, cutter.groups, plan.keep, fixed)
     network = repaired.network
     before = validate(project, network)
     if config.epochs == 0:
@@ -284,16 +285,17 @@ def _planned(cutter: Cutter) -> Plan:
     """The plan, with importance "auto" by the one whose cut network is best when it is reconstructed."""
     if cutter.config.importance != AUTO or (cutter.config.sparsity is None and not cutter.config.limits):
         return cutter.plan()
+    from ..artifacts.load import load_network
     from ..channels.cut import remove_channels
     from .finetune import Bench
 
     bench = Bench(project=cutter.job.project, solved_on=min(cutter.config.images, TRIED_ON))
-    first = cutter.by("l2")
+    first, whole = cutter.by("l2"), load_network(cutter.parent)
     trials, losses = (first, first.by("bn", "rounding"), first.by("taylor", "rounding")), {}
     for trial in trials:
         keep = trial.roughly()
         cut = remove_channels(trial.network, trial.groups, keep)
-        losses[trial.config.importance] = bench.score(bench.reconstructed(trial.network, cut, trial.groups, keep))
+        losses[trial.config.importance] = bench.score(bench.reconstructed(whole, cut, trial.groups, keep))
     best = min(trials, key=lambda trial: losses[trial.config.importance])
     return dataclasses.replace(best.plan(), importances={kind: loss for kind, loss in losses.items() if math.isfinite(loss)})
 
