@@ -264,7 +264,7 @@ def test_a_bypassed_module_that_is_affine_is_made_up_for_exactly_by_the_layer_th
 
 def test_a_batch_norm_behind_a_bypassed_module_takes_the_offset_of_the_layer_before_it() -> None:
     """What reads a layer is seen in the bypassed network, where nothing stands between the convolution and its norm any more."""
-    first, second, gate = nn.Conv2d(2, 4, 1), nn.Conv2d(4, 6, 1, bias=False), nn.Conv2d(6, 6, 1)
+    first, second, gate = nn.Conv2d(2, 4, 3), nn.Conv2d(4, 6, 1, bias=False), nn.Conv2d(6, 6, 1)
     network = seeded(lambda: nn.Sequential(first, nn.Conv2d(4, 4, 1), second, gate, nn.BatchNorm2d(6), *head()))
     bypassed = copy.deepcopy(network)
     bypass(bypassed, ["1", "3"], IMAGES[:2])
