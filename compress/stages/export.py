@@ -170,7 +170,9 @@ class _Folding:
             lost = f"{found.drop:.2f} points lost (at most {found.bound:.2f} with 95% confidence) on {found.images} validation images"
             rule = f"at most {MOST_DROP} may be" if loose else "none of their answers may change"
             tells = f"; {found.tells:,} images would do" if loose and found.tells else ""
-            told.append(f"{', '.join(loose or [one.name for one in some])} left in: {lost}, {rule}{tells}")
+            names = loose or [one.name for one in some]
+            more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+            told.append(f"{', '.join(names[:5])}{more} left in: {lost}, {rule}{tells}")
         return Folded(nodes=(before, before), left="; ".join(told))
 
     def _file(self, some: "Sequence[Steady]") -> Path:
