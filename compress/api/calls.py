@@ -84,6 +84,7 @@ def opened(context: "Context", start: Start, options: Options) -> "tuple[Context
 def begin(context: "Context", start: Start, options: Options, cls: type, table: str, stages: Stages, allowed: Stages = ()) -> Begun:
     """Everything that a stage with a parent needs; its settings are checked before data are loaded, and again under their recipe."""
     from ..artifacts.recipe import Tutoring, training_config
+    from ..stages.export import ExportConfig
     from ..stages.import_network import import_onnx, start_of
     from ..train.settings import DistilConfig
 
@@ -102,8 +103,8 @@ def begin(context: "Context", start: Start, options: Options, cls: type, table: 
     if context.calibrate is not None and "onnx" not in options:
         raise CompressError(f"calibrate (={context.calibrate}) is of images for an ONNX file; name that with --onnx")
     if onnx := options.get("onnx"):
-        project = context.project_of_onnx(onnx)
-        return begun(project, recipe, import_onnx(project, onnx))
+        project, exporting = context.project_of_onnx(onnx), recipe.stage(ExportConfig, "export", **some(options, "fold_constants"))
+        return begun(project, recipe, import_onnx(project, onnx, fold=exporting.fold_constants))
     return begun(*start_of(context, stages, allowed))
 
 
@@ -115,7 +116,13 @@ def begin_graph(context: "Context", start: Start, options: Options) -> Begun:
 
     stages = (*NETWORK_STAGES, "export")
     begun = begin(context, start, options, QuantizeConfig, "quantize", stages, (*stages, *FOREIGN_STAGES))
-    return dataclasses.replace(begun, parent=graph_of(begun.project, begun.parent, begun.recipe.stage(ExportConfig, "export")))
+    about = begun.parent.manifest
+    if options.get("fold_constants") and about.kind == "graph" and not about.metrics.constants:
+        raise CompressError(
+            f"fold_constants (=True): {begun.parent.path} was exported without it; name the network that it came from, --from NETWORK"
+        )
+    exporting = begun.recipe.stage(ExportConfig, "export", **some(options, "fold_constants"))
+    return dataclasses.replace(begun, parent=graph_of(begun.project, begun.parent, exporting))
 
 
 def some(options: Options, *names: str) -> dict[str, Any]:

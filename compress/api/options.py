@@ -124,6 +124,7 @@ class RemoveOptions(FineTuneOptions, GroupsOptions, total=False):
 class ExportOptions(MakeOptions, total=False):
     opset: Annotated[int, "Version of the ONNX operators.  [default: 18]"]
     input: Annotated[str, "Pixels that the graph takes: uint8, or float32 in [0, 1].  [default: uint8]"]
+    fold_constants: Annotated[bool, "Make a constant of what is nearly the same for all images, such as a gate, where that is proved."]
 
 
 class QuantizeOptions(ResumeOptions, total=False):
@@ -133,6 +134,7 @@ class QuantizeOptions(ResumeOptions, total=False):
     time_limit: Annotated[Time, "Auto answers after so long with the best it has found: 90s, 5m, 1h."]
     onnx: Annotated[File, "Quantize this ONNX classifier, which another tool wrote; needs --data or --calibrate."]
     calibrate: Annotated[File, "With --onnx: a folder of images without labels; what the file answers stands for them."]
+    fold_constants: Annotated[bool, "First make a constant of what is nearly the same for all images, as export-onnx does."]
     images: Annotated[int, "Calibration images, drawn evenly from the classes.  [default: 512]"]
     epochs: Annotated[int, "Fine-tune the quantized graph for so many epochs.  [default: 0]"]
     lr: Annotated[float, "Learning rate at the start of fine-tuning.  [default: 0.0001]"]

@@ -84,6 +84,7 @@ class StepSettings:
     mode: str = ""
     groups: tuple[str, ...] = ()
     epochs: int = 0
+    fold_constants: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -208,6 +209,34 @@ class Baseline:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Constant:
+    """A tensor of a graph that a constant of this ``shape`` took the place of; ``varies``: see ``graphs.probe.Steady``."""
+
+    name: Line
+    shape: tuple[Count, ...]
+    varies: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Folded:
+    """The tensors that were folded away as constants, and why no others: ``left``.
+
+    ``nodes``: of the graph before and after. ``moved``: points of probability that go to another class, on average over training images.
+    ``drop``: points of balanced accuracy lost on so many validation ``images``, at most ``bound`` with 95% confidence. ``parity``: of the
+    folded graph with the network; that of the graph before stands beside it.
+    """
+
+    tensors: tuple[Constant, ...] = ()
+    nodes: tuple[Count, Count]
+    moved: float = 0.0
+    drop: float = 0.0
+    bound: float = 0.0
+    images: Count = 0
+    parity: Parity | UnsetType = UNSET
+    left: Line = ""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Metrics:
     """Scores are those of validation images, but for ``test``.
 
@@ -225,6 +254,7 @@ class Metrics:
     layers: tuple[LayerZeros, ...] | UnsetType = UNSET
     parity: Parity | UnsetType = UNSET
     rewrites: tuple[str, ...] | UnsetType = UNSET
+    constants: Folded | UnsetType = UNSET
     quantized: Quantized | UnsetType = UNSET
     stored: Stored | UnsetType = UNSET
     calibration: Calibration | UnsetType = UNSET

@@ -109,6 +109,8 @@ def variant_name(artifact: Artifact) -> str:
             goals = [f"{share:.2g}x {goal[4:].replace('macs', 'MACs')}" for goal, share in shares.items() if share is not None]
             removed = f"{100 * config.sparsity:.3g}% of channels" if config.sparsity is not None else ""
             words["remove-channels"] = ", ".join(goals) or removed or words.get("remove-channels", "modules left out")
+        elif config.fold_constants:
+            words["export"] = "constants folded"
         elif step.stage == "quantize":
             words["quantize"] = _quantized_name(config)
     return ", ".join(words.values()) or "fp32"

@@ -12,7 +12,7 @@ Refuses: a cut network that computes something of another shape than expected an
 """
 
 import copy
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -167,6 +167,11 @@ def check(pruned: nn.Module, groups: Groups, keep: Keep) -> None:
             if isinstance(error.__cause__, NETWORK_FAILURES):
                 raise Mismatch(max(replay.index - 1, 0), f"{replay.stands()[1]}: {error.__cause__}".splitlines()[0]) from error
             raise
+
+
+def is_whole(network: nn.Module, pruned: nn.Module, gone: Mapping[tuple[str, int], Collection[int]]) -> bool:
+    """Whether neither channels were removed (``gone``, of ``Groups.removed``) nor modules bypassed in ``pruned``, made of ``network``."""
+    return not any(gone.values()) and [*map(type, network.modules())] == [*map(type, pruned.modules())]
 
 
 @contextmanager

@@ -29,7 +29,7 @@ import torch
 from torch import Tensor, nn
 
 from ..pruning.least_squares import Moments, best_ridge, inputs_of, positions_of, some_of, weights_of
-from .cut import Keep, at_once, evaluating
+from .cut import Keep, at_once, evaluating, is_whole
 from .groups import Groups
 
 ROOM = 512e6  # bytes of activations, of one network at a time, that the images of one chunk may take, roughly
@@ -84,7 +84,7 @@ def repair(
 
     The rest is as for :func:`reconstruct`. Where nothing was removed, the network comes back as it is, and nothing is scored.
     """
-    if not any(groups.removed(keep).values()):
+    if is_whole(network, pruned, groups.removed(keep)):
         return Repaired(network=pruned, how="cut", losses={})
     solved = reconstruct(network, pruned, groups, keep, images, prepare=prepare, fixed=fixed, progress=progress)
     made = (pruned, reestimate(pruned, images, prepare=prepare), solved.network, reestimate(solved.network, images, prepare=prepare))
@@ -134,8 +134,8 @@ def reconstruct(
     one layer, and targets. What fits into one chunk costs one pass of each network, each further chunk a pass for each layer.
 
     Args:
-        network: the one that ``groups`` were found in; ``pruned``: what ``channels.cut.remove_channels`` made of it with ``keep``, on the
-            same device. Neither is changed.
+        network: the one that ``groups`` were found in, or that before modules were bypassed in it; ``pruned``: what
+            ``channels.cut.remove_channels`` made of the former with ``keep``, on the same device. Neither is changed.
         images: (N, ...), of any type, on that device. A few hundred to a few thousand, of the kind that the network was trained on.
         prepare: makes the network's input of some of them, float32 (B, C, H, W).
         fixed: weights that must stay, such as those in which zeros were pruned; named as in ``network.named_parameters()``.
@@ -143,7 +143,7 @@ def reconstruct(
     """
     solved = copy.deepcopy(pruned).eval()
     gone = groups.removed(keep)
-    if not any(gone.values()):
+    if is_whole(network, pruned, gone):
         return Solved(network=solved, layers={}, left={})
     with evaluating(network):
         run = _Run(network, solved, gone, set(fixed), images, prepare)
@@ -314,10 +314,10 @@ class _Run:
 
 
 def _layers(network: nn.Module, solved: nn.Module, gone: Gone, example: Tensor) -> Iterator[_Layer]:
-    """The convolutions and linear layers of both, in the order in which they are first called."""
-    modules, calls, last = dict(solved.named_modules()), Counter[str](), dict[int, tuple[str, Tensor]]()
-    read: dict[str, list[str]] = {}
-    names = {name: module for name, module in network.named_modules() if name in modules}
+    """The convolutions and linear layers of both, called as often in both, in the order in which they are first called in the cut one."""
+    names, calls, last = dict(network.named_modules()), Counter[str](), dict[int, tuple[str, Tensor]]()
+    read, called = dict[str, list[str]](), Counter[str]()
+    modules = {name: module for name, module in solved.named_modules() if name in names}
 
     def before(name: str, came: Any) -> None:
         if came and id(came[0]) in last:
@@ -329,19 +329,19 @@ def _layers(network: nn.Module, solved: nn.Module, gone: Gone, example: Tensor) 
             last[id(made)] = name, made
 
     with ExitStack() as hooks, torch.no_grad():
-        for name, module in names.items():
-            if not [*module.children()]:
+        for name, module in modules.items():
+            hooks.enter_context(names[name].register_forward_hook(lambda *_, name=name: called.update([name])))
+            if not [*module.children()] and not isinstance(module, nn.Identity):
                 hooks.enter_context(module.register_forward_pre_hook(lambda _, came, name=name: before(name, came)))
                 hooks.enter_context(module.register_forward_hook(lambda _, __, made, name=name: after(name, made)))
         network(example)
+        solved(example)
     for name, count in calls.items():
         module = modules[name]
-        if isinstance(module, nn.modules.conv._ConvNd | nn.Linear):
+        if isinstance(module, nn.modules.conv._ConvNd | nn.Linear) and count == called[name]:
             kept = [row for row in range(len(names[name].weight)) if row not in gone.get((f"{name}.weight", 0), ())]
-            norm = modules[read[name][0]] if len(read.get(name, ())) == 1 else None
-            usable = (
-                isinstance(norm, nn.modules.batchnorm._BatchNorm) and norm.running_mean is not None and count == calls[read[name][0]] == 1
-            )
+            norm = modules[read[name][0]] if len(read.get(name, ())) == count == 1 else None
+            usable = isinstance(norm, nn.modules.batchnorm._BatchNorm) and norm.running_mean is not None and calls[read[name][0]] == 1
             yield _Layer(name=name, uncut=names[name], module=module, kept=torch.tensor(kept), calls=count, norm=norm if usable else None)
 
 

@@ -10,13 +10,14 @@ import click
 from msgspec import UNSET
 
 from ..artifacts.artifact import Artifact
-from ..artifacts.parts import SCORES, Chosen, Gains, Metrics, Repair, Scores
+from ..artifacts.parts import SCORES, Chosen, Folded, Gains, Metrics, Repair, Scores
 from ..artifacts.payloads import Folds, read_payload, read_results
 from ..artifacts.project import described
 from ..artifacts.records import plain
 from ..benchmarks.formats import MISSING, ZEROS, milliseconds, percent, size, title
 from ..benchmarks.results import LayerZeros, Measurement, Result
 from ..benchmarks.tables import as_json
+from ..graphs.records import Parity
 from ..quantization.records import Tried
 from ..stages.report import Outcome
 from .options import Show
@@ -130,15 +131,12 @@ def artifact_text(artifact: Artifact) -> str:
             rows |= {f"{part} {name.replace('_', ' ')}": percent(getattr(scores, name)) for name in SCORES}
     if metrics.one_shot and metrics.best_epoch is not UNSET:  # without training it is that of the validation images above
         rows["balanced accuracy before fine-tuning"] = percent(metrics.one_shot.balanced_accuracy)
-    if parity := metrics.parity:
-        probable = parity.probabilities  # files of older versions give none
-        rows["parity with torch"] = (
-            f"largest logit difference {parity.largest_difference:.1e}, "
-            + (f"of probabilities {probable:.1e}, " if isinstance(probable, float) else "")
-            + f"same label on {100 * parity.agreement:.2f}% of {parity.images} images"
-        )
+    if metrics.parity:
+        rows["parity with torch"] = _parity_text(metrics.parity)
     if metrics.rewrites:
         rows["rewritten"] = ", ".join(metrics.rewrites)
+    if metrics.constants:
+        rows |= _constant_rows(metrics.constants)
     if metrics.points_lost is not UNSET:
         rows["points lost by it"] = f"{metrics.points_lost:.2f}"
     if metrics.stored:
@@ -159,6 +157,27 @@ def artifact_text(artifact: Artifact) -> str:
         _removal_text(metrics, metrics.gains) if metrics.gains else "",
         _layers_text(metrics.layers) if metrics.layers else "",
     )
+
+
+def _parity_text(parity: Parity) -> str:
+    probable = parity.probabilities  # files of older versions give none
+    return (
+        f"largest logit difference {parity.largest_difference:.1e}, "
+        + (f"of probabilities {probable:.1e}, " if isinstance(probable, float) else "")
+        + f"same label on {100 * parity.agreement:.2f}% of {parity.images} images"
+    )
+
+
+def _constant_rows(folded: Folded) -> dict[str, str]:
+    """What was folded, what that saved and cost, and what was left in and why."""
+    rows = {"constants folded": ", ".join(one.name for one in folded.tensors) or "none"}
+    if folded.tensors:
+        before, after = folded.nodes
+        rows["  nodes"] = f"{before} before, {after} now"
+        rows["  points lost by it"] = f"{folded.drop:.2f}, at most {folded.bound:.2f} with 95% confidence, on {folded.images:,} images"
+    if folded.parity:
+        rows["  parity with it"] = _parity_text(folded.parity)
+    return rows | ({"  left": folded.left} if folded.left else {})
 
 
 def _choice_text(choice: Chosen) -> str:

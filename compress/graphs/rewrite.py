@@ -8,8 +8,12 @@
 
 Each rewrite is made only where it is exact but for rounding in float32: no tensor that disappears is used elsewhere or is an output.
 Graphs with branches (If, Loop, Scan) are left as they are, and so is whatever does not have one of the three forms.
+
+``fold_tensors`` is for what somebody found to be constant, and changes answers by as much as it is not. By hand: in ``conv -> relu -> Mul``
+by a gate that is always 0.5, the weights and the bias of the convolution are halved, and the Mul and all that made the gate are gone.
 """
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -178,3 +182,85 @@ def _takes_factor(conv: ir.Node, scaled: ir.Value, factor: NDArray[np.float64]) 
     if not is_a(conv, "Conv") or list(conv.inputs).count(scaled) != 1 or conv.inputs[0] is not scaled or _weight(conv.inputs[1]) is None:
         return False
     return factor.size == 1 or settings(conv).get("group", 1) == 1
+
+
+def fold_tensors(model: onnx.ModelProto, values: Mapping[str, NDArray[np.float32]]) -> onnx.ModelProto:
+    """A copy in which tensors are constants, without what only they needed; a factor goes into weights where that is exact.
+
+    A factor per channel goes into the convolutions and batch norms before it, through what keeps the sign (Relu, pooling) and Concat, or
+    into all the convolutions that read the product. Where neither is so the product stays.
+
+    Args:
+        model: a valid float32 graph without branches.
+        values: of tensors by name, (1, ...) for (B, ...); what reads them must broadcast.
+    """
+    folded = onnx.ModelProto()
+    folded.CopyFrom(model)
+    shapes = _shapes(model)
+    with edited(folded) as graph:
+        tensors, factors = named(graph), list[ir.Value]()
+        for name, value in values.items():
+            factors.append(add_constant(graph, f"{name}_constant", value))
+            tensors[name].replace_all_uses_with(factors[-1])
+        sweep(graph)
+        for factor in factors:
+            for mul in [node for node in readers(factor) if is_a(node, "Mul")]:
+                _absorb(graph, mul, mul.inputs[mul.inputs[0] is factor], shapes)
+        sweep(graph)
+    del folded.graph.value_info[:]  # stale by now
+    simplify(folded)  # the image may be read once now
+    return folded
+
+
+def _absorb(graph: ir.Graph, mul: ir.Node, data: ir.Value | None, shapes: dict[str, tuple[int | str, ...]]) -> None:
+    """Take a product with a constant out of the graph where the weights before it or behind it can have the factor."""
+    [result] = mul.outputs
+    shape = shapes.get(str(data.name), ()) if data is not None else ()
+    if data is None or result.is_graph_output() or len(shape) != 4 or (factor := _factor(mul, data, shape[1])) is None:
+        return
+    if not (factor == 1).all():
+        takers = _takers(data, factor, shapes)
+        if takers is None:
+            if not readers(result) or not all(_takes_factor(node, result, factor) for node in readers(result)):
+                return
+            takers = [(node, factor.reshape(1, -1)) for node in readers(result)]
+        for node, part in takers:
+            _scale(graph, node, part)
+    result.replace_all_uses_with(data)
+    graph.remove(mul, safe=True)
+
+
+def _takers(
+    value: ir.Value | None, factor: NDArray[np.float64], shapes: dict[str, tuple[int | str, ...]]
+) -> list[tuple[ir.Node, NDArray[np.float64]]] | None:
+    """The nodes whose weights can multiply the channels of a tensor, each with its part of the factor; None where one cannot."""
+    node = maker(value)
+    if value is None or node is None or only_reader(value) is None:
+        return None
+    weights = [_weight(one) for one in node.inputs[1:]]
+    if is_a(node, "Conv", "BatchNormalization"):
+        known = all(weight is not None for weight in weights) and len(node.outputs) == 1
+        return [(node, factor)] if known else None
+    if is_a(node, "Identity", "AveragePool", "GlobalAveragePool") or (
+        is_a(node, "Relu", "LeakyRelu", "MaxPool", "GlobalMaxPool") and factor.min() >= 0 and len(node.outputs) == 1
+    ):
+        return _takers(node.inputs[0], factor, shapes)
+    if not is_a(node, "Concat") or settings(node)["axis"] != 1:
+        return None
+    widths = [shapes.get(str(one.name), ("", ""))[1] for one in node.inputs if one is not None]
+    if not all(isinstance(width, int) for width in widths):
+        return None
+    ends = np.cumsum(widths)[:-1]
+    parts = np.split(factor, ends) if factor.size > 1 else [factor] * len(widths)
+    found = [_takers(one, part, shapes) for one, part in zip(node.inputs, parts, strict=True)]
+    return None if any(part is None for part in found) else [one for part in found if part is not None for one in part]
+
+
+def _scale(graph: ir.Graph, node: ir.Node, factor: NDArray[np.float64]) -> None:
+    """Multiply what a convolution or batch norm gives by ``factor`` (C,), or what a convolution takes by (1, C)."""
+    for place in (1,) if factor.ndim == 2 else (1, 2):
+        if len(node.inputs) > place and (value := node.inputs[place]) is not None:
+            weight = _weight(value)
+            assert weight is not None, "checked before"
+            scaled = weight * factor.reshape(*factor.shape, *[1] * (weight.ndim - factor.ndim))
+            node.replace_input_with(place, add_constant(graph, f"{value.name}_scaled", scaled.astype(np.float32)))

@@ -27,9 +27,13 @@ STAGE = "import-onnx"
 PARITY_IMAGES, BATCH = 1000, 64
 
 
-def import_onnx(project: Project, path: Path) -> Artifact:
-    """Take in the classifier in ``path``, whose classes are those of the project's data, in their order."""
-    config = {"onnx": sha256_of(path), "input": dataclasses.asdict(project.spec)}
+def import_onnx(project: Project, path: Path, *, fold: bool = False) -> Artifact:
+    """Take in the classifier in ``path``, whose classes are those of the project's data, in their order.
+
+    ``fold``: what is constant in it too, as :func:`compress.stages.export.fold_constants` does.
+    """
+    config: dict[str, Any] = {"onnx": sha256_of(path), "input": dataclasses.asdict(project.spec)}
+    config |= {"fold_constants": True} if fold else {}
     key = stage_key(STAGE, config, data=data_identity(project), vectors=TOLERANCE["export"])
     spec, made = project.spec, None
     if not is_made(project, place_of(project, STAGE, key, None)):  # refused before anything is said or written
@@ -50,9 +54,13 @@ def import_onnx(project: Project, path: Path) -> Artifact:
         target = new.folder / PAYLOAD["graph"]
         write_onnx(made, target)
         images = project.data.validation.images[:PARITY_IMAGES]
-        proof = _parity(project, path, target, images)
+        new.metrics = Metrics(parity=_parity(project, path, target, images))
+        if fold:
+            from .export import fold_constants
+
+            folded, _ = fold_constants(project, STAGE, target, _reader(target)[0])
+            new.metrics = dataclasses.replace(new.metrics, constants=folded)
         write_vectors(new.folder, _reader(target)[0], images, TOLERANCE["export"])
-        new.metrics = Metrics(parity=proof)
     return new.artifact
 
 

@@ -244,6 +244,7 @@ def _step(job: Job, parent: Artifact, config: RemoveConfig, out: Path | None) ->
         "data": data_identity(project),
     }
     inputs |= {"parent": parent.content, "teacher": origin.content}
+    inputs |= {"bypass": "made up for"} if config.bypass else {}  # older versions did so for channels alone
     key = stage_key(job.stage, dataclasses.replace(config, time_limit=None), **inputs)
     if config.time_limit is not None and not is_made(project, place_of(project, job.stage, key, out)):
         key = stage_key(job.stage, config, **inputs)  # what was not cut short is taken where it is there
@@ -277,7 +278,7 @@ def _remove(job: Job, new: New, parent: Artifact, config: RemoveConfig, tuning: 
     kept_zeros = zeros_kept(parent, cut)
     fixed = [name for name, mask in kept_zeros.items() if not mask.all()]
     bench = Bench(project=project, solved_on=min(config.images, SOLVED_ON))
-    repaired = bench.repaired(cutter.network, cut, cutter.groups, plan.keep, fixed)
+    repaired = bench.repaired(load_network(parent), cut, cutter.groups, plan.keep, fixed)
     network = repaired.network
     before = validate(project, network)
     if config.epochs == 0:

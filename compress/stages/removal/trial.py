@@ -10,6 +10,7 @@ import math
 from collections.abc import Iterator
 from pathlib import Path
 
+from ...artifacts.load import load_network
 from ...artifacts.parts import Plan
 from ...artifacts.project import Project
 from ...artifacts.records import read_kept
@@ -27,7 +28,7 @@ def planned(cutter: Cutter) -> Plan:
     """The plan, with importance "auto" by the one whose cut network is best when it is reconstructed."""
     if cutter.config.importance != AUTO or (cutter.config.sparsity is None and not cutter.config.limits):
         return cutter.plan()
-    bench = Bench(project=cutter.job.project, solved_on=min(cutter.config.images, TRIED_ON))
+    bench, whole = Bench(project=cutter.job.project, solved_on=min(cutter.config.images, TRIED_ON)), load_network(cutter.parent)
     losses: dict[str, float] = {}
     tried: dict[str, Kept] = {}
     for trial in _trials(cutter):
@@ -36,7 +37,7 @@ def planned(cutter: Cutter) -> Plan:
             continue
         tried[trial.ranking] = keep
         cut = remove_channels(trial.network, trial.groups, keep)
-        loss = bench.score(bench.reconstructed(trial.network, cut, trial.groups, keep))
+        loss = bench.score(bench.reconstructed(whole, cut, trial.groups, keep))
         if not losses or loss < min(losses.values()):
             best = trial
         losses[trial.ranking] = loss if math.isfinite(loss) else math.inf

@@ -77,6 +77,8 @@ EXAMPLES = {
         "metrics": {
             "parity": {"images": 9, "largest_difference": 0.0, "agreement": 1.0, "probabilities": 0.0},
             "rewrites": ["a"],
+            "constants": {"tensors": [{"name": "a", "shape": [1, 2], "varies": 0.0}], "nodes": [9, 3], "moved": 0.0, "drop": 0.0}
+            | {"bound": 0.1, "images": 9, "left": "", "parity": {"images": 9, "largest_difference": 0.0, "agreement": 1.0}},
             "quantized": {"operators": {"Conv": 2}, "left": {"Add": 1}, "reasons": {"Add": "why"}},
             "stored": {"bits": "int8", "weights": {"a": 40.0, "b": None}, "bytes_before": 9, "bytes_after": 3},
             "calibration": {"images": 9, "sha256": "f00d"},

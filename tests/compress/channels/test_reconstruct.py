@@ -1,5 +1,6 @@
 """Reconstruction against what is known exactly: channels that are linear in others, and networks of which nothing goes."""
 
+import copy
 from collections.abc import Callable
 
 import pytest
@@ -8,6 +9,7 @@ from torch import Tensor, nn
 
 from compress.channels import reconstruct as module
 from compress.channels import reconstruct as reconstruction
+from compress.channels.bypass import bypass
 from compress.channels.cut import remove_channels
 from compress.channels.find import channel_groups
 from compress.channels.reconstruct import reconstruct, reestimate, repair
@@ -218,3 +220,77 @@ def test_the_best_by_score_is_kept_and_a_score_that_is_not_finite_is_the_worst()
     solved = reconstruct(network, pruned, groups, keep, IMAGES).network
     best = repair(network, pruned, groups, keep, IMAGES, score=lambda one: difference(one, network))
     assert best.losses["least squares"] == difference(solved, network) < best.losses["cut"]
+
+
+class Offset(nn.Module):
+    """x times a weight of each channel, plus another."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.by, self.plus = nn.Parameter(torch.randn(4, 1, 1)), nn.Parameter(torch.randn(4, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.by + self.plus
+
+
+@pytest.mark.parametrize("affine", [lambda: nn.Conv2d(4, 4, 1), lambda: nn.BatchNorm2d(4), Offset])
+@pytest.mark.parametrize("keep", [{}, {"0": (0, 1, 2)}])
+def test_a_bypassed_module_that_is_affine_is_made_up_for_exactly_by_the_layer_that_reads_it(
+    affine: Callable[[], nn.Module], keep: dict[str, tuple[int, ...]]
+) -> None:
+    """By hand: W (A x + a) + b is (W A) x + (W a + b). Channels that are removed besides, linear in kept ones, are made up for too."""
+    network = seeded(lambda: nn.Sequential(nn.Conv2d(2, 4, 3), nn.ReLU(), affine(), nn.Conv2d(4, 6, 3), *head()))
+    network = doubled(network) if keep else network  # else no weights are the only right ones
+    bypassed = copy.deepcopy(network)
+    bypass(bypassed, ["2"], IMAGES[:2])
+    groups = channel_groups(bypassed, IMAGES[:2])
+    pruned = remove_channels(bypassed, groups, keep)
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    solved = reconstruct(network, pruned, groups, keep, IMAGES)
+    assert difference(pruned, network) > 0.005 > 1e-5 > difference(solved.network, network)
+    assert "3" in solved.layers and isinstance(solved.network[2], nn.Identity)  # type: ignore[index]
+    if affine().state_dict().keys() == {"weight", "bias"}:
+        weight, offset = network[2].weight[:, :, 0, 0].detach(), network[2].bias.detach()  # type: ignore[index]
+        wanted = torch.einsum("oihw,ij->ojhw", network[3].weight.detach(), weight)  # type: ignore[index]
+        if keep:
+            wanted = torch.cat([wanted[:, :1], wanted[:, 1:2] + 2 * wanted[:, 3:], wanted[:, 2:3]], 1)
+        torch.testing.assert_close(solved.network[3].weight, wanted, rtol=1e-3, atol=1e-3)  # type: ignore[index]
+        bias = network[3].bias.detach() + network[3].weight.detach().sum((2, 3)) @ offset  # type: ignore[index]
+        torch.testing.assert_close(solved.network[3].bias, bias, rtol=1e-3, atol=1e-3)  # type: ignore[index]
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items()), "the network itself stays"
+    repaired = repair(network, pruned, groups, keep, IMAGES, score=lambda one: difference(one, network))
+    assert repaired.how == "least squares"
+
+
+def test_a_batch_norm_behind_a_bypassed_module_takes_the_offset_of_the_layer_before_it() -> None:
+    """What reads a layer is seen in the bypassed network, where nothing stands between the convolution and its norm any more."""
+    first, second, gate = nn.Conv2d(2, 4, 3), nn.Conv2d(4, 6, 1, bias=False), nn.Conv2d(6, 6, 1)
+    network = seeded(lambda: nn.Sequential(first, nn.Conv2d(4, 4, 1), second, gate, nn.BatchNorm2d(6), *head()))
+    bypassed = copy.deepcopy(network)
+    bypass(bypassed, ["1", "3"], IMAGES[:2])
+    groups = channel_groups(bypassed, IMAGES[:2])
+    solved = reconstruct(network, bypassed, groups, {}, IMAGES)
+    assert "2" in solved.layers
+    with torch.no_grad():
+        wanted, found = network[:3](IMAGES), solved.network[:3](IMAGES)  # type: ignore[index]
+        moved = bypassed[4].running_mean - solved.network[4].running_mean  # type: ignore[index, operator]
+    torch.testing.assert_close(found + moved[:, None, None], wanted, rtol=1e-3, atol=1e-3)
+
+
+class Inside(nn.Module):
+    """Calls a layer of its owner's, besides the owner itself: without it that layer is called less often."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.by, self.borrowed = nn.Parameter(torch.ones(1)), [layer]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.by * self.borrowed[0](x)
+
+
+def test_a_layer_that_a_bypassed_module_called_too_is_left_as_it_is() -> None:
+    layer = nn.Conv2d(2, 2, 1)
+    network = seeded(lambda: nn.Sequential(Inside(layer), layer, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(2, 3)))
+    bypassed = nn.Sequential(nn.Identity(), *copy.deepcopy(network)[1:])
+    solved = reconstruct(network, bypassed, channel_groups(bypassed, IMAGES[:2]), {}, IMAGES)
+    assert torch.equal(solved.network[1].weight, layer.weight) and list(solved.layers) == ["4"]  # type: ignore[index]

@@ -9,7 +9,7 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from compress.graphs.rewrite import simplify
+from compress.graphs.rewrite import fold_tensors, simplify
 
 Node = tuple[str, Sequence[str], str, dict[str, Any]]
 SIZES = {"w1": (4, 3, 3, 3), "w2": (2, 3, 3, 3), "w8": (4, 8, 3, 3), "dw": (3, 1, 3, 3), "scale": (1, 3, 1, 1), "one": ()}
@@ -243,3 +243,92 @@ def test_a_graph_with_branches_is_left_alone() -> None:
     model.graph.node.append(helper.make_node("If", ["yes"], ["other"], then_branch=branch, else_branch=branch))
     model.graph.output.append(helper.make_tensor_value_info("other", TensorProto.FLOAT, ["B", 4, 6, 6]))
     assert simplified(model)[0] == ()
+
+
+CHANNELS = np.array([0.5, 2, 0.25, 1.5], np.float32).reshape(1, 4, 1, 1)
+GATE: list[Node] = [("ReduceMean", ["x", "all"], "mean", {"keepdims": 1}), ("Sigmoid", ["mean"], "g", {})]
+NORM = ("BatchNormalization", ["a", "vector", "ub", "ub", "vector"], "n", {})
+JOINED: list[Node] = [
+    ("Conv", ["x", "w2"], "a", PAD),
+    ("Conv", ["x", "w2"], "b", PAD),
+    ("Concat", ["a", "b"], "c", {"axis": 1}),
+    ("Relu", ["c"], "r", {}),
+]
+
+
+def times(data: str, *behind: Node) -> list[Node]:
+    return [*GATE, ("Mul", ["g", data], "m", {}), *(behind or [("Abs", ["m"], "y", {})])]
+
+
+def folded(nodes: list[Node], value: np.ndarray, outputs: Sequence[str] = ("y",)) -> list[str]:
+    """The nodes of the graph in which ``g`` is ``value``; it gives what one does that has it as a constant, product and all."""
+    others = {"all": np.array([1, 2, 3]), "vector": np.array([1, 2, 3, 4], np.float32)}
+    model = graph(nodes, outputs, **others)
+    before = model.SerializeToString()
+    after = fold_tensors(model, {"g": value})
+    assert model.SerializeToString() == before and not after.graph.value_info
+    onnx.checker.check_model(after, full_check=True)
+    expected = graph([node for node in nodes if node not in GATE], outputs, **others, g=value)
+    for one, other in zip(run(expected, 3), run(after, 3), strict=True):
+        np.testing.assert_allclose(other, one, rtol=0, atol=1e-5 * np.abs(one).max())
+    return kinds(after)
+
+
+@pytest.mark.parametrize(
+    ("before", "left"),
+    [
+        ([("Conv", ["x", "w1"], "d", PAD)], ["Conv"]),
+        ([("Conv", ["x", "w1", "ub"], "a", PAD), ("Relu", ["a"], "d", {})], ["Conv", "Relu"]),
+        ([("Conv", ["x", "w1"], "a", PAD), NORM, ("LeakyRelu", ["n"], "d", {})], ["Conv", "BatchNormalization", "LeakyRelu"]),
+        ([*JOINED, ("MaxPool", ["r"], "d", {"kernel_shape": [2, 2]})], ["Conv", "Conv", "Relu", "Relu", "Concat", "MaxPool"]),
+    ],
+    ids=["convolution", "bias and relu", "batch norm", "concatenation and pooling"],
+)
+def test_a_constant_gate_goes_into_the_weights_before_it(before: list[Node], left: list[str]) -> None:
+    assert folded([*before, *times("d")], CHANNELS) == [*left, "Abs"]
+    assert folded([*before, *times("d")], CHANNELS[:, :1]) == [*left, "Abs"]  # one number for all channels
+
+
+def test_a_constant_gate_by_hand() -> None:
+    """As in the module: the weights and the bias of the convolution are halved."""
+    nodes = [("Conv", ["x", "w1", "ub"], "a", PAD), ("Relu", ["a"], "d", {}), *times("d")]
+    model = graph(nodes, all=np.array([1, 2, 3]))
+    weights = {one.name: numpy_helper.to_array(one) for one in model.graph.initializer}
+    after = {
+        one.name: numpy_helper.to_array(one) for one in fold_tensors(model, {"g": np.full((1, 1, 1, 1), 0.5, np.float32)}).graph.initializer
+    }
+    np.testing.assert_array_equal(after["w1_scaled"], weights["w1"] / 2)
+    np.testing.assert_array_equal(after["ub_scaled"], weights["ub"] / 2)
+    assert "w1" not in after and len(after) == 2
+
+
+def test_a_constant_gate_goes_into_the_weights_behind_it() -> None:
+    behind = times("d", ("Conv", ["m", "v"], "y", {}), ("Conv", ["m", "v", "vb"], "z", {}))
+    before: list[Node] = [("Conv", ["x", "w1"], "a", PAD), ("Sigmoid", ["a"], "d", {})]
+    assert folded([*before, *behind], CHANNELS, ("y", "z")) == ["Conv", "Sigmoid", "Conv", "Conv"]
+    assert "Mul" in folded([*before, *behind, ("Abs", ["m"], "w", {})], CHANNELS, ("y", "z", "w"))
+
+
+@pytest.mark.parametrize(
+    ("nodes", "outputs", "value"),
+    [
+        ([("Conv", ["x", "w1"], "a", PAD), ("Relu", ["a"], "d", {}), *times("d")], ("y",), -CHANNELS),
+        ([("Conv", ["x", "w1"], "d", PAD), *times("d"), ("Abs", ["d"], "z", {})], ("y", "z"), CHANNELS),
+        ([("Conv", ["x", "w1"], "d", PAD), *times("d")], ("y", "d"), CHANNELS),
+        ([("Conv", ["x", "w1"], "d", PAD), *times("d")], ("y", "m"), CHANNELS),
+        ([("Conv", ["x", "w1"], "a", PAD), ("Sigmoid", ["a"], "d", {}), *times("d")], ("y",), CHANNELS),
+        ([("Conv", ["x", "w1"], "d", PAD), *times("d")], ("y",), np.arange(36, dtype=np.float32).reshape(1, 1, 6, 6)),
+        ([*JOINED[:2], ("Concat", ["a", "b"], "d", {"axis": 2}), *times("d")], ("y",), CHANNELS[:, :2]),
+    ],
+    ids=["negative", "read elsewhere", "an output", "product an output", "no weights", "a map", "joined along the height"],
+)
+def test_a_constant_gate_stays_a_factor_where_no_weights_can_have_it(
+    nodes: list[Node], outputs: tuple[str, ...], value: np.ndarray
+) -> None:
+    left = folded(nodes, value, outputs)
+    assert "Mul" in left and "ReduceMean" not in left
+
+
+def test_a_factor_of_one_is_gone_whatever_is_before_it() -> None:
+    nodes = [("Conv", ["x", "w1"], "a", PAD), ("Sigmoid", ["a"], "d", {}), *times("d")]
+    assert folded(nodes, np.ones((1, 1, 1, 1), np.float32)) == ["Conv", "Sigmoid", "Abs"]

@@ -222,6 +222,25 @@ def test_bypassed_modules_stay_out(trained: Trained) -> None:
     load_network(further)
 
 
+def test_what_was_left_out_is_made_up_for_even_where_no_channel_goes(trained: Trained, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The least squares of the layers behind it are nearer to the network with the module, on images that were not solved on."""
+    project, root = trained["k49"]
+    config = RemoveConfig(bypass=("blocks.1.cbam",), steps=1, epochs=0)
+    repair = remove_in_steps(project, root, config, TUTORING, RECIPE).manifest.metrics.repair
+    assert repair.losses.keys() == {"cut", "batch norm", "least squares", "both"}
+    assert min(repair.losses["least squares"], repair.losses["both"]) < repair.losses["cut"] and repair.how != "cut"
+    whole, seen = load_network(root), list[nn.Module]()
+
+    def repaired(bench: finetune.Bench, network: nn.Module, cut: nn.Module, *_: Any) -> Repaired:
+        seen.append(network)
+        return Repaired(network=cut, how="cut", losses={})
+
+    monkeypatch.setattr(finetune.Bench, "repaired", repaired)
+    remove_in_steps(dataclasses.replace(project, force=True), root, config, TUTORING, RECIPE)
+    [network] = seen
+    assert network.state_dict().keys() == whole.state_dict().keys(), "what it is to give is that of the network before"
+
+
 def test_bypass_auto_leaves_out_what_is_measured_to_be_cheap_and_what_is_named_besides(
     trained: Trained, monkeypatch: pytest.MonkeyPatch
 ) -> None:
