@@ -23,16 +23,18 @@ from ..artifacts.project import New, Project, state_file
 from ..artifacts.records import write_csv
 from ..channels.cut import Keep
 from ..channels.groups import Groups
-from ..channels.reconstruct import Repaired, reconstruct, repair
+from ..channels.reconstruct import reconstruct, repair
 from ..files import write_whole
+from ..pruning.layerwise import Zeros
 from ..pruning.masks import nonzero_masks
+from ..pruning.repair import Repaired, make_up
 from ..train.data_set import Part
 from ..train.distributed import this_team
 from ..train.fit import Fitted, choose_device, fit, predict_logits
 from ..train.metrics import score, tempered_loss
 from ..train.settings import FitConfig
 
-JUDGED_BY = 512  # training images that judge what was made of a cut network
+JUDGED_BY = 512  # training images that judge what was made of a pruned network
 
 
 def new_network(project: Project, seed: int) -> nn.Module:
@@ -141,7 +143,7 @@ def save_network(project: Project, new: New, network: nn.Module, metrics: Metric
 
 @dataclass(kw_only=True)
 class Bench:
-    """Makes up for what was cut, and scores networks, on training images without distortions; each is drawn once, by a fixed seed.
+    """Makes up for what was cut or zeroed, and scores networks, on training images without distortions, drawn once, by a fixed seed.
 
     ``solved_on``: as many images at most are solved on; :data:`JUDGED_BY` others judge.
     """
@@ -176,6 +178,14 @@ class Bench:
         progress = partial(self.project.console.progress, "least squares")
         with self._placed(network, pruned):
             found = repair(network, pruned, groups, keep, self.images, self.score, prepare=self.prepare, fixed=fixed, progress=progress)
+        found.network.cpu()
+        return found
+
+    def made_up(self, network: nn.Module, pruned: nn.Module, zeros: Zeros) -> Repaired:
+        """See :func:`compress.pruning.repair.make_up`."""
+        progress = partial(self.project.console.progress, "least squares")
+        with self._placed(network, pruned):
+            found = make_up(network, pruned, self.images, self.score, zeros=zeros, prepare=self.prepare, progress=progress)
         found.network.cpu()
         return found
 
