@@ -23,6 +23,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import zip_longest
 from typing import Any, Literal
 
 import torch
@@ -87,10 +88,11 @@ def solve(
         count = len(run.pending)
         run.told = lambda: progress(count - len(run.pending), count)
         while run.pending:
-            for number in range(len(run.chunks)):
-                if run.pending and run.goes_through(number):
-                    run.left |= dict.fromkeys(run.pending, "it is not called in every pass")
-                    run.pending.clear()
+            looks = run.looks
+            through = any(run.goes_through(number) for number in range(len(run.chunks)))
+            if through or looks == run.looks:  # whatever is pending then is not reached
+                run.left |= dict.fromkeys(run.pending, "it is not called in every pass")
+                run.pending.clear()
     return Solved(network=solved, layers=run.errors, left=run.left)
 
 
@@ -147,6 +149,7 @@ class _Run:
         self.pending = {layer.name: layer for layer in _layers(network, solved, gone, prepare(images[:2]))}
         self._leave(fixed)
         self.chunks = images.split(max(2, at_once(network, prepare(images[:2]), ROOM / LIVE)))
+        self.looks = 0  # how often something was added to the moments of a layer
         self.few = self.chunks[0][:FEW]
         self.aside: _Layer | None = None
         for number, chunk in enumerate(self.chunks):
@@ -173,24 +176,23 @@ class _Run:
     def goes_through(self, chunk: int) -> bool:
         """Run the cut network as far as its layers can be solved; whether that was to the end."""
 
-        def reached(layer: _Layer, came: Tensor) -> None:
+        def reached(layer: _Layer, came: tuple[Tensor, ...]) -> None:
             if self.aside is layer:
                 self._look(layer, came, ASIDE)
-                if not layer.targets[ASIDE]:
+                if not layer.targets.get(ASIDE):
                     raise _Stop
             elif self.aside is None and layer.name in self.pending:
                 if layer.calls > 1:
                     self._solve_aside(layer)
                     return
-                if layer.targets[chunk]:
-                    self._look(layer, came, chunk)
-                if any(layer.targets.values()):
+                self._look(layer, came, chunk)
+                if layer.name in self.pending and any(layer.targets.values()):
                     raise _Stop
                 self._solve(layer)
 
         with ExitStack() as hooks, torch.no_grad():
             for layer in self.pending.values():
-                hooks.enter_context(layer.module.register_forward_pre_hook(lambda _, came, layer=layer: reached(layer, came[0])))
+                hooks.enter_context(layer.module.register_forward_pre_hook(lambda _, came, layer=layer: reached(layer, came)))
             try:
                 self.solved(self.prepare(self.chunks[chunk]))
             except _Stop:
@@ -204,10 +206,14 @@ class _Run:
         self.aside = None
         self._solve(layer)
 
+    def _leave_out(self, layer: _Layer, why: str) -> None:
+        self.left[layer.name] = why
+        del self.pending[layer.name]
+
     def _leave(self, fixed: set[str]) -> None:
         """Leave out what cannot be solved, and say why."""
         owners = Counter(id(m.weight) for m in self.solved.modules() if isinstance(getattr(m, "weight", None), nn.Parameter))
-        for name, layer in list(self.pending.items()):
+        for name, layer in [*self.pending.items()]:
             reasons = {
                 f"its {layer.module.weight[0].numel():,} inputs are too many": 8 * layer.square > MOST,
                 "its zeros must stay": f"{name}.weight" in fixed,
@@ -216,23 +222,30 @@ class _Run:
                 "it is a transposed convolution": getattr(layer.module, "transposed", False),
             }
             if why := next((reason for reason, holds in reasons.items() if holds), ""):
-                self.left[name] = why
-                del self.pending[name]
+                self._leave_out(layer, why)
 
     def _places(self, layer: _Layer, chunk: int, part: int) -> Callable[[int], Tensor]:
         most = min(max(PLACES, PER_UNKNOWN * layer.module.weight[0].numel()), WORK / layer.square)
         wanted = math.ceil(most / (len(self.few) if chunk == ASIDE else self.total))
         return partial(some_of, wanted=wanted, seed=PARTS * (chunk + 1) + part)
 
-    def _look(self, layer: _Layer, came: Tensor, chunk: int) -> None:
+    def _look(self, layer: _Layer, came: tuple[Tensor, ...], chunk: int) -> None:
         """Add what comes into the layer and what should come out to its moments."""
-        for number, (part, wanted) in enumerate(zip(_parts(came), layer.targets[chunk].pop(0), strict=True)):
-            inputs = inputs_of(layer.module, part, self._places(layer, chunk, number))
+        if not layer.targets.get(chunk) or layer.name not in self.pending:
+            return
+        self.looks, targets = self.looks + 1, layer.targets[chunk].pop(0)
+        parts = _parts(came[0]) if came else ()
+        for number, (part, wanted) in enumerate(zip_longest(parts, targets)):
+            inputs = None if part is None else inputs_of(layer.module, part, self._places(layer, chunk, number))
+            if inputs is None or wanted is None or inputs.shape[1] != len(wanted):
+                self._leave_out(layer, "what it reads is given by name, or at other places than before")
+                return
             rows = wanted.unflatten(1, (getattr(layer.module, "groups", 1), -1)).transpose(0, 1)
             layer.moments[(chunk + number) % HELD == HELD - 1].add(inputs, rows)
 
     def _solve(self, layer: _Layer) -> None:
-        del self.pending[layer.name]
+        if self.pending.pop(layer.name, None) is None:
+            return
         self.told()
         (fit, judge), before, free = layer.moments, weights_of(layer.module), layer.module.bias is not None or layer.norm is not None
         layer.moments = Moments(), Moments()
