@@ -1,4 +1,4 @@
-"""The stage ``prune``: weights become zero, in steps, and what is left is fine-tuned; every step is an artifact."""
+"""The stage ``prune``: weights become zero, in steps, those that stay make up for them, and are fine-tuned; every step is an artifact."""
 
 from __future__ import annotations
 
@@ -32,7 +32,8 @@ if TYPE_CHECKING:
 class PruneConfig:
     """Unstructured pruning, then ``epochs`` of fine-tuning that keeps the mask; a cosine takes ``lr`` down to zero.
 
-    ``sparsity``: 0.8 if none is given, and no pattern. ``scope``: which weights are ranked with which, see ``pruning.masks.weight_masks``.
+    ``sparsity``: 0.8 if none is given, and no pattern. ``scope``: which weights are ranked with which, see ``pruning.masks.weight_masks``;
+    it says how many of each layer go, and which of them do where making up for them is too much work, see :mod:`compress.pruning.surgery`.
     ``steps``: how many times some are zeroed, on the cubic schedule up to ``sparsity``, with ``between`` epochs of fine-tuning after each
     but the last. ``pattern``: "2:4" instead keeps 2 of every 4 weights in a row, at once; ``sparsity`` then follows from it (0.5), and
     ``scope`` is without effect. ``regrow``: zeroed weights may come back while fine-tuning, see :mod:`compress.pruning.regrow`; not those
