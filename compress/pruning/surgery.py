@@ -54,7 +54,8 @@ def _rises(square: Tensor, values: Tensor, left: Tensor) -> Tensor:
     square = (square * (left[:, :, None] & left[:, None, :])).diagonal_scatter(
         square.diagonal(dim1=1, dim2=2).where(left, 1), dim1=1, dim2=2
     )
-    inverse, values = torch.linalg.inv(square), values * left
+    # Not torch.linalg.inv: of a batch it fails in MKL as soon as there are two threads ("incorrect on entry to DLASWP").
+    inverse, values = torch.cholesky_solve(torch.eye(values.shape[1]).to(square), torch.linalg.cholesky_ex(square)[0]), values * left
     for _ in range(values.shape[1]):
         own = inverse.diagonal(dim1=1, dim2=2)
         rise, at = (values.square() / own).masked_fill(~left, torch.inf).min(1)
