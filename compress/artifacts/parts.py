@@ -186,9 +186,9 @@ class Plan:
 
 @dataclass(frozen=True, kw_only=True)
 class Repair:
-    """What was made of a cut network before any fine-tuning.
+    """What was made of a network before any fine-tuning, when its channels were cut or its weights zeroed.
 
-    ``how``: "cut" (as it was), "batch norm" (re-estimated), "least squares" (reconstructed) or "both", and the ``losses`` of each, of
+    ``how``: "cut" (as it was), "batch norm" (re-estimated), "least squares" (layer by layer) or "both", and the ``losses`` of each, of
     training images that were not solved on. ``importance``: which channels went, and those that were tried, likewise. ``left``: layers
     that were not solved, and why.
     """

@@ -12,17 +12,17 @@ Refuses: a cut network that computes something of another shape than expected an
 """
 
 import copy
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..errors import NetworkError
+from ..pruning.passes import evaluating, tensors_in
 from .groups import Groups
 from .identities import ANY
-from .trace import NETWORK_FAILURES, Operation, Watch, name_of, run, tensors_in
+from .trace import NETWORK_FAILURES, Operation, Watch, name_of, run
 
 Keep = Mapping[str, Sequence[int]]
 
@@ -172,32 +172,6 @@ def check(pruned: nn.Module, groups: Groups, keep: Keep) -> None:
 def is_whole(network: nn.Module, pruned: nn.Module, gone: Mapping[tuple[str, int], Collection[int]]) -> bool:
     """Whether neither channels were removed (``gone``, of ``Groups.removed``) nor modules bypassed in ``pruned``, made of ``network``."""
     return not any(gone.values()) and [*map(type, network.modules())] == [*map(type, pruned.modules())]
-
-
-@contextmanager
-def evaluating(network: nn.Module) -> Iterator[None]:
-    """In eval mode inside the block; every module gets its own mode back."""
-    before = {module: module.training for module in network.modules()}
-    network.eval()
-    try:
-        yield
-    finally:
-        for module, training in before.items():
-            module.training = training
-
-
-def at_once(network: nn.Module, example: Tensor, room: float) -> int:
-    """How many images may go through a network so that the largest of what its modules make takes ``room`` bytes; at least one."""
-    largest = [example.numel() * example.element_size()]
-
-    def note(made: Any) -> None:
-        largest.extend(one.numel() * one.element_size() for one in tensors_in(made))
-
-    with ExitStack() as hooks, torch.no_grad():
-        for module in network.modules():
-            hooks.enter_context(module.register_forward_hook(lambda _, __, made: note(made)))
-        network(example)
-    return max(1, int(room * len(example) / max(largest)))
 
 
 class _Replay(Watch):

@@ -6,8 +6,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
+from ..pruning.passes import tensors_in
 from .identities import ANY, FIXED, across, aligned, along
-from .trace import Call, Trace, tensors_in
+from .trace import Call, Trace
 
 CREATES = (
     "zeros ones full empty rand randn zeros_like ones_like full_like empty_like rand_like randn_like new_zeros new_ones new_full new_empty"

@@ -17,10 +17,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from ..errors import NetworkError, first_line
+from ..pruning.passes import tensors_in
 from .identities import FIXED, Identities, shorten
 
 # As torch calls them, since ``.float()`` converts a tensor, and ``float(x)``, which is ``x.__float__()``, makes a Python number of one.
@@ -197,10 +197,6 @@ def run(network: nn.Module, example: Tensor, mode: TorchFunctionMode) -> Any:
             raise NetworkError(
                 f"network fails on an example of shape {shape}: {first_line(error)}; give one that it takes, a batch of 2"
             ) from error
-
-
-def tensors_in(value: Any) -> list[Tensor]:
-    return [leaf for leaf in tree_leaves(value) if isinstance(leaf, Tensor)]
 
 
 def name_of(func: Callable[..., Any]) -> str:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+AT_ONCE = 2**23  # numbers in the square matrices of columns that are solved at once, each on unknowns of its own
 RIDGES = (1e-10, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)  # times the mean square of the inputs
 
 
@@ -46,6 +47,11 @@ class Moments:
             power=self.power + other.power,
         )
 
+    def square_of_inputs(self, *, free: bool) -> Tensor:
+        """(G, n, n); ``free``: about their means."""
+        square, mean = self.square[:, :-1, :-1], self.square[:, :-1, -1:] / self.count
+        return square - self.count * mean @ mean.transpose(1, 2) if free else square
+
     @property
     def finite(self) -> bool:
         return bool(self.square.isfinite().all() and self.cross.isfinite().all() and self.power.isfinite().all())
@@ -60,43 +66,68 @@ class Moments:
         return wrong.clamp_min(0) / spread.clamp_min(1e-3 * float(spread.mean()) + torch.finfo(torch.float32).tiny)
 
 
-def best_ridge(fit: Moments, judge: Moments, before: Tensor, *, free: bool) -> tuple[Tensor, Tensor]:
+def best_ridge(fit: Moments, judge: Moments, before: Tensor, *, free: bool, stay: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """The weights of the ridge of :data:`RIDGES` that is best on places that were not solved on; each group has its own, or stays as it is.
 
     Args:
         fit: of the places to solve on; ``judge``: of others, which choose. What is chosen is solved again on all of them.
         before: the weights as they are, float64 (G, n + 1, k), the last row of them the offset.
         free: whether the offset may change.
+        stay: bool (G, n, k), which weights may change; all others are as before, zero say. None: all.
 
     Returns:
         The weights, float64 (G, n + 1, k), and the mean error of each group on the others before they were solved on, (G,).
     """
     best, least = before.new_full((len(before),), math.nan), judge.error(before).mean(1)
     for strength in RIDGES:
-        error = judge.error(ridge(fit, before, strength, free=free)).mean(1)
+        error = judge.error(ridge(fit, before, strength, free=free, stay=stay)).mean(1)
         better = error < least  # what is not a number is not
         best, least = torch.where(better, strength, best), torch.where(better, error, least)
-    found = ridge(fit + judge, before, best, free=free)
+    found = ridge(fit + judge, before, best, free=free, stay=stay)
     return torch.where(found.isfinite().flatten(1).all(1)[:, None, None], found, before), least
 
 
-def ridge(fit: Moments, before: Tensor, strength: float | Tensor, *, free: bool) -> Tensor:
+def ridge(fit: Moments, before: Tensor, strength: float | Tensor, *, free: bool, stay: Tensor | None = None) -> Tensor:
     """The weights of the least squared error plus ``strength`` times the mean square of the inputs times the squared change of the weights.
 
     ``strength``: one, or one for each group. The rest is as for :func:`best_ridge`. Not a number in groups whose strength is not a number,
     or whose equations are not positive definite.
     """
     left = fit.cross - fit.square @ before
-    square, cross, off = fit.square[:, :-1, :-1], left[:, :-1], left[:, -1:] / fit.count
+    square, cross, off = fit.square_of_inputs(free=free), left[:, :-1], left[:, -1:] / fit.count
     mean = fit.square[:, :-1, -1:] / fit.count
     if free:  # solved about the means, and the offset is what is left of them: it has no ridge
-        square, cross = square - fit.count * mean @ mean.transpose(1, 2), cross - fit.count * mean @ off
+        cross = cross - fit.count * mean @ off
     size = strength * square.diagonal(dim1=1, dim2=2).mean(1).clamp_min(torch.finfo(torch.float32).tiny)
-    factor, failed = torch.linalg.cholesky_ex(square + size.nan_to_num()[:, None, None] * torch.eye(square.shape[1]).to(square))
-    wrong = (failed != 0) | size.isnan()
-    change = torch.cholesky_solve(cross, factor).masked_fill(wrong[:, None, None], math.nan)
+    square = square + size.nan_to_num()[:, None, None] * torch.eye(square.shape[1]).to(square)
+    change = (_solved(square, cross) if stay is None or stay.all() else _solved_on(square, cross, stay)).masked_fill(
+        size.isnan()[:, None, None], math.nan
+    )
     shift = off - (mean * change).sum(1, keepdim=True) if free else torch.zeros_like(off)
     return before + torch.cat([change, shift], 1)
+
+
+def _solved(square: Tensor, cross: Tensor) -> Tensor:
+    """The solution of ``square`` (G, n, n) for ``cross`` (G, n, k); not a number where it is not positive definite."""
+    factor, failed = torch.linalg.cholesky_ex(square)
+    return torch.cholesky_solve(cross, factor).masked_fill((failed != 0)[:, None, None], math.nan)
+
+
+def _solved_on(square: Tensor, cross: Tensor, stay: Tensor) -> Tensor:
+    """Each column of ``cross`` by itself, on the unknowns that ``stay`` (G, n, k) names for it; the others are 0.
+
+    By hand: of ``[[2, 1], [1, 2]]`` and ``[4, 5]``, on the second alone, it is ``[0, 2.5]``.
+    """
+    rows, wanted = stay.transpose(1, 2).flatten(0, 1), cross.transpose(1, 2).flatten(0, 1)  # (G * k, n)
+    group = torch.arange(len(square), device=square.device).repeat_interleave(stay.shape[2])
+    counts, found = rows.sum(1), torch.zeros_like(wanted)
+    for some in counts.argsort(stable=True).split(max(1, int(AT_ONCE / square[0].numel()))):
+        at = rows[some].int().argsort(dim=1, descending=True, stable=True)[:, : max(1, int(counts[some].max()))]
+        used = rows[some].gather(1, at)
+        small = square[group[some, None, None], at[:, :, None], at[:, None, :]] * (used[:, :, None] & used[:, None, :])
+        small.diagonal(dim1=1, dim2=2).masked_fill_(~used, 1)  # what is not used is 0
+        found[some] = found[some].scatter(1, at, _solved(small, (wanted[some].gather(1, at) * used).unsqueeze(2)).squeeze(2))
+    return found.unflatten(0, (len(square), -1)).transpose(1, 2)
 
 
 def weights_of(layer: nn.Module) -> Tensor:

@@ -26,13 +26,15 @@ from ..artifacts.vectors import TOLERANCE, write_vectors
 from ..benchmarks.runtimes import Candidate, check_logits, open_model
 from ..channels.cut import Keep
 from ..channels.groups import Groups
-from ..channels.reconstruct import Repaired, reconstruct, repair
+from ..channels.reconstruct import reconstruct, repair
 from ..errors import CompressError
 from ..files import write_whole
 from ..graphs.as_torch.network import OnnxNetwork
 from ..graphs.file import ALIKE, write_onnx
 from ..graphs.records import Parity
+from ..pruning.layerwise import Zeros
 from ..pruning.masks import nonzero_masks
+from ..pruning.repair import Repaired, make_up
 from ..train.data_set import Part
 from ..train.distributed import this_team
 from ..train.fit import Fitted, choose_device, fit, predict_logits
@@ -40,7 +42,7 @@ from ..train.metrics import score, tempered_loss
 from ..train.settings import FitConfig
 
 PROVED_ON = 1000  # validation images on which a graph is compared with torch
-JUDGED_BY = 512  # training images that judge what was made of a cut network
+JUDGED_BY = 512  # training images that judge what was made of a pruned network
 
 
 def new_network(project: Project, seed: int) -> nn.Module:
@@ -178,7 +180,7 @@ def logits_of(project: Project, file: Path, images: NDArray[np.uint8]) -> NDArra
 
 @dataclass(kw_only=True)
 class Bench:
-    """Makes up for what was cut, and scores networks, on training images without distortions; each is drawn once, by a fixed seed.
+    """Makes up for what was cut or zeroed, and scores networks, on training images without distortions, drawn once, by a fixed seed.
 
     ``solved_on``: as many images at most are solved on; :data:`JUDGED_BY` others judge.
     """
@@ -213,6 +215,14 @@ class Bench:
         progress = partial(self.project.console.progress, "least squares")
         with self._placed(network, pruned):
             found = repair(network, pruned, groups, keep, self.images, self.score, prepare=self.prepare, fixed=fixed, progress=progress)
+        found.network.cpu()
+        return found
+
+    def made_up(self, network: nn.Module, pruned: nn.Module, zeros: Zeros) -> Repaired:
+        """See :func:`compress.pruning.repair.make_up`."""
+        progress = partial(self.project.console.progress, "least squares")
+        with self._placed(network, pruned):
+            found = make_up(network, pruned, self.images, self.score, zeros=zeros, prepare=self.prepare, progress=progress)
         found.network.cpu()
         return found
 

@@ -1,8 +1,10 @@
-"""The stage ``prune``: weights become zero, in steps, and what is left is fine-tuned; every step is an artifact."""
+"""The stage ``prune``: weights become zero, in steps, those that stay make up for them, and are fine-tuned; every step is an artifact."""
 
 from __future__ import annotations
 
+import copy
 import dataclasses
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,23 +13,27 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from msgspec import Meta
 
 from ..artifacts.artifact import Artifact
-from ..artifacts.parts import Metrics
+from ..artifacts.parts import Metrics, Repair
 from ..artifacts.project import New, Project, data_identity, making, stage_key
 from ..artifacts.recipe import Tutoring
 from ..benchmarks.results import LayerZeros
 from ..errors import CompressError
 from ..pruning.schedule import cubic_sparsities, parse_pattern
 from ..train.settings import DistilConfig, FitConfig
+from .remove_channels import SOLVED_ON
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from ..pruning.repair import Repaired
 
 
 @dataclass(frozen=True, kw_only=True)
 class PruneConfig:
     """Unstructured pruning, then ``epochs`` of fine-tuning that keeps the mask; a cosine takes ``lr`` down to zero.
 
-    ``sparsity``: 0.8 if none is given, and no pattern. ``scope``: which weights are ranked with which, see ``pruning.masks.weight_masks``.
+    ``sparsity``: 0.8 if none is given, and no pattern. ``scope``: which weights are ranked with which, see ``pruning.masks.weight_masks``;
+    it says how many of each layer go, and which of them do where making up for them is too much work, see :mod:`compress.pruning.surgery`.
     ``steps``: how many times some are zeroed, on the cubic schedule up to ``sparsity``, with ``between`` epochs of fine-tuning after each
     but the last. ``pattern``: "2:4" instead keeps 2 of every 4 weights in a row, at once; ``sparsity`` then follows from it (0.5), and
     ``scope`` is without effect. ``regrow``: zeroed weights may come back while fine-tuning, see :mod:`compress.pruning.regrow`; not those
@@ -70,6 +76,7 @@ class PruneConfig:
         return self.sparsity
 
 
+MADE_UP = 1  # raised when zeroed weights are made up for otherwise, so that what older versions made is not taken for its own
 SEEN = 2048  # training images whose gradients say which weights the loss feels
 
 
@@ -81,7 +88,7 @@ def prune(project: Project, parent: Artifact, config: PruneConfig, tutoring: Tut
         step = dataclasses.replace(config, sparsity=sparsity, steps=1, between=0, epochs=config.epochs if last else config.between)
         tuning = tutoring.config(step.epochs, step.lr)
         inputs = {"training": dataclasses.asdict(tuning), "distil": dataclasses.asdict(tutoring.distil), "data": data_identity(project)}
-        key = stage_key("prune", step, parent=parent.content, teacher=origin.content, **inputs)
+        key = stage_key("prune", step, parent=parent.content, teacher=origin.content, made_up=MADE_UP, **inputs)
         with making(project, "network", "prune", key, step, parent, out if last else None) as new:
             if new.wanted:
                 _prune(project, new, parent, origin, step, tuning, tutoring.distil)
@@ -92,12 +99,14 @@ def prune(project: Project, parent: Artifact, config: PruneConfig, tutoring: Tut
 def _prune(
     project: Project, new: New, parent: Artifact, origin: Artifact, config: PruneConfig, tuning: FitConfig, distil: DistilConfig
 ) -> None:
+    import torch
+
     from ..artifacts.load import load_network
     from ..pruning.masks import apply_masks, outside_pattern, pattern_masks, sparsity_by_layer, squared_gradients, weight_masks
     from ..pruning.regrow import Regrowing
     from ..train.distil import Teacher
     from ..train.fit import choose_device, steps_in_epoch
-    from .finetune import batch_losses, ease_dropout, fit_and_save, save_network, validate, zeros_kept
+    from .finetune import Bench, batch_losses, ease_dropout, fit_and_save, save_network, validate, zeros_kept
 
     network = load_network(parent)
     if config.pattern:
@@ -114,8 +123,11 @@ def _prune(
         masks = weight_masks(network, config.zeros, scope=config.scope, squares=squares)
     fixed = zeros_kept(parent, network)
     masks |= {name: masks.get(name, kept) & kept for name, kept in fixed.items()}
-    dense = {name: network.get_parameter(name).detach().clone() for name in masks}
+    whole = copy.deepcopy(network)
     apply_masks(network, masks)
+    repaired = Bench(project=project, solved_on=SOLVED_ON).made_up(whole, network, "stay" if config.pattern else "move")
+    network = repaired.network
+    masks = {name: (network.get_parameter(name) != 0) | (mask & (whole.get_parameter(name) == 0)) for name, mask in masks.items()}
     before = validate(project, network)
     if config.epochs == 0:
         save_network(project, new, network, Metrics(validation=before))
@@ -124,6 +136,8 @@ def _prune(
         lessons = Teacher(network=load_network(origin), config=distil)
         ease_dropout(network, lessons.network)
         if config.regrow:
+            now, then = ({name: one.get_parameter(name).detach() for name in masks} for one in (network, whole))
+            dense = {name: torch.where(mask.cpu(), now[name], then[name]) for name, mask in masks.items()}
             steps = tuning.epochs * steps_in_epoch(tuning, len(project.data.train.labels))
             regrowing = Regrowing(network, masks, dense, lambda weights, squares: _rank_but(fixed, weights, squares, config), steps)
             after_step, finish = regrowing.after_step, regrowing.finish
@@ -131,8 +145,13 @@ def _prune(
             after_step, finish = lambda: apply_masks(network, masks), None
         fit_and_save(project, new, network, tuning, teacher=lessons, after_step=after_step, finish=finish)
     layers = tuple(LayerZeros(**dataclasses.asdict(layer)) for layer in sparsity_by_layer(network))
-    new.metrics = dataclasses.replace(new.metrics, one_shot=before, layers=layers)
+    new.metrics = dataclasses.replace(new.metrics, one_shot=before, layers=layers, repair=_told(repaired))
     new.facts = dataclasses.replace(new.facts, layers=layers)  # facts go on to what is made of this network
+
+
+def _told(repaired: Repaired) -> Repair:
+    losses = {how: loss for how, loss in repaired.losses.items() if math.isfinite(loss)}
+    return Repair(how=repaired.how, losses=losses, left=repaired.left)
 
 
 def _rank_but(

@@ -41,8 +41,6 @@ def planned(cutter: Cutter) -> Plan:
         if not losses or loss < min(losses.values()):
             best = trial
         losses[trial.ranking] = loss if math.isfinite(loss) else math.inf
-    if len(losses) > 1 and best.ranking != next(iter(losses)):
-        del vars(best)["rounding"]  # which was measured for the first
     return dataclasses.replace(best.plan(), importances={name: loss for name, loss in losses.items() if math.isfinite(loss)})
 
 

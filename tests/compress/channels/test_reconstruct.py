@@ -7,13 +7,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from compress.channels import reconstruct as module
-from compress.channels import reconstruct as reconstruction
 from compress.channels.bypass import bypass
 from compress.channels.cut import remove_channels
 from compress.channels.find import channel_groups
-from compress.channels.reconstruct import reconstruct, reestimate, repair
+from compress.channels.reconstruct import reconstruct, repair
 from compress.models.k49 import make
+from compress.pruning import layerwise as module
+from compress.pruning import layerwise as reconstruction
+from compress.pruning.repair import reestimate
 
 IMAGES = torch.rand(240, 2, 10, 10, generator=torch.Generator().manual_seed(0))
 
@@ -172,7 +173,7 @@ def test_a_layer_of_too_many_inputs_is_left_and_a_large_one_sees_fewer_places(mo
     assert "2" in whole.layers and seen[-1] == (3, 3)
     counts: list[int] = []
     monkeypatch.setattr(
-        reconstruction, "best_ridge", lambda fit, judge, before, free: counts.append(fit.count) or (before, judge.error(before))
+        reconstruction, "best_ridge", lambda fit, judge, before, free, stay: counts.append(fit.count) or (before, judge.error(before))
     )
     monkeypatch.setattr(reconstruction, "WORK", 27**2 * 480)  # 480 places, two of each image, of which a quarter judges
     reconstruct(network, pruned, groups, keep, IMAGES)

@@ -25,9 +25,12 @@ from compress.artifacts.model_reference import ModelReference
 from compress.artifacts.project import Project, find_parent, variant_name, variants_of
 from compress.artifacts.recipe import Tutoring
 from compress.artifacts.vectors import VECTORS, read_vectors
+from compress.cli.tables import artifact_text
 from compress.errors import ArtifactError
-from compress.pruning.masks import nonzero_masks, squared_gradients, weight_masks
+from compress.pruning.masks import nonzero_masks, pattern_masks, squared_gradients, weight_masks
+from compress.pruning.repair import Repaired
 from compress.stages import finetune
+from compress.stages import prune as pruning
 from compress.stages.benchmark import candidates_of
 from compress.stages.export import ExportConfig, export
 from compress.stages.finetune import Bench, batch_losses
@@ -65,6 +68,13 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Project, dict[str, A
     both = quantize(project, sparse, STATIC, TUTORING)
     dynamic = quantize(project, dense, QuantizeConfig(mode="dynamic"), TUTORING)
     return project, {"root": root, "pruned": pruned, "dense": dense, "sparse": sparse, "static": static, "both": both, "dynamic": dynamic}
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Project, Artifact]:
+    """A network that reads most digits."""
+    project = project_in(tmp_path_factory.mktemp("runs"))
+    return project, train(project, dataclasses.replace(FIT, epochs=12, lr=0.005))
 
 
 def test_names_say_what_the_lineage_did(made: tuple[Project, dict[str, Artifact]]) -> None:
@@ -120,8 +130,12 @@ def test_weights_come_back_within_what_an_earlier_pruning_left(made: tuple[Proje
     assert any((regrown[name][~mask] != 0).any() for name, mask in masks.items()), "nothing came back"
 
 
-def test_gradients_on_training_images_say_what_fisher_zeroes(made: tuple[Project, dict[str, Artifact]]) -> None:
+def test_gradients_on_training_images_say_what_fisher_zeroes(
+    made: tuple[Project, dict[str, Artifact]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where nothing makes up for it; see the next test."""
     project, artifacts = made
+    monkeypatch.setattr(Bench, "made_up", lambda self, network, pruned, zeros: Repaired(network=pruned, how="cut", losses={}))
     parent = artifacts["root"]
     for sparsity in (0.5, 0.9):  # the second one of the network that the first one made
         child = prune(project, parent, PruneConfig(sparsity=sparsity, scope="fisher", epochs=0), TUTORING)
@@ -131,6 +145,58 @@ def test_gradients_on_training_images_say_what_fisher_zeroes(made: tuple[Project
         masks = weight_masks(network, sparsity, scope="fisher", squares=squares)
         assert all(torch.equal(mask, masks[name]) for name, mask in nonzero_masks(load_network(child)).items())
         parent = child
+
+
+@pytest.mark.parametrize("scope", ["fisher", "global", "layer", "lamp"])
+def test_without_training_the_weights_that_stay_make_up_for_those_that_go(trained: tuple[Project, Artifact], scope: str) -> None:
+    """As many zeros in each layer, those of a pruning before among them; the artifact says what was tried, and holds the best of it."""
+    project, root = trained
+    config = PruneConfig(sparsity=0.8, scope=scope, epochs=0)  # type: ignore[arg-type]
+    child = prune(project, root, config, TUTORING)
+    network, repair = load_network(child), child.manifest.metrics.repair
+    assert repair.how == "least squares" and repair.losses.keys() == {"cut", "least squares"}, "there is no batch norm"
+    assert repair.losses["least squares"] < 0.8 * repair.losses["cut"]
+    assert Bench(project=project, solved_on=1024).score(network) == pytest.approx(repair.losses["least squares"], rel=1e-5)
+    part, bare = project.data.train, load_network(root)
+    squares = squared_gradients(bare, batch_losses(project, bare, part, batch=8)) if scope == "fisher" else None
+    masks = weight_masks(bare, 0.8, scope=scope, squares=squares)
+    assert {name: int(mask.sum()) for name, mask in nonzero_masks(network).items()} == {
+        name: int(mask.sum()) for name, mask in masks.items()
+    }
+    assert "as zeroed " in (text := artifact_text(child)) and text.count("taken") == 1
+    again = prune(project, child, dataclasses.replace(config, sparsity=0.9), TUTORING)
+    assert all(not (mask & ~nonzero_masks(network)[name]).any() for name, mask in nonzero_masks(load_network(again)).items())
+    payload = again.payload.read_bytes()
+    shutil.rmtree(again.path)
+    assert prune(project, child, dataclasses.replace(config, sparsity=0.9), TUTORING).payload.read_bytes() == payload
+
+
+def test_of_a_pattern_the_zeros_stay_where_they_are_and_fine_tuning_keeps_those_that_moved(
+    trained: tuple[Project, Artifact],
+) -> None:
+    project, root = trained
+    sparse = prune(project, root, PruneConfig(pattern="2:4", epochs=0), TUTORING)
+    wanted, network = pattern_masks(load_network(root)), load_network(sparse)
+    assert sparse.manifest.metrics.repair.how == "least squares"
+    assert all(torch.equal(network.get_parameter(name) != 0, mask) for name, mask in wanted.items())
+    config = PruneConfig(sparsity=0.6, epochs=0)
+    bare = prune(project, root, config, TUTORING)
+    tuned = prune(project, root, dataclasses.replace(config, epochs=1, lr=0.001), TUTORING)
+    masks, kept = (nonzero_masks(load_network(one)) for one in (bare, tuned))
+    assert all(not (kept[name] & ~mask).any() for name, mask in masks.items())
+    assert tuned.manifest.metrics.one_shot == bare.manifest.metrics.validation, "fine-tuning starts from the best"
+
+
+def test_a_network_that_older_versions_pruned_is_not_taken_for_a_new_one(
+    trained: tuple[Project, Artifact], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    project, root = trained
+    config = PruneConfig(sparsity=0.6, epochs=0)
+    child = prune(project, root, config, TUTORING)
+    assert prune(project, root, config, TUTORING).path == child.path
+    monkeypatch.setattr(pruning, "MADE_UP", 0)
+    other = prune(project, root, config, TUTORING)
+    assert other.path != child.path
 
 
 def test_what_was_made_of_a_pruned_network_carries_its_layers_to_the_report(made: tuple[Project, dict[str, Artifact]]) -> None:
@@ -289,8 +355,10 @@ def test_networks_are_on_the_device_while_they_are_reconstructed_and_on_the_cpu_
     monkeypatch.setattr(finetune, "reconstruct", reconstruct)
     monkeypatch.setattr(finetune, "repair", reconstruct)
     bench.reconstructed(network, pruned, groups, {})
+    monkeypatch.setattr(finetune, "make_up", reconstruct)
     bench.repaired(network, pruned, groups, {}, ())
-    assert seen == ["cuda"] * 4 and [one.place for one in (network, pruned)] == ["cpu"] * 2
+    bench.made_up(network, pruned, "move")
+    assert seen == ["cuda"] * 6 and [one.place for one in (network, pruned)] == ["cpu"] * 2
 
 
 RECIPE = """

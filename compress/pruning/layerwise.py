@@ -1,0 +1,310 @@
+"""Solve a changed network layer by layer, in the order of the forward pass, for the outputs that its layers gave before the change.
+
+By hand: B reads a and b, and b is always 2a. Where b is removed, or its weight zeroed, w_a becomes w_a + 2 w_b, and B computes what it
+did. Where b is only nearly so, that is the weight with the least squared error on the images.
+
+No labels and no training: ridge regression on unlabelled images, from what a layer reads in the changed network, its earlier layers solved
+already, to what the layer gives in the other. So gates, concatenation and residual sums in between need no rule. The ridge pulls towards
+the weights as they are. How hard is chosen for each group of channels of each layer by the error on images that were not solved on;
+where nothing is better there, the weights stay. A convolution without bias has one in the mean of the batch norm that reads it.
+
+What cannot be solved is left as it is and named: fewer places than unknowns, weights that are shared or computed, transposed convolutions,
+numbers that are not finite. A layer that computes the same as before comes back bit for bit.
+
+Sources: He et al. 2017, arXiv:1707.06168, section 3.2 (least squares after channel pruning); Frantar and Alistarh 2022, arXiv:2208.11580
+(the update of the weights that stay), and 2023, "ZipLM", arXiv:2302.04089; Li et al. 2020, "EagleEye", arXiv:2007.02491 (batch norm
+re-estimated on the cut network).
+"""
+
+import copy
+import math
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import zip_longest
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from .least_squares import Moments, best_ridge, inputs_of, positions_of, some_of, weights_of
+from .passes import at_once, evaluating
+from .surgery import affordable, staying
+
+ROOM = 512e6  # bytes of activations, of one network at a time, that the images of one chunk may take, roughly
+LIVE = 8  # largest activations that are alive at once, roughly
+PARTS, HELD = 16, 4  # parts of a chunk with places of their own, every fourth of which only judges
+PLACES, PER_UNKNOWN, LEAST = 20000, 60, 1.5  # places of a layer, at least; for each unknown; and what is too few for each
+ASIDE, FEW = -1, 384  # the pass aside, and its images, for layers that are called several times
+MOST, WORK = 2**28, 1e12  # bytes of a layer's square matrix, beyond which it is left; multiplications for it, which limit its places
+EXACT = 1e-10  # of the targets' variance: a layer that errs by less computes the same but for rounding
+Prepare = Callable[[Tensor], Tensor]
+Progress = Callable[[int, int], None]  # layers that are done, and all
+Gone = Mapping[tuple[str, int], set[int]]
+Zeros = Literal["", "stay", "move"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Solved:
+    """A reconstructed network; the ``layers`` that were solved, each with the share of its outputs' variance that is missed on images it
+    was not solved on, before and after; those that were ``left`` as they are, and why."""
+
+    network: nn.Module
+    layers: Mapping[str, tuple[float, float]]
+    left: Mapping[str, str]
+
+
+def solve(
+    network: nn.Module,
+    changed: nn.Module,
+    images: Tensor,
+    *,
+    gone: Gone | None = None,
+    zeros: Zeros = "",
+    prepare: Prepare = lambda images: images,
+    fixed: Collection[str] = (),
+    progress: Progress = lambda done, of: None,
+) -> Solved:
+    """A copy of the changed network, its layers solved one after the other for the outputs that those of the other give.
+
+    The images go through in chunks whose activations take about half a gigabyte; beside them there are square matrices over the inputs of
+    one layer, and targets. What fits into one chunk costs one pass of each network, each further chunk a pass for each layer.
+
+    Args:
+        network: the one before the change; ``changed``: what was made of it, on the same device. Neither is changed.
+        images: (N, ...), of any type, on that device. A few hundred to a few thousand, of the kind that the network was trained on.
+        gone: which rows of which of its parameters, as (name, 0), the changed network has no more.
+        zeros: "stay" where weights that are zero are to stay so; "move" where it is enough that each layer has as many, and those of
+            ``network`` among them: see :mod:`compress.pruning.surgery`. Otherwise zeros are weights like others.
+        prepare: makes the network's input of some of them, float32 (B, C, H, W).
+        fixed: weights that must stay; named as in ``network.named_parameters()``.
+        progress: is told after each layer how many are done, and how many there are.
+    """
+    solved = copy.deepcopy(changed).eval()
+    with evaluating(network):
+        run = _Run(network, solved, gone or {}, zeros, set(fixed), images, prepare)
+        count = len(run.pending)
+        run.told = lambda: progress(count - len(run.pending), count)
+        while run.pending:
+            looks = run.looks
+            through = any(run.goes_through(number) for number in range(len(run.chunks)))
+            if through or looks == run.looks:  # whatever is pending then is not reached
+                run.left |= dict.fromkeys(run.pending, "it is not called in every pass")
+                run.pending.clear()
+    return Solved(network=solved, layers=run.errors, left=run.left)
+
+
+class _Stop(Exception):
+    """Nothing further in this pass can be solved yet."""
+
+
+@dataclass(kw_only=True, eq=False)
+class _Layer:
+    """One convolution or linear layer of both networks, and what is known of it by now.
+
+    ``kept``: the outputs of the uncut one that the cut one has. ``calls``: how often it is called in one pass. ``norm``: the batch norm of
+    the cut network that alone takes its offset. ``moments``: of places that are solved on, and of those that judge.
+    """
+
+    name: str
+    uncut: nn.Module
+    module: Any
+    kept: Tensor
+    calls: int
+    norm: Any
+    targets: dict[int, list[list[Tensor]]] = field(default_factory=dict)  # of each chunk that is to come: of each call, and part of it
+    moments: tuple[Moments, Moments] = field(default_factory=lambda: (Moments(), Moments()))
+
+    @property
+    def square(self) -> int:
+        """How many numbers the square matrices over its inputs have."""
+        return int(getattr(self.module, "groups", 1) * self.module.weight[0].numel() ** 2)
+
+    def put(self, weights: Tensor) -> None:
+        """Make the layer compute by ``weights``, as ``weights_of`` gives them; a batch norm's offset counts from where it is."""
+        found, offset = weights.transpose(1, 2).flatten(0, 1).split([weights.shape[1] - 1, 1], 1)
+        with torch.no_grad():
+            self.module.weight.copy_(found.reshape(self.module.weight.shape))
+            if self.module.bias is not None:
+                self.module.bias.copy_(offset.flatten())
+            elif self.norm is not None:
+                self.norm.running_mean.copy_(self.norm.running_mean.double() - offset.flatten())
+
+
+class _Run:
+    """Both networks side by side: notes what the uncut one gives, and solves the cut one's layers as they are reached.
+
+    A layer that is called several times in one pass is solved as soon as it is reached, for all its calls, by a pass of few images aside.
+    """
+
+    def __init__(
+        self, network: nn.Module, solved: nn.Module, gone: Gone, zeros: Zeros, fixed: set[str], images: Tensor, prepare: Prepare
+    ) -> None:
+        self.zeros, self.solved, self.prepare, self.total = zeros, solved, prepare, len(images)
+        self.told: Callable[[], None] = lambda: None  # called after each layer
+        self.errors: dict[str, tuple[float, float]] = {}
+        self.left: dict[str, str] = {}
+        self.pending = {layer.name: layer for layer in _layers(network, solved, gone, prepare(images[:2]))}
+        self._leave(fixed)
+        self.chunks = images.split(max(2, at_once(network, prepare(images[:2]), ROOM / LIVE)))
+        self.looks = 0  # how often something was added to the moments of a layer
+        self.few = self.chunks[0][:FEW]
+        self.aside: _Layer | None = None
+        for number, chunk in enumerate(self.chunks):
+            self._note_targets(network, number, chunk, [layer for layer in self.pending.values() if layer.calls == 1])
+        if several := [layer for layer in self.pending.values() if layer.calls > 1]:
+            self._note_targets(network, ASIDE, self.few, several)
+
+    def _note_targets(self, network: nn.Module, chunk: int, images: Tensor, layers: list[_Layer]) -> None:
+        """Run the uncut network, and keep what these layers give at some places."""
+
+        def note(layer: _Layer, output: Tensor) -> None:
+            rows, kept = [], layer.kept.to(output.device)
+            for number, part in enumerate(_parts(output)):
+                values = positions_of(layer.module, part)
+                at = self._places(layer, chunk, number)(values.shape[2]).to(part.device)
+                rows.append(values[:, :, at][:, kept].transpose(1, 2).flatten(0, 1))
+            layer.targets.setdefault(chunk, []).append(rows)
+
+        with ExitStack() as hooks, torch.no_grad():
+            for layer in layers:
+                hooks.enter_context(layer.uncut.register_forward_hook(lambda _, __, output, layer=layer: note(layer, output)))
+            network(self.prepare(images))
+
+    def goes_through(self, chunk: int) -> bool:
+        """Run the cut network as far as its layers can be solved; whether that was to the end."""
+
+        def reached(layer: _Layer, came: tuple[Tensor, ...]) -> None:
+            if self.aside is layer:
+                self._look(layer, came, ASIDE)
+                if not layer.targets.get(ASIDE):
+                    raise _Stop
+            elif self.aside is None and layer.name in self.pending:
+                if layer.calls > 1:
+                    self._solve_aside(layer)
+                    return
+                self._look(layer, came, chunk)
+                if layer.name in self.pending and any(layer.targets.values()):
+                    raise _Stop
+                self._solve(layer)
+
+        with ExitStack() as hooks, torch.no_grad():
+            for layer in self.pending.values():
+                hooks.enter_context(layer.module.register_forward_pre_hook(lambda _, came, layer=layer: reached(layer, came)))
+            try:
+                self.solved(self.prepare(self.chunks[chunk]))
+            except _Stop:
+                return False
+        return True
+
+    def _solve_aside(self, layer: _Layer) -> None:
+        self.aside = layer
+        with suppress(_Stop):
+            self.solved(self.prepare(self.few))
+        self.aside = None
+        self._solve(layer)
+
+    def _leave_out(self, layer: _Layer, why: str) -> None:
+        self.left[layer.name] = why
+        del self.pending[layer.name]
+
+    def _leave(self, fixed: set[str]) -> None:
+        """Leave out what cannot be solved, and say why."""
+        owners = Counter(id(m.weight) for m in self.solved.modules() if isinstance(getattr(m, "weight", None), nn.Parameter))
+        for name, layer in [*self.pending.items()]:
+            reasons = {
+                f"its {layer.module.weight[0].numel():,} inputs are too many": 8 * layer.square > MOST,
+                "its zeros must stay": f"{name}.weight" in fixed,
+                "its weight is computed": layer.module._parameters.get("weight") is None,
+                "it shares its weight": owners[id(layer.module.weight)] > 1,
+                "it is a transposed convolution": getattr(layer.module, "transposed", False),
+            }
+            if why := next((reason for reason, holds in reasons.items() if holds), ""):
+                self._leave_out(layer, why)
+
+    def _places(self, layer: _Layer, chunk: int, part: int) -> Callable[[int], Tensor]:
+        most = min(max(PLACES, PER_UNKNOWN * layer.module.weight[0].numel()), WORK / layer.square)
+        wanted = math.ceil(most / (len(self.few) if chunk == ASIDE else self.total))
+        return partial(some_of, wanted=wanted, seed=PARTS * (chunk + 1) + part)
+
+    def _look(self, layer: _Layer, came: tuple[Tensor, ...], chunk: int) -> None:
+        """Add what comes into the layer and what should come out to its moments."""
+        if not layer.targets.get(chunk) or layer.name not in self.pending:
+            return
+        self.looks, targets = self.looks + 1, layer.targets[chunk].pop(0)
+        parts = _parts(came[0]) if came else ()
+        for number, (part, wanted) in enumerate(zip_longest(parts, targets)):
+            inputs = None if part is None else inputs_of(layer.module, part, self._places(layer, chunk, number))
+            if inputs is None or wanted is None or inputs.shape[1] != len(wanted):
+                self._leave_out(layer, "what it reads is given by name, or at other places than before")
+                return
+            rows = wanted.unflatten(1, (getattr(layer.module, "groups", 1), -1)).transpose(0, 1)
+            layer.moments[(chunk + number) % HELD == HELD - 1].add(inputs, rows)
+
+    def _solve(self, layer: _Layer) -> None:
+        if self.pending.pop(layer.name, None) is None:
+            return
+        self.told()
+        (fit, judge), before, free = layer.moments, weights_of(layer.module), layer.module.bias is not None or layer.norm is not None
+        layer.moments = Moments(), Moments()
+        stay = before[:, :-1] != 0 if self.zeros else None
+        unknowns = before.shape[1] if stay is None else math.ceil(float(stay.sum(1).double().mean())) + 1
+        if min(fit.count, (HELD - 1) * judge.count) < LEAST * unknowns:
+            self.left[layer.name] = f"{fit.count} places are too few for {unknowns} unknowns; give more images"
+            return
+        if not (fit.finite and judge.finite and before.isfinite().all()):
+            self.left[layer.name] = "what it reads, or gives, is not finite"
+            return
+        if float(fit.error(before).max()) < EXACT:
+            return
+        start = before
+        if self.zeros == "move" and stay is not None and not stay.all() and affordable(stay):
+            whole = weights_of(layer.uncut)
+            may = whole[:, :-1] != 0
+            stay = staying(fit + judge, whole, may, int((may & ~stay).sum()), free=free)
+            start = torch.cat([whole[:, :-1] * stay, before[:, -1:]], 1)
+        best, errors = best_ridge(fit, judge, start, free=free, stay=stay)
+        was, now = float(judge.error(before).mean()), float(errors.mean())
+        if torch.equal(best, before) or now > was:
+            self.left[layer.name] = "nothing is better on other images than its weights as they are"
+            return
+        layer.put(best)
+        self.errors[layer.name] = was, now
+
+
+def _layers(network: nn.Module, solved: nn.Module, gone: Gone, example: Tensor) -> Iterator[_Layer]:
+    """The convolutions and linear layers of both, called as often in both, in the order in which they are first called in the cut one."""
+    names, calls, last = dict(network.named_modules()), Counter[str](), dict[int, tuple[str, Tensor]]()
+    read, called = dict[str, list[str]](), Counter[str]()
+    modules = {name: module for name, module in solved.named_modules() if name in names}
+
+    def before(name: str, came: Any) -> None:
+        if came and id(came[0]) in last:
+            read.setdefault(last[id(came[0])][0], []).append(name)
+
+    def after(name: str, made: Any) -> None:
+        calls[name] += 1
+        if isinstance(made, Tensor) and isinstance(modules[name], nn.modules.conv._ConvNd | nn.Linear):
+            last[id(made)] = name, made
+
+    with ExitStack() as hooks, torch.no_grad():
+        for name, module in modules.items():
+            hooks.enter_context(names[name].register_forward_hook(lambda *_, name=name: called.update([name])))
+            if not [*module.children()] and not isinstance(module, nn.Identity):
+                hooks.enter_context(module.register_forward_pre_hook(lambda _, came, name=name: before(name, came)))
+                hooks.enter_context(module.register_forward_hook(lambda _, __, made, name=name: after(name, made)))
+        network(example)
+        solved(example)
+    for name, count in calls.items():
+        module = modules[name]
+        if isinstance(module, nn.modules.conv._ConvNd | nn.Linear) and count == called[name]:
+            kept = [row for row in range(len(names[name].weight)) if row not in gone.get((f"{name}.weight", 0), ())]
+            norm = modules[read[name][0]] if len(read.get(name, ())) == count == 1 else None
+            usable = isinstance(norm, nn.modules.batchnorm._BatchNorm) and norm.running_mean is not None and calls[read[name][0]] == 1
+            yield _Layer(name=name, uncut=names[name], module=module, kept=torch.tensor(kept), calls=count, norm=norm if usable else None)
+
+
+def _parts(values: Tensor) -> tuple[Tensor, ...]:
+    return values.split(max(1, math.ceil(len(values) / PARTS)))
