@@ -8,6 +8,9 @@ what ``surgery_error`` makes of the original: it zeroes the removed channels whe
 A mean over C channels of which k are kept is the same sum divided by k instead of C. So that the network computes the same, the weights
 which read the mean are multiplied by k/C when it is cut. A maximum over channels stays the same only over values that are not negative.
 
+A layer norm takes its mean and variance over channels. Its channels can be removed all the same: what the rest is compared with is then the
+original whose layer norms take them over the channels that stay, which is what the cut network does.
+
 Refuses: a cut network that computes something of another shape than expected anywhere; nothing half-cut is returned.
 """
 
@@ -25,6 +28,7 @@ from .identities import ANY
 from .trace import NETWORK_FAILURES, Operation, Watch, name_of, run
 
 Keep = Mapping[str, Sequence[int]]
+NORMS = (nn.LayerNorm, nn.RMSNorm)
 
 
 class Mismatch(Exception):
@@ -153,6 +157,8 @@ def adapt(module: nn.Module) -> None:
         width = module.num_channels // module.num_groups
         module.num_channels = len(module.weight)
         module.num_groups = module.num_channels // width
+    elif isinstance(module, NORMS) and module.weight is not None and len(module.normalized_shape) == 1:
+        module.normalized_shape = (len(module.weight),)
     elif isinstance(module, nn.PReLU):
         module.num_parameters = len(module.weight)
 
@@ -188,7 +194,10 @@ class _Replay(Watch):
             mask = self.kept[self.groups.units(operation.mixes)].to(args[0].device)
             args = (args[0].masked_fill(~mask, 0), *args[1:])
         try:
-            result = func(*args, **kwargs)
+            if self.masking and name in ("layer_norm", "rms_norm") and operation is not None and operation.outputs:
+                result = _over(self.kept[self.groups.units(operation.outputs[0])].to(args[0].device), func, args, kwargs)
+            else:
+                result = func(*args, **kwargs)
         except NETWORK_FAILURES as error:
             if self.masking or operation is None:
                 raise
@@ -208,6 +217,23 @@ class _Replay(Watch):
             size = tuple(int(stays.movedim(d, 0).flatten(1).any(1).sum()) if labels.shape[d] > 1 else shape[d] for d in range(labels.dim()))
             if tuple(tensor.shape) != size and not (labels == ANY).any():
                 raise Mismatch(self.index, f"{at} gives shape {tuple(tensor.shape)} where {size} was due: a width is written into it")
+
+
+def _over(stays: Tensor, func: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+    """A norm over the last dimension, but its statistics are those of the channels that stay; the others come out as zeros."""
+    names = (
+        ("input", "normalized_shape", "weight", "bias", "eps")
+        if func.__name__ == "layer_norm"
+        else ("input", "normalized_shape", "weight", "eps")
+    )
+    own = dict(zip(names, args, strict=False)) | kwargs
+    x, stays = own["input"], stays.flatten()
+    if len(stays) == 1 or bool(stays.all()):
+        return func(*args, **kwargs)
+    own |= {name: own[name][stays] for name in ("weight", "bias") if own.get(name) is not None}
+    made = torch.zeros_like(x)
+    made[..., stays] = func(**own | {"input": x[..., stays], "normalized_shape": (int(stays.sum()),)})
+    return made
 
 
 def _like(old: Tensor, value: Tensor) -> Tensor:

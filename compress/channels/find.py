@@ -3,7 +3,7 @@
 The network is run on an example and its channels are followed through every operation (trace.py, operator_rules.py). Then
 half of every group is cut on trial: where the cut network leaves the expected path (a width written into ``forward``), what is involved
 is left whole and named. The trial has random weights, so that it depends on the network's structure alone. What has no rule is left
-whole and named too: attention, normalisation over channels, choices by number.
+whole and named too: attention, choices by number.
 
 Refuses: a network whose path depends on the data, one that fails on the example, and one that computes something else after the
 trial than with the removed contributions zeroed.
@@ -48,9 +48,9 @@ def channel_groups(network: nn.Module, example: Tensor) -> Groups:
         try:
             check(pruned, groups, keep)
         except Mismatch as mismatch:
-            operation = groups.operations[mismatch.index]
-            found = [trace.identities.freeze(labels, str(mismatch)) for labels in (*operation.inputs, *operation.outputs)]
-            if not any(found):
+            # A width may come from a tensor before, as in ``reshape(B, N, 3, heads, x.shape[-1] // heads)`` of what was made of x.
+            before = reversed(groups.operations[: mismatch.index + 1])
+            if not any(any([trace.identities.freeze(labels, str(mismatch)) for labels in (*one.inputs, *one.outputs)]) for one in before):
                 raise NetworkError(f"network cannot be cut: {mismatch}; compute widths from shapes in forward") from mismatch
             continue
         error = surgery_error(trial, pruned, groups, keep)

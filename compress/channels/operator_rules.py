@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
 from ..pruning.passes import tensors_in
+from .cut import NORMS
 from .identities import ANY, FIXED, across, aligned, along
 from .trace import Call, Trace
 
@@ -213,6 +214,19 @@ def _group_norm(trace: Trace, call: Call) -> list[Tensor]:
     return _each(trace, call, labels, [call.get(2, "weight"), call.get(3, "bias")])
 
 
+def _layer_norm(trace: Trace, call: Call) -> list[Tensor]:
+    """Over channels with a value of its own for each, its statistics are those of the channels that stay (see cut.py)."""
+    source, weight = call.args[0], call.get(2, "weight")
+    labels, last = trace.labels(source), source.dim() - 1
+    rows = along(labels, last, source.shape[last]) if labels.shape[last] > 1 and len(call.get(1, "normalized_shape")) == 1 else None
+    if rows is None or id(weight) not in trace.owned or not isinstance(call.module, NORMS):
+        return _across(trace, call)
+    trace.identities.freeze_means(rows, f"their mean is used by {call.name} at {call.where}")
+    for tensor in (weight, call.get(3, "bias") if call.name == "layer_norm" else None):
+        rows = trace.tie(tensor, 0, rows, "each", call.where)
+    return [across(rows, last, source.dim())]
+
+
 def _each(trace: Trace, call: Call, labels: Tensor, tensors: list[Tensor | None]) -> list[Tensor]:
     """Each channel by its own element of ``tensors``."""
     trace.identities.freeze_means(labels, f"their mean is used by {call.name} at {call.where}")
@@ -264,10 +278,11 @@ RULES: dict[str, Callable[[Trace, Call], list[Tensor]]] = {
     **dict.fromkeys(STRUCTURE.split(), _structure),
     **dict.fromkeys(POOLS.split(), _pool),
     **dict.fromkeys(REDUCES.split(), _reduce),
-    **dict.fromkeys(("softmax", "log_softmax", "cumsum", "layer_norm", "rms_norm"), _across),
+    **dict.fromkeys(("softmax", "log_softmax", "cumsum"), _across),
     **dict.fromkeys(("linear", *(f"{kind}{d}d" for kind in ("conv", "conv_transpose") for d in (1, 2, 3))), _layer),
     **dict.fromkeys(("batch_norm", "instance_norm"), _batch_norm),
     "group_norm": _group_norm,
+    **dict.fromkeys(("layer_norm", "rms_norm"), _layer_norm),
     "prelu": _prelu,
     "pad": _pad,
 }

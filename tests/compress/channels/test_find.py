@@ -21,7 +21,7 @@ IMAGE = torch.rand(2, 1, 8, 8, generator=torch.Generator().manual_seed(0))
 class Net(nn.Module):
     """Layers by name, and a forward pass that uses them."""
 
-    def __init__(self, forward: Callable[["Net", Tensor], Tensor], **layers: nn.Module) -> None:
+    def __init__(self, forward: Callable[["Net", Tensor], Tensor], **layers: nn.Module | nn.Parameter) -> None:
         super().__init__()
         self.compute = forward
         for name, layer in layers.items():
@@ -31,7 +31,14 @@ class Net(nn.Module):
         return self.compute(self, x)
 
 
-def found(forward: Callable[[Net, Tensor], Tensor], **layers: nn.Module) -> Groups:
+class Bare(nn.Module):
+    """A layer norm without weights, called as a function."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.layer_norm(x, (8,))
+
+
+def found(forward: Callable[[Net, Tensor], Tensor], **layers: nn.Module | nn.Parameter) -> Groups:
     """The groups of such a network, of which half must have stood the trial."""
     torch.manual_seed(0)
     groups = channel_groups(Net(forward, **layers), IMAGE)
@@ -297,12 +304,44 @@ def test_attention_is_left_whole_and_named() -> None:
     assert "there is no rule for multi_head_attention_forward at attention" in left["attention"] and "A" in left
 
 
-def test_layer_norm_over_channels_is_left_whole_and_named() -> None:
+@pytest.mark.parametrize("norm", [lambda: nn.LayerNorm(8), lambda: nn.LayerNorm(8, bias=False), lambda: nn.RMSNorm(8)])
+def test_layer_norm_over_channels_loses_those_that_go_with_it(norm: Callable[[], nn.Module]) -> None:
     def forward(n: Net, x: Tensor) -> Tensor:
         return n.C(F.gelu(n.B(n.norm(n.A(x).permute(0, 2, 3, 1))))).mean((1, 2))
 
-    groups = found(forward, A=conv(1, 8), norm=nn.LayerNorm(8), B=nn.Linear(8, 6), C=nn.Linear(6, 2))
+    torch.manual_seed(0)
+    groups = found(forward, A=conv(1, 8), norm=norm(), B=nn.Linear(8, 6), C=nn.Linear(6, 2))
+    assert [(g.name, g.width) for g in groups] == [("A", 8), ("B", 6)]
+    assert "channel 3 of norm" in str(groups[0]) and "input 3 of B" in str(groups[0])
+
+
+@pytest.mark.parametrize("norm", [lambda: nn.LayerNorm(8, elementwise_affine=False), lambda: nn.LayerNorm((8, 8)), Bare])
+def test_layer_norm_without_a_weight_for_each_channel_is_left_whole_and_named(norm: Callable[[], nn.Module]) -> None:
+    def forward(n: Net, x: Tensor) -> Tensor:
+        return n.C(F.gelu(n.B(n.norm(n.A(x).permute(0, 2, 3, 1))))).mean((1, 2))
+
+    groups = found(forward, A=conv(1, 8), norm=norm(), B=nn.Linear(8, 6), C=nn.Linear(6, 2))
     assert [g.name for g in groups] == ["B"] and "layer_norm at norm (test_find.py" in str(groups)
+
+
+def test_a_transformer_block_loses_of_its_residual_width_and_its_hidden_one() -> None:
+    """A class token, a position embedding, pre-norms, and attention whose heads have a width of their own."""
+
+    def forward(n: Net, x: Tensor) -> Tensor:
+        y = n.A(x).flatten(2).transpose(1, 2)
+        y = torch.cat([n.token.expand(len(y), -1, -1), y], 1) + n.position
+        q, k, v = n.qkv(n.norm1(y)).reshape(len(y), -1, 3, 2, 4).permute(2, 0, 3, 1, 4)
+        y = y + n.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+        y = y + n.down(F.gelu(n.up(n.norm2(y))))
+        return n.head(n.norm3(y)[:, 0])
+
+    torch.manual_seed(0)
+    norms = {f"norm{number}": nn.LayerNorm(8) for number in (1, 2, 3)}
+    embeddings = {"token": nn.Parameter(torch.randn(1, 1, 8)), "position": nn.Parameter(torch.randn(1, 65, 8))}
+    layers = {"qkv": nn.Linear(8, 24), "proj": nn.Linear(8, 8), "up": nn.Linear(8, 12), "down": nn.Linear(12, 8), "head": nn.Linear(8, 2)}
+    groups = found(forward, A=conv(1, 8), **layers, **norms, **embeddings)
+    assert [(g.name, g.width) for g in groups] == [("A", 8), ("up", 12)]
+    assert {(one.name, one.channels) for one in groups.left_whole} >= {("qkv", 24), ("head", 2)}
 
 
 @pytest.mark.parametrize(
