@@ -49,8 +49,11 @@ def channel_groups(network: nn.Module, example: Tensor) -> Groups:
             check(pruned, groups, keep)
         except Mismatch as mismatch:
             # A width may come from a tensor before, as in ``reshape(B, N, 3, heads, x.shape[-1] // heads)`` of what was made of x.
-            before = reversed(groups.operations[: mismatch.index + 1])
-            if not any(any([trace.identities.freeze(labels, str(mismatch)) for labels in (*one.inputs, *one.outputs)]) for one in before):
+            for operation in reversed(groups.operations[: mismatch.index + 1]):
+                found = [trace.identities.freeze(labels, str(mismatch)) for labels in (*operation.inputs, *operation.outputs)]
+                if any(found):
+                    break
+            else:
                 raise NetworkError(f"network cannot be cut: {mismatch}; compute widths from shapes in forward") from mismatch
             continue
         error = surgery_error(trial, pruned, groups, keep)

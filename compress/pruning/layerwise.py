@@ -96,6 +96,11 @@ def solve(
     return Solved(network=solved, layers=run.errors, left=run.left)
 
 
+def chunk_size(network: nn.Module, example: Tensor) -> int:
+    """How many images go through the network at once, which is in eval mode; at least two."""
+    return max(2, at_once(network, example, ROOM / LIVE))
+
+
 class _Stop(Exception):
     """Nothing further in this pass can be solved yet."""
 
@@ -148,7 +153,7 @@ class _Run:
         self.left: dict[str, str] = {}
         self.pending = {layer.name: layer for layer in _layers(network, solved, gone, prepare(images[:2]))}
         self._leave(fixed)
-        self.chunks = images.split(max(2, at_once(network, prepare(images[:2]), ROOM / LIVE)))
+        self.chunks = images.split(chunk_size(network, prepare(images[:2])))
         self.looks = 0  # how often something was added to the moments of a layer
         self.few = self.chunks[0][:FEW]
         self.aside: _Layer | None = None

@@ -32,8 +32,9 @@ from ..files import write_whole
 from ..graphs.as_torch.network import OnnxNetwork
 from ..graphs.file import ALIKE, write_onnx
 from ..graphs.records import Parity
-from ..pruning.layerwise import Zeros
+from ..pruning.layerwise import Zeros, chunk_size
 from ..pruning.masks import nonzero_masks
+from ..pruning.passes import evaluating
 from ..pruning.repair import Repaired, make_up
 from ..train.data_set import Part
 from ..train.distributed import this_team
@@ -43,6 +44,7 @@ from ..train.settings import FitConfig
 
 PROVED_ON = 1000  # validation images on which a graph is compared with torch
 JUDGED_BY = 512  # training images that judge what was made of a pruned network
+MOST_CHUNKS, FEW_CHUNKS = 8, 2  # of images that a network is solved on, and for a trial (see ``pruning.layerwise``)
 
 
 def new_network(project: Project, seed: int) -> nn.Module:
@@ -208,13 +210,15 @@ class Bench:
         gone = groups.removed(keep)
         fixed = [name for name, _ in network.named_parameters() if near and (name, 1) not in gone]
         with self._placed(network, pruned):
-            return reconstruct(network, pruned, groups, keep, self.images, prepare=self.prepare, fixed=fixed).network.cpu()
+            images = self._some_images(network, FEW_CHUNKS)
+            return reconstruct(network, pruned, groups, keep, images, prepare=self.prepare, fixed=fixed).network.cpu()
 
     def repaired(self, network: nn.Module, pruned: nn.Module, groups: Groups, keep: Keep, fixed: Collection[str]) -> Repaired:
         """See :func:`compress.channels.reconstruct.repair`."""
         progress = partial(self.project.console.progress, "least squares")
         with self._placed(network, pruned):
-            found = repair(network, pruned, groups, keep, self.images, self.score, prepare=self.prepare, fixed=fixed, progress=progress)
+            images = self._some_images(network, MOST_CHUNKS)
+            found = repair(network, pruned, groups, keep, images, self.score, prepare=self.prepare, fixed=fixed, progress=progress)
         found.network.cpu()
         return found
 
@@ -222,13 +226,19 @@ class Bench:
         """See :func:`compress.pruning.repair.make_up`."""
         progress = partial(self.project.console.progress, "least squares")
         with self._placed(network, pruned):
-            found = make_up(network, pruned, self.images, self.score, zeros=zeros, prepare=self.prepare, progress=progress)
+            images = self._some_images(network, MOST_CHUNKS)
+            found = make_up(network, pruned, images, self.score, zeros=zeros, prepare=self.prepare, progress=progress)
         found.network.cpu()
         return found
 
     @cached_property
     def images(self) -> Tensor:
         return torch.from_numpy(self.solving.images).to(self.device)
+
+    def _some_images(self, network: nn.Module, chunks: int) -> Tensor:
+        """Fewer of large pictures, which have many places each, as every chunk of them costs a pass for each layer."""
+        with evaluating(network), torch.no_grad():
+            return self.images[: chunks * chunk_size(network, self.prepare(self.images[:2]))]
 
     @cached_property
     def prepare(self) -> Prepare:
