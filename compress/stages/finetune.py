@@ -34,7 +34,7 @@ from ..graphs.file import ALIKE, write_onnx
 from ..graphs.records import Parity
 from ..pruning.layerwise import Zeros, chunk_size
 from ..pruning.masks import nonzero_masks
-from ..pruning.passes import evaluating
+from ..pruning.passes import at_once, evaluating
 from ..pruning.repair import Repaired, make_up
 from ..train.data_set import Part
 from ..train.distributed import this_team
@@ -44,6 +44,7 @@ from ..train.settings import FitConfig
 
 PROVED_ON = 1000  # validation images on which a graph is compared with torch
 JUDGED_BY = 512  # training images that judge what was made of a pruned network
+DIFFERENTIATED = 16e6  # bytes of the largest activation of a batch whose activations all stay
 MOST_CHUNKS, FEW_CHUNKS = 8, 2  # of images that a network is solved on, and for a trial (see ``pruning.layerwise``)
 
 
@@ -72,10 +73,15 @@ def ease_dropout(network: nn.Module, teacher: nn.Module) -> None:
 
 
 def batch_losses(project: Project, network: nn.Module, part: Part, batch: int = 64) -> Iterator[Tensor]:
-    """The mean cross-entropy of each batch of ``part`` in eval mode, without distortions, to be differentiated; on the project's device."""
+    """The mean cross-entropy of each batch of ``part`` in eval mode, without distortions, to be differentiated; on the project's device.
+
+    Of large pictures a batch has fewer, as all activations stay until it is differentiated.
+    """
     device = choose_device(project.device)
     network.to(device).eval()
     prepare = Prepare(project.spec).to(device)
+    with torch.no_grad():
+        batch = min(batch, at_once(network, prepare(torch.from_numpy(part.images[:2]).to(device)), DIFFERENTIATED))
     for start in range(0, len(part.labels), batch):
         project.console.progress("importance", start, len(part.labels))
         images, labels = (torch.from_numpy(of[start : start + batch]).to(device) for of in (part.images, part.labels))

@@ -364,7 +364,7 @@ def test_networks_are_on_the_device_while_they_are_reconstructed_and_on_the_cpu_
 
 def test_large_pictures_are_few_as_each_chunk_of_them_costs_a_pass_for_each_layer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     bench, seen = Bench(project=project_in(tmp_path), solved_on=90), list[int]()
-    assert 40 < len(bench.images) < 160
+    assert len(bench.images) > 160
 
     def reconstruct(*given: Any, **how: object) -> SimpleNamespace:
         seen.append(next(len(one) for one in given if isinstance(one, torch.Tensor)))
@@ -374,12 +374,22 @@ def test_large_pictures_are_few_as_each_chunk_of_them_costs_a_pass_for_each_laye
         monkeypatch.setattr(finetune, name, reconstruct)
     groups: Any = SimpleNamespace(removed=lambda keep: {})
     network = torch.nn.Flatten()
-    for size in (5, 20):
+    for size in (5, 100):
         monkeypatch.setattr(finetune, "chunk_size", lambda network, example, size=size: size)
         bench.reconstructed(network, network, groups, {})
         bench.repaired(network, network, groups, {}, ())
         bench.made_up(network, network, "move")
-    assert seen == [10, 40, 40, 40, len(bench.images), len(bench.images)]
+    assert seen == [10, 40, 40, 200, len(bench.images), len(bench.images)]
+
+
+def test_a_batch_that_is_differentiated_has_fewer_images_where_their_activations_are_large(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    project = project_in(tmp_path)
+    network, part = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(784, 10)), project.data.train.sample(64, 0)
+    assert len(list(batch_losses(project, network, part))) == 1
+    monkeypatch.setattr(finetune, "DIFFERENTIATED", 4 * 784 * 20)
+    assert len(losses := list(batch_losses(project, network, part))) == 4 and all(loss.requires_grad for loss in losses)
 
 
 RECIPE = """
