@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection
 
 from torch import Tensor, nn
 
-from ..pruning.layerwise import Prepare, Progress, Solved, solve
+from ..pruning.layerwise import Prepare, Progress, Solved, Zeros, solve
 from ..pruning.repair import Repaired, best_of
 from .cut import Keep, is_whole
 from .groups import Groups
@@ -25,7 +25,7 @@ def repair(
     score: Callable[[nn.Module], float],
     *,
     prepare: Prepare = lambda images: images,
-    fixed: Collection[str] = (),
+    zeros: Zeros = "",
     progress: Progress = lambda done, of: None,
 ) -> Repaired:
     """The best by ``score`` of the network as it was cut, with its batch norm re-estimated, reconstructed, and with both.
@@ -35,7 +35,7 @@ def repair(
     """
     if is_whole(network, pruned, groups.removed(keep)):
         return Repaired(network=pruned, how="cut", losses={})
-    solved = reconstruct(network, pruned, groups, keep, images, prepare=prepare, fixed=fixed, progress=progress)
+    solved = reconstruct(network, pruned, groups, keep, images, prepare=prepare, zeros=zeros, progress=progress)
     return best_of(pruned, solved, images, score, prepare=prepare)
 
 
@@ -47,6 +47,7 @@ def reconstruct(
     images: Tensor,
     *,
     prepare: Prepare = lambda images: images,
+    zeros: Zeros = "",
     fixed: Collection[str] = (),
     progress: Progress = lambda done, of: None,
 ) -> Solved:
@@ -55,11 +56,11 @@ def reconstruct(
     Args:
         network: the one that ``groups`` were found in, or that before modules were bypassed in it; ``pruned``: what
             ``channels.cut.remove_channels`` made of the former with ``keep``, on the same device. Neither is changed.
-        fixed: weights that must stay, such as those in which zeros were pruned; named as in ``network.named_parameters()``.
+        zeros: "stay" where weights were pruned before, of which those that are zero stay so.
 
     The rest is as for :func:`compress.pruning.layerwise.solve`.
     """
     gone = groups.removed(keep)
     if is_whole(network, pruned, gone):
         return Solved(network=copy.deepcopy(pruned).eval(), layers={}, left={})
-    return solve(network, pruned, images, gone=gone, prepare=prepare, fixed=fixed, progress=progress)
+    return solve(network, pruned, images, gone=gone, zeros=zeros, prepare=prepare, fixed=fixed, progress=progress)

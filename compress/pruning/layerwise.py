@@ -221,7 +221,7 @@ class _Run:
         for name, layer in [*self.pending.items()]:
             reasons = {
                 f"its {layer.module.weight[0].numel():,} inputs are too many": 8 * layer.square > MOST,
-                "its zeros must stay": f"{name}.weight" in fixed,
+                "it is to stay as it is": f"{name}.weight" in fixed,
                 "its weight is computed": layer.module._parameters.get("weight") is None,
                 "it shares its weight": owners[id(layer.module.weight)] > 1,
                 "it is a transposed convolution": getattr(layer.module, "transposed", False),

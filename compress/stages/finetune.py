@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -219,12 +219,12 @@ class Bench:
             images = self._some_images(network, FEW_CHUNKS)
             return reconstruct(network, pruned, groups, keep, images, prepare=self.prepare, fixed=fixed).network.cpu()
 
-    def repaired(self, network: nn.Module, pruned: nn.Module, groups: Groups, keep: Keep, fixed: Collection[str]) -> Repaired:
+    def repaired(self, network: nn.Module, pruned: nn.Module, groups: Groups, keep: Keep, zeros: Zeros) -> Repaired:
         """See :func:`compress.channels.reconstruct.repair`."""
         progress = partial(self.project.console.progress, "least squares")
         with self._placed(network, pruned):
             images = self._some_images(network, MOST_CHUNKS)
-            found = repair(network, pruned, groups, keep, images, self.score, prepare=self.prepare, fixed=fixed, progress=progress)
+            found = repair(network, pruned, groups, keep, images, self.score, prepare=self.prepare, zeros=zeros, progress=progress)
         found.network.cpu()
         return found
 

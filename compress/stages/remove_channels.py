@@ -276,9 +276,8 @@ def _remove(job: Job, new: New, parent: Artifact, config: RemoveConfig, tuning: 
     write_kept(plan_file, plan)
     cut = remove_channels(cutter.network, cutter.groups, plan.keep)
     kept_zeros = zeros_kept(parent, cut)
-    fixed = [name for name, mask in kept_zeros.items() if not mask.all()]
     bench = Bench(project=project, solved_on=min(config.images, SOLVED_ON))
-    repaired = bench.repaired(load_network(parent), cut, cutter.groups, plan.keep, fixed)
+    repaired = bench.repaired(load_network(parent), cut, cutter.groups, plan.keep, "stay" if kept_zeros else "")
     network = repaired.network
     before = validate(project, network)
     if config.epochs == 0:

@@ -156,10 +156,24 @@ def test_what_cannot_be_solved_stays_and_is_named() -> None:
     left = reconstruct(network, pruned, groups, keep, IMAGES).left
     assert left["left"] == left["right"] == "it shares its weight" and left["up"] == "it is a transposed convolution"
     fixed = reconstruct(network, pruned, groups, keep, IMAGES, fixed=["head.weight"])
-    assert fixed.left["head"] == "its zeros must stay"
+    assert fixed.left["head"] == "it is to stay as it is"
     assert torch.equal(fixed.network.head.weight, pruned.head.weight)  # type: ignore[union-attr, arg-type]
     few = reconstruct(network, pruned, groups, keep, IMAGES[:4])
     assert few.left["head"] == "3 places are too few for 5 unknowns; give more images"
+
+
+def test_zeros_that_were_pruned_before_stay_and_the_weights_beside_them_make_up() -> None:
+    network = seeded(lambda: nn.Sequential(nn.Conv2d(2, 4, 3), nn.ReLU(), nn.Conv2d(4, 6, 3), *head()))
+    with torch.no_grad():
+        network[2].weight[::2, 0] = 0  # type: ignore[index]
+    groups = channel_groups(network, IMAGES[:2])
+    keep = {"0": (0, 1, 2)}
+    pruned = remove_channels(network, groups, keep)
+    solved = reconstruct(network, pruned, groups, keep, IMAGES, zeros="stay")
+    assert "2" in solved.layers and solved.layers["2"][1] < solved.layers["2"][0]
+    weight, before = (one[2].weight.detach() for one in (solved.network, pruned))  # type: ignore[index]
+    assert torch.equal(weight == 0, before == 0) and not torch.equal(weight, before)
+    assert difference(solved.network, network) < difference(pruned, network)
 
 
 def test_a_layer_of_too_many_inputs_is_left_and_a_large_one_sees_fewer_places(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -357,7 +357,7 @@ def test_networks_are_on_the_device_while_they_are_reconstructed_and_on_the_cpu_
     monkeypatch.setattr(finetune, "repair", reconstruct)
     bench.reconstructed(network, pruned, groups, {})
     monkeypatch.setattr(finetune, "make_up", reconstruct)
-    bench.repaired(network, pruned, groups, {}, ())
+    bench.repaired(network, pruned, groups, {}, "")
     bench.made_up(network, pruned, "move")
     assert seen == ["cuda"] * 6 and [one.place for one in (network, pruned)] == ["cpu"] * 2
 
@@ -377,7 +377,7 @@ def test_large_pictures_are_few_as_each_chunk_of_them_costs_a_pass_for_each_laye
     for size in (5, 100):
         monkeypatch.setattr(finetune, "chunk_size", lambda network, example, size=size: size)
         bench.reconstructed(network, network, groups, {})
-        bench.repaired(network, network, groups, {}, ())
+        bench.repaired(network, network, groups, {}, "")
         bench.made_up(network, network, "move")
     assert seen == [10, 40, 40, 200, len(bench.images), len(bench.images)]
 
