@@ -83,12 +83,13 @@ def opened(context: "Context", start: Start, options: Options) -> "tuple[Context
 
 def begin(context: "Context", start: Start, options: Options, cls: type, table: str, stages: Stages, allowed: Stages = ()) -> Begun:
     """Everything that a stage with a parent needs; its settings are checked before data are loaded, and again under their recipe."""
-    from ..artifacts.recipe import Tutoring, training_config
+    from ..artifacts.recipe import FOREIGN, Tutoring, training_config
     from ..stages.export import ExportConfig
     from ..stages.import_network import import_onnx, start_of
     from ..train.settings import DistilConfig
 
     context, recipe = opened(context, start, options)
+    recipe = context.load_recipe(FOREIGN) if "onnx" in options else recipe
 
     def begun(project: Any, recipe: "Recipe", parent: "Artifact | None") -> Begun:
         config: Any = recipe.stage(cls, table, **fields_of(cls, {"seed": context.seed, **options}))

@@ -21,7 +21,7 @@ from .artifact import Artifact, InputSpec, digest_of, read_artifact, sha256_of
 from .model_reference import BUILT_IN, ModelReference
 from .parts import Data, Images
 from .project import Console, Project, Silent, find_parent
-from .recipe import Recipe, load_recipe
+from .recipe import FOREIGN, Recipe, load_recipe
 from .records import component, read_record, refuse_odd
 
 WEIGHTS = Path(__file__).parents[1] / "weights"
@@ -166,8 +166,8 @@ class Context:
         return artifact
 
     def teacher(self, path: Path, parent: Artifact) -> Artifact:
-        """The network in ``path``, if it reads what ``parent`` does."""
-        found = self.trusted(read_artifact(path, "network"))
+        """The network in ``path``, or the graph where ``parent`` is one, if it reads what that does."""
+        found = self.trusted(read_artifact(path, parent.manifest.kind))
         if (found.manifest.classes, found.manifest.input) != (parent.manifest.classes, parent.manifest.input):
             raise CompressError(f"teacher (={path}) reads other images or classes than {parent.path}; name the network it was pruned from")
         return found
@@ -175,7 +175,7 @@ class Context:
     def _with_parent(self, parent: Artifact, given: tuple[DataSet, Data] | None) -> tuple[Project, Recipe]:
         about = parent.manifest
         model = ModelReference.of(about.model)  # None: a graph that another tool wrote; it has no network here
-        recipe = self.load_recipe(model.reference if model else None)
+        recipe = self.load_recipe(model.reference if model else FOREIGN)
         known = _trained_on(parent)
         if given is None:
             source = self.data or about.data.source

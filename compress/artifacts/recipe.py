@@ -69,6 +69,9 @@ ALTERNATIVES: Mapping[str, tuple[str, ...]] = {
 }
 
 
+FOREIGN = "any"  # the recipe of networks that are not built in, and of graphs that nobody has the network of
+
+
 def load_recipe(path: Path | None, model: str | None = None, data: str | None = None, seed: int | None = None) -> Recipe:
     """The recipe in ``path`` on top of the defaults of its network; ``model``, ``data`` and ``seed`` given by hand win over both.
 
@@ -77,7 +80,7 @@ def load_recipe(path: Path | None, model: str | None = None, data: str | None = 
     own = _read(_named(path)) if path is not None else {}
     name = model or own.get("model") or Recipe.model
     default_file = RECIPES / f"{name}.toml"
-    default = _read(default_file if default_file.is_file() else RECIPES / "any.toml")
+    default = _read(default_file if default_file.is_file() else RECIPES / f"{FOREIGN}.toml")
     given = {key: value for key, value in {"model": name, "data": data, "seed": seed}.items() if value is not None}
     top = {key: value for key, value in (default | own | given).items() if key not in TABLES}
     tables = {table: _over(table, default.get(table, {}), own.get(table, {})) for table in TABLES}

@@ -223,7 +223,7 @@ def out_of_reach(name: str, limit: float, least: float, floor: float, multiple: 
     rounded = f" in multiples of {multiple}" if multiple > 1 else ""
     return CompressError(
         f"{name} (={limit:.4g}x) cannot be reached: with every channel group at its floor (={floor}){rounded} "
-        f"{math.ceil(1000 * least) / 1000}x is left; ask for that, lower the floor, or leave modules out (--bypass auto)"
+        f"{math.ceil(1000 * least) / 1000}x is left; ask for that, lower the floor, or leave modules of a network out (--bypass auto)"
     )
 
 

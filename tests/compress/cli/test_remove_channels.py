@@ -88,6 +88,20 @@ def test_images_without_labels_do(here: Path, theirs: Path, pictures: Path, run:
     assert run.done("quantize", *given, "--mode", "static", "--images", "64")["metrics"]["validation"]["accuracy"] > 0.9
 
 
+def test_its_settings_are_those_of_a_network_of_ones_own(here: Path, theirs: Path, run: Commands, tmp_path: Path) -> None:
+    """Not those of k49, whose fine-tuning bends characters; a recipe by name wins over them. A graph can be the teacher of a graph."""
+    common = ("--round-to", "1", "--epochs", "0", "--importance", "l2")
+    made = run.done("remove-channels", "--onnx", str(theirs), "--data", "digits", *NORMALISED, *common)
+    assert made["config"]["max_macs"] == 0.5 and made["config"]["lr"] == 0.001
+    (tmp_path / "mine.toml").write_text("[remove-channels]\nmax_macs = 0.7\n")
+    ours = run.done(
+        "remove-channels", "--onnx", str(theirs), "--data", "digits", *NORMALISED, *common, "--recipe", str(tmp_path / "mine.toml")
+    )
+    assert ours["config"]["max_macs"] == 0.7 and ours["metrics"]["gains"]["macs"] <= 0.7
+    further = run.done("remove-channels", "--from", ours["artifact"], "--teacher", made["from"]["path"], "--max-macs", "0.4x", *common)
+    assert further["metrics"]["gains"]["macs"] <= 0.4, "of the teacher's"
+
+
 def test_its_groups_are_shown_by_the_names_of_its_nodes(here: Path, theirs: Path, run: Commands) -> None:
     found = run.done("remove-channels", "--groups", "--onnx", str(theirs), "--data", "digits", *NORMALISED)
     assert [(group["name"], group["width"]) for group in found["groups"]] == [("node_conv2d", 8), ("node_conv2d_1", 16)]
