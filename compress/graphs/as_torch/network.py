@@ -4,7 +4,7 @@ By hand: ``image -> Conv(weight (8, 3, 3, 3)) -> Relu -> Conv(weight (4, 8, 1, 1
 ``torch.relu`` between. Channel 3 of the first is removed like that of any network; then ``to_onnx`` writes weights (7, 3, 3, 3) and
 (4, 7, 1, 1) into a copy of the graph, in which nothing else has changed but the shapes that depended on them (``settle``).
 
-Convolutions, matrix products with their sums, batch norms and PReLUs on constant weights are modules; what other nodes read of constants
+Convolutions, matrix products with their sums, norms and PReLUs on constant weights are modules; what other nodes read of constants
 with several numbers are parameters, which are not trained. Batch norms behind convolutions are folded into these.
 
 Refuses: what ``floats.fold`` refuses; operators without a torch function (``operators``); weights that are computed; an output beside the
@@ -193,6 +193,9 @@ def _module_of(node: ir.Node, taken: set[ir.Node]) -> tuple[nn.Module, dict[str,
             {part: (name, False) for part, name in zip(("weight", "bias", "running_mean", "running_var"), names, strict=True)},
             output,
         )
+    if is_a(node, "LayerNormalization") and _floats(weights) and len(node.outputs) == 1 and own.get("axis", -1) == -1:
+        layer_norm = nn.LayerNorm(weights[0].size, eps=own.get("epsilon", 1e-5), bias=len(weights) > 1)
+        return _fill(layer_norm, **dict(zip(("weight", "bias"), weights, strict=False))), _sources(names), output
     if is_a(node, "PRelu") and _floats(weights) and max(weights[0].shape, default=1) == weights[0].size:
         prelu = nn.PReLU(weights[0].size)
         _fill(prelu, weight=weights[0].reshape(-1))

@@ -81,7 +81,7 @@ def _relative(graph: ir.Graph, node: ir.Node, shapes: dict[str, tuple[int, ...]]
     if min(len(came), len(made)) < 2 or (came[0], made[0]) != (-1, -1) or min(made[1:]) < 1:
         return
     axis = 2 if len(made) == 5 else 1
-    if len(made) > 2 and made[1] != came[1] and made[-1] == came[-1]:  # channels last
+    if 3 in (len(came), len(made)) and made[1] != came[1] and made[-1] == came[-1]:  # (B, H, W, C) from or to (B, N, C)
         axis = len(made) - 1
     shape = [-1 if place == axis else size for place, size in enumerate((0, *made[1:]))]
     node.replace_input_with(1, add_constant(graph, f"{node.outputs[0].name}_shape", np.array(shape, np.int64)))

@@ -125,7 +125,42 @@ def computed() -> onnx.ModelProto:
     )  # fmt: skip
 
 
-@pytest.mark.parametrize(("make", "groups"), [(plain, 2), (gated, 2), (dense, 1), (computed, 1)])
+def shuffled() -> onnx.ModelProto:
+    """The shuffle of a grouped convolution's channels, its sizes written in: channels of the same place in both groups go together."""
+    return graph(
+        conv("x", "a", "w1"),
+        helper.make_node("Relu", ["a"], ["r"]),
+        helper.make_node("Reshape", ["r", "apart"], ["b"]),
+        helper.make_node("Transpose", ["b"], ["c"], perm=[0, 2, 1, 3, 4]),
+        helper.make_node("Reshape", ["c", "together"], ["d"]),
+        conv("d", "e", "w2"),
+        helper.make_node("GlobalAveragePool", ["e"], ["f"]),
+        helper.make_node("Flatten", ["f"], ["g"]),
+        helper.make_node("Gemm", ["g", "w3"], ["logits"]),
+        w1=weight(8, 3, 1, 1), apart=np.array([-1, 2, 4, 8, 8]), together=np.array([-1, 8, 8, 8]), w2=weight(6, 8, 1, 1), w3=weight(6, 4),
+    )  # fmt: skip
+
+
+def tokens() -> onnx.ModelProto:
+    """Layer norm over the channels of tokens, channels last, and back again."""
+    return graph(
+        conv("x", "a", "w1"),
+        helper.make_node("Transpose", ["a"], ["b"], perm=[0, 2, 3, 1]),
+        helper.make_node("Reshape", ["b", "flat"], ["c"]),
+        helper.make_node("LayerNormalization", ["c", "scale1", "bias1"], ["d"], epsilon=0.01),
+        helper.make_node("MatMul", ["d", "w2"], ["e"]),
+        helper.make_node("Relu", ["e"], ["f"]),
+        helper.make_node("MatMul", ["f", "w3"], ["g"]),
+        helper.make_node("Add", ["g", "c"], ["h"]),
+        helper.make_node("Reshape", ["h", "square"], ["i"]),
+        helper.make_node("ReduceMean", ["i", "axes"], ["j"], keepdims=0),
+        helper.make_node("Gemm", ["j", "w4"], ["logits"]),
+        w1=weight(8, 3, 1, 1), flat=np.array([0, 64, 8]), scale1=weight(8), bias1=weight(8) + 1, w2=weight(8, 12), w3=weight(12, 8),
+        square=np.array([0, 8, 8, 8]), axes=np.array([1, 2]), w4=weight(8, 4),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(("make", "groups"), [(plain, 2), (gated, 2), (dense, 1), (computed, 1), (shuffled, 2), (tokens, 2)])
 def test_graph_is_the_same_as_a_network_and_half_as_wide_as_torch_cuts_it(make: Callable[[], onnx.ModelProto], groups: int) -> None:
     model = make()
     before = model.SerializeToString()
