@@ -344,6 +344,21 @@ def test_a_transformer_block_loses_of_its_residual_width_and_its_hidden_one() ->
     assert {(one.name, one.channels) for one in groups.left_whole} >= {("qkv", 24), ("head", 2)}
 
 
+def test_a_width_that_attention_takes_from_its_input_keeps_what_feeds_it() -> None:
+    """As in Swin, whose residual width ``x.shape[-1]`` is divided among the heads; the hidden layer goes."""
+
+    def forward(n: Net, x: Tensor) -> Tensor:
+        y = n.A(x).flatten(2).transpose(1, 2)
+        q, k, v = n.qkv(n.norm(y)).reshape(len(y), -1, 3, 2, y.shape[-1] // 2).permute(2, 0, 3, 1, 4)
+        y = y + n.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+        return n.down(F.gelu(n.up(y))).mean(1)
+
+    layers = {"qkv": nn.Linear(8, 24), "proj": nn.Linear(8, 8), "up": nn.Linear(8, 12), "down": nn.Linear(12, 2)}
+    groups = found(forward, A=conv(1, 8), norm=nn.LayerNorm(8), **layers)
+    assert [(g.name, g.width) for g in groups] == [("up", 12)]
+    assert any(one.name == "A" and "reshape at the network (test_find.py" in one.reason for one in groups.left_whole)
+
+
 @pytest.mark.parametrize(
     ("forward", "told"),
     [
