@@ -210,14 +210,16 @@ class Bench:
         """The cross-entropy of the images that judge, whatever the network's temperature."""
         return tempered_loss(self.judging.labels, read_logits(self.project, network, self.judging.images))
 
-    def reconstructed(self, network: nn.Module, pruned: nn.Module, groups: Groups, keep: Keep, *, near: bool = False) -> nn.Module:
+    def reconstructed(
+        self, network: nn.Module, pruned: nn.Module, groups: Groups, keep: Keep, *, zeros: Zeros = "", near: bool = False
+    ) -> nn.Module:
         """See :func:`compress.channels.reconstruct.reconstruct`; ``near``: only layers that read what was removed, which makes up for
         most of it where that is one group, in a seventh of the time."""
         gone = groups.removed(keep)
         fixed = [name for name, _ in network.named_parameters() if near and (name, 1) not in gone]
         with self._placed(network, pruned):
             images = self._some_images(network, FEW_CHUNKS)
-            return reconstruct(network, pruned, groups, keep, images, prepare=self.prepare, fixed=fixed).network.cpu()
+            return reconstruct(network, pruned, groups, keep, images, zeros=zeros, prepare=self.prepare, fixed=fixed).network.cpu()
 
     def repaired(self, network: nn.Module, pruned: nn.Module, groups: Groups, keep: Keep, zeros: Zeros) -> Repaired:
         """See :func:`compress.channels.reconstruct.repair`."""

@@ -7,6 +7,7 @@ and scored on training images that it was not solved on.
 
 import dataclasses
 import math
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,8 +18,9 @@ from ...artifacts.records import read_kept
 from ...channels.choose import Kept
 from ...channels.cut import remove_channels
 from ...channels.groups import Groups
-from ..finetune import Bench
-from ..remove_channels import AUTO
+from ...pruning.layerwise import Zeros
+from ..finetune import Bench, zeros_kept
+from ..remove_channels import AUTO, STAGE
 from .plan import Cutter
 
 TRIED_ON = 512  # training images that a network is reconstructed on for the trial
@@ -35,9 +37,13 @@ def planned(cutter: Cutter) -> Plan:
         keep = trial.roughly()
         if keep in tried.values():  # another one says the same
             continue
+        if losses and time.monotonic() >= trial.until:
+            cutter.job.project.console.say(f"{STAGE}: the time limit is over; takes the best importance of {len(losses)} tried so far")
+            break
         tried[trial.ranking] = keep
         cut = remove_channels(trial.network, trial.groups, keep)
-        loss = bench.score(bench.reconstructed(whole, cut, trial.groups, keep))
+        zeros: Zeros = "stay" if zeros_kept(trial.parent, cut) else ""
+        loss = bench.score(bench.reconstructed(whole, cut, trial.groups, keep, zeros=zeros))
         if not losses or loss < min(losses.values()):
             best = trial
         losses[trial.ranking] = loss if math.isfinite(loss) else math.inf

@@ -2,6 +2,7 @@
 
 import dataclasses
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -183,6 +184,28 @@ def test_importance_auto_chooses_with_a_goal_in_latency_by_macs_and_measures_for
     made = remove_in_steps(project, root, dataclasses.replace(GOAL, max_macs=None, max_latency=0.4, importance="auto"), TUTORING, RECIPE)
     metrics = made.manifest.metrics
     assert metrics.gains.latency.value <= 0.4 and len(metrics.repair.importances) == 4, "without batch norm, bn is l2"
+
+
+def test_importance_auto_ends_with_the_time_and_says_so(trained: Trained) -> None:
+    project, root = trained["emnist"]
+    config = dataclasses.replace(GOAL, max_macs=0.55, importance="auto", time_limit=1e-3)
+    repair = remove_in_steps(project, root, config, TUTORING, RECIPE).manifest.metrics.repair
+    assert repair.importances.keys() == {"l2 per cost"}, "the first is tried in any case"
+    told = "the time limit is over; takes the best importance of 1 tried so far"
+    assert any(told in line for line in project.console.said)  # type: ignore[attr-defined]
+
+
+def test_what_is_left_and_slower_than_before_says_what_to_ask_for() -> None:
+    def told(low: float, final: dict[str, float], **limits: float) -> str:
+        job: Any = SimpleNamespace(final=final)
+        return removal._missed(job, RemoveConfig(**limits), Interval(value=low + 0.01, low=low, high=low + 0.02))  # type: ignore[arg-type]
+
+    assert told(1.2, {"max_macs": 0.8}, max_macs=0.8) == (
+        "what is left is slower than before, 1.21x (1.2 to 1.22); ask for widths in multiples of 8 (--round-to 8), "
+        "or for a latency (--max-latency 0.9x)"
+    )
+    assert told(0.99, {"max_macs": 0.8}, max_macs=0.8) == "", "not surely"
+    assert told(1.2, {"max_macs": 0.4}, max_macs=0.8) == "", "a step before the last"
 
 
 def test_floors_are_those_of_the_teachers_widths(trained: Trained) -> None:
