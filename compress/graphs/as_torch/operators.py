@@ -177,6 +177,7 @@ OPERATORS: dict[str, tuple[Any, ...]] = {
     "LeakyRelu": (lambda x, alpha=0.01: functional.leaky_relu(x, alpha), 1),
     "Log": (torch.log, 1),
     "MatMul": (torch.matmul, 2),
+    "LogSoftmax": (lambda x, axis=-1: x.log_softmax(axis), 1),
     "Max": (lambda *parts: reduce(torch.maximum, parts), 1_000),
     "MaxPool": (_max_pool, 1),
     "Min": (lambda *parts: reduce(torch.minimum, parts), 1_000),

@@ -90,6 +90,8 @@ CASES: list[tuple[str, list[np.ndarray | tuple[int, ...]], dict[str, object]]] =
     ("LayerNormalization", [IMAGES, real(7, 6)], {"axis": 2}),
     ("LeakyRelu", [IMAGES], {"alpha": 0.2}),
     ("Log", [IMAGES], {}),
+    ("LogSoftmax", [IMAGES], {"axis": 1}),
+    ("LogSoftmax", [IMAGES], {}),
     ("Max", [IMAGES, IMAGES, (6,)], {}),
     ("Min", [IMAGES, (3, 1, 1)], {}),
     ("Neg", [IMAGES], {}),
