@@ -2,12 +2,15 @@
 # make test      the tests
 # make check     ruff, mypy, and the tests with warnings as errors; this is what CI runs
 # make gpu       on a machine with a GPU: the tests that need one, and both networks trained, exported and measured on it
-# make fuzz      20,000 changed files for each reader; INPUTS=100000 for more; not in CI, which tries 150 of each
+# make fuzz      20,000 changed files for each reader; INPUTS=100000 for more; not in CI, which tries 900 of each
 # make fuzz-guided  the same for one reader, READER=npz, by coverage (atheris); not in CI
 # make mutants   which changes to the modules that decide the tests do not notice; MODULE=benchmarks/statistics.py for one; not in CI
 PYTHON ?= python3
 BIN := .venv/bin
 SHELL := /bin/bash
+
+# Processes that share the tests, each up to 2 GB; a file's tests stay together, as they share what was trained for them.
+WORKERS ?= 2
 
 .PHONY: run test check types lint gpu mutants fuzz fuzz-guided clean
 
@@ -16,7 +19,7 @@ run: .venv/installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m compress run --recipe k49-digits
 
 test: .venv/installed
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadscope
 
 check: lint types test
 

@@ -3,7 +3,7 @@
 ::
 
     make fuzz INPUTS=20000             so many for each reader, never the same
-    pytest tests/fuzz                  150 for each reader, the same each time; this is what CI runs
+    pytest tests/fuzz                  900 for each reader, the same each time; this is what CI runs
 
 Whatever is in a file, its reader gives something or raises one of this project's errors, whose message is one line. Nothing else: no other
 exception, no wait, no gigabyte, no file beside it. What comes of a value of the right type but another meaning, ``test_hostile`` tries,
@@ -67,7 +67,7 @@ from compress.train.formats import read_array, read_class_map, read_image
 from compress.train.state import State, _digest, fits, read_snapshot, save_snapshot, take_snapshot
 from compress.train.storage import opened
 
-EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "150"))  # inputs per reader
+EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "900"))  # inputs per reader
 LONGEST, MOST = 20.0, 2**30  # seconds for one of them, and bytes that all of a reader's may add to what the process holds
 IMAGES = np.arange(2 * 4 * 4, dtype=np.uint8).reshape(2, 4, 4)
 SHAPE = (1, 4, 4)

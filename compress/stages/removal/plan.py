@@ -174,18 +174,29 @@ class Cutter:
         vars(other).update({name: getattr(self, name) for name in ("network", "groups", "until", *found)})
         return other
 
-    def roughly(self) -> Kept:
-        """What stays, but for a goal in latency, which is taken as one in MACs."""
-        return self._choose(self.rounding.round_to, self._in_macs(dict(self.config.limits), [self.rounding.round_to]))
+    def in_multiples_of(self, rounding: Rounding) -> "Cutter":
+        """The same with another rounding; nothing is found again."""
+        other = dataclasses.replace(self)
+        vars(other).update(vars(self) | {"rounding": rounding})
+        return other
+
+    def roughly(self, more: float = 1.0) -> Kept:
+        """What stays where ``more`` times as much goes as was asked for, but for a goal in latency, which is taken as one in MACs."""
+        multiple = self.rounding.round_to
+        limits = {name: 1 - more * (1 - limit) for name, limit in self._in_macs(dict(self.config.limits), [multiple]).items()}
+        for name, limit in limits.items():
+            if limit <= 0:
+                raise CompressError(f"{name}: {more:.3g} times as much as was asked for cannot go")
+        return self._choose(multiple, limits, more)
 
     def _choice(self, round_to: int) -> Choice:
         scope = "group" if self.config.scope == "group" else "global"
         return Choice(scope=scope, round_to=round_to, floor=self.config.floor, original=self.before)
 
-    def _choose(self, round_to: int, limits: Mapping[str, float]) -> Kept:
+    def _choose(self, round_to: int, limits: Mapping[str, float], more: float = 1.0) -> Kept:
         how = self._choice(round_to)
         if self.config.sparsity is not None:
-            return self._choose_share(self.config.sparsity, how)
+            return self._choose_share(more * self.config.sparsity, how)
 
         def cost(keep: Kept) -> float:
             """The worst of the goals; the cheap ones first, as measuring takes seconds."""

@@ -1,6 +1,7 @@
 """The stage that removes channels: goals are met, steps follow each other, a killed run ends the same, and what cannot be is refused."""
 
 import dataclasses
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,7 +18,7 @@ from compress.artifacts.artifact import Artifact, InputSpec, find_artifacts, rea
 from compress.artifacts.cost import count_cost
 from compress.artifacts.load import load_network
 from compress.artifacts.model_reference import ModelReference
-from compress.artifacts.parts import Rounding
+from compress.artifacts.parts import Rounded, Rounding
 from compress.artifacts.project import New, Project, variant_name
 from compress.artifacts.recipe import Tutoring, load_recipe
 from compress.artifacts.records import checked
@@ -31,6 +32,8 @@ from compress.stages.export import ExportConfig, export
 from compress.stages.finetune import ease_dropout
 from compress.stages.prune import PruneConfig, prune
 from compress.stages.removal import plan as removal_plan
+from compress.stages.removal import trial as removal_trial
+from compress.stages.removal.plan import Cutter
 from compress.stages.remove_channels import RemoveConfig, remove_in_steps
 from compress.stages.train import train
 from compress.train.data_set import DataSet, Part
@@ -316,6 +319,42 @@ def test_with_a_latency_goal_the_rounding_is_measured_at_the_same_share_of_macs(
     made = remove_in_steps(project, root, dataclasses.replace(GOAL, max_macs=None, max_latency=0.4, round_to=0), TUTORING, RECIPE)
     assert 0.3 * macs(root) < tried[0] <= 0.4 * macs(root)
     assert made.manifest.metrics.gains.latency.value <= 0.4
+
+
+@pytest.mark.parametrize(
+    ("losses", "ratios", "taken"),
+    [
+        ({8: 2.0, 4: 1.0, 1: 1.5}, {8: 0.4, 4: 0.5, 1: 0.9}, 4),
+        ({8: 2.0, 4: 1.0, 1: 0.9}, {8: 0.4, 4: 0.5, 1: 0.55}, 1),
+        ({8: 2.0, 4: 2.0, 1: 0.1}, {8: 0.4, 4: 0.5, 1: 0.9}, 8),  # no better, and what is finer is not looked at then
+        ({8: 2.0, 4: 0.1, 1: 0.1}, {8: 0.4, 4: 1.0, 1: 1.1}, 8),  # no cut makes widths that gain nothing as fast
+        ({8: 2.0, 4: 0.1, 1: 0.1}, {8: 0.05, 4: 0.9, 1: 0.95}, 8),  # 0.2 * 0.95 / 0.1 is more than there is
+    ],
+)
+def test_widths_that_are_fast_must_pay_for_what_they_lose(
+    losses: dict[int, float], ratios: dict[int, float], taken: int, trained: Trained, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By hand: multiples of 8 take 0.4x and those of 4 take 0.5x, so these lose 0.6 / 0.5 as much: 0.6 of the MACs where half was asked."""
+    project, root = trained["emnist"]
+    rows = tuple(Rounded(round_to=one, ratio=ratio, low=ratio, high=ratio, macs=1) for one, ratio in ratios.items())
+    left: dict[int, float] = {}
+
+    def loss(jury: Any, trial: Cutter, keep: Any) -> float:
+        left[trial.rounding.round_to] = trial.costs["max_macs"](keep)
+        return losses[trial.rounding.round_to]
+
+    monkeypatch.setattr(removal_plan, "fastest_rounding", lambda *_: Rounding(round_to=8, measured=rows))
+    monkeypatch.setattr(removal_trial._Jury, "loss", loss)
+    monkeypatch.setattr(removal_plan.Cutter, "_reaching", lambda cutter, multiples, limits: [1, 4, 8])
+    shutil.rmtree(project.folder / "remove-channels", ignore_errors=True)  # the same settings, measured otherwise
+    project.console.said.clear()  # type: ignore[attr-defined]
+    made = remove_in_steps(project, root, dataclasses.replace(GOAL, max_macs=0.8, round_to=0), TUTORING, RECIPE)
+    assert made.manifest.metrics.rounding.round_to == taken and all(now % taken == 0 for _, now in made.manifest.metrics.widths.values())
+    assert macs(made) <= 0.8 * macs(root)
+    if 4 in left:
+        assert left[4] <= 1 - 0.2 * 0.6 / 0.5
+    told = "cut until they are as fast, they lose less (cross-entropy"
+    assert any(told in line for line in project.console.said) == (taken != 8)  # type: ignore[attr-defined]
 
 
 def coarsest(networks: dict[int, nn.Module], clock: Any, until: float) -> Rounding:
