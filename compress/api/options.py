@@ -76,7 +76,7 @@ class TuneOptions(TypedDict, total=False):
 class SensitivityOptions(MakeOptions, total=False):
     granularity: Annotated[str, "What is cut: weight (per layer), channel (per group) or module (left out).  [default: channel]"]
     sparsities: Annotated[Sequence[float], "Measure at this; may be given often.  [default: 0.25, 0.5, 0.75, 0.9]"]
-    importance: Annotated[str, "Which channels go first: l2, bn or taylor.  [default: l2]"]
+    importance: Annotated[str, "Which channels go first: l2, bn, taylor, fluctuation or bn-fluctuation.  [default: l2]"]
     images: Annotated[int, "Training images that are scored, drawn evenly from the classes.  [default: 2048]"]
 
 
@@ -113,7 +113,7 @@ class RemoveOptions(FineTuneOptions, GroupsOptions, total=False):
     max_size: Annotated[Share, "Weights to be left, as a share of the teacher's."]
     max_latency: Annotated[Share, "Latency to be left, measured here: one image, one thread, ONNX Runtime."]
     bypass: Annotated[Sequence[str], "Leave a module out: a name, a pattern, or auto (what is found cheap)."]
-    importance: Annotated[str, "How channels are scored: auto (the best of the others by trial), l2, bn or taylor.  [default: auto]"]
+    importance: Annotated[str, "l2, bn, taylor, fluctuation, bn-fluctuation, or auto (the best of these by trial).  [default: auto]"]
     per_cost: Annotated[bool, "Rank by importance per what removal saves, or with --as-it-is by importance.  [default: auto tries both]"]
     scope: Annotated[str, "How channels are ranked: global, group, or sensitivity (measured per group).  [default: global]"]
     round_to: Annotated[int, "Widths are multiples of this; 0 measures which are fast here.  [default: 0]"]

@@ -32,7 +32,7 @@ import torch
 from msgspec import UNSET
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from ..benchmarks.runtimes import Candidate, onnx_session
 from ..benchmarks.statistics import MOST_LAUNCHES, Interval, over_launches
@@ -70,12 +70,16 @@ def count_cost(network: nn.Module, example: Tensor) -> Cost:
     successors. A 3x3 convolution from 2 to 4 channels on a 5x5 output: 4 * 2 * 9 * 25 = 1800 MACs. Source: torch.utils.flop_counter, which
     counts two operations for each of them.
     """
-    was_training = network.training
+    was_training, quick = network.training, torch.backends.mha.get_fastpath_enabled()
     try:
-        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        # The quick path computes a whole transformer layer in one operation, of which nothing is known.
+        torch.backends.mha.set_fastpath_enabled(False)
+        mapping = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_on_cpu}
+        with torch.no_grad(), FlopCounterMode(display=False, custom_mapping=mapping) as counter:
             network.eval()(example.clone())
     finally:
         network.train(was_training)
+        torch.backends.mha.set_fastpath_enabled(quick)
     parameters = list(network.parameters())
     return Cost(
         params=sum(p.numel() for p in parameters),
@@ -221,6 +225,11 @@ def _row(multiple: int, network: nn.Module, seconds: NDArray[np.float64], spec: 
     found = _interval(seconds[:, 1] / seconds[:, 0])
     image = torch.zeros(1, *spec.shape, device=next(network.parameters()).device)
     return Rounded(round_to=multiple, ratio=found.value, low=found.low, high=found.high, macs=count_cost(network, image).macs)
+
+
+def _attention_on_cpu(query: torch.Size, key: torch.Size, value: torch.Size, *_: Any, **__: Any) -> int:
+    """For the one operation of attention that torch has no formula for."""
+    return int(sdpa_flop_count(query, key, value))
 
 
 def _turn(session: Any, images: list[NDArray[np.uint8]]) -> float:

@@ -28,6 +28,7 @@ from ..channels.bypass import bypass
 from ..channels.cut import cut_to, evaluating
 from ..errors import NetworkError, first_line, need_file, shown
 from ..models.errors import ModelError
+from ..pruning.attention import separate_heads
 from ..train.settings import heads
 from .artifact import Artifact, InputSpec
 from .model_reference import FACTORY_FAILURES, ModelReference
@@ -144,6 +145,11 @@ def load_network(artifact: Artifact) -> nn.Module:
         cut_to(network, {name: tuple(value.shape) for name, value in _read_state_dict(artifact.payload).items()})
     load_weights(network, artifact.payload)
     return network.eval()
+
+
+def load_to_cut(artifact: Artifact) -> nn.Module:
+    """The same, with attention whose heads can be removed: see :mod:`compress.pruning.attention`."""
+    return separate_heads(load_network(artifact))
 
 
 def load_parts(artifact: Artifact) -> tuple[Prepare, nn.Module]:

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import NetworkError
+from ..pruning.attention import separate_heads
 from ..pruning.passes import evaluating, tensors_in
 from .groups import Groups
 from .identities import ANY
@@ -113,6 +114,7 @@ def cut_to(network: nn.Module, shapes: Mapping[str, Sequence[int]]) -> nn.Module
     Raises:
         NetworkError: an entry that is missing on either side, of another number of dimensions, or larger than the network's own.
     """
+    separate_heads(network, lambda name: f"{name}.qkv.weight" in shapes)
     stored = network.state_dict(keep_vars=True)
     if differ := sorted(stored.keys() ^ shapes.keys()):
         raise NetworkError(
@@ -161,6 +163,8 @@ def adapt(module: nn.Module) -> None:
         module.normalized_shape = (len(module.weight),)
     elif isinstance(module, nn.PReLU):
         module.num_parameters = len(module.weight)
+    elif isinstance(getattr(module, "hidden_dim", None), int) and isinstance(patches := getattr(module, "conv_proj", None), nn.Conv2d):
+        module.hidden_dim = patches.weight.shape[0]  # type: ignore[assignment]  # torchvision's VisionTransformer reshapes by it
 
 
 def check(pruned: nn.Module, groups: Groups, keep: Keep) -> None:

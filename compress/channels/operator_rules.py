@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
+from ..pruning.attention import SelfAttention
 from ..pruning.passes import tensors_in
 from .cut import NORMS
 from .identities import ANY, FIXED, across, aligned, along
@@ -266,6 +267,25 @@ def _layer(trace: Trace, call: Call) -> list[Tensor]:
     return [across(outputs, dim, dims)]
 
 
+def _attend(trace: Trace, call: Call) -> list[Tensor]:
+    """A head goes as a whole, with its queries, keys and values: without one of its channels the products of the others would differ."""
+    width, tensors = call.args[3], call.args[:3]
+    rows = []
+    for tensor in tensors:
+        labels = along(trace.labels(tensor), tensor.dim() - 1, tensor.shape[-1]) if trace.is_followed(tensor) else None
+        if labels is None:
+            return trace.leave_whole(call, f"attention at {call.where} takes its channels from several dimensions")
+        rows.append(labels.view(-1, width))
+    if isinstance(call.module, SelfAttention):  # its two products take so many MACs for each channel of the values
+        weight, (query, key) = call.module.qkv.weight, tensors[:2]
+        products = 2 * query.shape[-2] * key.shape[-2] * query[..., 0, 0].numel() / trace.batch
+        trace.uses.append((trace.owned[id(weight)], (len(weight),), products / 3))
+    together = torch.cat(rows, dim=1)
+    trace.identities.freeze_means(together.flatten(), f"their mean is used by attention at {call.where}")
+    joined = trace.identities.join(together, together[:, :1], f"they share a head at {call.where} with some that must stay")
+    return [across(joined[:, -width:].flatten(), call.results[0].dim() - 1, call.results[0].dim())]
+
+
 def _prelu(trace: Trace, call: Call) -> list[Tensor]:
     source, weight = call.args[0], call.get(1, "weight")
     if weight.numel() == 1:
@@ -283,6 +303,7 @@ RULES: dict[str, Callable[[Trace, Call], list[Tensor]]] = {
     **dict.fromkeys(("batch_norm", "instance_norm"), _batch_norm),
     "group_norm": _group_norm,
     **dict.fromkeys(("layer_norm", "rms_norm"), _layer_norm),
+    "attend": _attend,
     "prelu": _prelu,
     "pad": _pad,
 }

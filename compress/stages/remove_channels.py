@@ -65,7 +65,7 @@ class RemoveConfig:
     max_size: Share | None = None
     max_latency: Share | None = None
     bypass: tuple[str, ...] = ()
-    importance: Literal["auto", "l2", "bn", "taylor"] = "auto"
+    importance: Literal["auto", "l2", "bn", "taylor", "fluctuation", "bn-fluctuation"] = "auto"
     per_cost: bool = True
     scope: Literal["global", "group", "sensitivity"] = "global"
     round_to: Annotated[int, Meta(ge=0, description="0 measures which widths are fast, 8 makes them multiples of 8")] = 0
@@ -137,9 +137,9 @@ class Job:
     def clock(self) -> Clock:
         """Measures latencies as fractions of the teacher's."""
         from ..artifacts.cost import Clock
-        from ..artifacts.load import load_network
+        from ..artifacts.load import load_to_cut
 
-        return Clock(load_network(self.origin), self.project.spec, self.place)
+        return Clock(load_to_cut(self.origin), self.project.spec, self.place)
 
 
 def remove_in_steps(
@@ -198,9 +198,11 @@ def refuse_unreachable(project: Project, network: nn.Module, config: RemoveConfi
     from ..channels.bypass import bypass, bypassable, matching
     from ..channels.choose import Choice, at_floor, macs_after, size_after
     from ..channels.find import channel_groups
+    from ..pruning.attention import separate_heads
     from .removal.plan import example_of
 
     example = example_of(project)
+    separate_heads(network)
     whole = count_cost(network, example)
     if config.bypass:
         bypass(network, tuple(matching(bypassable(network, example), config.bypass)))
@@ -228,11 +230,11 @@ def out_of_reach(name: str, limit: float, least: float, floor: float, multiple: 
 
 
 def groups_of(project: Project, parent: Artifact) -> Groups:
-    from ..artifacts.load import load_network
+    from ..artifacts.load import load_to_cut
     from ..channels.find import channel_groups
     from .removal.plan import example_of
 
-    return channel_groups(load_network(parent), example_of(_of_kind(project, parent, RemoveConfig())[0]))
+    return channel_groups(load_to_cut(parent), example_of(_of_kind(project, parent, RemoveConfig())[0]))
 
 
 def _step(job: Job, parent: Artifact, config: RemoveConfig, out: Path | None) -> Artifact:
@@ -260,7 +262,7 @@ def _step(job: Job, parent: Artifact, config: RemoveConfig, out: Path | None) ->
 def _remove(job: Job, new: New, parent: Artifact, config: RemoveConfig, tuning: FitConfig, plan_file: Path) -> None:
     import torch
 
-    from ..artifacts.load import load_network
+    from ..artifacts.load import load_to_cut
     from ..channels.cut import remove_channels
     from ..pruning.masks import apply_masks
     from ..train.distil import Teacher
@@ -277,21 +279,21 @@ def _remove(job: Job, new: New, parent: Artifact, config: RemoveConfig, tuning: 
     cut = remove_channels(cutter.network, cutter.groups, plan.keep)
     kept_zeros = zeros_kept(parent, cut)
     bench = Bench(project=project, solved_on=min(config.images, SOLVED_ON))
-    repaired = bench.repaired(load_network(parent), cut, cutter.groups, plan.keep, "stay" if kept_zeros else "")
+    repaired = bench.repaired(load_to_cut(parent), cut, cutter.groups, plan.keep, "stay" if kept_zeros else "")
     network = repaired.network
     before = validate(project, network)
     if config.epochs == 0:
         save_network(project, new, network, Metrics(validation=before))
     else:
         features = {name: torch.tensor(index) for name, index in features_of(cutter, plan.keep).items()}
-        lessons = Teacher(network=load_network(job.origin), config=job.tutoring.distil, features=features)
+        lessons = Teacher(network=load_to_cut(job.origin), config=job.tutoring.distil, features=features)
         ease_dropout(network, lessons.network)
         zeros = {name: mask.to(choose_device(project.device)) for name, mask in kept_zeros.items()}
         keep_zeros = (lambda: apply_masks(network, zeros)) if zeros else None
         fit_and_save(project, new, network, tuning, teacher=lessons, after_step=keep_zeros)
     gains = gains_of(cutter, network, plan)
     if config.epochs == 0:  # else the validation images chose the epoch
-        gains["drop"] = drop_of(project, load_network(job.origin), network)
+        gains["drop"] = drop_of(project, load_to_cut(job.origin), network)
     if missed := _missed(job, config, gains["gains"].latency):
         project.console.say(f"{STAGE}: {missed}")
     new.metrics = dataclasses.replace(new.metrics, one_shot=before, repair=repair_of(plan, repaired), **gains)
@@ -315,9 +317,9 @@ def _names(project: Project, parent: Artifact, patterns: tuple[str, ...]) -> tup
     """The modules that the patterns mean, of those that can be left out."""
     if not patterns:
         return ()
-    from ..artifacts.load import load_network
+    from ..artifacts.load import load_to_cut
     from ..channels.bypass import bypassable, matching
     from .removal.plan import example_of
 
-    network = load_network(parent)
+    network = load_to_cut(parent)
     return tuple(matching(bypassable(network, example_of(project)), patterns))

@@ -52,7 +52,7 @@ class SensitivityConfig:
     sparsities: Annotated[
         tuple[Annotated[float, Meta(gt=0, lt=1, description="0.5 removes half of one layer or group")], ...], Meta(min_length=1)
     ] = (0.25, 0.5, 0.75, 0.9)
-    importance: Literal["l2", "bn", "taylor"] = "l2"
+    importance: Literal["l2", "bn", "taylor", "fluctuation", "bn-fluctuation"] = "l2"
     reconstruct: bool = True
     images: Annotated[int, Meta(ge=1, description="2048 is the default")] = 2048
     seed: Annotated[int, Meta(ge=0)] = 0
@@ -88,12 +88,13 @@ def measure_sensitivity(
     with making(project, STAGE, STAGE, key, settings, parent, out) as new:
         if not new.wanted:
             return new.artifact
-        from ..artifacts.load import load_network
+        from ..artifacts.load import load_network, load_to_cut
         from ..channels.curves import loss_rises
         from ..plots.sensitivity import draw_heat_map
 
         sample = project.data.train.sample(config.images, config.seed)
-        network, measure = load_network(parent), _measure(project, sample)
+        load = load_to_cut if config.granularity == "channel" else load_network
+        network, measure = load(parent), _measure(project, sample)
         baseline = measure(network)
         curves = _within(project, limit, _curves(project, config, network, sample, measure))
         latencies = _latencies(project, network, [curve.name for curve in curves]) if config.granularity == "module" else {}

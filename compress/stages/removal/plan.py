@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from ...artifacts.artifact import Artifact
 from ...artifacts.cost import MULTIPLES, Cost, count_cost, fastest_rounding
-from ...artifacts.load import Prepare, load_network
+from ...artifacts.load import Prepare, load_to_cut
 from ...artifacts.parts import Metrics, Plan, Rounding
 from ...artifacts.project import Project
 from ...artifacts.records import seconds_of
@@ -59,7 +59,7 @@ class Cutter:
     @cached_property
     def network(self) -> nn.Module:
         """The parent without what is bypassed in this step."""
-        network = load_network(self.parent)
+        network = load_to_cut(self.parent)
         bypass(network, self.config.bypass)
         return network
 
@@ -115,7 +115,7 @@ class Cutter:
 
     @cached_property
     def whole(self) -> Cost:
-        return count_cost(load_network(self.job.origin), self.example)
+        return count_cost(load_to_cut(self.job.origin), self.example)
 
     @cached_property
     def fixed_macs(self) -> int:
@@ -168,7 +168,7 @@ class Cutter:
             self._choose_share(self.job.sparsity, self._choice(1))  # refused before the first training, not before the last
         return self._rounding()
 
-    def by(self, kind: Literal["l2", "bn", "taylor"], *found: str, per_cost: bool = True) -> "Cutter":
+    def by(self, kind: Literal["l2", "bn", "taylor", "fluctuation", "bn-fluctuation"], *found: str, per_cost: bool = True) -> "Cutter":
         """The same by another importance; the network, its groups and what else is named ``found`` are not found again."""
         other = dataclasses.replace(self, config=dataclasses.replace(self.config, importance=kind, per_cost=per_cost))
         vars(other).update({name: getattr(self, name) for name in ("network", "groups", "until", *found)})

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from compress.artifacts.cost import count_cost
 from compress.channels.choose import Choice, at_floor, choose, choose_for, macs_after, size_after
@@ -74,6 +75,46 @@ def test_bn_by_hand_and_l2_where_there_is_none() -> None:
     found = importance(network, groups, "bn")
     assert found["0"].tolist() == pytest.approx([0.5, 1, 1.5, 1])
     assert torch.equal(found["3"], importance(network, groups)["3"])
+
+
+def test_fluctuation_by_hand() -> None:
+    """Over all places of both batches, of 1 and 2 images, channel 0 gives 0 to 3, channel 1 twice that; read by 4 and 1, a constant by 5.
+
+    Variances 1.25 and 5 and 0: the roots of 16 * 1.25, 1 * 5 and 25 * 0, that is twice the root of 5, the root of 5 and nothing.
+    """
+    network = nn.Sequential(nn.Conv2d(1, 3, 1), nn.ReLU(), nn.Conv2d(3, 1, 1)).requires_grad_(False)
+    network[0].weight[:, 0, 0, 0], network[0].bias[:] = torch.tensor([1.0, 2.0, 0.0]), torch.tensor([0.0, 0.0, 7.0])
+    network[2].weight[0, :, 0, 0] = torch.tensor([4.0, 1.0, 5.0])
+    images = torch.tensor([[0.0, 1, 2, 3], [0, 0, 1, 1], [2, 2, 3, 3]]).view(3, 1, 2, 2)
+    groups = channel_groups(network, images)
+    [found] = importance(network, groups, "fluctuation", (network(batch).mean() for batch in (images[:1], images[1:]))).values()
+    assert found.tolist() == pytest.approx([2, 1, 0], abs=1e-5)
+    assert not any(module._forward_pre_hooks for module in network)
+
+
+def test_bn_fluctuation_is_the_geometric_mean_of_both() -> None:
+    network, groups = two_groups()
+    bn, both = importance(network, groups, "bn"), importance(network, groups, "bn-fluctuation", iter([network(IMAGE).sum()]))
+    fluctuation = importance(network, groups, "fluctuation", iter([network(IMAGE).sum()]))
+    assert both.keys() == {"0", "3"}
+    for name, scores in both.items():
+        assert scores.square().tolist() == pytest.approx((bn[name] * fluctuation[name]).tolist())
+
+
+def test_fluctuation_is_l2_where_no_module_reads_the_channels() -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.A, self.weight = nn.Conv2d(1, 4, 1), nn.Parameter(torch.randn(2, 4, 1, 1))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return functional.conv2d(self.A(x).relu(), self.weight).mean((2, 3))
+
+    network = Net()
+    groups = channel_groups(network, IMAGE)
+    assert torch.equal(
+        importance(network, groups, "fluctuation", iter([network(IMAGE).sum()]))["A"], importance(network, groups, "l2")["A"]
+    )
 
 
 def test_taylor_is_the_derivative_of_the_loss_by_the_contribution() -> None:
@@ -187,6 +228,8 @@ def test_bad_importance_is_refused() -> None:
         importance(network, groups, "size")
     with pytest.raises(CompressError, match="needs losses"):
         importance(network, groups, "taylor")
+    with pytest.raises(CompressError, match="needs losses"):
+        importance(network, groups, "fluctuation")
     with torch.no_grad():
         network[0].weight[2] = math.nan
     with pytest.raises(CompressError, match='of "0" is not finite'):

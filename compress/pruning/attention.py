@@ -1,0 +1,127 @@
+"""Attention whose heads and whose input can lose of their width, in the place of torch's, which ties all of its widths together.
+
+By hand: ``nn.MultiheadAttention(64, 4)`` reads 64 channels, makes queries, keys and values of 4 heads of 16 channels each, and gives 64
+channels. Its weights say all that: without head 2, ``qkv`` is 144 x 64 instead of 192 x 64 and ``out_proj`` 64 x 48; without 8 channels
+of what it reads and gives, they are 192 x 56 and 56 x 64. Only the width of a head, 16, is a number.
+
+What is left as it is: attention between two sequences with widths of their own (``kdim``, ``vdim``), with a bias added to its keys and
+values or a zero to both; subclasses.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.overrides import handle_torch_function, has_torch_function
+
+
+class SelfAttention(nn.Module):
+    """What an ``nn.MultiheadAttention`` computes, with its very weights: ``qkv`` and ``out_proj``.
+
+    Called as that is called: (B, N, C), (N, B, C) or (N, C), and masks; returns the output and, if asked for, the weights.
+    """
+
+    _qkv_same_embed_dim = False  # so that nn.TransformerEncoderLayer calls it, instead of computing with its weights by itself
+
+    def __init__(self, given: nn.MultiheadAttention) -> None:
+        super().__init__()
+        self.width, self.batch_first, self.dropout = given.head_dim, given.batch_first, given.dropout
+        self.qkv = _linear(given.in_proj_weight, given.in_proj_bias)
+        self.out_proj = _linear(given.out_proj.weight, given.out_proj.bias)
+        self.train(given.training)
+
+    @property
+    def num_heads(self) -> int:
+        return self.qkv.out_features // (3 * self.width)
+
+    @property
+    def in_proj_bias(self) -> Tensor:
+        return self.qkv.bias
+
+    def forward(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        key_padding_mask: Tensor | None = None,
+        need_weights: bool = True,
+        attn_mask: Tensor | None = None,
+        average_attn_weights: bool = True,
+        is_causal: bool = False,
+    ) -> tuple[Tensor, Tensor | None]:
+        swap = query.dim() == 3 and not self.batch_first
+        if query is key and key is value:
+            q, k, v = self.qkv(query.transpose(0, 1) if swap else query).chunk(3, dim=-1)
+        else:
+            biases = (None,) * 3 if self.qkv.bias is None else self.qkv.bias.chunk(3)
+            each = zip((query, key, value), self.qkv.weight.chunk(3), biases, strict=True)
+            q, k, v = (functional.linear(one.transpose(0, 1) if swap else one, weight, bias) for one, weight, bias in each)
+        mask = self._mask(q, attn_mask, key_padding_mask)
+        made = self.out_proj(attend(q, k, v, self.width, mask, self.dropout if self.training else 0.0))
+        weights = _weights(q, k, self.width, mask) if need_weights else None
+        weights = weights.mean(-3) if weights is not None and average_attn_weights else weights
+        return made.transpose(0, 1) if swap else made, weights
+
+    def _mask(self, like: Tensor, among: Tensor | None, padding: Tensor | None) -> Tensor | None:
+        """What is added to the products of queries and keys, broadcast to (B, heads, N, N)."""
+        parts = []
+        if among is not None:  # (N, N), or (B * heads, N, N)
+            added = _added(among, like)
+            parts.append(added.unflatten(0, (-1, self.num_heads)) if among.dim() == 3 else added)
+        if padding is not None:  # (B, N), or (N,)
+            parts.append(_added(padding, like)[..., None, None, :])
+        return sum(parts[1:], parts[0]) if parts else None
+
+
+def attend(query: Tensor, key: Tensor, value: Tensor, width: int, mask: Tensor | None = None, dropout: float = 0.0) -> Tensor:
+    """Scaled dot-product attention, each (..., N, heads * width), head by head; (..., N, heads * width).
+
+    One operation to whoever follows what a network computes.
+    """
+    given = query, key, value
+    if has_torch_function(given):
+        return handle_torch_function(attend, given, *given, width, mask, dropout)
+    queries, keys, values = (_heads(one, width) for one in given)
+    made = functional.scaled_dot_product_attention(queries, keys, values, attn_mask=mask, dropout_p=dropout)
+    return made.transpose(-3, -2).flatten(-2)
+
+
+def separate_heads(network: nn.Module, which: Callable[[str], bool] = lambda name: True) -> nn.Module:
+    """The same network, changed in place: attention of torch's that can be is a :class:`SelfAttention`, where ``which`` takes its name."""
+    for name, module in list(network.named_modules()):
+        if type(module) is nn.MultiheadAttention and name and which(name) and _separable(module):
+            owner, _, attribute = name.rpartition(".")
+            setattr(network.get_submodule(owner), attribute, SelfAttention(module))
+    return network
+
+
+def _added(mask: Tensor, like: Tensor) -> Tensor:
+    """What a mask adds: minus infinity where a truth value says that nothing is to be seen."""
+    return like.new_zeros(mask.shape).masked_fill(mask, -math.inf) if mask.dtype == torch.bool else mask
+
+
+def _separable(module: nn.MultiheadAttention) -> bool:
+    return module._qkv_same_embed_dim and module.bias_k is None and module.bias_v is None and not module.add_zero_attn
+
+
+def _heads(of: Tensor, width: int) -> Tensor:
+    """(..., N, heads * width) as (..., heads, N, width)."""
+    return of.unflatten(-1, (-1, width)).transpose(-3, -2)
+
+
+def _weights(query: Tensor, key: Tensor, width: int, mask: Tensor | None) -> Tensor:
+    """How much each place takes of each other one, (..., heads, N, N)."""
+    products = _heads(query, width) @ _heads(key, width).transpose(-2, -1) / math.sqrt(width)
+    return (products if mask is None else products + mask).softmax(-1)
+
+
+def _linear(weight: Any, bias: Any) -> nn.Linear:
+    """With these very parameters."""
+    made = nn.Linear(1, 1, bias=bias is not None, device="meta")
+    made.weight, (made.out_features, made.in_features) = weight, weight.shape
+    if bias is not None:
+        made.bias = bias
+    return made
