@@ -169,7 +169,7 @@ def test_command_prints_one_object_and_finds_the_newest_network(made: Made) -> N
         (["--sparsity", "nan"], r"^each of sparsities \(=\(nan,\)\) must lie in"),
         (["--sparsity", "-0.5"], r"^each of sparsities \(=\(-0\.5,\)\) must lie in"),
         (["--granularity", "layer"], r"^granularity \(=layer\) must be weight, channel or module$"),
-        (["--importance", "l1"], r"^importance \(=l1\) must be l2, bn or taylor$"),
+        (["--importance", "l1"], r"^importance \(=l1\) must be l2, bn, taylor, fluctuation or bn-fluctuation$"),
         (["--images", "0"], r"^images \(=0\) must be at least 1; 2048 is the default$"),
         (["--seed", "-1"], r"^seed \(=-1\) must lie in \[0, 2147483648\)$"),
     ],
