@@ -109,14 +109,23 @@ def channel_curves(
     return _curves({group.name: group.width for group in groups}, sparsities, cut, measure, progress)
 
 
-def module_curves(network: nn.Module, names: Sequence[str], measure: Measure, progress: Progress) -> Iterator[Curve]:
-    """Bypass one module after the other: curves of one point, at sparsity 1. ``names``: see ``channels.bypass.bypassable``."""
+def module_curves(
+    network: nn.Module,
+    names: Sequence[str],
+    measure: Measure,
+    progress: Progress,
+    repair: Callable[[nn.Module], nn.Module] = lambda bypassed: bypassed,
+) -> Iterator[Curve]:
+    """Bypass one module after the other: curves of one point, at sparsity 1.
+
+    ``names``: see ``channels.bypass.bypassable``. ``repair``: makes the network that is measured of one without a module.
+    """
     sizes = {name: sum(parameter.numel() for parameter in network.get_submodule(name).parameters()) for name in names}
 
     def cut(name: str, _: float) -> tuple[int, nn.Module]:
         pruned = copy.deepcopy(network)
         bypass(pruned, [name])
-        return sizes[name], pruned
+        return sizes[name], repair(pruned)
 
     return _curves(sizes, (1.0,), cut, measure, progress)
 

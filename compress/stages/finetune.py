@@ -32,7 +32,7 @@ from ..files import write_whole
 from ..graphs.as_torch.network import OnnxNetwork
 from ..graphs.file import ALIKE, write_onnx
 from ..graphs.records import Parity
-from ..pruning.layerwise import Zeros, chunk_size
+from ..pruning.layerwise import Zeros, chunk_size, solve
 from ..pruning.masks import nonzero_masks
 from ..pruning.passes import at_once, evaluating
 from ..pruning.repair import Repaired, make_up
@@ -220,6 +220,11 @@ class Bench:
         with self._placed(network, pruned):
             images = self._some_images(network, FEW_CHUNKS)
             return reconstruct(network, pruned, groups, keep, images, zeros=zeros, prepare=self.prepare, fixed=fixed).network.cpu()
+
+    def without(self, network: nn.Module, bypassed: nn.Module) -> nn.Module:
+        """What the network without a module becomes when its layers make up for it; see :func:`compress.pruning.layerwise.solve`."""
+        with self._placed(network, bypassed):
+            return solve(network, bypassed, self._some_images(network, FEW_CHUNKS), prepare=self.prepare).network.cpu()
 
     def repaired(self, network: nn.Module, pruned: nn.Module, groups: Groups, keep: Keep, zeros: Zeros) -> Repaired:
         """See :func:`compress.channels.reconstruct.repair`."""

@@ -44,7 +44,8 @@ class SensitivityConfig:
     """How much each part of a network bears: ``granularity`` weight (zeroed, per layer), channel (removed, per group) or module (bypassed).
 
     ``sparsities``: those that are measured; modules know none. ``importance``: which channels go first, see ``channels.scores``.
-    ``reconstruct``: the layers that read removed channels make up for them by least squares, as all do in channel removal.
+    ``reconstruct``: the layers that read removed channels make up for them by least squares, and all layers for a module that was bypassed,
+    as they do in channel removal.
     ``images``: how many training images are scored, drawn by ``seed``.
     """
 
@@ -77,7 +78,7 @@ def measure_sensitivity(
     for name in {
         "weight": ("importance", "reconstruct"),
         "channel": (),
-        "module": ("importance", "reconstruct", "sparsities"),
+        "module": ("importance", "sparsities"),
     }[config.granularity]:
         del settings[name]  # without effect
     key = stage_key(STAGE, settings, parent=parent.content, data=data_identity(project))
@@ -205,7 +206,10 @@ def _curves(project: Project, config: SensitivityConfig, network: nn.Module, sam
         return channel_curves(network, groups, scores, config.sparsities, measure, progress, **how)
     if not (names := bypassable(network, example)):
         raise CompressError("granularity (=module): no module of this network keeps the shape of its input; take weight or channel")
-    return module_curves(network, names, measure, progress)
+    if not config.reconstruct:
+        return module_curves(network, names, measure, progress)
+    bench = Bench(project=project, solved_on=SOLVED_ON)
+    return module_curves(network, names, measure, progress, lambda bypassed: bench.without(network, bypassed))
 
 
 def _latencies(project: Project, network: nn.Module, names: Sequence[str]) -> dict[str, Interval]:

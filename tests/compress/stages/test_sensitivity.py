@@ -23,6 +23,7 @@ from compress.artifacts.payloads import Curve, Point, Sensitivity, read_payload
 from compress.artifacts.project import Project
 from compress.artifacts.records import checked
 from compress.benchmarks.statistics import Interval
+from compress.channels.bypass import bypass
 from compress.channels.cut import remove_channels
 from compress.channels.find import channel_groups
 from compress.channels.scores import importance
@@ -32,10 +33,13 @@ from compress.errors import CompressError
 from compress.models.emnist import make as make_emnist
 from compress.plots.sensitivity import cell, draw_heat_map
 from compress.pruning.masks import apply_masks, weight_masks
+from compress.stages import sensitivity as stage
 from compress.stages.finetune import Bench
 from compress.stages.import_network import import_weights
 from compress.stages.sensitivity import SensitivityConfig, cheap_modules, measure_sensitivity
+from compress.stages.train import train
 from compress.train.metrics import score
+from compress.train.settings import FitConfig
 from compress.train.split import stratified_sample
 
 Made = tuple[Project, Artifact]
@@ -115,6 +119,21 @@ def test_what_is_left_makes_up_for_removed_channels_unless_it_is_not_to(made: Ma
     made_up = Bench(project=project, solved_on=256).reconstructed(network, remove_channels(network, groups, keep), groups, keep, near=True)
     assert point_of(found, "conv2", 0.5) == pytest.approx(scored(project, made_up), rel=1e-4)
     assert point_of(found, "conv2", 0.5)[1] < point_of(bare, "conv2", 0.5)[1]
+
+
+def test_what_is_left_makes_up_for_a_bypassed_module_unless_it_is_not_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    options = Context(model="k49", options={"widths": [8, 16], "depths": [1, 2]}, data="digits", runs=tmp_path, device="cpu")
+    project = options.project(options.load_recipe())
+    parent = train(project, FitConfig(epochs=1, batch=64, lr=0.003))
+    monkeypatch.setattr(stage, "_latencies", lambda project, network, names: dict.fromkeys(names, Interval(value=1.0, low=1.0, high=1.0)))
+    config = SensitivityConfig(granularity="module", **CONFIG)
+    found, bare = (measure_sensitivity(project, parent, dataclasses.replace(config, reconstruct=how)) for how in (True, False))
+    network, without = load_network(parent), load_network(parent)
+    bypass(without, ["blocks.2"])
+    assert point_of(bare, "blocks.2", 1.0) == pytest.approx(scored(project, without), rel=1e-4)
+    made_up = Bench(project=project, solved_on=256).without(network, without)
+    assert point_of(found, "blocks.2", 1.0) == pytest.approx(scored(project, made_up), rel=1e-4)
+    assert point_of(found, "blocks.2", 1.0)[1] < point_of(bare, "blocks.2", 1.0)[1]
 
 
 def test_a_network_without_modules_of_one_shape_is_told(made: Made) -> None:
