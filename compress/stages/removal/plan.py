@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from ...artifacts.artifact import Artifact
-from ...artifacts.cost import MULTIPLES, Cost, count_cost, fastest_rounding
+from ...artifacts.cost import MULTIPLES, Cost, count_cost
 from ...artifacts.load import Prepare, load_to_cut
 from ...artifacts.parts import Metrics, Plan, Rounding
 from ...artifacts.project import Project
@@ -42,6 +42,7 @@ if TYPE_CHECKING:
 
 ATTEMPTS = 4  # searches for a goal in latency, each aiming lower by what the one before missed
 HALVINGS = 12  # networks that a bisection looks at
+USUAL = 4  # a multiple that is fast more often than not, and leaves a choice
 
 
 class OutOfTime(Exception):
@@ -138,7 +139,7 @@ class Cutter:
             if time.monotonic() >= self.until:
                 raise OutOfTime
             goal = self.config.max_latency
-            self.latencies[widths] = keep, self.job.clock.ratio(self._cut(keep), goal=goal)
+            self.latencies[widths] = keep, self.job.clock.ratio(self.cut(keep), goal=goal)
         return self.latencies[widths][1]
 
     @cached_property
@@ -152,7 +153,7 @@ class Cutter:
         if self.config.sparsity is None and not self.config.limits:
             return Plan(keep=self._everything(), rounding=None)
         rounding = self.rounding
-        keep = self._choose(rounding.round_to, self.config.limits) if self.config.max_latency is None else self._fast(rounding.round_to)
+        keep = self.choose(rounding.round_to, self.config.limits) if self.config.max_latency is None else self._fast(rounding.round_to)
         return Plan(keep=keep, rounding=rounding, importance=self.ranking)
 
     @property
@@ -163,10 +164,30 @@ class Cutter:
 
     @cached_property
     def rounding(self) -> Rounding:
+        """The multiple of channels that widths are rounded to: as asked, as measured before, or a usual one until it is measured."""
         _ = self.groups, self.scores, self.until  # the groups first, as they say best why a network cannot be cut
         if self.job.sparsity is not None:
             self._choose_share(self.job.sparsity, self._choice(1))  # refused before the first training, not before the last
-        return self._rounding()
+        if self.known_rounding is not None:
+            return self.known_rounding
+        multiples = self.reaching(MULTIPLES, self.job.final)
+        return Rounding(round_to=max((one for one in multiples if one <= USUAL), default=multiples[0]))
+
+    @cached_property
+    def known_rounding(self) -> Rounding | None:
+        """As asked, or as measured in an earlier step; where the latter turns out to be out of reach, the next finer one."""
+        _ = self.until  # what is measured here is part of the search
+        if self.config.round_to:
+            self.reaching([self.config.round_to], self.job.final)
+            return Rounding(round_to=self.config.round_to)
+        if not isinstance(known := self.known.rounding, Rounding):
+            return None
+        finer = [known.round_to, *(multiple for multiple in MULTIPLES[::-1] if multiple < known.round_to)]
+        taken = next((one for one in finer if self._may_reach(one)), known.round_to)
+        if taken != known.round_to:
+            say = self.job.project.console.say
+            say(f"{STAGE}: widths in multiples of {known.round_to} no longer reach the goal; takes multiples of {taken}")
+        return dataclasses.replace(known, round_to=taken)
 
     def by(self, kind: Literal["l2", "bn", "taylor", "fluctuation", "bn-fluctuation"], *found: str, per_cost: bool = True) -> "Cutter":
         """The same by another importance; the network, its groups and what else is named ``found`` are not found again."""
@@ -183,17 +204,17 @@ class Cutter:
     def roughly(self, more: float = 1.0) -> Kept:
         """What stays where ``more`` times as much goes as was asked for, but for a goal in latency, which is taken as one in MACs."""
         multiple = self.rounding.round_to
-        limits = {name: 1 - more * (1 - limit) for name, limit in self._in_macs(dict(self.config.limits), [multiple]).items()}
+        limits = {name: 1 - more * (1 - limit) for name, limit in self.in_macs(dict(self.config.limits), [multiple]).items()}
         for name, limit in limits.items():
             if limit <= 0:
                 raise CompressError(f"{name}: {more:.3g} times as much as was asked for cannot go")
-        return self._choose(multiple, limits, more)
+        return self.choose(multiple, limits, more)
 
     def _choice(self, round_to: int) -> Choice:
         scope = "group" if self.config.scope == "group" else "global"
         return Choice(scope=scope, round_to=round_to, floor=self.config.floor, original=self.before)
 
-    def _choose(self, round_to: int, limits: Mapping[str, float], more: float = 1.0) -> Kept:
+    def choose(self, round_to: int, limits: Mapping[str, float], more: float = 1.0) -> Kept:
         how = self._choice(round_to)
         if self.config.sparsity is not None:
             return self._choose_share(more * self.config.sparsity, how)
@@ -236,7 +257,7 @@ class Cutter:
         metrics = self.parent.manifest.metrics
         return metrics if metrics.teacher == self.job.origin.content else Metrics()
 
-    def _reaching(self, multiples: Sequence[int], limits: Mapping[str, float]) -> list[int]:
+    def reaching(self, multiples: Sequence[int], limits: Mapping[str, float]) -> list[int]:
         """Those multiples with which the floors meet the limits, or may, where that is measured; CompressError where there are none."""
         if not limits:
             return list(multiples)
@@ -251,49 +272,10 @@ class Cutter:
         _, name, least = worst[best]
         raise out_of_reach(name, limits[name], least, self.config.floor, best)
 
-    def _cut(self, keep: Kept) -> nn.Module:
+    def cut(self, keep: Kept) -> nn.Module:
         return remove_channels(self.network, self.groups, keep)
 
-    def _rounding(self) -> Rounding:
-        """The multiple of channels that widths are rounded to: as asked, as measured in an earlier step, or measured now.
-
-        Those with which the last goals are out of reach are left out, before anything is trained. Where one that was measured before
-        turns out to be, the next finer one is taken. A limit of latency is taken as one of MACs for this: at the same latency no rounding
-        would be the faster one.
-        """
-        say, known = self.job.project.console.say, self.known.rounding
-        if self.config.round_to:
-            self._reaching([self.config.round_to], self.job.final)
-            return Rounding(round_to=self.config.round_to)
-        if isinstance(known, Rounding):
-            finer = [known.round_to, *(multiple for multiple in MULTIPLES[::-1] if multiple < known.round_to)]
-            taken = next((one for one in finer if self._may_reach(one)), known.round_to)
-            if taken != known.round_to:
-                say(f"{STAGE}: widths in multiples of {known.round_to} no longer reach the goal; takes multiples of {taken}")
-            return dataclasses.replace(known, round_to=taken)
-        limits = dict(self.job.final)
-        multiples = self._reaching(MULTIPLES, limits)
-        if left_out := [str(one) for one in MULTIPLES if one not in multiples]:
-            say(f"{STAGE}: leaves out widths in multiples of {' and '.join(left_out)}, with which the goal is out of reach")
-        if len(multiples) == 1:
-            return Rounding(round_to=multiples[0])
-        limits = self._in_macs(limits, multiples)
-        networks, refusals = {}, []
-        for multiple in multiples:
-            try:
-                networks[multiple] = self._cut(self._choose(multiple, limits))
-            except CompressError as error:
-                refusals.append(error)
-        if not networks:
-            raise refusals[0]
-        clock = self.job.clock
-        say(f"{STAGE}: measures which widths are fast here, at most {clock.expected(len(networks)):.0f} s on an idle machine")
-        found = fastest_rounding(networks, clock, self.until)
-        if found.doubt:
-            say(f"{STAGE}: takes multiples of {found.round_to}; {found.doubt}")
-        return found
-
-    def _in_macs(self, limits: dict[str, float], multiples: Sequence[int]) -> dict[str, float]:
+    def in_macs(self, limits: dict[str, float], multiples: Sequence[int]) -> dict[str, float]:
         """The limits, that of latency as one of MACs which at least one of the multiples can meet."""
         if (latency := limits.pop("max_latency", None)) is not None:
             scores = {group.name: torch.zeros(group.width) for group in self.groups}
@@ -312,7 +294,7 @@ class Cutter:
 
     def _may_reach(self, multiple: int) -> bool:
         try:
-            return bool(self._reaching([multiple], self.job.final))
+            return bool(self.reaching([multiple], self.job.final))
         except CompressError:
             return False
 
@@ -327,10 +309,10 @@ class Cutter:
             for _ in range(ATTEMPTS):
                 keep = floor
                 if self._latency(floor).high <= aim:
-                    keep = self._choose(round_to, self.config.limits | {"max_latency": aim})
+                    keep = self.choose(round_to, self.config.limits | {"max_latency": aim})
                 if goal != self.job.final.get("max_latency") or keep == floor:
                     break
-                found = clock.ratio(self._cut(keep), goal=goal, rounds=MOST_LAUNCHES)
+                found = clock.ratio(self.cut(keep), goal=goal, rounds=MOST_LAUNCHES)
                 if found.high <= goal:
                     break
                 aim *= goal / found.high

@@ -18,6 +18,7 @@ from pathlib import Path
 
 from torch import nn
 
+from ...artifacts.cost import MULTIPLES, fastest_rounding
 from ...artifacts.load import load_to_cut
 from ...artifacts.parts import Plan, Rounding
 from ...artifacts.project import Project
@@ -55,22 +56,23 @@ def planned(cutter: Cutter) -> Plan:
     jury = _Jury(Bench(project=cutter.job.project, solved_on=min(cutter.config.images, TRIED_ON)), load_to_cut(cutter.parent))
     losses: dict[str, float] = {}
     if cutter.config.importance == AUTO:
-        cutter, losses = _best_importance(cutter, jury)
-    cutter = cutter.in_multiples_of(_rounding_that_pays(cutter, jury, losses.get(cutter.ranking)))
+        cutter, losses = _best_importance(cutter.by("l2"), jury)
+    if cutter.known_rounding is None:
+        cutter = cutter.in_multiples_of(_rounding_that_pays(cutter.in_multiples_of(_fast_rounding(cutter)), jury))
     plan = cutter.plan()
     return dataclasses.replace(plan, importances={name: loss for name, loss in losses.items() if math.isfinite(loss)}) if losses else plan
 
 
-def _best_importance(cutter: Cutter, jury: _Jury) -> tuple[Cutter, dict[str, float]]:
-    """The cutter whose importance is the best, and the losses of all that were tried."""
+def _best_importance(first: Cutter, jury: _Jury) -> tuple[Cutter, dict[str, float]]:
+    """The cutter whose importance is the best, and the losses of all that were tried, ``first`` before all others."""
     losses: dict[str, float] = {}
     tried: dict[str, Kept] = {}
-    for trial in _trials(cutter):
+    for trial in _trials(first):
         keep = trial.roughly()
         if keep in tried.values():  # another one says the same
             continue
         if losses and time.monotonic() >= trial.until:
-            cutter.job.project.console.say(f"{STAGE}: the time limit is over; takes the best importance of {len(losses)} tried so far")
+            first.job.project.console.say(f"{STAGE}: the time limit is over; takes the best importance of {len(losses)} tried so far")
             break
         tried[trial.ranking] = keep
         loss = jury.loss(trial, keep)
@@ -80,43 +82,66 @@ def _best_importance(cutter: Cutter, jury: _Jury) -> tuple[Cutter, dict[str, flo
     return best, losses
 
 
-def _rounding_that_pays(cutter: Cutter, jury: _Jury, loss: float | None) -> Rounding:
-    """The rounding that was measured to be fast, or a finer one that loses less at the same latency.
+def _fast_rounding(cutter: Cutter) -> Rounding:
+    """The multiple of channels that is fast on this machine.
 
-    ``loss``: of the former, where it is known. What was measured in an earlier step is kept.
+    Those with which the last goals are out of reach are left out, before anything is trained. A limit of latency is taken as one of MACs
+    for this: at the same latency no rounding would be the faster one.
     """
+    say, limits = cutter.job.project.console.say, dict(cutter.job.final)
+    multiples = cutter.reaching(MULTIPLES, limits)
+    if left_out := [str(one) for one in MULTIPLES if one not in multiples]:
+        say(f"{STAGE}: leaves out widths in multiples of {' and '.join(left_out)}, with which the goal is out of reach")
+    if len(multiples) == 1:
+        return Rounding(round_to=multiples[0])
+    limits = cutter.in_macs(limits, multiples)
+    networks, refusals = {}, []
+    for multiple in multiples:
+        try:
+            networks[multiple] = cutter.cut(cutter.choose(multiple, limits))
+        except CompressError as error:
+            refusals.append(error)
+    if not networks:
+        raise refusals[0]
+    clock = cutter.job.clock
+    say(f"{STAGE}: measures which widths are fast here, at most {clock.expected(len(networks)):.0f} s on an idle machine")
+    found = fastest_rounding(networks, clock, cutter.until)
+    if found.doubt:
+        say(f"{STAGE}: takes multiples of {found.round_to}; {found.doubt}")
+    return found
+
+
+def _rounding_that_pays(cutter: Cutter, jury: _Jury) -> Rounding:
+    """The rounding that was measured to be fast, or the finer one that loses least at the same latency."""
     taken, say = cutter.rounding, cutter.job.project.console.say
-    if not taken.measured or isinstance(cutter.known.rounding, Rounding):
+    if not taken.measured:
         return taken
     fast = next(row for row in taken.measured if row.round_to == taken.round_to)
-    for row in sorted(taken.measured, key=lambda row: -row.round_to):
-        if row.round_to >= taken.round_to:
+    losses: dict[int, float] = {}
+    for row in taken.measured:
+        if row.round_to >= fast.round_to or row.ratio >= 1:  # no cut makes what is slower than before as fast
             continue
-        if row.ratio >= 1 or row.ratio <= fast.ratio:  # no cut makes it as fast, or it is as fast, and was not the better one
-            break
         if time.monotonic() >= cutter.until:
-            say(f"{STAGE}: the time limit is over; what multiples of {taken.round_to} lose was not compared")
+            say(f"{STAGE}: the time limit is over; what multiples of {fast.round_to} lose was not compared with all others")
             break
         finer = cutter.in_multiples_of(dataclasses.replace(taken, round_to=row.round_to))
         try:
             keep = finer.roughly(more=(1 - fast.ratio) / (1 - row.ratio))
         except CompressError:  # so much cannot go
-            break
-        loss = jury.loss(cutter, cutter.roughly()) if loss is None else loss
-        finer_loss = jury.loss(finer, keep)
-        if finer_loss >= loss:
-            break
-        say(
-            f"{STAGE}: takes multiples of {row.round_to}, although multiples of {fast.round_to} take {fast.ratio / row.ratio:.2g} of their "
-            f"time: cut until they are as fast, they lose less (cross-entropy {finer_loss:.3g} against {loss:.3g})"
-        )
-        taken, loss = finer.rounding, finer_loss
-    return taken
+            continue
+        losses[row.round_to] = jury.loss(finer, keep)
+    if not losses or losses[best := min(losses, key=losses.__getitem__)] >= (loss := jury.loss(cutter, cutter.roughly())):
+        return taken
+    times = fast.ratio / next(row.ratio for row in taken.measured if row.round_to == best)
+    say(
+        f"{STAGE}: takes multiples of {best}, although multiples of {fast.round_to} take {times:.2g} of their time: "
+        f"cut until they are as fast, they lose less (cross-entropy {losses[best]:.3g} against {loss:.3g})"
+    )
+    return dataclasses.replace(taken, round_to=best)
 
 
-def _trials(cutter: Cutter) -> Iterator[Cutter]:
+def _trials(first: Cutter) -> Iterator[Cutter]:
     """Every importance per cost and as it is; "taylor" as it is was the worst of all on k49 and on ResNet-8."""
-    first = cutter.by("l2")
     yield first
     for kind in ("l2", "bn", "fluctuation", "bn-fluctuation", "taylor"):
         known = ("rounding", "importances") if kind == "l2" else ("rounding",)
