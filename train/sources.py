@@ -1,4 +1,4 @@
-"""Data sets as arrays in memory: by name, or from a folder of one of three layouts.
+"""Data sets as arrays: by name, or from a folder of one of three layouts. In memory, but for pictures that need too much of it.
 
 ::
 
@@ -18,9 +18,8 @@ Cohen et al. 2017, arXiv:1702.05373 (EMNIST).
 """
 
 import difflib
-import hashlib
+import math
 import re
-import unicodedata
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -29,11 +28,14 @@ from pathlib import Path
 
 import numpy as np
 
-from .data_set import About, DataSet, Part, Parts
+from .cache import HIDDEN, Cache, fits_memory
+from .data_set import About, DataSet, Part, Parts, fingerprint
 from .download import fetch
 from .errors import TrainError
-from .formats import IMAGE_SUFFIXES, read_array, read_class_map, read_pictures
+from .formats import IMAGE_SUFFIXES, read_array, read_class_map
+from .pictures import Progress, read_pictures, subfolders
 from .split import divide
+from .stored import Images
 
 NAMES = ("digits", "k49", "emnist", "kmnist")
 K49_URL = "http://codh.rois.ac.jp/kmnist/dataset/k49/"
@@ -53,8 +55,7 @@ _MAX_CLASSES = 100_000
 # Neither depends on the user's seed: the test part of a data set must be the same for everyone.
 _TEST_FRACTION, _TEST_SEED = 0.2, 0
 
-Progress = Callable[[str, int, int], None]
-Answer = Callable[[np.ndarray], tuple[np.ndarray, int]]  # images uint8 (N, C, H, W) to a class for each, int64 (N,), of so many
+Answer = Callable[[Images], tuple[np.ndarray, int]]  # images uint8 (N, C, H, W) to a class for each, int64 (N,), of so many
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,13 +88,14 @@ def load_data(
     files: Files | None = None,
     answer: Answer | None = None,
     progress: Progress | None = None,
+    kept: Cache | None = None,
 ) -> DataSet:
     """Read the data set ``source``: a name of ``NAMES`` or the path of a folder (``./digits`` for a folder that has such a name).
 
     ``validation`` in (0, 0.5] is the fraction of every class that ``seed`` (>= 0) moves from train to validation. ``shape`` is the
     (C, H, W) the network takes: pictures are converted to it, arrays must have it. Downloads lie in ``cache``. ``files`` replaces
     ``source``. ``answer`` labels the images of a folder that has no labels. ``progress`` is told (file or folder, done, of how many:
-    bytes or images).
+    bytes or images). ``kept``: where decoded pictures are kept; without it they are decoded each time, into memory.
 
     Raises TrainError for everything the heads of this module, ``formats`` and ``download`` list.
     """
@@ -102,9 +104,9 @@ def load_data(
     if seed < 0:
         raise TrainError(f"seed (={seed}) must be a whole number of at least 0; 0 is the default")
     if answer is not None:
-        raw = _read_unlabelled(Path(source), shape, answer, progress)
+        raw = _read_unlabelled(Path(source), shape, answer, progress, kept)
     else:
-        raw = _read_files(files, shape) if files else _read_source(source, shape, cache, progress)
+        raw = _read_files(files, shape) if files else _read_source(source, shape, cache, progress, kept)
     if raw.train.images.shape[1:] != shape:
         raise TrainError(f"data (={source}) has images of shape {raw.train.images.shape[1:]}, the network takes {shape}; choose other data")
     train, test, order = raw.train, raw.test, np.arange(len(raw.train.labels))
@@ -112,20 +114,24 @@ def load_data(
     if test is None:
         order, cut = divide(train.labels, _TEST_FRACTION, _TEST_SEED, raw.name)
         train, test = raw.train.take(order), raw.train.take(cut)
-    kept, held = divide(train.labels, validation, seed, raw.name)
-    parts = Parts(train=train.take(kept), validation=train.take(held), test=test, order=np.concatenate([order[kept], order[held], cut]))
+    rest, held = divide(train.labels, validation, seed, raw.name)
+    first, second = train.take(rest), train.take(held)
+    known = fingerprint(train, test)
+    if fits_memory((len(train.labels) + len(test.labels)) * math.prod(shape)):
+        first, second, test = first.read(), second.read(), test.read()
+    parts = Parts(train=first, validation=second, test=test, order=np.concatenate([order[rest], order[held], cut]))
     about = About(
         name=raw.name,
         classes=raw.classes,
         shape=shape,
-        counts=(len(kept), len(held), len(test.labels)),
-        fingerprint=_fingerprint(train, test),
+        counts=(len(rest), len(held), len(test.labels)),
+        fingerprint=known,
         has_test=raw.test is not None,
     )
     return DataSet(about, lambda: (about, parts))
 
 
-def _read_source(source: str, shape: tuple[int, int, int], cache: Path, progress: Progress | None) -> _Raw:
+def _read_source(source: str, shape: tuple[int, int, int], cache: Path, progress: Progress | None, kept: Cache | None) -> _Raw:
     match source:
         case "digits":
             return _read_digits()
@@ -150,10 +156,10 @@ def _read_source(source: str, shape: tuple[int, int, int], cache: Path, progress
         return _read_files(_npz_files(folder), shape)
     if any(folder.glob("*-idx[13]-ubyte*")):
         return _read_files(_idx_files(folder, "train", "t10k"), shape)
-    return _read_image_folder(folder, shape, progress)
+    return _read_image_folder(folder, shape, progress, kept)
 
 
-def _read_unlabelled(folder: Path, shape: tuple[int, int, int], answer: Answer, progress: Progress | None) -> _Raw:
+def _read_unlabelled(folder: Path, shape: tuple[int, int, int], answer: Answer, progress: Progress | None, kept: Cache | None) -> _Raw:
     """All pictures in a folder and below it; hidden ones are passed over."""
     if not folder.is_dir():
         raise TrainError(f"calibrate (={folder}) is not a folder; name one that holds images such as the network is to read")
@@ -161,7 +167,7 @@ def _read_unlabelled(folder: Path, shape: tuple[int, int, int], answer: Answer, 
     inside = sorted({str(path.parent) for path in found if not any(part.startswith(".") for part in path.parts)})
     if not inside:
         raise TrainError(f"calibrate (={folder}) holds no images ({' '.join(IMAGE_SUFFIXES)}); some hundred do well")
-    images, _ = read_pictures(folder, inside, shape, progress)
+    images, _ = read_pictures(folder, inside, shape, progress, kept)
     labels, count = answer(images)
     return _Raw(name=folder.resolve().name, classes=tuple(map(str, range(count))), train=Part(images, labels))
 
@@ -171,8 +177,9 @@ def stamp(source: str, cache: Path, files: Files | None = None) -> list[tuple[st
     if source == "digits" and files is None:
         return [(f"scikit-learn {one.version}", 0, 0, 0) for one in distributions(name="scikit-learn")]  # in which they lie
     known = {"k49": cache / "k49", "emnist": cache / "EMNIST" / "raw", "kmnist": cache / "KMNIST" / "raw"}
-    paths = list(vars(files).values()) if files else sorted(path for path in known.get(source, Path(source)).rglob("*") if path.is_file())
-    found = [(path, path.stat()) for path in paths if path.is_file()]
+    folder = known.get(source, Path(source))
+    inside = (path for path in folder.rglob("*") if HIDDEN not in path.relative_to(folder).parts)
+    found = [(path, path.stat()) for path in (vars(files).values() if files else sorted(inside)) if path.is_file()]
     return [(str(path.absolute()), one.st_size, one.st_mtime_ns, one.st_ctime_ns) for path, one in found]
 
 
@@ -269,7 +276,7 @@ def _download(name: str, cache: Path, by_hand: str) -> None:
 
 def _upright(part: Part) -> Part:
     """EMNIST is stored column by column."""
-    return Part(np.ascontiguousarray(part.images.swapaxes(2, 3)), part.labels)
+    return Part(np.ascontiguousarray(part.images[:].swapaxes(2, 3)), part.labels)
 
 
 def _read_files(files: Files, shape: tuple[int, int, int]) -> _Raw:
@@ -309,31 +316,13 @@ def _class_names(train_images: Path, count: int) -> tuple[str, ...]:
     return next(known, tuple(map(str, range(count))))
 
 
-def _read_image_folder(folder: Path, shape: tuple[int, int, int], progress: Progress | None) -> _Raw:
+def _read_image_folder(folder: Path, shape: tuple[int, int, int], progress: Progress | None, kept: Cache | None) -> _Raw:
     name = folder.resolve().name
     if not ((folder / "train").is_dir() and (folder / "test").is_dir()):
-        classes = _subfolders(folder)
-        return _Raw(name=name, classes=classes, train=Part(*read_pictures(folder, classes, shape, progress)))
-    classes = _subfolders(folder / "train")
-    if lonely := set(classes) ^ set(_subfolders(folder / "test")):
+        classes = subfolders(folder)
+        return _Raw(name=name, classes=classes, train=Part(*read_pictures(folder, classes, shape, progress, kept)))
+    classes = subfolders(folder / "train")
+    if lonely := set(classes) ^ set(subfolders(folder / "test")):
         raise TrainError(f"{folder}: class folder {min(lonely)} must be in both train and test; add it where it is missing, or remove it")
-    train, test = (Part(*read_pictures(folder / part, classes, shape, progress)) for part in ("train", "test"))
+    train, test = (Part(*read_pictures(folder / part, classes, shape, progress, kept)) for part in ("train", "test"))
     return _Raw(name=name, classes=classes, train=train, test=test)
-
-
-def _subfolders(folder: Path) -> tuple[str, ...]:
-    names = tuple(sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")))
-    if odd := [name for name in names if any(unicodedata.category(letter) in ("Cc", "Cs") for letter in name)]:
-        raise TrainError(f"{folder} has a class called {odd[0]!a}, which is no text to print; give its folder another name")
-    if not names:
-        raise TrainError(f"{folder} has no class folders (nor *-imgs.npz or *-idx3-ubyte files); put the images into one folder per class")
-    return names
-
-
-def _fingerprint(*parts: Part) -> str:
-    digest = hashlib.sha256()
-    for part in parts:
-        for array in (part.images, part.labels.astype("<i8", copy=False)):
-            digest.update(f"{array.shape} {array.dtype.str}".encode())
-            digest.update(np.ascontiguousarray(array).data)
-    return digest.hexdigest()

@@ -27,7 +27,7 @@ class OpenOptions(TypedDict, total=False):
     train_labels: Annotated[File, "The train labels by hand (.npz or IDX), all four."]
     test_images: Annotated[File, "The test images by hand (.npz or IDX), all four."]
     test_labels: Annotated[File, "The test labels by hand (.npz or IDX), all four."]
-    cache: Annotated[File, "Folder for downloaded data sets.  [default: data]"]
+    cache: Annotated[File, "Folder for downloaded data sets and decoded pictures.  [default: data]"]
     recipe: Annotated[File, "TOML recipe, or the name of one; options given here win over it."]
     seed: Annotated[int, "Seed of everything random.  [default: 0]"]
     runs: Annotated[File, "Folder of all artifacts.  [default: runs]"]

@@ -8,6 +8,7 @@ of ``pretrained`` is an artifact in ``compress/weights``, which says what data i
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import ArtifactError, CompressError, need_file, shown
+from ..files import claimed, publish
+from ..train.cache import HIDDEN, Cache
 from ..train.data_set import About, DataSet
 from ..train.sources import NAMES, Files, load_data, stamp
+from ..train.stored import Images as ImageArray
 from .artifact import Artifact, InputSpec, digest_of, read_artifact, sha256_of
 from .model_reference import BUILT_IN, ModelReference
 from .parts import Data, Images
@@ -80,6 +84,12 @@ class Context:
         if self.data is not None:
             raise CompressError(f"data (={self.data}) and four files by hand exclude each other; leave one of them out")
         return Files(**given)
+
+    @property
+    def kept(self) -> Cache:
+        """Where decoded pictures are kept."""
+        claim = partial(claimed, waits=lambda: self.console.say("data: another process decodes these pictures; waits for it"))
+        return Cache(folder=self.cache / HIDDEN, claim=claim, publish=publish)
 
     @property
     def spec(self) -> InputSpec:
@@ -259,9 +269,9 @@ class Context:
 
         def read() -> DataSet:
             how: dict[str, Any] = {"seed": seed, "validation": validation, "shape": spec.shape, "cache": self.cache, "files": files}
-            return load_data(name, **how, answer=answer if answering else None, progress=self.console.progress)
+            return load_data(name, **how, answer=answer if answering else None, progress=self.console.progress, kept=self.kept)
 
-        def answer(images: NDArray[np.uint8]) -> tuple[NDArray[np.int64], int]:
+        def answer(images: ImageArray) -> tuple[NDArray[np.int64], int]:
             from ..graphs.adopt import answers
 
             logits = answers(Path(str(answering)), spec.shape, spec.mean, spec.std, images)

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import CompressError, first_line, shown
+from ..train.stored import Images
 from .artifact import PAYLOAD, sha256_of
 
 VECTORS = "vectors.npz"
@@ -40,9 +41,7 @@ class Vectors:
     model: str
 
 
-def write_vectors(
-    folder: Path, run: Callable[[NDArray[np.uint8]], NDArray[np.float32]], images: NDArray[np.uint8], tolerance: float
-) -> None:
+def write_vectors(folder: Path, run: Callable[[NDArray[np.uint8]], NDArray[np.float32]], images: Images, tolerance: float) -> None:
     """Write ``vectors.npz`` beside the ``model.onnx`` in ``folder``; the same inputs give the same bytes.
 
     Chosen among the first images is the surest one of each class that is answered, at most 8: rounding turns no answer of theirs.

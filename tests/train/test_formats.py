@@ -15,7 +15,8 @@ from PIL import Image
 from real_data import DATA, needs_data
 
 from compress.train.errors import TrainError
-from compress.train.formats import read_array, read_class_map, read_image, read_pictures
+from compress.train.formats import read_array, read_class_map, read_image
+from compress.train.pictures import read_pictures
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (5, 4, 3), dtype=np.uint8)
 
