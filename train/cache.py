@@ -4,7 +4,7 @@
 
     data/.pictures/3f9a0c51be270d18/     named after which files were read, as they are on the disk, and how
         images.u8                        uint8 (N, C, H, W)
-        about.json                       of which folder, how many, and of which shape
+        about.json                       of which folder, how many, of which shape, and what was left out
         ....sha256                       fingerprint of these images with their labels, parted in one way
 
 An entry is made whole in a folder beside its place and renamed; of two processes that make the same, one waits and finds it made. How
@@ -18,7 +18,7 @@ import math
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,12 +34,16 @@ IMAGES, ABOUT = "images.u8", "about.json"
 HELD = 512 << 20  # bytes of images that are read into memory at most, a quarter of it where that is less
 
 
+Pictures = Callable[[dict[int, str]], Iterable[np.ndarray]]
+
+
 class Entry(msgspec.Struct, frozen=True, kw_only=True):
-    """What was decoded: the folder ``of`` the pictures, how many, and their (C, H, W)."""
+    """What was decoded: the folder ``of`` the pictures, how many, their (C, H, W), and what is wrong with those left out, by position."""
 
     of: str
     images: int
     shape: tuple[int, int, int]
+    broken: dict[int, str] = {}
 
     @property
     def bytes(self) -> int:
@@ -56,38 +60,42 @@ class Cache:
     claim: Callable[[Path], AbstractContextManager[Path]]
     publish: Callable[[Path, Path], None]
 
-    def images(self, key: str, entry: Entry, pictures: Callable[[], Iterable[np.ndarray]]) -> Stored:
-        """The images of ``key``, made of ``pictures()``, uint8 (C, H, W) each, where they are not there yet."""
+    def images(self, key: str, entry: Entry, pictures: Pictures) -> tuple[Stored, Mapping[int, str]]:
+        """The images of ``key``, and what is wrong with those left out; made, where they are not there yet, of at most ``entry.images``
+        ``pictures``, uint8 (C, H, W) each, which note what is wrong with the others in the ``dict`` that they are given.
+        """
         target = self.folder / key[:16]
-        if (found := _opened(target, entry)) is not None:
+        if (found := _opened(target)) is not None:
             return found
         try:
             with self.claim(target) as folder:
-                if (found := _opened(target, entry)) is None:
-                    self._make(folder, entry, pictures())
+                if (found := _opened(target)) is None:
+                    self._make(folder, entry, pictures)
                     self.publish(folder, target)
-                    found = Stored(target / IMAGES, entry.shape)
+                    found = _opened(target)
         except OSError as error:
             raise TrainError(f"cache (={self.folder}): {error.strerror}; make room there, or name another --cache") from error
+        assert found is not None, "it was just made"
         return found
 
-    def _make(self, folder: Path, entry: Entry, pictures: Iterable[np.ndarray]) -> None:
+    def _make(self, folder: Path, entry: Entry, pictures: Pictures) -> None:
         free = shutil.disk_usage(folder).free
         if entry.bytes > free:
             told = f"{entry.images:,} images of shape {entry.shape} take {entry.bytes:,} bytes, but {free:,} are free"
             raise TrainError(f"cache (={self.folder}): {told}; make room there, name another --cache, or use smaller images")
         with (folder / IMAGES).open("wb") as file:
-            for picture in pictures:
+            broken: dict[int, str] = {}
+            for picture in pictures(broken):
                 file.write(picture.data)
-        (folder / ABOUT).write_bytes(msgspec.json.encode(entry))
+        made = Entry(of=entry.of, images=entry.images - len(broken), shape=entry.shape, broken=broken)
+        (folder / ABOUT).write_bytes(msgspec.json.encode(made))
 
     def entries(self) -> dict[Path, Entry]:
         """What lies here."""
         found = {}
         for path in sorted(self.folder.glob("[!.]*")):
-            if re.fullmatch("[0-9a-f]{16}", path.name) and (path / ABOUT).is_file():
-                with suppress(OSError, ValueError):
-                    found[path] = msgspec.json.decode((path / ABOUT).read_bytes(), type=Entry)
+            if re.fullmatch("[0-9a-f]{16}", path.name) and (entry := _entry(path)) is not None:
+                found[path] = entry
         return found
 
     def prune(self) -> dict[Path, Entry]:
@@ -99,12 +107,18 @@ class Cache:
         return entries
 
 
-def _opened(target: Path, entry: Entry) -> Stored | None:
-    """The images that lie there, if they are whole."""
+def _entry(path: Path) -> Entry | None:
+    with suppress(OSError, ValueError):
+        return msgspec.json.decode((path / ABOUT).read_bytes(), type=Entry)
+    return None
+
+
+def _opened(path: Path) -> tuple[Stored, Mapping[int, str]] | None:
+    """The images that lie there, if they are whole, and what is wrong with those left out."""
+    entry = _entry(path)
     with suppress(FileNotFoundError):
-        found = Stored(target / IMAGES, entry.shape)
-        if len(found) * math.prod(entry.shape) == (target / IMAGES).stat().st_size and len(found) == entry.images:
-            return found
+        if entry is not None and (path / IMAGES).stat().st_size == entry.bytes:
+            return Stored(path / IMAGES, entry.shape), entry.broken
     return None
 
 

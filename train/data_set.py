@@ -51,6 +51,7 @@ class About:
 
     ``fingerprint``: sha256 (hex) of all images and labels as they were read, the same from whichever kind of file, split or seed.
     ``has_test``: the test part was given as such, not cut off. ``counts``: images of train, validation and test.
+    ``skipped``: pictures that were left out, as they cannot be used.
     """
 
     name: str
@@ -59,6 +60,7 @@ class About:
     counts: tuple[int, int, int]
     fingerprint: str
     has_test: bool
+    skipped: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)

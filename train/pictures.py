@@ -12,8 +12,9 @@ import json
 import math
 import os
 import unicodedata
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
 
@@ -31,47 +32,74 @@ _PIECE, _AHEAD, _MOST_THREADS = 1 << 20, 16, 8  # bytes of pixels that a thread 
 Progress = Callable[[str, int, int], None]
 
 
-def read_pictures(
-    folder: Path, names: Sequence[str], shape: tuple[int, int, int], progress: Progress | None = None, cache: Cache | None = None
-) -> tuple[Images, np.ndarray]:
-    """All pictures of the folders ``folder/name``: uint8 (N, C, H, W), and for each the index of its name: int64 (N,).
+class BrokenPictures(TrainError):
+    """Pictures that cannot be used: why, for each in words that name it."""
 
-    Sorted by name; hidden files, files without a suffix of ``IMAGE_SUFFIXES`` and folders further down are passed over. ``progress`` is
-    told (folder, pictures so far, pictures in all). Raises TrainError as ``read_image`` does, and for what the module's head lists.
+    def __init__(self, source: str, why: Sequence[str], images: int) -> None:
+        names = [one.rpartition("; ")[0] for one in why]  # without what to do about it
+        told = f"data (={source}): {len(why):,} of {images:,} images cannot be used, {', '.join(names)}" if len(why) > 1 else why[0]
+        super().__init__(f"{told}; --skip-broken leaves out what cannot be used")
+        self.names = tuple(names)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reader:
+    """Reads pictures as uint8 (C, H, W) of ``shape``.
+
+    ``progress`` is told (folder, pictures so far, pictures in all); ``cache``: where they are kept decoded. What cannot be used is left
+    out, and said in ``broken``, of all that was read with this.
     """
-    paths: list[Path] = []
-    labels: list[int] = []
-    for index, name in enumerate(names):
-        found = sorted(path for path in (folder / name).iterdir() if path.suffix.lower() in IMAGE_SUFFIXES and path.name[0] != ".")
-        if not found:
-            raise TrainError(f"{folder / name} holds no images ({' '.join(IMAGE_SUFFIXES)}); add some or remove the folder")
-        paths += found
-        labels += [index] * len(found)
 
-    def pictures() -> Iterator[np.ndarray]:
-        for index, picture in enumerate(_decoded(paths, shape), 1):
-            yield picture
-            if progress:
-                progress(str(folder), index, len(paths))
+    shape: tuple[int, int, int]
+    progress: Progress | None = None
+    cache: Cache | None = None
+    broken: list[str] = field(default_factory=list)
 
-    return _kept(folder, paths, shape, pictures, cache), np.array(labels, np.int64)
+    def read(self, folder: Path, names: Sequence[str]) -> tuple[Images, np.ndarray]:
+        """All pictures of the folders ``folder/name``: uint8 (N, C, H, W), and for each the index of its name: int64 (N,).
 
+        Sorted by name; hidden files, files without a suffix of ``IMAGE_SUFFIXES`` and folders further down are passed over. Raises
+        TrainError for what the module's head lists.
+        """
+        paths: list[Path] = []
+        labels: list[int] = []
+        for index, name in enumerate(names):
+            found = sorted(path for path in (folder / name).iterdir() if path.suffix.lower() in IMAGE_SUFFIXES and path.name[0] != ".")
+            if not found:
+                raise TrainError(f"{folder / name} holds no images ({' '.join(IMAGE_SUFFIXES)}); add some or remove the folder")
+            paths += found
+            labels += [index] * len(found)
+        images, broken = self._kept(folder, paths)
+        self.broken.extend(broken.values())
+        if not len(images):
+            raise BrokenPictures(str(folder), self.broken, len(self.broken))
+        return images, np.delete(np.array(labels, np.int64), list(broken))
 
-def _kept(
-    folder: Path, paths: Sequence[Path], shape: tuple[int, int, int], pictures: Callable[[], Iterator[np.ndarray]], cache: Cache | None
-) -> Images:
-    size = len(paths) * math.prod(shape)
-    if cache is not None:
-        stamps = [_stamp(path) for path in paths]
-        if len(paths) >= MANY or max(size, sum(stamp[1] for stamp in stamps)) >= WORTH:
-            key = hashlib.sha256(json.dumps([VERSION, shape, stamps]).encode()).hexdigest()
-            return cache.images(key, Entry(of=str(folder.absolute()), images=len(paths), shape=shape), pictures)
-    if size > MAX_BYTES:
-        raise TrainError(f"{folder}: {len(paths)} images of shape {shape} take {size} bytes, the limit is {MAX_BYTES}; use smaller images")
-    images = np.empty((len(paths), *shape), np.uint8)
-    for image, picture in zip(images, pictures(), strict=True):
-        image[:] = picture
-    return images
+    def _kept(self, folder: Path, paths: Sequence[Path]) -> tuple[Images, Mapping[int, str]]:
+        size = len(paths) * math.prod(self.shape)
+        if self.cache is not None:
+            stamps = [_stamp(path) for path in paths]
+            if len(paths) >= MANY or max(size, sum(stamp[1] for stamp in stamps)) >= WORTH:
+                key = hashlib.sha256(json.dumps([VERSION, self.shape, stamps]).encode()).hexdigest()
+                entry = Entry(of=str(folder.absolute()), images=len(paths), shape=self.shape)
+                return self.cache.images(key, entry, lambda broken: self._sound(folder, paths, broken))
+        if size > MAX_BYTES:
+            told = f"{len(paths)} images of shape {self.shape} take {size} bytes, the limit is {MAX_BYTES}"
+            raise TrainError(f"{folder}: {told}; use smaller images")
+        images, wrong, count = np.empty((len(paths), *self.shape), np.uint8), dict[int, str](), 0
+        for count, picture in enumerate(self._sound(folder, paths, wrong), 1):
+            images[count - 1] = picture
+        return images[:count], wrong
+
+    def _sound(self, folder: Path, paths: Sequence[Path], broken: dict[int, str]) -> Iterator[np.ndarray]:
+        """The pictures that can be used; into ``broken`` goes what is wrong with the others, by position."""
+        for index, picture in enumerate(_decoded(paths, self.shape)):
+            if isinstance(picture, TrainError):
+                broken[index] = str(picture)
+            else:
+                yield picture
+            if self.progress:
+                self.progress(str(folder), index + 1, len(paths))
 
 
 def _stamp(path: Path) -> tuple[str, int, int, int]:
@@ -82,11 +110,17 @@ def _stamp(path: Path) -> tuple[str, int, int, int]:
     return (str(path.absolute()), about.st_size, about.st_mtime_ns, about.st_ctime_ns)
 
 
-def _decoded(paths: Sequence[Path], shape: tuple[int, int, int]) -> Iterator[np.ndarray]:
-    """Each picture, uint8 (C, H, W), in order; a few are decoded ahead. Pillow gives the interpreter to others while it decodes."""
+def _decoded(paths: Sequence[Path], shape: tuple[int, int, int]) -> Iterator[np.ndarray | TrainError]:
+    """Each picture, uint8 (C, H, W), or what is wrong with it, in order. Pillow frees the interpreter."""
 
-    def some(start: int) -> list[np.ndarray]:
-        return [decode_image(path, shape) for path in paths[start : start + piece]]
+    def one(path: Path) -> np.ndarray | TrainError:
+        try:
+            return decode_image(path, shape)
+        except TrainError as error:
+            return error
+
+    def some(start: int) -> list[np.ndarray | TrainError]:
+        return [one(path) for path in paths[start : start + piece]]
 
     threads = min(_MOST_THREADS, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
     piece = max(1, min(_AHEAD, _PIECE // math.prod(shape)))

@@ -33,7 +33,7 @@ from .data_set import About, DataSet, Part, Parts, fingerprint
 from .download import fetch
 from .errors import TrainError
 from .formats import IMAGE_SUFFIXES, read_array, read_class_map
-from .pictures import Progress, read_pictures, subfolders
+from .pictures import BrokenPictures, Progress, Reader, subfolders
 from .split import divide
 from .stored import Images
 
@@ -89,6 +89,7 @@ def load_data(
     answer: Answer | None = None,
     progress: Progress | None = None,
     kept: Cache | None = None,
+    skip_broken: bool = False,
 ) -> DataSet:
     """Read the data set ``source``: a name of ``NAMES`` or the path of a folder (``./digits`` for a folder that has such a name).
 
@@ -96,6 +97,7 @@ def load_data(
     (C, H, W) the network takes: pictures are converted to it, arrays must have it. Downloads lie in ``cache``. ``files`` replaces
     ``source``. ``answer`` labels the images of a folder that has no labels. ``progress`` is told (file or folder, done, of how many:
     bytes or images). ``kept``: where decoded pictures are kept; without it they are decoded each time, into memory.
+    ``skip_broken``: pictures that cannot be used are left out; else they are refused, all at once.
 
     Raises TrainError for everything the heads of this module, ``formats`` and ``download`` list.
     """
@@ -103,13 +105,16 @@ def load_data(
         raise TrainError(f"validation (={validation}) must lie in (0, 0.5]; 0.1 keeps 10% of the training images for validation")
     if seed < 0:
         raise TrainError(f"seed (={seed}) must be a whole number of at least 0; 0 is the default")
-    if answer is not None:
-        raw = _read_unlabelled(Path(source), shape, answer, progress, kept)
+    reader = Reader(shape=shape, progress=progress, cache=kept)
+    if files is not None:
+        raw = _read_files(files, shape)
     else:
-        raw = _read_files(files, shape) if files else _read_source(source, shape, cache, progress, kept)
+        raw = _read_source(source, cache, reader) if answer is None else _read_unlabelled(Path(source), reader, answer)
+    train, test, order = raw.train, raw.test, np.arange(len(raw.train.labels))
+    if reader.broken and not skip_broken:
+        raise BrokenPictures(source, reader.broken, len(order) + (len(test.labels) if test else 0) + len(reader.broken))
     if raw.train.images.shape[1:] != shape:
         raise TrainError(f"data (={source}) has images of shape {raw.train.images.shape[1:]}, the network takes {shape}; choose other data")
-    train, test, order = raw.train, raw.test, np.arange(len(raw.train.labels))
     cut = order[:0]
     if test is None:
         order, cut = divide(train.labels, _TEST_FRACTION, _TEST_SEED, raw.name)
@@ -127,11 +132,13 @@ def load_data(
         counts=(len(rest), len(held), len(test.labels)),
         fingerprint=known,
         has_test=raw.test is not None,
+        skipped=len(reader.broken),
     )
     return DataSet(about, lambda: (about, parts))
 
 
-def _read_source(source: str, shape: tuple[int, int, int], cache: Path, progress: Progress | None, kept: Cache | None) -> _Raw:
+def _read_source(source: str, cache: Path, reader: Reader) -> _Raw:
+    shape, progress = reader.shape, reader.progress
     match source:
         case "digits":
             return _read_digits()
@@ -156,10 +163,10 @@ def _read_source(source: str, shape: tuple[int, int, int], cache: Path, progress
         return _read_files(_npz_files(folder), shape)
     if any(folder.glob("*-idx[13]-ubyte*")):
         return _read_files(_idx_files(folder, "train", "t10k"), shape)
-    return _read_image_folder(folder, shape, progress, kept)
+    return _read_image_folder(folder, reader)
 
 
-def _read_unlabelled(folder: Path, shape: tuple[int, int, int], answer: Answer, progress: Progress | None, kept: Cache | None) -> _Raw:
+def _read_unlabelled(folder: Path, reader: Reader, answer: Answer) -> _Raw:
     """All pictures in a folder and below it; hidden ones are passed over."""
     if not folder.is_dir():
         raise TrainError(f"calibrate (={folder}) is not a folder; name one that holds images such as the network is to read")
@@ -167,7 +174,7 @@ def _read_unlabelled(folder: Path, shape: tuple[int, int, int], answer: Answer, 
     inside = sorted({str(path.parent) for path in found if not any(part.startswith(".") for part in path.parts)})
     if not inside:
         raise TrainError(f"calibrate (={folder}) holds no images ({' '.join(IMAGE_SUFFIXES)}); some hundred do well")
-    images, _ = read_pictures(folder, inside, shape, progress, kept)
+    images, _ = reader.read(folder, inside)
     labels, count = answer(images)
     return _Raw(name=folder.resolve().name, classes=tuple(map(str, range(count))), train=Part(images, labels))
 
@@ -316,13 +323,13 @@ def _class_names(train_images: Path, count: int) -> tuple[str, ...]:
     return next(known, tuple(map(str, range(count))))
 
 
-def _read_image_folder(folder: Path, shape: tuple[int, int, int], progress: Progress | None, kept: Cache | None) -> _Raw:
+def _read_image_folder(folder: Path, reader: Reader) -> _Raw:
     name = folder.resolve().name
     if not ((folder / "train").is_dir() and (folder / "test").is_dir()):
         classes = subfolders(folder)
-        return _Raw(name=name, classes=classes, train=Part(*read_pictures(folder, classes, shape, progress, kept)))
+        return _Raw(name=name, classes=classes, train=Part(*reader.read(folder, classes)))
     classes = subfolders(folder / "train")
     if lonely := set(classes) ^ set(subfolders(folder / "test")):
         raise TrainError(f"{folder}: class folder {min(lonely)} must be in both train and test; add it where it is missing, or remove it")
-    train, test = (Part(*read_pictures(folder / part, classes, shape, progress, kept)) for part in ("train", "test"))
+    train, test = (Part(*reader.read(folder / part, classes)) for part in ("train", "test"))
     return _Raw(name=name, classes=classes, train=train, test=test)

@@ -28,6 +28,7 @@ class OpenOptions(TypedDict, total=False):
     test_images: Annotated[File, "The test images by hand (.npz or IDX), all four."]
     test_labels: Annotated[File, "The test labels by hand (.npz or IDX), all four."]
     cache: Annotated[File, "Folder for downloaded data sets and decoded pictures.  [default: data]"]
+    skip_broken: Annotated[bool, "Leave out the pictures of a folder that cannot be used, instead of refusing them."]
     recipe: Annotated[File, "TOML recipe, or the name of one; options given here win over it."]
     seed: Annotated[int, "Seed of everything random.  [default: 0]"]
     runs: Annotated[File, "Folder of all artifacts.  [default: runs]"]

@@ -8,6 +8,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,6 +23,7 @@ from compress.train.cache import ABOUT, IMAGES, Cache, Entry
 from compress.train.data_set import DataSet, Part
 from compress.train.errors import TrainError
 from compress.train.fit import fit
+from compress.train.pictures import BrokenPictures
 from compress.train.settings import AugmentConfig, FitConfig
 from compress.train.sources import load_data, stamp
 from compress.train.stored import Stored
@@ -153,7 +155,7 @@ from compress.train.cache import Cache
 pictures.MANY = 1
 kept = Cache(folder=Path(sys.argv[2]), claim=lambda target: claimed(target, bool), publish=publish)
 die = lambda label, done, total: done == 40 and os._exit(9)
-pictures.read_pictures(Path(sys.argv[1]), ["a", "b"], (3, 6, 5), die, kept)
+pictures.Reader(shape=(3, 6, 5), progress=die, cache=kept).read(Path(sys.argv[1]), ["a", "b"])
 """
     assert subprocess.run([sys.executable, "-c", script, folder, kept.folder]).returncode == 9
     [left] = kept.folder.iterdir()
@@ -174,7 +176,7 @@ def test_a_disk_without_room_is_told_before_a_picture_is_decoded(
 
 
 def test_a_disk_that_fills_up_is_one_line_and_nothing_is_left(kept: Cache) -> None:
-    def pictures() -> Iterator[np.ndarray]:
+    def pictures(broken: dict[int, str]) -> Iterator[np.ndarray]:
         yield np.zeros(SHAPE, np.uint8)
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
@@ -183,11 +185,32 @@ def test_a_disk_that_fills_up_is_one_line_and_nothing_is_left(kept: Cache) -> No
     assert not kept.folder.exists()
 
 
-def test_a_broken_picture_leaves_nothing(folder: Path, kept: Cache) -> None:
-    (folder / "b" / "11.jpg").write_bytes(b"no picture")
-    with pytest.raises(TrainError, match=r"11\.jpg is not a usable image"):
-        load_data(str(folder), shape=SHAPE, kept=kept)
-    assert not kept.folder.exists()
+@pytest.mark.parametrize("cached", [True, False])
+def test_broken_pictures_are_refused_all_at_once_or_left_out(cached: bool, folder: Path, kept: Cache, decoded: list[Path]) -> None:
+    how: dict[str, Any] = {"shape": SHAPE, "kept": kept if cached else None}
+    (folder / "a" / "03.jpg").write_bytes(b"no picture")
+    with pytest.raises(TrainError, match=r"^\S+/a/03\.jpg is not a usable image \(cannot.*\); mend it .*; --skip-broken leaves out"):
+        load_data(str(folder), **how)
+    (folder / "b" / "11.jpg").write_bytes((folder / "b" / "11.jpg").read_bytes()[:200])
+    for _ in range(2):
+        told = r"photos\): 2 of 80 images cannot be used, \S+/a/03\.jpg is .*\), \S+/b/11\.jpg is .*\); --skip-broken leaves out"
+        with pytest.raises(BrokenPictures, match=told) as found:
+            load_data(str(folder), **how)
+        assert [name.partition(" ")[0] for name in found.value.names] == [str(folder / "a" / "03.jpg"), str(folder / "b" / "11.jpg")]
+    data = load_data(str(folder), **how, skip_broken=True)
+    assert len(decoded) == (160 if cached else 320)
+    for path in ("a/03.jpg", "b/11.jpg"):
+        (folder / path).unlink()
+    whole = load_data(str(folder), shape=SHAPE)
+    assert (data.about.skipped, whole.about.skipped) == (2, 0)
+    assert all(same(one, other) for one, other in ((data.train, whole.train), (data.test, whole.test), (data.pool(), whole.pool())))
+
+
+def test_a_set_of_nothing_but_broken_pictures_is_refused_in_any_case(folder: Path) -> None:
+    for path in folder.glob("*/*.jpg"):
+        path.write_bytes(b"no picture")
+    with pytest.raises(TrainError, match="80 of 80 images cannot be used"):
+        load_data(str(folder), shape=SHAPE, skip_broken=True)
 
 
 def test_prune_empties_the_cache_and_touches_nothing_else(folder: Path, kept: Cache) -> None:
