@@ -29,6 +29,7 @@ from typing import IO, TYPE_CHECKING
 import numpy as np
 
 from .errors import TrainError
+from .resize import STRETCH, Resize
 
 if TYPE_CHECKING:
     from PIL.Image import Image as Picture
@@ -96,14 +97,14 @@ def read_array(path: Path) -> np.ndarray:
     raise TrainError(f"{path} must be .npz (first bytes 50 4b), IDX (00 00) or gzipped IDX (1f 8b), but starts with {start}")
 
 
-def read_image(path: Path, shape: tuple[int, int, int]) -> np.ndarray:
+def read_image(path: Path, shape: tuple[int, int, int], resize: Resize = STRETCH) -> np.ndarray:
     """A picture as ``uint8 (C, H, W)`` of ``shape``: grey for C = 1, RGB for C = 3, turned as its EXIF data says.
 
-    It is stretched to H x W (bilinear, antialiased); what is transparent becomes white, as picture viewers show it. Raises TrainError for
+    ``resize`` says how it comes to H x W, antialiased; what is transparent becomes white, as picture viewers show it. Raises TrainError for
     an unreadable file, a decompression bomb (more than ``PIL.Image.MAX_IMAGE_PIXELS``) and pixels of more than 8 bits per channel.
     """
     with strictly():
-        return decode_image(path, shape)
+        return decode_image(path, shape, resize)
 
 
 @contextmanager
@@ -116,7 +117,7 @@ def strictly() -> Iterator[None]:
         yield
 
 
-def decode_image(path: Path, shape: tuple[int, int, int]) -> np.ndarray:
+def decode_image(path: Path, shape: tuple[int, int, int], resize: Resize) -> np.ndarray:
     """As :func:`read_image`, for several threads at once, all :func:`strictly`."""
     from PIL import Image, ImageOps
 
@@ -131,7 +132,7 @@ def decode_image(path: Path, shape: tuple[int, int, int]) -> np.ndarray:
             ImageOps.exif_transpose(opened, in_place=True)
             mode = "L" if channels == 1 else "RGB"
             flat = _on_white(opened, mode) if opened.has_transparency_data else opened.convert(mode)
-            image = flat.resize((width, height), Image.Resampling.BILINEAR)
+            image = resize.apply(flat, width, height)
     except FileNotFoundError as error:
         raise TrainError(f"{path} does not exist; check the path") from error
     except (*_PICTURE_DAMAGE, Image.DecompressionBombWarning, Image.DecompressionBombError) as error:

@@ -23,6 +23,7 @@ import numpy as np
 from .cache import Cache, Entry
 from .errors import TrainError
 from .formats import IMAGE_SUFFIXES, MAX_BYTES, decode_image, strictly
+from .resize import STRETCH, Resize
 from .stored import Images
 
 VERSION = 1  # of how pictures become pixels
@@ -44,13 +45,14 @@ class BrokenPictures(TrainError):
 
 @dataclass(frozen=True, kw_only=True)
 class Reader:
-    """Reads pictures as uint8 (C, H, W) of ``shape``.
+    """Reads pictures as uint8 (C, H, W) of ``shape``, to which they come as ``resize`` says.
 
     ``progress`` is told (folder, pictures so far, pictures in all); ``cache``: where they are kept decoded. What cannot be used is left
     out, and said in ``broken``, of all that was read with this.
     """
 
     shape: tuple[int, int, int]
+    resize: Resize = STRETCH
     progress: Progress | None = None
     cache: Cache | None = None
     broken: list[str] = field(default_factory=list)
@@ -80,7 +82,7 @@ class Reader:
         if self.cache is not None:
             stamps = [_stamp(path) for path in paths]
             if len(paths) >= MANY or max(size, sum(stamp[1] for stamp in stamps)) >= WORTH:
-                key = hashlib.sha256(json.dumps([VERSION, self.shape, stamps]).encode()).hexdigest()
+                key = hashlib.sha256(json.dumps([VERSION, self.shape, vars(self.resize), stamps]).encode()).hexdigest()
                 entry = Entry(of=str(folder.absolute()), images=len(paths), shape=self.shape)
                 return self.cache.images(key, entry, lambda broken: self._sound(folder, paths, broken))
         if size > MAX_BYTES:
@@ -93,7 +95,7 @@ class Reader:
 
     def _sound(self, folder: Path, paths: Sequence[Path], broken: dict[int, str]) -> Iterator[np.ndarray]:
         """The pictures that can be used; into ``broken`` goes what is wrong with the others, by position."""
-        for index, picture in enumerate(_decoded(paths, self.shape)):
+        for index, picture in enumerate(_decoded(paths, self.shape, self.resize)):
             if isinstance(picture, TrainError):
                 broken[index] = str(picture)
             else:
@@ -110,12 +112,12 @@ def _stamp(path: Path) -> tuple[str, int, int, int]:
     return (str(path.absolute()), about.st_size, about.st_mtime_ns, about.st_ctime_ns)
 
 
-def _decoded(paths: Sequence[Path], shape: tuple[int, int, int]) -> Iterator[np.ndarray | TrainError]:
+def _decoded(paths: Sequence[Path], shape: tuple[int, int, int], resize: Resize) -> Iterator[np.ndarray | TrainError]:
     """Each picture, uint8 (C, H, W), or what is wrong with it, in order. Pillow frees the interpreter."""
 
     def one(path: Path) -> np.ndarray | TrainError:
         try:
-            return decode_image(path, shape)
+            return decode_image(path, shape, resize)
         except TrainError as error:
             return error
 

@@ -34,6 +34,7 @@ from .download import fetch
 from .errors import TrainError
 from .formats import IMAGE_SUFFIXES, read_array, read_class_map
 from .pictures import BrokenPictures, Progress, Reader, subfolders
+from .resize import STRETCH, Resize
 from .split import divide
 from .stored import Images
 
@@ -84,6 +85,7 @@ def load_data(
     seed: int = 0,
     validation: float = 0.1,
     shape: tuple[int, int, int] = (1, 28, 28),
+    resize: Resize = STRETCH,
     cache: Path = Path("data"),
     files: Files | None = None,
     answer: Answer | None = None,
@@ -94,9 +96,9 @@ def load_data(
     """Read the data set ``source``: a name of ``NAMES`` or the path of a folder (``./digits`` for a folder that has such a name).
 
     ``validation`` in (0, 0.5] is the fraction of every class that ``seed`` (>= 0) moves from train to validation. ``shape`` is the
-    (C, H, W) the network takes: pictures are converted to it, arrays must have it. Downloads lie in ``cache``. ``files`` replaces
-    ``source``. ``answer`` labels the images of a folder that has no labels. ``progress`` is told (file or folder, done, of how many:
-    bytes or images). ``kept``: where decoded pictures are kept; without it they are decoded each time, into memory.
+    (C, H, W) the network takes: pictures are converted to it, as ``resize`` says, arrays must have it. Downloads lie in ``cache``.
+    ``files`` replaces ``source``. ``answer`` labels the images of a folder that has no labels. ``progress`` is told (file or folder, done,
+    of how many: bytes or images). ``kept``: where decoded pictures are kept; without it they are decoded each time, into memory.
     ``skip_broken``: pictures that cannot be used are left out; else they are refused, all at once.
 
     Raises TrainError for everything the heads of this module, ``formats`` and ``download`` list.
@@ -105,7 +107,7 @@ def load_data(
         raise TrainError(f"validation (={validation}) must lie in (0, 0.5]; 0.1 keeps 10% of the training images for validation")
     if seed < 0:
         raise TrainError(f"seed (={seed}) must be a whole number of at least 0; 0 is the default")
-    reader = Reader(shape=shape, progress=progress, cache=kept)
+    reader = Reader(shape=shape, resize=resize, progress=progress, cache=kept)
     if files is not None:
         raw = _read_files(files, shape)
     else:

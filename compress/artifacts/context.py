@@ -21,6 +21,7 @@ from ..files import claimed, publish
 from ..train.cache import HIDDEN, Cache
 from ..train.data_set import About, DataSet
 from ..train.pictures import BrokenPictures
+from ..train.resize import STRETCH, Interpolation, Resize, Way
 from ..train.sources import NAMES, Files, load_data, stamp
 from ..train.stored import Images as ImageArray
 from .artifact import Artifact, InputSpec, Manifest, digest_of, read_artifact, sha256_of
@@ -28,7 +29,7 @@ from .model_reference import BUILT_IN, ModelReference
 from .parts import Data, Images
 from .project import Console, Project, Silent, find_parent
 from .recipe import FOREIGN, Recipe, load_recipe
-from .records import component, read_record, refuse_odd
+from .records import component, plain, read_record, refuse_odd
 
 WEIGHTS = Path(__file__).parents[1] / "weights"
 VALIDATION, UNLABELLED = 0.1, 0.3  # of images without labels more are asked, as nobody is trained on them
@@ -50,6 +51,9 @@ class Context:
     image_shape: tuple[int, int, int] | None = None
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
+    resize: Way | None = None
+    crop: float | None = None
+    interpolation: Interpolation | None = None
     data: str | Path | None = None
     train_images: Path | None = None
     train_labels: Path | None = None
@@ -97,7 +101,10 @@ class Context:
     @property
     def spec(self) -> InputSpec:
         """The image that the user's network takes."""
+        pixels: dict[str, Any] = {"way": self.resize, "crop": self.crop, "interpolation": self.interpolation}
+        resize = Resize(**{name: value for name, value in pixels.items() if value is not None})
         given: dict[str, Any] = {"shape": self.image_shape, "mean": self.mean, "std": self.std}
+        given["resize"] = resize if resize != STRETCH else None
         return InputSpec(**{name: value for name, value in given.items() if value is not None})
 
     def load_recipe(self, model: str | None = None) -> Recipe:
@@ -271,15 +278,15 @@ class Context:
         self, name: str, seed: int, validation: float, spec: InputSpec, files: Files | None, answering: str | None = None
     ) -> DataSet:
         """The data set, read now, or when its images are asked for where ``runs/.data`` has what is known of the same files."""
-        stamped = [VERSION, name, seed, validation, spec.shape, stamp(name, self.cache, files), self.skip_broken]
+        stamped = [VERSION, name, seed, validation, spec.shape, stamp(name, self.cache, files), self.skip_broken, vars(spec.resized)]
         if answering is not None:
             need_file(Path(answering), f"onnx (={answering}), whose answers are the labels of {name},")
-            stamped += [dataclasses.asdict(spec), sha256_of(Path(answering))]
+            stamped += [plain(spec), sha256_of(Path(answering))]
         note = self.runs / ".data" / f"{digest_of(stamped)[:16]}.json"
 
         def read() -> DataSet:
             how: dict[str, Any] = {"seed": seed, "validation": validation, "shape": spec.shape, "cache": self.cache, "files": files}
-            how |= {"progress": self.console.progress, "kept": self.kept, "skip_broken": self.skip_broken}
+            how |= {"resize": spec.resized, "progress": self.console.progress, "kept": self.kept, "skip_broken": self.skip_broken}
             try:
                 return load_data(name, **how, answer=answer if answering else None)
             except BrokenPictures as error:

@@ -227,7 +227,7 @@ def graph_metadata(parent: Artifact, config: ExportConfig) -> dict[str, str]:
         "compress.versions": json.dumps({"torch": torch.__version__, "onnx": version("onnx"), "opset": config.opset}),
         "compress.classes": json.dumps(about.classes, ensure_ascii=False),
         "compress.image": json.dumps(image),
-        "compress.input": json.dumps(dataclasses.asdict(about.input)),
+        "compress.input": json.dumps(plain(about.input)),
         "compress.outputs": json.dumps({"logits": output, "probabilities": output}),
         "compress.model": json.dumps(plain(about.model)),
         "compress.lineage": json.dumps(lineage),

@@ -60,7 +60,7 @@ def decoded(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     """The pictures that are decoded, as they are."""
     seen: list[Path] = []
     read = pictures_module.decode_image
-    monkeypatch.setattr(pictures_module, "decode_image", lambda path, shape: (seen.append(path), read(path, shape))[1])
+    monkeypatch.setattr(pictures_module, "decode_image", lambda path, *how: (seen.append(path), read(path, *how))[1])
     return seen
 
 
