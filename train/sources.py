@@ -10,8 +10,8 @@
 Where there is one set of images only (digits, class folders without train/ and test/, a single pair of npz or IDX files), a fifth
 of every class is cut off as the test part, the same for everyone.
 
-Refused with one line that names the file: images that are not ``uint8 (N, H, W)`` of the expected size, labels that are not whole
-numbers from 0 to K-1 (K: the largest training label plus 1), unequal counts, and all that ``formats`` refuses.
+Refused with one line that names the file: images that are not ``uint8 (N, H, W)``, or ``(N, H, W, 3)`` for RGB, of the expected size,
+labels that are not whole numbers from 0 to K-1 (K: the largest training label plus 1), unequal counts, and all that ``formats`` refuses.
 
 Sources: scikit-learn's ``load_digits`` (UCI optdigits); Clanuwat et al. 2018, arXiv:1812.01718 (Kuzushiji-49, Kuzushiji-MNIST);
 Cohen et al. 2017, arXiv:1702.05373 (EMNIST).
@@ -306,13 +306,15 @@ def _read_part(images_path: Path, labels_path: Path, shape: tuple[int, int, int]
     if labels.min() < 0 or labels.max() >= _MAX_CLASSES:
         raise TrainError(f"{labels_path}: labels (={labels.min()}..{labels.max()}) must lie in 0..{_MAX_CLASSES - 1}; number them from 0")
     images = read_array(images_path)
-    if images.ndim != 3 or images.dtype != np.uint8:
-        raise TrainError(f"{images_path}: images (={images.dtype} {images.shape}) must be uint8 of shape (N, H, W), 0 to 255; convert them")
-    if (1, *images.shape[1:]) != shape:
-        raise TrainError(f"{images_path}: images (={(1, *images.shape[1:])}) must have the network's input shape {shape}; resize them")
+    if images.dtype != np.uint8 or (images.ndim != 3 and images.shape[3:] != (3,)):
+        told = f"{images_path}: images (={images.dtype} {images.shape}) must be uint8 of shape (N, H, W), or (N, H, W, 3) for RGB"
+        raise TrainError(f"{told}, 0 to 255; convert them")
+    images = images[:, None] if images.ndim == 3 else np.moveaxis(images, 3, 1)
+    if images.shape[1:] != shape:
+        raise TrainError(f"{images_path}: images (={images.shape[1:]}) must have the network's input shape {shape}; resize them")
     if len(images) != len(labels):
         raise TrainError(f"{images_path}: {len(images)} images, but {len(labels)} labels in {labels_path}; there must be one each")
-    return Part(np.ascontiguousarray(images).reshape(-1, *shape), labels.astype(np.int64))
+    return Part(np.ascontiguousarray(images), labels.astype(np.int64))
 
 
 def _class_names(train_images: Path, count: int) -> tuple[str, ...]:
