@@ -74,7 +74,7 @@ class Cache:
                     self.publish(folder, target)
                     found = _opened(target)
         except OSError as error:
-            raise TrainError(f"cache (={self.folder}): {error.strerror}; make room there, or name another --cache") from error
+            raise TrainError(f"cache (={self.folder}): {error.strerror or error}; make room there, or name another --cache") from error
         assert found is not None, "it was just made"
         return found
 
@@ -87,7 +87,8 @@ class Cache:
             broken: dict[int, str] = {}
             for picture in pictures(broken):
                 file.write(picture.data)
-        made = Entry(of=entry.of, images=entry.images - len(broken), shape=entry.shape, broken=broken)
+        said = {index: _text(why) for index, why in broken.items()}
+        made = Entry(of=_text(entry.of), images=entry.images - len(broken), shape=entry.shape, broken=said)
         (folder / ABOUT).write_bytes(msgspec.json.encode(made))
 
     def entries(self) -> dict[Path, Entry]:
@@ -101,10 +102,15 @@ class Cache:
     def prune(self) -> dict[Path, Entry]:
         """Remove what lies here, and return what it was; who reads it meanwhile goes on, where the system lets open files be removed."""
         entries = self.entries()
-        for path in entries:
+        for path in (*entries, self.folder / "left"):  # to claim any takes away what killed processes left
             with self.claim(path):  # its maker, if it is made anew, comes first
-                shutil.rmtree(path)
+                shutil.rmtree(path, ignore_errors=path not in entries)
         return entries
+
+
+def _text(name: str) -> str:
+    """Names of files may hold bytes that are no text."""
+    return name.encode(errors="replace").decode()
 
 
 def _entry(path: Path) -> Entry | None:

@@ -28,7 +28,7 @@ from .stored import Images
 
 VERSION = 1  # of how pictures become pixels
 MANY, WORTH = 4096, 32 << 20  # files, and bytes of files or of pixels, from which on they are kept: a second or two of decoding
-_PIECE, _AHEAD, _MOST_THREADS = 1 << 20, 16, 8  # bytes of pixels that a thread decodes at a time; how many such wait for each thread
+_PIECE, _AHEAD, _MOST_THREADS = 1 << 20, 16, 4  # bytes of pixels that a thread decodes at a time; how many such wait for each thread
 
 Progress = Callable[[str, int, int], None]
 
@@ -106,9 +106,10 @@ class Reader:
 
 def _stamp(path: Path) -> tuple[str, int, int, int]:
     """Path, bytes, and times of change in ns; of what is not there zeros, as it is refused by name when it is read."""
-    if not path.exists():
+    try:
+        about = path.stat()
+    except OSError:
         return (str(path.absolute()), 0, 0, 0)
-    about = path.stat()
     return (str(path.absolute()), about.st_size, about.st_mtime_ns, about.st_ctime_ns)
 
 

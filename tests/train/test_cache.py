@@ -134,6 +134,14 @@ def test_a_fingerprint_that_is_none_is_made_again(folder: Path, kept: Cache) -> 
         assert load_data(str(folder), shape=SHAPE, kept=kept).fingerprint == first.fingerprint == note.read_text()
 
 
+def test_names_that_are_no_text_are_no_hindrance(folder: Path, kept: Cache) -> None:
+    odd = Path(os.fsdecode(os.fsencode(folder) + b"\xff"))
+    folder.rename(odd)
+    (odd / "a" / os.fsdecode(b"\xfe.jpg")).write_bytes(b"no picture")
+    for _ in range(2):
+        assert load_data(str(odd), shape=SHAPE, kept=kept, skip_broken=True).about.skipped == 1
+
+
 def test_twins_decode_once(folder: Path, kept: Cache, decoded: list[Path]) -> None:
     found: list[DataSet] = []
     twins = [threading.Thread(target=lambda: found.append(load_data(str(folder), shape=SHAPE, kept=kept))) for _ in range(3)]
@@ -144,7 +152,8 @@ def test_twins_decode_once(folder: Path, kept: Cache, decoded: list[Path]) -> No
     assert len(decoded) == 80 and len(found) == 3 and alike(found[0], found[1])
 
 
-def test_a_kill_leaves_nothing_that_is_read(folder: Path, kept: Cache) -> None:
+@pytest.mark.parametrize("prunes", [False, True])
+def test_a_kill_leaves_nothing_that_is_read(prunes: bool, folder: Path, kept: Cache) -> None:
     """The process dies after half of the pictures; the next one makes the entry, and takes away what was left."""
     script = """
 import os, sys
@@ -160,6 +169,8 @@ pictures.Reader(shape=(3, 6, 5), progress=die, cache=kept).read(Path(sys.argv[1]
     assert subprocess.run([sys.executable, "-c", script, folder, kept.folder]).returncode == 9
     [left] = kept.folder.iterdir()
     assert left.name.startswith(".") and not kept.entries()
+    if prunes:
+        assert not kept.prune() and not list(kept.folder.iterdir())
     assert alike(load_data(str(folder), shape=SHAPE, kept=kept), load_data(str(folder), shape=SHAPE))
     assert list(kept.folder.iterdir()) == list(kept.entries())
 
