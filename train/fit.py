@@ -40,6 +40,7 @@ Progress = Callable[[int, int, int, float], None]
 Criterion = Callable[[Tensor, Tensor], Tensor]
 Arrays = tuple[Images, NDArray[np.int64]]
 
+_MOST_PIXELS = 1 << 21  # values of images that are read at once: 13 of 3x224x224
 OPTIMISERS: dict[str, type[torch.optim.Optimizer]] = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
 
 
@@ -152,8 +153,9 @@ def _saved(file: Path | None, key: str, state: State, say: Callable[[str], None]
 
 
 def predict_logits(network: nn.Module, images: Images, *, prepare: Prepare, device: torch.device, batch: int = 64) -> NDArray[np.float32]:
-    """Logits float32 (N, K) of ``network`` in eval mode for images uint8 (N, C, H, W); its training flag is restored."""
+    """Logits float32 (N, K) of ``network`` in eval mode for images uint8 (N, C, H, W), fewer than ``batch`` at a time where they are large."""
     was_training = network.training
+    batch = max(1, min(batch, _MOST_PIXELS // math.prod(images.shape[1:])))
     network.to(device).eval()
     try:
         with torch.no_grad():

@@ -14,6 +14,7 @@ import os
 import unicodedata
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
@@ -31,6 +32,7 @@ MANY, WORTH = 4096, 32 << 20  # files, and bytes of files or of pixels, from whi
 _PIECE, _AHEAD, _MOST_THREADS = 1 << 20, 16, 4  # bytes of pixels that a thread decodes at a time; how many such wait for each thread
 
 Progress = Callable[[str, int, int], None]
+Stamp = tuple[str, int, int, int]  # of a file: path, bytes, and times of change in ns
 
 
 class BrokenPictures(TrainError):
@@ -63,28 +65,26 @@ class Reader:
         Sorted by name; hidden files, files without a suffix of ``IMAGE_SUFFIXES`` and folders further down are passed over. Raises
         TrainError for what the module's head lists.
         """
-        paths: list[Path] = []
+        files: list[Stamp] = []
         labels: list[int] = []
         for index, name in enumerate(names):
-            found = sorted(path for path in (folder / name).iterdir() if path.suffix.lower() in IMAGE_SUFFIXES and path.name[0] != ".")
+            found = sorted(one for one in stamps(folder / name) if one[0].lower().endswith(IMAGE_SUFFIXES))
             if not found:
                 raise TrainError(f"{folder / name} holds no images ({' '.join(IMAGE_SUFFIXES)}); add some or remove the folder")
-            paths += found
+            files += found
             labels += [index] * len(found)
-        images, broken = self._kept(folder, paths)
+        images, broken = self._kept(folder, files)
         self.broken.extend(broken.values())
         if not len(images):
             raise BrokenPictures(str(folder), self.broken, len(self.broken))
         return images, np.delete(np.array(labels, np.int64), list(broken))
 
-    def _kept(self, folder: Path, paths: Sequence[Path]) -> tuple[Images, Mapping[int, str]]:
-        size = len(paths) * math.prod(self.shape)
-        if self.cache is not None:
-            stamps = [_stamp(path) for path in paths]
-            if len(paths) >= MANY or max(size, sum(stamp[1] for stamp in stamps)) >= WORTH:
-                key = hashlib.sha256(json.dumps([VERSION, self.shape, vars(self.resize), stamps]).encode()).hexdigest()
-                entry = Entry(of=str(folder.absolute()), images=len(paths), shape=self.shape)
-                return self.cache.images(key, entry, lambda broken: self._sound(folder, paths, broken))
+    def _kept(self, folder: Path, files: Sequence[Stamp]) -> tuple[Images, Mapping[int, str]]:
+        paths, size = [Path(one[0]) for one in files], len(files) * math.prod(self.shape)
+        if self.cache is not None and (len(files) >= MANY or max(size, sum(one[1] for one in files)) >= WORTH):
+            entry = Entry(of=str(folder.absolute()), images=len(files), shape=self.shape)
+            key = hashlib.sha256(json.dumps([VERSION, entry.of, self.shape, vars(self.resize), files]).encode()).hexdigest()
+            return self.cache.images(key, entry, lambda broken: self._sound(folder, paths, broken))
         if size > MAX_BYTES:
             told = f"{len(paths)} images of shape {self.shape} take {size} bytes, the limit is {MAX_BYTES}"
             raise TrainError(f"{folder}: {told}; use smaller images")
@@ -104,13 +104,19 @@ class Reader:
                 self.progress(str(folder), index + 1, len(paths))
 
 
-def _stamp(path: Path) -> tuple[str, int, int, int]:
-    """Path, bytes, and times of change in ns; of what is not there zeros, as it is refused by name when it is read."""
-    try:
-        about = path.stat()
-    except OSError:
-        return (str(path.absolute()), 0, 0, 0)
-    return (str(path.absolute()), about.st_size, about.st_mtime_ns, about.st_ctime_ns)
+def stamps(folder: Path | str, deep: bool = False) -> Iterator[Stamp]:
+    """Of each file of a folder, and with ``deep`` below it; what is hidden there is passed over. Zeros of a link to nothing."""
+    with suppress(FileNotFoundError, NotADirectoryError), os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.name[0] == ".":
+                continue
+            if entry.is_dir(follow_symlinks=False):
+                yield from stamps(entry.path, deep) if deep else ()
+                continue
+            about = None
+            with suppress(OSError):
+                about = entry.stat()
+            yield (entry.path, about.st_size, about.st_mtime_ns, about.st_ctime_ns) if about else (entry.path, 0, 0, 0)
 
 
 def _decoded(paths: Sequence[Path], shape: tuple[int, int, int], resize: Resize) -> Iterator[np.ndarray | TrainError]:

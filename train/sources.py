@@ -28,12 +28,12 @@ from pathlib import Path
 
 import numpy as np
 
-from .cache import HIDDEN, Cache, fits_memory
+from .cache import Cache, fits_memory
 from .data_set import About, DataSet, Part, Parts, fingerprint
 from .download import fetch
 from .errors import TrainError
 from .formats import IMAGE_SUFFIXES, read_array, read_class_map
-from .pictures import BrokenPictures, Progress, Reader, subfolders
+from .pictures import BrokenPictures, Progress, Reader, Stamp, stamps, subfolders
 from .resize import STRETCH, Resize
 from .split import divide
 from .stored import Images
@@ -181,14 +181,14 @@ def _read_unlabelled(folder: Path, reader: Reader, answer: Answer) -> _Raw:
     return _Raw(name=folder.resolve().name, classes=tuple(map(str, range(count))), train=Part(images, labels))
 
 
-def stamp(source: str, cache: Path, files: Files | None = None) -> list[tuple[str, int, int, int]]:
+def stamp(source: str, cache: Path, files: Files | None = None) -> list[Stamp]:
     """What tells that a data set is the one of before without reading it: of each of its files path, bytes, and times of change in ns."""
     if source == "digits" and files is None:
         return [(f"scikit-learn {one.version}", 0, 0, 0) for one in distributions(name="scikit-learn")]  # in which they lie
     known = {"k49": cache / "k49", "emnist": cache / "EMNIST" / "raw", "kmnist": cache / "KMNIST" / "raw"}
-    folder = known.get(source, Path(source))
-    inside = (path for path in folder.rglob("*") if HIDDEN not in path.relative_to(folder).parts)
-    found = [(path, path.stat()) for path in (vars(files).values() if files else sorted(inside)) if path.is_file()]
+    if files is None:
+        return sorted(stamps(known.get(source, Path(source)).absolute(), deep=True))
+    found = [(path, path.stat()) for path in vars(files).values() if path.is_file()]
     return [(str(path.absolute()), one.st_size, one.st_mtime_ns, one.st_ctime_ns) for path, one in found]
 
 
