@@ -153,7 +153,7 @@ def _saved(file: Path | None, key: str, state: State, say: Callable[[str], None]
 
 
 def predict_logits(network: nn.Module, images: Images, *, prepare: Prepare, device: torch.device, batch: int = 64) -> NDArray[np.float32]:
-    """Logits float32 (N, K) of ``network`` in eval mode for images uint8 (N, C, H, W), fewer than ``batch`` at a time where they are large."""
+    """Logits float32 (N, K) of ``network`` in eval mode for images uint8 (N, C, H, W), fewer at a time where they are large."""
     was_training = network.training
     batch = max(1, min(batch, _MOST_PIXELS // math.prod(images.shape[1:])))
     network.to(device).eval()

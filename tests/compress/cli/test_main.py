@@ -267,7 +267,9 @@ def test_decoded_pictures_are_listed_and_removed(here: Path, capfd: pytest.Captu
         Path("photos", "ab"[index % 2]).mkdir(parents=True, exist_ok=True)
         Image.fromarray(np.full((8, 8), 20 * index, np.uint8)).save(Path("photos", "ab"[index % 2], f"{index}.png"))
     monkeypatch.setattr(pictures, "MANY", 1)
-    assert run(capfd, monkeypatch, "train", *TINY, "--data", "photos", "--epochs", "1")[0] == 0
+    Path("photos", "a", "broken.png").write_bytes(b"no picture")
+    code, _, err = run(capfd, monkeypatch, "train", *TINY, "--data", "photos", "--epochs", "1", "--skip-broken")
+    assert code == 0 and "12 images in 2 classes; 1 that cannot be used left out" in err
     code, out, _ = run(capfd, monkeypatch, "data")
     assert code == 0 and re.search(r" 12 +1x28x28 +9\.41 kB\n", out)
     assert out.endswith("\n9.41 kB in data/.pictures; compress data --prune removes them\n")
