@@ -9,6 +9,7 @@ import base64
 import struct
 import zlib
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -29,7 +30,7 @@ class Flip:
     png: str
 
 
-def flips(comparison: Comparison, images: np.ndarray, labels: np.ndarray, baseline: np.ndarray, candidate: np.ndarray) -> tuple[Flip, ...]:
+def flips(comparison: Comparison, images: Any, labels: np.ndarray, baseline: np.ndarray, candidate: np.ndarray) -> tuple[Flip, ...]:
     """Some flipped images, evenly from the whole test set: first those that the candidate lost, then those that it gained.
 
     Args:

@@ -54,7 +54,7 @@ class BenchmarkConfig:
 class Answers:
     """The test set, to judge predictions by; see `run_benchmark` for the arguments."""
 
-    images: np.ndarray
+    images: Any
     labels: np.ndarray
     classes: int
     score: Score

@@ -43,7 +43,7 @@ DISTINCT_INPUTS = 32  # timed calls cycle over so many different inputs
 
 def run_benchmark(
     candidates: Sequence[Candidate],
-    images: np.ndarray,
+    images: Any,
     labels: np.ndarray,
     classes: int,
     score: Score,
@@ -57,7 +57,7 @@ def run_benchmark(
 
     Args:
         candidates: in the order in which the report shows them.
-        images, labels: the test set, uint8 ``(N, C, H, W)`` and integers ``(N,)``.
+        images, labels: the test set, uint8 ``(N, C, H, W)``, an array or indexed like one, and integers ``(N,)``.
         classes: K. score: ``score(labels, predictions, classes)``, fractions with ``balanced_accuracy`` among them.
         baseline: the name of the candidate to compare with; where several runtimes have it, ONNX Runtime's on the CPU.
         data: name and fingerprint of the test set, passed through.
@@ -102,7 +102,7 @@ def run_benchmark(
     return Result(**about, baseline=index, measurements=measurements, labels=as_text(labels, classes))
 
 
-def _check(candidates: Sequence[Candidate], images: np.ndarray, labels: np.ndarray) -> None:
+def _check(candidates: Sequence[Candidate], images: Any, labels: np.ndarray) -> None:
     seen = set()
     for candidate in candidates:
         key = (candidate.name, candidate.runtime, candidate.device)
@@ -143,7 +143,7 @@ def _open(pairs: Pairs) -> None:
         record.facts += [facts] if (facts := worker.ask("open")) else []
 
 
-def _predict(pairs: Pairs, images: np.ndarray, progress: Progress | None) -> None:
+def _predict(pairs: Pairs, images: Any, progress: Progress | None) -> None:
     """One worker after the other: what a batch takes in memory, no two take at once, and none keeps."""
     batch = scoring_batch(images[0].nbytes)
     for number, (worker, record) in enumerate(pairs):

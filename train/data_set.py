@@ -8,27 +8,37 @@ What a stage has to know before it can say that nothing is to be done is here wi
 Refused: images that are others than were promised.
 """
 
-from collections.abc import Callable
+import hashlib
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 
+from .cache import remembered
 from .errors import TrainError
 from .split import stratified_sample
+from .stored import Images, Stored, joined
+
+HASHED = 256  # images at a time
 
 
 @dataclass(frozen=True)
 class Part:
-    """N images with their labels. ``images``: uint8 (N, C, H, W), C-contiguous; ``labels``: int64 (N,), 0..K-1."""
+    """N images with their labels. ``images``: uint8 (N, C, H, W), C-contiguous, in memory or on disk; ``labels``: int64 (N,), 0..K-1."""
 
-    images: np.ndarray
+    images: Images
     labels: np.ndarray
 
     def take(self, positions: np.ndarray) -> "Part":
-        """Those at ``positions``, int64 or bool (N,)."""
-        return Part(self.images[positions], self.labels[positions])
+        """Those at ``positions``, int64 or bool (N,); of what is on disk nothing is read."""
+        images = self.images.take(positions) if isinstance(self.images, Stored) else self.images[positions]
+        return Part(images, self.labels[positions])
+
+    def read(self) -> "Part":
+        """The same in memory."""
+        return Part(self.images[:], self.labels)
 
     def sample(self, count: int, seed: int) -> "Part":
         """``count`` of them, as equal a number of each class as there are; all where there are fewer. See :func:`stratified_sample`."""
@@ -41,6 +51,7 @@ class About:
 
     ``fingerprint``: sha256 (hex) of all images and labels as they were read, the same from whichever kind of file, split or seed.
     ``has_test``: the test part was given as such, not cut off. ``counts``: images of train, validation and test.
+    ``skipped``: pictures that were left out, as they cannot be used.
     """
 
     name: str
@@ -49,6 +60,7 @@ class About:
     counts: tuple[int, int, int]
     fingerprint: str
     has_test: bool
+    skipped: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,4 +136,28 @@ class DataSet:
         """What is cross-validated: every image but those of a test part that was given, in the order in which they were read."""
         parts = [self.train, self.validation] + ([] if self.has_test else [self.test])
         back = np.argsort(self.order)
-        return Part(np.concatenate([part.images for part in parts])[back], np.concatenate([part.labels for part in parts])[back])
+        return Part(joined([part.images for part in parts]), np.concatenate([part.labels for part in parts])).take(back)
+
+
+def fingerprint(*parts: Part) -> str:
+    """The SHA-256 in hex of all images and labels; of images in a cache it is kept there."""
+    stored = [part.images for part in parts if isinstance(part.images, Stored)]
+    if len(stored) < len(parts):
+        return _hash(parts)
+    how = hashlib.sha256()
+    for part, images in zip(parts, stored, strict=True):
+        for told in (str(images.path.parent.name).encode(), images.rows.data, part.labels.data):
+            how.update(told)
+    return remembered(stored[0], how.hexdigest()[:16], lambda: _hash(parts))
+
+
+def _hash(parts: Sequence[Part]) -> str:
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(f"{part.images.shape} |u1".encode())
+        for start in range(0, len(part.labels), HASHED):
+            digest.update(np.ascontiguousarray(part.images[start : start + HASHED]).data)
+        labels = part.labels.astype("<i8", copy=False)
+        digest.update(f"{labels.shape} {labels.dtype.str}".encode())
+        digest.update(labels.data)
+    return digest.hexdigest()

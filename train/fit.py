@@ -1,8 +1,8 @@
-"""The training loop: one network, arrays in memory, the best epoch kept.
+"""The training loop: one network, the best epoch kept.
 
-All images lie on the device as uint8 for the whole run; a batch is an index into them. After every epoch the network is scored on the
-validation images and the state is saved, so that a killed run goes on where it stopped and ends with the same weights, bit for bit (on one
-CPU): everything random in an epoch follows from the seed and the epoch's number alone.
+All images lie on the device as uint8 for the whole run, or on disk where there are too many; a batch is an index into them. After every
+epoch the network is scored on the validation images and the state is saved, so that a killed run goes on where it stopped and ends with the
+same weights, bit for bit (on one CPU): everything random in an epoch follows from the seed and the epoch's number alone.
 
 Sources: Szegedy et al. 2015, arXiv:1512.00567 (label smoothing); Menon et al. 2020, arXiv:2007.07314 (logit adjustment); Polyak and
 Juditsky 1992, doi:10.1137/0330046 (weight averaging); the rest in ``augment`` and ``settings``. What a network answers beside its logits
@@ -26,18 +26,21 @@ from torch.nn import functional
 
 from .allocator import keep_freed_memory
 from .augment import distort, draw_grid, draw_mix, mix
+from .data_set import Part
 from .distil import Lessons, Teacher
 from .distributed import Team, this_team
 from .errors import TrainError
 from .metrics import score
 from .settings import AugmentConfig, FitConfig, heads
 from .state import Snapshot, State, fits, read_snapshot, save_snapshot, take_snapshot, take_up
+from .stored import Images, Stored
 
 Prepare = Callable[[Tensor], Tensor]
 Progress = Callable[[int, int, int, float], None]
 Criterion = Callable[[Tensor, Tensor], Tensor]
-Arrays = tuple[NDArray[np.uint8], NDArray[np.int64]]
+Arrays = tuple[Images, NDArray[np.int64]]
 
+_MOST_PIXELS = 1 << 21  # values of images that are read at once: 13 of 3x224x224
 OPTIMISERS: dict[str, type[torch.optim.Optimizer]] = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
 
 
@@ -55,11 +58,11 @@ class Fitted:
 
 @dataclass(frozen=True, kw_only=True)
 class _Loop:
-    """What stays the same from step to step. ``network``: as the team trains it."""
+    """What stays the same from step to step. ``network``: as the team trains it. ``images``: on the device, or on disk."""
 
     network: nn.Module
     team: Team
-    images: Tensor
+    images: Tensor | Stored
     labels: Tensor
     config: FitConfig
     prepare: Prepare
@@ -117,7 +120,8 @@ def fit(
         mine = state_file if team.rank == 0 else None
         if (saved := team.from_first(_saved(mine, key, state, say))) is not None:
             take_up(state, saved)
-        images, labels = _to_device(training, device)
+        images = training[0] if isinstance(training[0], Stored) else torch.from_numpy(training[0][:]).to(device)
+        labels = torch.from_numpy(training[1]).to(device)
         loop = _Loop(
             network=shared, team=team, images=images, labels=labels, config=config, prepare=prepare, criterion=criterion,
             lessons=lessons, after_step=after_step, progress=progress,
@@ -148,11 +152,10 @@ def _saved(file: Path | None, key: str, state: State, say: Callable[[str], None]
     return saved
 
 
-def predict_logits(
-    network: nn.Module, images: NDArray[np.uint8], *, prepare: Prepare, device: torch.device, batch: int = 64
-) -> NDArray[np.float32]:
-    """Logits float32 (N, K) of ``network`` in eval mode for images uint8 (N, C, H, W); its training flag is restored."""
+def predict_logits(network: nn.Module, images: Images, *, prepare: Prepare, device: torch.device, batch: int = 64) -> NDArray[np.float32]:
+    """Logits float32 (N, K) of ``network`` in eval mode for images uint8 (N, C, H, W), fewer at a time where they are large."""
     was_training = network.training
+    batch = max(1, min(batch, _MOST_PIXELS // math.prod(images.shape[1:])))
     network.to(device).eval()
     try:
         with torch.no_grad():
@@ -188,7 +191,7 @@ def _batch_size(config: FitConfig, images: int) -> int:
 
 def _epoch(state: State, loop: _Loop, validation: Arrays, classes: int) -> dict[str, float]:
     """Train for one epoch, score what would be kept, and keep it if it is the best so far; returns the new row of the history."""
-    network, team, device = state.network, loop.team, loop.images.device
+    network, team, device = state.network, loop.team, loop.labels.device
     epoch = len(state.history) + 1
     started = time.perf_counter()
     with _seeded(loop.config.seed, epoch, device):
@@ -196,10 +199,11 @@ def _epoch(state: State, loop: _Loop, validation: Arrays, classes: int) -> dict[
     seconds = time.perf_counter() - started
     kept = state.averaged or _copy(network)
     with _holding(network, kept):
-        part = np.array_split(validation[0], team.size)[team.rank]
+        rows = np.array_split(np.arange(len(validation[1])), team.size)[team.rank]
+        part = validation[0] if team.size == 1 else Part(*validation).take(rows).images
         logits = team.gather(predict_logits(network, part, prepare=loop.prepare, device=device))
     row = {"epoch": epoch, "train_loss": loss, "validation_loss": _cross_entropy(logits, validation[1])}
-    row |= score(validation[1], logits.argmax(axis=1), classes) | {"images_per_second": len(loop.images) / seconds}
+    row |= score(validation[1], logits.argmax(axis=1), classes) | {"images_per_second": len(loop.labels) / seconds}
     row = team.from_first(row)
     state.history.append(row)
     if not state.best_weights or row["balanced_accuracy"] > state.history[state.best_epoch - 1]["balanced_accuracy"]:
@@ -210,10 +214,10 @@ def _epoch(state: State, loop: _Loop, validation: Arrays, classes: int) -> dict[
 
 def _train(state: State, loop: _Loop, epoch: int) -> float:
     """One pass over the images in random order; returns the mean loss. The last incomplete batch waits for another epoch's order."""
-    config, team, device = loop.config, loop.team, loop.images.device
+    config, team, device = loop.config, loop.team, loop.labels.device
     loop.network.train()
     bf16 = config.precision == "bf16" or (config.precision == "auto" and device.type == "cuda" and torch.cuda.is_bf16_supported())
-    order = torch.randperm(len(loop.images)).to(device)
+    order = torch.randperm(len(loop.labels)).to(device)
     batch, steps = _batch_size(config, len(order)), steps_in_epoch(config, len(order))
     total = torch.zeros((), device=device)
     shown = 0.0
@@ -223,6 +227,8 @@ def _train(state: State, loop: _Loop, epoch: int) -> float:
             group["lr"] = learning_rate(config, done, config.epochs * steps)
         augment = config.augment if epoch <= config.epochs - config.plain_epochs else AugmentConfig()
         x, labels = _batch(loop, order[step * batch : (step + 1) * batch], augment)
+        if isinstance(loop.images, Stored):
+            loop.images.will_need(order[(step + 1) * batch : (step + 2) * batch].cpu().numpy())
         with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
             output = loop.network(x.clone() if loop.lessons else x)  # the network may prepare it in place, and the teacher takes it next
             answers = [(weight, head.float()) for weight, head in heads(output)]
@@ -252,16 +258,22 @@ def _batch(loop: _Loop, chosen: Tensor, config: AugmentConfig) -> tuple[Tensor, 
     """This process's share of the ``chosen`` images, augmented and prepared, and their labels with the share of the loss of each."""
     rows = loop.team.rows(len(chosen))
     mine = chosen[rows]
-    x, labels = loop.images[mine], [(1.0, loop.labels[mine])]
+    x, labels = _images(loop, mine), [(1.0, loop.labels[mine])]
     height, width = x.shape[2:]
     how = draw_mix(config, len(chosen), height, width)
     if how is not None:
         partner = chosen[how.partner.to(chosen.device)][rows]
-        x = mix(x.float(), loop.images[partner].float(), how)
+        x = mix(x.float(), _images(loop, partner).float(), how)
         labels = [(how.share, loop.labels[mine]), (1 - how.share, loop.labels[partner])]
     if config.distorts:
         x = distort(x.float(), draw_grid(config, len(chosen), height, width, x.device, rows))
     return loop.prepare(x).contiguous(memory_format=torch.channels_last), labels
+
+
+def _images(loop: _Loop, chosen: Tensor) -> Tensor:
+    if isinstance(loop.images, Stored):
+        return torch.from_numpy(loop.images[chosen.cpu().numpy()]).to(chosen.device)
+    return loop.images[chosen]
 
 
 def _criterion(config: FitConfig, counts: NDArray[np.int64], device: torch.device) -> Criterion:
@@ -301,10 +313,6 @@ def _holding(network: nn.Module, weights: dict[str, Tensor]) -> Iterator[None]:
         yield
     finally:
         network.load_state_dict(own)
-
-
-def _to_device(arrays: Arrays, device: torch.device) -> tuple[Tensor, Tensor]:
-    return torch.from_numpy(arrays[0]).to(device), torch.from_numpy(arrays[1]).to(device)
 
 
 def _cross_entropy(logits: NDArray[np.float32], labels: NDArray[np.int64]) -> float:

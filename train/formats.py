@@ -5,7 +5,7 @@ gzipped). The first bytes decide which, not the file's name. Pictures come throu
 
 Refused with one line that names the file: a missing, foreign, damaged or truncated file; Python objects (only pickle could read them,
 and pickle runs code); more than one array; a header that promises nothing or more than ``MAX_BYTES``, or a body that holds more or less
-than promised; a folder of a class without pictures; a class map with gaps.
+than promised; a class map with gaps.
 
 Sources: https://numpy.org/doc/stable/reference/generated/numpy.lib.format.html, http://yann.lecun.com/exdb/mnist/ (IDX),
 APPNOTE.TXT 6.3.10 (zip).
@@ -21,13 +21,15 @@ import struct
 import warnings
 import zipfile
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
 import numpy as np
 
 from .errors import TrainError
+from .resize import STRETCH, Resize
 
 if TYPE_CHECKING:
     from PIL.Image import Image as Picture
@@ -95,12 +97,28 @@ def read_array(path: Path) -> np.ndarray:
     raise TrainError(f"{path} must be .npz (first bytes 50 4b), IDX (00 00) or gzipped IDX (1f 8b), but starts with {start}")
 
 
-def read_image(path: Path, shape: tuple[int, int, int]) -> np.ndarray:
+def read_image(path: Path, shape: tuple[int, int, int], resize: Resize = STRETCH) -> np.ndarray:
     """A picture as ``uint8 (C, H, W)`` of ``shape``: grey for C = 1, RGB for C = 3, turned as its EXIF data says.
 
-    It is stretched to H x W (bilinear, antialiased); what is transparent becomes white, as picture viewers show it. Raises TrainError for
+    ``resize`` says how it comes to H x W, antialiased; what is transparent becomes white, as picture viewers show it. Raises TrainError for
     an unreadable file, a decompression bomb (more than ``PIL.Image.MAX_IMAGE_PIXELS``) and pixels of more than 8 bits per channel.
     """
+    with strictly():
+        return decode_image(path, shape, resize)
+
+
+@contextmanager
+def strictly() -> Iterator[None]:
+    """Have Pillow raise what it only warns of; for this thread and all others, as warnings are of the whole process."""
+    from PIL import Image
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        yield
+
+
+def decode_image(path: Path, shape: tuple[int, int, int], resize: Resize) -> np.ndarray:
+    """As :func:`read_image`, for several threads at once, all :func:`strictly`."""
     from PIL import Image, ImageOps
 
     channels, height, width = shape
@@ -108,15 +126,13 @@ def read_image(path: Path, shape: tuple[int, int, int]) -> np.ndarray:
         raise TrainError(f"channels (={channels}) of the shape {shape} must be 1 (grey) or 3 (RGB) to read pictures such as {path}")
     _refuse_no_file(path)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path, formats=_IMAGE_FORMATS) as opened:
-                if opened.mode[0] in "IF":  # Pillow would clip these to 255
-                    raise ValueError(f"more than 8 bits per channel, mode {opened.mode}; save it with 8")
-                ImageOps.exif_transpose(opened, in_place=True)
-                mode = "L" if channels == 1 else "RGB"
-                flat = _on_white(opened, mode) if opened.has_transparency_data else opened.convert(mode)
-                image = flat.resize((width, height), Image.Resampling.BILINEAR)
+        with Image.open(path, formats=_IMAGE_FORMATS) as opened:
+            if opened.mode[0] in "IF":  # Pillow would clip these to 255
+                raise ValueError(f"more than 8 bits per channel, mode {opened.mode}; save it with 8")
+            ImageOps.exif_transpose(opened, in_place=True)
+            mode = "L" if channels == 1 else "RGB"
+            flat = _on_white(opened, mode) if opened.has_transparency_data else opened.convert(mode)
+            image = resize.apply(flat, width, height)
     except FileNotFoundError as error:
         raise TrainError(f"{path} does not exist; check the path") from error
     except (*_PICTURE_DAMAGE, Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
@@ -133,33 +149,6 @@ def _on_white(image: "Picture", mode: str) -> "Picture":
         band = image.crop((0, top, image.width, min(top + _ROWS, image.height))).convert("RGBA")
         flat.paste(Image.alpha_composite(Image.new("RGBA", band.size, "white"), band).convert(mode), (0, top))
     return flat
-
-
-def read_pictures(
-    folder: Path, names: Sequence[str], shape: tuple[int, int, int], progress: Callable[[str, int, int], None] | None = None
-) -> tuple[np.ndarray, np.ndarray]:
-    """All pictures of the folders ``folder/name``: uint8 (N, C, H, W), and for each the index of its name: int64 (N,).
-
-    Sorted by name; hidden files, files without a suffix of ``IMAGE_SUFFIXES`` and folders further down are passed over. ``progress`` is
-    told (folder, pictures so far, pictures in all). Raises TrainError as ``read_image`` does, and for a folder without pictures.
-    """
-    paths: list[Path] = []
-    labels: list[int] = []
-    for index, name in enumerate(names):
-        found = sorted(path for path in (folder / name).iterdir() if path.suffix.lower() in IMAGE_SUFFIXES and path.name[0] != ".")
-        if not found:
-            raise TrainError(f"{folder / name} holds no images ({' '.join(IMAGE_SUFFIXES)}); add some or remove the folder")
-        paths += found
-        labels += [index] * len(found)
-    size = len(paths) * math.prod(shape)
-    if size > MAX_BYTES:
-        raise TrainError(f"{folder}: {len(paths)} images of shape {shape} take {size} bytes, the limit is {MAX_BYTES}; use smaller images")
-    images = np.empty((len(paths), *shape), np.uint8)
-    for index, path in enumerate(paths):
-        images[index] = read_image(path, shape)
-        if progress:
-            progress(str(folder), index + 1, len(paths))
-    return images, np.array(labels, np.int64)
 
 
 def _refuse_no_file(path: Path) -> None:

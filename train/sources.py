@@ -1,4 +1,4 @@
-"""Data sets as arrays in memory: by name, or from a folder of one of three layouts.
+"""Data sets as arrays: by name, or from a folder of one of three layouts. In memory, but for pictures that need too much of it.
 
 ::
 
@@ -10,17 +10,16 @@
 Where there is one set of images only (digits, class folders without train/ and test/, a single pair of npz or IDX files), a fifth
 of every class is cut off as the test part, the same for everyone.
 
-Refused with one line that names the file: images that are not ``uint8 (N, H, W)`` of the expected size, labels that are not whole
-numbers from 0 to K-1 (K: the largest training label plus 1), unequal counts, and all that ``formats`` refuses.
+Refused with one line that names the file: images that are not ``uint8 (N, H, W)``, or ``(N, H, W, 3)`` for RGB, of the expected size,
+labels that are not whole numbers from 0 to K-1 (K: the largest training label plus 1), unequal counts, and all that ``formats`` refuses.
 
 Sources: scikit-learn's ``load_digits`` (UCI optdigits); Clanuwat et al. 2018, arXiv:1812.01718 (Kuzushiji-49, Kuzushiji-MNIST);
 Cohen et al. 2017, arXiv:1702.05373 (EMNIST).
 """
 
 import difflib
-import hashlib
+import math
 import re
-import unicodedata
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -29,11 +28,15 @@ from pathlib import Path
 
 import numpy as np
 
-from .data_set import About, DataSet, Part, Parts
+from .cache import Cache, fits_memory
+from .data_set import About, DataSet, Part, Parts, fingerprint
 from .download import fetch
 from .errors import TrainError
-from .formats import IMAGE_SUFFIXES, read_array, read_class_map, read_pictures
+from .formats import IMAGE_SUFFIXES, read_array, read_class_map
+from .pictures import BrokenPictures, Progress, Reader, Stamp, stamps, subfolders
+from .resize import STRETCH, Resize
 from .split import divide
+from .stored import Images
 
 NAMES = ("digits", "k49", "emnist", "kmnist")
 K49_URL = "http://codh.rois.ac.jp/kmnist/dataset/k49/"
@@ -53,8 +56,7 @@ _MAX_CLASSES = 100_000
 # Neither depends on the user's seed: the test part of a data set must be the same for everyone.
 _TEST_FRACTION, _TEST_SEED = 0.2, 0
 
-Progress = Callable[[str, int, int], None]
-Answer = Callable[[np.ndarray], tuple[np.ndarray, int]]  # images uint8 (N, C, H, W) to a class for each, int64 (N,), of so many
+Answer = Callable[[Images], tuple[np.ndarray, int]]  # images uint8 (N, C, H, W) to a class for each, int64 (N,), of so many
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,17 +85,21 @@ def load_data(
     seed: int = 0,
     validation: float = 0.1,
     shape: tuple[int, int, int] = (1, 28, 28),
+    resize: Resize = STRETCH,
     cache: Path = Path("data"),
     files: Files | None = None,
     answer: Answer | None = None,
     progress: Progress | None = None,
+    kept: Cache | None = None,
+    skip_broken: bool = False,
 ) -> DataSet:
     """Read the data set ``source``: a name of ``NAMES`` or the path of a folder (``./digits`` for a folder that has such a name).
 
     ``validation`` in (0, 0.5] is the fraction of every class that ``seed`` (>= 0) moves from train to validation. ``shape`` is the
-    (C, H, W) the network takes: pictures are converted to it, arrays must have it. Downloads lie in ``cache``. ``files`` replaces
-    ``source``. ``answer`` labels the images of a folder that has no labels. ``progress`` is told (file or folder, done, of how many:
-    bytes or images).
+    (C, H, W) the network takes: pictures are converted to it, as ``resize`` says, arrays must have it. Downloads lie in ``cache``.
+    ``files`` replaces ``source``. ``answer`` labels the images of a folder that has no labels. ``progress`` is told (file or folder, done,
+    of how many: bytes or images). ``kept``: where decoded pictures are kept; without it they are decoded each time, into memory.
+    ``skip_broken``: pictures that cannot be used are left out; else they are refused, all at once.
 
     Raises TrainError for everything the heads of this module, ``formats`` and ``download`` list.
     """
@@ -101,31 +107,40 @@ def load_data(
         raise TrainError(f"validation (={validation}) must lie in (0, 0.5]; 0.1 keeps 10% of the training images for validation")
     if seed < 0:
         raise TrainError(f"seed (={seed}) must be a whole number of at least 0; 0 is the default")
-    if answer is not None:
-        raw = _read_unlabelled(Path(source), shape, answer, progress)
+    reader = Reader(shape=shape, resize=resize, progress=progress, cache=kept)
+    if files is not None:
+        raw = _read_files(files, shape)
     else:
-        raw = _read_files(files, shape) if files else _read_source(source, shape, cache, progress)
+        raw = _read_source(source, cache, reader) if answer is None else _read_unlabelled(Path(source), reader, answer)
+    train, test, order = raw.train, raw.test, np.arange(len(raw.train.labels))
+    if reader.broken and not skip_broken:
+        raise BrokenPictures(source, reader.broken, len(order) + (len(test.labels) if test else 0) + len(reader.broken))
     if raw.train.images.shape[1:] != shape:
         raise TrainError(f"data (={source}) has images of shape {raw.train.images.shape[1:]}, the network takes {shape}; choose other data")
-    train, test, order = raw.train, raw.test, np.arange(len(raw.train.labels))
     cut = order[:0]
     if test is None:
         order, cut = divide(train.labels, _TEST_FRACTION, _TEST_SEED, raw.name)
         train, test = raw.train.take(order), raw.train.take(cut)
-    kept, held = divide(train.labels, validation, seed, raw.name)
-    parts = Parts(train=train.take(kept), validation=train.take(held), test=test, order=np.concatenate([order[kept], order[held], cut]))
+    rest, held = divide(train.labels, validation, seed, raw.name)
+    first, second = train.take(rest), train.take(held)
+    known = fingerprint(train, test)
+    if fits_memory((len(train.labels) + len(test.labels)) * math.prod(shape)):
+        first, second, test = first.read(), second.read(), test.read()
+    parts = Parts(train=first, validation=second, test=test, order=np.concatenate([order[rest], order[held], cut]))
     about = About(
         name=raw.name,
         classes=raw.classes,
         shape=shape,
-        counts=(len(kept), len(held), len(test.labels)),
-        fingerprint=_fingerprint(train, test),
+        counts=(len(rest), len(held), len(test.labels)),
+        fingerprint=known,
         has_test=raw.test is not None,
+        skipped=len(reader.broken),
     )
     return DataSet(about, lambda: (about, parts))
 
 
-def _read_source(source: str, shape: tuple[int, int, int], cache: Path, progress: Progress | None) -> _Raw:
+def _read_source(source: str, cache: Path, reader: Reader) -> _Raw:
+    shape, progress = reader.shape, reader.progress
     match source:
         case "digits":
             return _read_digits()
@@ -150,10 +165,10 @@ def _read_source(source: str, shape: tuple[int, int, int], cache: Path, progress
         return _read_files(_npz_files(folder), shape)
     if any(folder.glob("*-idx[13]-ubyte*")):
         return _read_files(_idx_files(folder, "train", "t10k"), shape)
-    return _read_image_folder(folder, shape, progress)
+    return _read_image_folder(folder, reader)
 
 
-def _read_unlabelled(folder: Path, shape: tuple[int, int, int], answer: Answer, progress: Progress | None) -> _Raw:
+def _read_unlabelled(folder: Path, reader: Reader, answer: Answer) -> _Raw:
     """All pictures in a folder and below it; hidden ones are passed over."""
     if not folder.is_dir():
         raise TrainError(f"calibrate (={folder}) is not a folder; name one that holds images such as the network is to read")
@@ -161,18 +176,19 @@ def _read_unlabelled(folder: Path, shape: tuple[int, int, int], answer: Answer, 
     inside = sorted({str(path.parent) for path in found if not any(part.startswith(".") for part in path.parts)})
     if not inside:
         raise TrainError(f"calibrate (={folder}) holds no images ({' '.join(IMAGE_SUFFIXES)}); some hundred do well")
-    images, _ = read_pictures(folder, inside, shape, progress)
+    images, _ = reader.read(folder, inside)
     labels, count = answer(images)
     return _Raw(name=folder.resolve().name, classes=tuple(map(str, range(count))), train=Part(images, labels))
 
 
-def stamp(source: str, cache: Path, files: Files | None = None) -> list[tuple[str, int, int, int]]:
+def stamp(source: str, cache: Path, files: Files | None = None) -> list[Stamp]:
     """What tells that a data set is the one of before without reading it: of each of its files path, bytes, and times of change in ns."""
     if source == "digits" and files is None:
         return [(f"scikit-learn {one.version}", 0, 0, 0) for one in distributions(name="scikit-learn")]  # in which they lie
     known = {"k49": cache / "k49", "emnist": cache / "EMNIST" / "raw", "kmnist": cache / "KMNIST" / "raw"}
-    paths = list(vars(files).values()) if files else sorted(path for path in known.get(source, Path(source)).rglob("*") if path.is_file())
-    found = [(path, path.stat()) for path in paths if path.is_file()]
+    if files is None:
+        return sorted(stamps(known.get(source, Path(source)).absolute(), deep=True))
+    found = [(path, path.stat()) for path in vars(files).values() if path.is_file()]
     return [(str(path.absolute()), one.st_size, one.st_mtime_ns, one.st_ctime_ns) for path, one in found]
 
 
@@ -269,7 +285,7 @@ def _download(name: str, cache: Path, by_hand: str) -> None:
 
 def _upright(part: Part) -> Part:
     """EMNIST is stored column by column."""
-    return Part(np.ascontiguousarray(part.images.swapaxes(2, 3)), part.labels)
+    return Part(np.ascontiguousarray(part.images[:].swapaxes(2, 3)), part.labels)
 
 
 def _read_files(files: Files, shape: tuple[int, int, int]) -> _Raw:
@@ -290,13 +306,15 @@ def _read_part(images_path: Path, labels_path: Path, shape: tuple[int, int, int]
     if labels.min() < 0 or labels.max() >= _MAX_CLASSES:
         raise TrainError(f"{labels_path}: labels (={labels.min()}..{labels.max()}) must lie in 0..{_MAX_CLASSES - 1}; number them from 0")
     images = read_array(images_path)
-    if images.ndim != 3 or images.dtype != np.uint8:
-        raise TrainError(f"{images_path}: images (={images.dtype} {images.shape}) must be uint8 of shape (N, H, W), 0 to 255; convert them")
-    if (1, *images.shape[1:]) != shape:
-        raise TrainError(f"{images_path}: images (={(1, *images.shape[1:])}) must have the network's input shape {shape}; resize them")
+    if images.dtype != np.uint8 or (images.ndim != 3 and images.shape[3:] != (3,)):
+        told = f"{images_path}: images (={images.dtype} {images.shape}) must be uint8 of shape (N, H, W), or (N, H, W, 3) for RGB"
+        raise TrainError(f"{told}, 0 to 255; convert them")
+    images = images[:, None] if images.ndim == 3 else np.moveaxis(images, 3, 1)
+    if images.shape[1:] != shape:
+        raise TrainError(f"{images_path}: images (={images.shape[1:]}) must have the network's input shape {shape}; resize them")
     if len(images) != len(labels):
         raise TrainError(f"{images_path}: {len(images)} images, but {len(labels)} labels in {labels_path}; there must be one each")
-    return Part(np.ascontiguousarray(images).reshape(-1, *shape), labels.astype(np.int64))
+    return Part(np.ascontiguousarray(images), labels.astype(np.int64))
 
 
 def _class_names(train_images: Path, count: int) -> tuple[str, ...]:
@@ -309,31 +327,13 @@ def _class_names(train_images: Path, count: int) -> tuple[str, ...]:
     return next(known, tuple(map(str, range(count))))
 
 
-def _read_image_folder(folder: Path, shape: tuple[int, int, int], progress: Progress | None) -> _Raw:
+def _read_image_folder(folder: Path, reader: Reader) -> _Raw:
     name = folder.resolve().name
     if not ((folder / "train").is_dir() and (folder / "test").is_dir()):
-        classes = _subfolders(folder)
-        return _Raw(name=name, classes=classes, train=Part(*read_pictures(folder, classes, shape, progress)))
-    classes = _subfolders(folder / "train")
-    if lonely := set(classes) ^ set(_subfolders(folder / "test")):
+        classes = subfolders(folder)
+        return _Raw(name=name, classes=classes, train=Part(*reader.read(folder, classes)))
+    classes = subfolders(folder / "train")
+    if lonely := set(classes) ^ set(subfolders(folder / "test")):
         raise TrainError(f"{folder}: class folder {min(lonely)} must be in both train and test; add it where it is missing, or remove it")
-    train, test = (Part(*read_pictures(folder / part, classes, shape, progress)) for part in ("train", "test"))
+    train, test = (Part(*reader.read(folder / part, classes)) for part in ("train", "test"))
     return _Raw(name=name, classes=classes, train=train, test=test)
-
-
-def _subfolders(folder: Path) -> tuple[str, ...]:
-    names = tuple(sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")))
-    if odd := [name for name in names if any(unicodedata.category(letter) in ("Cc", "Cs") for letter in name)]:
-        raise TrainError(f"{folder} has a class called {odd[0]!a}, which is no text to print; give its folder another name")
-    if not names:
-        raise TrainError(f"{folder} has no class folders (nor *-imgs.npz or *-idx3-ubyte files); put the images into one folder per class")
-    return names
-
-
-def _fingerprint(*parts: Part) -> str:
-    digest = hashlib.sha256()
-    for part in parts:
-        for array in (part.images, part.labels.astype("<i8", copy=False)):
-            digest.update(f"{array.shape} {array.dtype.str}".encode())
-            digest.update(np.ascontiguousarray(array).data)
-    return digest.hexdigest()

@@ -22,12 +22,20 @@ class OpenOptions(TypedDict, total=False):
     image_shape: Annotated[tuple[int, int, int], "Image that your network takes, CxHxW.  [default: 1x28x28]"]
     mean: Annotated[tuple[float, ...], "Mean per channel that your network expects to be subtracted, in [0, 1].  [default: 0]"]
     std: Annotated[tuple[float, ...], "Standard deviation per channel to divide by, in [0, 1].  [default: 1]"]
+    resize: Annotated[
+        Literal["stretch", "crop", "pad"], "How pictures come to the network's size: stretch, crop (the middle) or pad.  [default: stretch]"
+    ]
+    crop: Annotated[float, "With --resize crop: resize to the network's size divided by this first, such as 0.875.  [default: 1]"]
+    interpolation: Annotated[
+        Literal["nearest", "bilinear", "bicubic", "lanczos"], "How pixels between pixels are found in that.  [default: bilinear]"
+    ]
     data: Annotated[File, "digits, k49, emnist, kmnist, or a folder (npz, IDX or image files).  [default: the recipe's]"]
     train_images: Annotated[File, "The train images by hand (.npz or IDX), all four."]
     train_labels: Annotated[File, "The train labels by hand (.npz or IDX), all four."]
     test_images: Annotated[File, "The test images by hand (.npz or IDX), all four."]
     test_labels: Annotated[File, "The test labels by hand (.npz or IDX), all four."]
-    cache: Annotated[File, "Folder for downloaded data sets.  [default: data]"]
+    cache: Annotated[File, "Folder for downloaded data sets and decoded pictures.  [default: data]"]
+    skip_broken: Annotated[bool, "Leave out the pictures of a folder that cannot be used, instead of refusing them."]
     recipe: Annotated[File, "TOML recipe, or the name of one; options given here win over it."]
     seed: Annotated[int, "Seed of everything random.  [default: 0]"]
     runs: Annotated[File, "Folder of all artifacts.  [default: runs]"]

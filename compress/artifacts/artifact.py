@@ -31,10 +31,11 @@ from importlib import metadata
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
-from msgspec import UNSET, Meta
+from msgspec import UNSET, Meta, UnsetType
 
 from ..errors import ArtifactError, shown
 from ..files import claimed, identity, publish
+from ..train.resize import STRETCH, Resize
 from .parts import Data, Facts, Metrics, Model, Name, Step
 from .records import plain, read_record
 
@@ -50,11 +51,20 @@ LIBRARIES = ("torch", "torchvision", "onnx", "onnxruntime", "onnxscript", "numpy
 
 @dataclass(frozen=True, kw_only=True)
 class InputSpec:
-    """The image a network takes: uint8 (C, H, W); it is fed (pixel / 255 - mean) / std, per channel, as float32."""
+    """The image a network takes: uint8 (C, H, W); it is fed (pixel / 255 - mean) / std, per channel, as float32.
+
+    ``resize``: how pictures came to its size in training; not said where they were stretched.
+    """
 
     shape: tuple[int, int, int] = (1, 28, 28)
     mean: tuple[float, ...] = (0.0,)
     std: tuple[float, ...] = (1.0,)
+    resize: Resize | UnsetType = UNSET
+
+    @property
+    def resized(self) -> Resize:
+        """How pictures come to its size."""
+        return self.resize or STRETCH
 
     @property
     def as_pixels(self) -> "InputSpec":

@@ -8,21 +8,28 @@ of ``pretrained`` is an artifact in ``compress/weights``, which says what data i
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from msgspec import UNSET
 from numpy.typing import NDArray
 
 from ..errors import ArtifactError, CompressError, need_file, shown
+from ..files import claimed, publish
+from ..train.cache import HIDDEN, Cache
 from ..train.data_set import About, DataSet
+from ..train.pictures import BrokenPictures
+from ..train.resize import STRETCH, Interpolation, Resize, Way
 from ..train.sources import NAMES, Files, load_data, stamp
-from .artifact import Artifact, InputSpec, digest_of, read_artifact, sha256_of
+from ..train.stored import Images as ImageArray
+from .artifact import Artifact, InputSpec, Manifest, digest_of, read_artifact, sha256_of
 from .model_reference import BUILT_IN, ModelReference
 from .parts import Data, Images
 from .project import Console, Project, Silent, find_parent
 from .recipe import FOREIGN, Recipe, load_recipe
-from .records import component, read_record, refuse_odd
+from .records import component, plain, read_record, refuse_odd
 
 WEIGHTS = Path(__file__).parents[1] / "weights"
 VALIDATION, UNLABELLED = 0.1, 0.3  # of images without labels more are asked, as nobody is trained on them
@@ -44,12 +51,16 @@ class Context:
     image_shape: tuple[int, int, int] | None = None
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
+    resize: Way | None = None
+    crop: float | None = None
+    interpolation: Interpolation | None = None
     data: str | Path | None = None
     train_images: Path | None = None
     train_labels: Path | None = None
     test_images: Path | None = None
     test_labels: Path | None = None
     cache: Path = Path("data")
+    skip_broken: bool = False
     recipe: Path | str | None = None
     seed: int | None = None
     runs: Path = Path("runs")
@@ -82,9 +93,18 @@ class Context:
         return Files(**given)
 
     @property
+    def kept(self) -> Cache:
+        """Where decoded pictures are kept."""
+        claim = partial(claimed, waits=lambda: self.console.say("data: another process decodes these pictures; waits for it"))
+        return Cache(folder=self.cache / HIDDEN, claim=claim, publish=publish)
+
+    @property
     def spec(self) -> InputSpec:
         """The image that the user's network takes."""
+        pixels: dict[str, Any] = {"way": self.resize, "crop": self.crop, "interpolation": self.interpolation}
+        resize = Resize(**{name: value for name, value in pixels.items() if value is not None})
         given: dict[str, Any] = {"shape": self.image_shape, "mean": self.mean, "std": self.std}
+        given["resize"] = resize if resize != STRETCH else None
         return InputSpec(**{name: value for name, value in given.items() if value is not None})
 
     def load_recipe(self, model: str | None = None) -> Recipe:
@@ -97,6 +117,7 @@ class Context:
         model.identity()  # refuses a wrong reference before minutes of loading data
         data, source = self.load(recipe.data, recipe.seed, self.spec)
         other = "" if self._names_data else "; --data names other data"
+        other = f"; {data.about.skipped:,} that cannot be used left out{other}" if data.about.skipped else other
         told = f"{data.name}, {sum(vars(source.images).values()):,} images in {len(data.classes)} classes{other}"
         return dataclasses.replace(self._project(model, model.slug, self.spec, data, source), told=told)
 
@@ -115,7 +136,7 @@ class Context:
             folder = self.folder(recipe)
             if self._names_data:
                 about = find_parent(folder, stages).manifest
-                given = self.load(recipe.data, about.data.seed, about.input, about.data.validation)
+                given = self.load_like(about, recipe.data)
             parent = self.trusted(find_parent(folder, stages, given[0].fingerprint if given else None))
         elif parent.manifest.stage not in allowed:
             raise ArtifactError(f"from (={self.start}) is of stage {parent.manifest.stage}; one of {', '.join(allowed)} is needed here")
@@ -181,7 +202,7 @@ class Context:
             source = self.data or about.data.source
             if known and not self._names_data and source not in NAMES and not Path(str(source)).is_dir():
                 raise CompressError(f"{known}; name its folder with --data")
-            given = self.load(source, about.data.seed, about.input, about.data.validation)
+            given = self.load_like(about, source)
         data, record = given
         if known and data.fingerprint != about.data.fingerprint:
             raise CompressError(f"{known}; data (={record.source}) is other data: name that one, or run `compress train` on yours")
@@ -225,6 +246,11 @@ class Context:
             raise CompressError(f"{path} does not say which images to measure it with; name them with --data")
         return self._project(None, path.stem, self.spec, *self.load(self.data, self.seed or 0, self.spec))
 
+    def load_like(self, about: Manifest, source: Any) -> tuple[DataSet, Data]:
+        """Load ``source`` as the data of an artifact were."""
+        skipping = dataclasses.replace(self, skip_broken=self.skip_broken or bool(about.data.skipped))
+        return skipping.load(source, about.data.seed, about.input, about.data.validation)
+
     def load(self, source: Any, seed: int, spec: InputSpec, validation: float = VALIDATION) -> tuple[DataSet, Data]:
         """Load a data set; returns it with what artifacts record of it. ``source``: a name, a folder, four paths, or
         a folder of images without labels and the ONNX file whose answers are their labels."""
@@ -233,7 +259,7 @@ class Context:
             source, answering = (str(Path(one).absolute()) for one in source)
         if files is None and isinstance(source, tuple):  # four files by hand, as an artifact recorded them
             files = Files(**dict(zip(PARTS, map(Path, source), strict=True)))
-        name, key = str(source), (str(source), seed, validation, spec, files, answering)
+        name, key = str(source), (str(source), seed, validation, spec, files, answering, self.skip_broken)
         if key not in self.loaded:
             self.loaded.clear()  # one at a time, as they are large
             self.loaded[key] = self._known(name, seed, validation, spec, files, answering)
@@ -245,23 +271,30 @@ class Context:
             seed=seed,
             validation=validation,
             images=Images(**dict(zip(("train", "validation", "test"), data.about.counts, strict=True))),
+            skipped=data.about.skipped or UNSET,
         )
 
     def _known(
         self, name: str, seed: int, validation: float, spec: InputSpec, files: Files | None, answering: str | None = None
     ) -> DataSet:
         """The data set, read now, or when its images are asked for where ``runs/.data`` has what is known of the same files."""
-        stamped = [VERSION, name, seed, validation, spec.shape, stamp(name, self.cache, files)]
+        stamped = [VERSION, name, seed, validation, spec.shape, stamp(name, self.cache, files), self.skip_broken, vars(spec.resized)]
         if answering is not None:
             need_file(Path(answering), f"onnx (={answering}), whose answers are the labels of {name},")
-            stamped += [dataclasses.asdict(spec), sha256_of(Path(answering))]
+            stamped += [plain(spec), sha256_of(Path(answering))]
         note = self.runs / ".data" / f"{digest_of(stamped)[:16]}.json"
 
         def read() -> DataSet:
             how: dict[str, Any] = {"seed": seed, "validation": validation, "shape": spec.shape, "cache": self.cache, "files": files}
-            return load_data(name, **how, answer=answer if answering else None, progress=self.console.progress)
+            how |= {"resize": spec.resized, "progress": self.console.progress, "kept": self.kept, "skip_broken": self.skip_broken}
+            try:
+                return load_data(name, **how, answer=answer if answering else None)
+            except BrokenPictures as error:
+                for one in error.names if len(error.names) > 1 else ():
+                    self.console.say(f"data: {one}")
+                raise
 
-        def answer(images: NDArray[np.uint8]) -> tuple[NDArray[np.int64], int]:
+        def answer(images: ImageArray) -> tuple[NDArray[np.int64], int]:
             from ..graphs.adopt import answers
 
             logits = answers(Path(str(answering)), spec.shape, spec.mean, spec.std, images)

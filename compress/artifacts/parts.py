@@ -54,7 +54,8 @@ class Images:
 @dataclass(frozen=True, kw_only=True)
 class Data:
     """Which images, and how they were split. ``source``: a name, a folder or four files, or a folder of images without
-    labels and the ONNX file whose answers stand for them; ``title``: what messages call shipped data."""
+    labels and the ONNX file whose answers stand for them; ``title``: what messages call shipped data; ``skipped``: pictures that
+    were left out, as they cannot be used."""
 
     source: str | tuple[str, ...]
     name: Name
@@ -63,6 +64,7 @@ class Data:
     validation: Annotated[float, Meta(gt=0, lt=1)]
     images: Images
     title: Name | UnsetType = UNSET
+    skipped: Count | UnsetType = UNSET
 
     def __post_init__(self) -> None:
         # Not in the type: msgspec 0.22 corrupts memory over a union of texts and tuples where either has a limit.

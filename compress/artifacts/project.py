@@ -223,7 +223,7 @@ def stage_key(stage: str, config: Any, **inputs: Any) -> str:
 def network_identity(project: Project) -> dict[str, Any]:
     """What a new network depends on."""
     assert project.model is not None, "only files are measured without a model"
-    return {"model": project.model.identity(), "input": dataclasses.asdict(project.spec), "classes": project.classes}
+    return {"model": project.model.identity(), "input": plain(project.spec), "classes": project.classes}
 
 
 def data_identity(project: Project) -> dict[str, Any]:

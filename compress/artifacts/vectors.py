@@ -16,7 +16,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..benchmarks.run import scoring_batch
 from ..errors import CompressError, first_line, shown
+from ..train.stored import Images
 from .artifact import PAYLOAD, sha256_of
 
 VECTORS = "vectors.npz"
@@ -40,9 +42,7 @@ class Vectors:
     model: str
 
 
-def write_vectors(
-    folder: Path, run: Callable[[NDArray[np.uint8]], NDArray[np.float32]], images: NDArray[np.uint8], tolerance: float
-) -> None:
+def write_vectors(folder: Path, run: Callable[[NDArray[np.uint8]], NDArray[np.float32]], images: Images, tolerance: float) -> None:
     """Write ``vectors.npz`` beside the ``model.onnx`` in ``folder``; the same inputs give the same bytes.
 
     Chosen among the first images is the surest one of each class that is answered, at most 8: rounding turns no answer of theirs.
@@ -52,7 +52,8 @@ def write_vectors(
         images: uint8 (N, C, H, W), at least one. tolerance: as a fraction of the largest absolute logit.
     """
     seen = np.ascontiguousarray(images[:SEEN_IMAGES])
-    logits = run(seen)
+    size = scoring_batch(seen[0].nbytes)
+    logits = np.concatenate([run(seen[start : start + size]) for start in range(0, len(seen), size)])
     margins = np.diff(np.sort(logits, axis=1)[:, -2:], axis=1).sum(axis=1)
     surest_first = np.argsort(-margins, kind="stable")
     _, first_of_class = np.unique(logits.argmax(axis=1)[surest_first], return_index=True)

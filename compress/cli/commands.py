@@ -1,6 +1,7 @@
 """Every command: the method it calls, examples for its help, and how what comes back is shown."""
 
 import json
+from pathlib import Path
 
 import click
 
@@ -8,8 +9,8 @@ from ..api import network as api
 from ..api.network import Network
 from ..artifacts.payloads import Noise, Sensitivity
 from . import views
-from .options import Switch, command
-from .tables import payload_summary, show_artifact, show_outcome, shown
+from .options import PATH, Switch, command
+from .tables import paragraphs, payload_summary, show_artifact, show_outcome, shown, table
 from .terminal import tell
 
 run = command(Network.run, "compress run --model k49 --data digits", "compress run --recipe recipe.toml")(show_outcome)
@@ -97,3 +98,26 @@ def recipe(schema: bool) -> None:
     for path in sorted(RECIPES.glob("*.toml")):
         first = path.read_text(encoding="utf-8").splitlines()
         tell(f"{path.stem.ljust(18)}{next((line[2:] for line in first if line.startswith('# ')), '')}")
+
+
+@click.command()
+@click.option("--cache", type=PATH, default="data", metavar="FOLDER", help="Folder in which they lie.  [default: data]")
+@click.option("--prune", is_flag=True, help="Remove them; what is needed again is decoded again.")
+def data(cache: Path, prune: bool) -> None:
+    """The pictures that are kept decoded, and what room they take.
+
+    \b
+    Example:  compress data
+              compress data --prune
+    """
+    from ..artifacts.context import Context
+    from ..benchmarks.formats import size
+
+    kept = Context(cache=cache).kept
+    entries = (kept.prune() if prune else kept.entries()).values()
+    rows = [
+        {"pictures of": one.of, "images": f"{one.images:,}", "shape": "x".join(map(str, one.shape)), "size": size(one.bytes)}
+        for one in entries
+    ]
+    told = f"{size(sum(one.bytes for one in entries))} in {kept.folder}"
+    tell(paragraphs(table(rows) if rows else "", f"removed: {told}" if prune else f"{told}; compress data --prune removes them"))

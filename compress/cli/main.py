@@ -47,7 +47,7 @@ NEXT = {
     errno.EDQUOT: "make room, and the same command goes on",
     errno.EFBIG: "raise the limit of file sizes (ulimit -f), and the same command goes on",
     errno.EMFILE: "raise the limit of open files (ulimit -n)",
-    errno.EROFS: "name another --runs or --out",
+    errno.EROFS: "name another --runs, --out or --cache",
 }
 # The commands, of the module of that name, and what each does in a few words.
 COMMANDS = {
@@ -66,6 +66,7 @@ COMMANDS = {
     "predict": "read images: labels and a picture",
     "explain": "draw what a network looks at",
     "verify": "is this still the file that was made",
+    "data": "decoded pictures on disk; --prune removes them",
     "recipe": "recipes there are; --schema for editors",
 }
 

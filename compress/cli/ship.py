@@ -69,7 +69,7 @@ def noise(shape: tuple[int, int, int]) -> NDArray[np.uint8]:
 
 def _test(artifact: Artifact, data: str | None) -> Scores:
     about = artifact.manifest
-    loaded, _ = Context(data=data).load(data or about.data.source, about.data.seed, about.input, about.data.validation)
+    loaded, _ = Context(data=data).load_like(about, data or about.data.source)
     if loaded.fingerprint != about.data.fingerprint:
         raise CompressError(f"data (={loaded.name}) is not what {artifact.path} was trained on ({about.data.name}); name that with --data")
     device = choose_device("auto")

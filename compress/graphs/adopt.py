@@ -75,14 +75,12 @@ def adopt(
     raise CompressError(f'"{path}" does not give (B, K) for images {shape}; a classifier of one label per image is needed here')
 
 
-def answers(
-    path: Path, shape: tuple[int, int, int], mean: Sequence[float], std: Sequence[float], images: NDArray[np.uint8]
-) -> NDArray[Any]:
-    """The logits float32 (N, K) of the classifier in ``path`` for images uint8 (N, C, H, W); else as :func:`adopt`."""
+def answers(path: Path, shape: tuple[int, int, int], mean: Sequence[float], std: Sequence[float], images: Any) -> NDArray[Any]:
+    """The logits float32 (N, K) of the classifier in ``path`` for images uint8 (N, C, H, W), an array or like one; see :func:`adopt`."""
     session = open_session(adopt(path, shape, mean, std, {}), f'"{path}"')
     fixed = session.get_inputs()[0].shape[0]
     size = fixed if isinstance(fixed, int) else 64
-    parts = [images[start : start + size] for start in range(0, len(images), size)]
+    parts = (images[start : start + size] for start in range(0, len(images), size))
     return np.concatenate([session.run([LOGITS], {IMAGE: np.ascontiguousarray(part)})[0] for part in parts])
 
 

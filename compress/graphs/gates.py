@@ -103,8 +103,8 @@ def occlusion(run: Run, image: NDArray[np.uint8], classes: Sequence[int], *, pat
     return total / count
 
 
-def run_batches(run: Run, images: NDArray[np.uint8], progress: Callable[[int, int], None] | None = None) -> NDArray[np.float32]:
-    """Logits (N, K) of any number of ``images``, in batches; ``progress(done, total)`` is told of each."""
+def run_batches(run: Run, images: Any, progress: Callable[[int, int], None] | None = None) -> NDArray[np.float32]:
+    """Logits (N, K) of any number of ``images``, indexed as an array is, in batches; ``progress(done, total)`` is told of each."""
     parts = []
     for start in range(0, len(images), _BATCH):
         parts.append(run(images[start : start + _BATCH]))

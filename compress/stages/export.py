@@ -26,6 +26,7 @@ from ..artifacts.project import Project, data_identity, making, stage_key
 from ..artifacts.records import plain
 from ..artifacts.vectors import TOLERANCE, write_vectors
 from ..benchmarks.errors import BenchmarkError
+from ..benchmarks.run import scoring_batch
 from ..errors import CompressError, onnxruntime_errors
 from ..train.split import stratified_sample
 
@@ -79,7 +80,8 @@ def export(project: Project, parent: Artifact, config: ExportConfig, out: Path |
         target = new.folder / PAYLOAD["graph"]
         example, metadata = torch.from_numpy(images[:2].copy()), graph_metadata(parent, config)
         rewrites = export_onnx(network, target, prepare=prepare, example=example, metadata=metadata, opset=config.opset, image=config.input)
-        proof = parity(network, prepare, target, images)
+        size = scoring_batch(images[0].nbytes)
+        proof = parity(network, prepare, target, images, batch=size)
         if max(proof.largest_difference, proof.probabilities if isinstance(proof.probabilities, float) else 0.0) > PARITY_TOLERANCE:
             raise CompressError(
                 f"the exported graph does not compute what {parent.path} does: logits differ by {proof.largest_difference:.2g} "
@@ -90,7 +92,7 @@ def export(project: Project, parent: Artifact, config: ExportConfig, out: Path |
         if config.fold_constants:
             folded, expected = fold_constants(project, "export", target, expected)
             if folded.tensors:
-                folded = dataclasses.replace(folded, parity=parity(network, prepare, target, images))
+                folded = dataclasses.replace(folded, parity=parity(network, prepare, target, images, batch=size))
             new.metrics = dataclasses.replace(new.metrics, constants=folded)
         write_vectors(new.folder, expected, project.data.validation.images, TOLERANCE["export"])
     return new.artifact
@@ -225,7 +227,7 @@ def graph_metadata(parent: Artifact, config: ExportConfig) -> dict[str, str]:
         "compress.versions": json.dumps({"torch": torch.__version__, "onnx": version("onnx"), "opset": config.opset}),
         "compress.classes": json.dumps(about.classes, ensure_ascii=False),
         "compress.image": json.dumps(image),
-        "compress.input": json.dumps(dataclasses.asdict(about.input)),
+        "compress.input": json.dumps(plain(about.input)),
         "compress.outputs": json.dumps({"logits": output, "probabilities": output}),
         "compress.model": json.dumps(plain(about.model)),
         "compress.lineage": json.dumps(lineage),

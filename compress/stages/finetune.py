@@ -23,6 +23,7 @@ from ..artifacts.parts import SCORES, Facts, Metrics, Scores
 from ..artifacts.project import New, Project, state_file
 from ..artifacts.records import write_csv
 from ..artifacts.vectors import TOLERANCE, write_vectors
+from ..benchmarks.run import scoring_batch
 from ..benchmarks.runtimes import Candidate, check_logits, open_model
 from ..channels.cut import Keep
 from ..channels.groups import Groups
@@ -41,6 +42,7 @@ from ..train.distributed import this_team
 from ..train.fit import Fitted, choose_device, fit, predict_logits
 from ..train.metrics import score, tempered_loss
 from ..train.settings import FitConfig
+from ..train.stored import Images
 
 PROVED_ON = 1000  # validation images on which a graph is compared with torch
 JUDGED_BY = 512  # training images that judge what was made of a pruned network
@@ -179,11 +181,13 @@ def _save_graph(project: Project, new: New, network: OnnxNetwork) -> Parity:
     return Parity(images=len(images), largest_difference=difference, agreement=same, probabilities=None)
 
 
-def logits_of(project: Project, file: Path, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+def logits_of(project: Project, file: Path, images: Images) -> NDArray[np.float32]:
     """What a file says of images uint8 (N, C, H, W): float32 (N, K)."""
     predict = open_model(Candidate(name=file.stem, path=file), project.spec.shape, project.classes, threads=1).predict
-    batches = np.array_split(images, max(1, len(images) // 64))
-    return np.concatenate([check_logits(predict(batch), len(batch), project.classes) for batch in batches])
+    size = min(64, scoring_batch(math.prod(project.spec.shape)))
+    batches = np.array_split(np.arange(len(images)), max(1, len(images) // size))
+    parts = (images[rows[0] : rows[-1] + 1] for rows in batches)
+    return np.concatenate([check_logits(predict(part), len(part), project.classes) for part in parts])
 
 
 @dataclass(kw_only=True)
@@ -246,7 +250,7 @@ class Bench:
 
     @cached_property
     def images(self) -> Tensor:
-        return torch.from_numpy(self.solving.images).to(self.device)
+        return torch.from_numpy(self.solving.images[:]).to(self.device)
 
     def _some_images(self, network: nn.Module, chunks: int) -> Tensor:
         """Fewer of large pictures, which have many places each, as every chunk of them costs a pass for each layer."""
@@ -272,7 +276,7 @@ def validate(project: Project, network: nn.Module) -> Scores:
     return Scores(**score(validation.labels, read_logits(project, network, validation.images).argmax(axis=1), project.classes))
 
 
-def read_logits(project: Project, network: nn.Module, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+def read_logits(project: Project, network: nn.Module, images: Images) -> NDArray[np.float32]:
     """What ``network`` says of ``images``, uint8 (N, C, H, W), on the project's device: float32 (N, K); it comes back to the CPU."""
     device = choose_device(project.device)
     logits = predict_logits(network, images, prepare=Prepare(project.spec).to(device), device=device)

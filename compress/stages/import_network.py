@@ -18,6 +18,7 @@ from ..artifacts.context import Context
 from ..artifacts.parts import Metrics
 from ..artifacts.project import Project, data_identity, is_made, making, network_identity, place_of, stage_key
 from ..artifacts.recipe import Recipe
+from ..artifacts.records import plain
 from ..artifacts.vectors import TOLERANCE, write_vectors
 from ..benchmarks.runtimes import check_logits
 from ..errors import CompressError, need_file
@@ -32,7 +33,7 @@ def import_onnx(project: Project, path: Path, *, fold: bool = False) -> Artifact
 
     ``fold``: what is constant in it too, as :func:`compress.stages.export.fold_constants` does.
     """
-    config: dict[str, Any] = {"onnx": sha256_of(path), "input": dataclasses.asdict(project.spec)}
+    config: dict[str, Any] = {"onnx": sha256_of(path), "input": plain(project.spec)}
     config |= {"fold_constants": True} if fold else {}
     key = stage_key(STAGE, config, data=data_identity(project), vectors=TOLERANCE["export"])
     spec, made = project.spec, None
@@ -41,7 +42,7 @@ def import_onnx(project: Project, path: Path, *, fold: bool = False) -> Artifact
 
         about = {
             "compress.classes": json.dumps(project.data.classes, ensure_ascii=False),
-            "compress.input": json.dumps(dataclasses.asdict(spec)),
+            "compress.input": json.dumps(plain(spec)),
             "compress.data": json.dumps({"name": project.data.name, "fingerprint": project.data.fingerprint}),
             "compress.source": f"{path.name} {config['onnx']}",
         }

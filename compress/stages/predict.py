@@ -77,7 +77,7 @@ def read(
 
 def _read_files(context: Context, files: Sequence[Path], onnx: Path | None, invert: bool) -> tuple[list[Prediction], NDArray[np.uint8]]:
     run, classes, spec = _open_file(onnx) if onnx else _open_artifact(_chosen(context))
-    images = np.stack([read_image(path, spec.shape) for path in files])
+    images = np.stack([read_image(path, spec.shape, spec.resized) for path in files])
     images = 255 - images if invert else images
     return predict_images(run, images, [str(path) for path in files], classes), images
 

@@ -213,7 +213,7 @@ def explain_quantization(project: Project, parent: Artifact, config: QuantizeCon
         from ..quantization.noise import group_costs, layer_noise
         from .int8_files import Maker, calibration_images, nodes_of
 
-        images = project.data.validation.sample(SEEN, config.seed).images
+        images = project.data.validation.sample(SEEN, config.seed).images[:]
         with tempfile.TemporaryDirectory(dir=new.folder) as scratch:
             maker = Maker(project, parent.payload, calibration_images(project, config)[1], Path(scratch))
             prepared = maker.prepared(setting.equalise)

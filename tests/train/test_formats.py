@@ -15,7 +15,8 @@ from PIL import Image
 from real_data import DATA, needs_data
 
 from compress.train.errors import TrainError
-from compress.train.formats import read_array, read_class_map, read_image, read_pictures
+from compress.train.formats import read_array, read_class_map, read_image
+from compress.train.pictures import Reader
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (5, 4, 3), dtype=np.uint8)
 
@@ -262,15 +263,15 @@ def test_pictures_come_sorted_with_the_index_of_their_folder(tmp_path: Path) -> 
         Image.fromarray(np.full((2, 2), value, np.uint8)).save(tmp_path / name)
     (tmp_path / "x" / "notes.txt").write_text("passed over")
     told: list[tuple[str, int, int]] = []
-    images, labels = read_pictures(tmp_path, ["x", "y"], (1, 2, 2), lambda *step: told.append(step))
+    images, labels = Reader(shape=(1, 2, 2), progress=lambda *step: told.append(step)).read(tmp_path, ["x", "y"])
     assert images[:, 0, 0, 0].tolist() == [1, 2, 3]
     assert labels.tolist() == [0, 0, 1] and labels.dtype == np.int64
     assert told == [(str(tmp_path), 1, 3), (str(tmp_path), 2, 3), (str(tmp_path), 3, 3)]
     with pytest.raises(TrainError, match="take 12000000000000 bytes, the limit is"):
-        read_pictures(tmp_path, ["x", "y"], (1, 2_000_000, 2_000_000))
+        Reader(shape=(1, 2_000_000, 2_000_000)).read(tmp_path, ["x", "y"])
     (tmp_path / "z").mkdir()
     with pytest.raises(TrainError, match=r"/z holds no images"):
-        read_pictures(tmp_path, ["x", "z"], (1, 2, 2))
+        Reader(shape=(1, 2, 2)).read(tmp_path, ["x", "z"])
 
 
 def test_a_class_map_names_every_class_or_is_refused(tmp_path: Path) -> None:
@@ -295,4 +296,4 @@ def test_a_pipe_or_a_device_among_the_data_is_refused_and_not_waited_for(tmp_pat
             with pytest.raises(TrainError, match=rf"{path.name} is not a file; name one, or take it out of the data$"):
                 read(path)
     with pytest.raises(TrainError, match=r"pipe\.png is not a file"):
-        read_pictures(tmp_path, ["cat"], (1, 4, 4))
+        Reader(shape=(1, 4, 4)).read(tmp_path, ["cat"])

@@ -290,6 +290,24 @@ def test_the_pool_is_all_but_a_given_test_part_in_the_order_of_the_files(tmp_pat
     np.testing.assert_array_equal(cut.pool().labels, TRAIN_LABELS[by_class])
 
 
+@pytest.mark.parametrize("layout", ["npz", "idx"])
+def test_colours_come_last_in_files_and_first_in_the_network(layout: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    train, test = (RNG.integers(0, 256, (count, 4, 5, 3), dtype=np.uint8) for count in (40, 20))
+    if layout == "npz":
+        write_npz(tmp_path, train_imgs=train, test_imgs=test)
+    else:
+        write_idx(tmp_path)
+        for name, array in (("train", train), ("t10k", test)):
+            header = bytes([0, 0, 8, 4]) + np.array(array.shape, ">u4").tobytes()
+            (tmp_path / f"{name}-images-idx3-ubyte").write_bytes(header + array.tobytes())
+    data = load_data(str(tmp_path), shape=(3, 4, 5))
+    check(data)
+    assert rows(data.train, data.validation) == rows(Part(train.transpose(0, 3, 1, 2), TRAIN_LABELS))
+    np.testing.assert_array_equal(data.test.images, test.transpose(0, 3, 1, 2))
+    with pytest.raises(TrainError, match=r"images \(=\(3, 4, 5\)\) must have the network's input shape \(1, 4, 5\)"):
+        load_data(str(tmp_path), shape=SHAPE)
+
+
 def test_a_class_without_training_images_is_allowed(tmp_path: Path) -> None:
     data = load_data(str(write_npz(tmp_path, train_labels=np.where(TRAIN_LABELS == 1, 5, TRAIN_LABELS))), shape=SHAPE)
     check(data)

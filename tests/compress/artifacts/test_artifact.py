@@ -25,8 +25,9 @@ from compress.artifacts.artifact import (
     sha256_of,
 )
 from compress.artifacts.parts import Data, Images, Metrics, Model, Step
-from compress.artifacts.records import plain
-from compress.errors import ArtifactError
+from compress.artifacts.records import parse_record, plain
+from compress.errors import ArtifactError, CompressError
+from compress.train.resize import Resize
 
 PAYLOAD = b"\x08\x0a" * 500
 
@@ -330,5 +331,10 @@ def test_an_impossible_input_is_refused(given: dict[str, Any], told: str) -> Non
 
 
 def test_an_input_read_from_json_equals_the_one_written() -> None:
+    """And where pictures were stretched, it says no more than before there were other ways: the same artifacts have the same names."""
     spec = InputSpec(shape=(3, 8, 8), mean=(0.1, 0.2, 0.3), std=(0.5,))
-    assert InputSpec(**json.loads(json.dumps(dataclasses.asdict(spec)))) == spec
+    assert plain(spec) == {"shape": (3, 8, 8), "mean": (0.1, 0.2, 0.3), "std": (0.5,)}
+    for one in (spec, dataclasses.replace(spec, resize=Resize(way="crop", crop=0.875, interpolation="bicubic"))):
+        assert parse_record(json.dumps(plain(one)), InputSpec, where="input", again="make it again") == one
+    with pytest.raises(CompressError, match=r"input is damaged: .*crop \(=7\.0\) must lie in"):
+        parse_record('{"shape": [1, 4, 4], "resize": {"way": "crop", "crop": 7.0}}', InputSpec, where="input", again="make it again")

@@ -1,7 +1,9 @@
 """What is known of data without reading them: the truth is that the same files are the same data, and that others are noticed."""
 
+import dataclasses
 import json
 import shutil
+import types
 from pathlib import Path
 
 import numpy as np
@@ -96,3 +98,19 @@ def test_a_note_that_cannot_be_written_costs_nothing_but_time(pictures: Path, tm
     with making(project, "folds", "folds", "0" * 64, {}) as new:
         (new.folder / "folds.json").write_text("{}")
     assert new.artifact.path.is_dir()
+
+
+def test_what_is_broken_is_left_out_for_the_descendants_too(pictures: Path, tmp_path: Path) -> None:
+    """The stage that trains is told so; those that start from its artifact know it from there."""
+    (pictures / "a" / "3.png").write_bytes(b"no picture")
+    (pictures / "b" / "4.png").write_bytes(b"no picture")
+    told: list[str] = []
+    console = types.SimpleNamespace(say=told.append, progress=lambda *_: None)
+    plain = Context(runs=tmp_path / "runs", console=console)  # type: ignore[arg-type]
+    with pytest.raises(TrainError, match="2 of 20 images cannot be used"):
+        plain.load(str(pictures), 0, SPEC)
+    assert [line.split()[1] for line in told] == [str(pictures / "a" / "3.png"), str(pictures / "b" / "4.png")]
+    data, record = dataclasses.replace(plain, skip_broken=True).load(str(pictures), 0, SPEC)
+    assert sum(data.about.counts) == 18 and record.skipped == 2
+    about = types.SimpleNamespace(data=record, input=SPEC)
+    assert plain.load_like(about, str(pictures))[0].fingerprint == data.fingerprint  # type: ignore[arg-type]

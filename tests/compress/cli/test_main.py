@@ -2,15 +2,19 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from compress.cli import main as cli
+from compress.train import pictures
 
 TINY = ["--model", "emnist", "--option", "channels=[4,8]", "--option", "hidden=16"]
 
@@ -44,6 +48,7 @@ COMMANDS = (
     "verify",
     "explain",
     "throughput",
+    "data",
     "recipe",
 )
 
@@ -254,3 +259,41 @@ def test_a_folder_that_cannot_be_written_is_one_line(
     assert code == 2
     assert err.splitlines()[-1].startswith("compress: file")
     assert (here / "file").read_text() == ""
+
+
+def test_decoded_pictures_are_listed_and_removed(here: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The set is decoded by one command, found by the next, and gone after ``data --prune``."""
+    for index in range(12):
+        Path("photos", "ab"[index % 2]).mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.full((8, 8), 20 * index, np.uint8)).save(Path("photos", "ab"[index % 2], f"{index}.png"))
+    monkeypatch.setattr(pictures, "MANY", 1)
+    Path("photos", "a", "broken.png").write_bytes(b"no picture")
+    code, _, err = run(capfd, monkeypatch, "train", *TINY, "--data", "photos", "--epochs", "1", "--skip-broken")
+    assert code == 0 and "12 images in 2 classes; 1 that cannot be used left out" in err
+    code, out, _ = run(capfd, monkeypatch, "data")
+    assert code == 0 and re.search(r" 12 +1x28x28 +9\.41 kB\n", out)
+    assert out.endswith("\n9.41 kB in data/.pictures; compress data --prune removes them\n")
+    assert run(capfd, monkeypatch, "data", "--prune")[1].endswith("removed: 9.41 kB in data/.pictures\n")
+    assert run(capfd, monkeypatch, "data")[1] == "0 bytes in data/.pictures; compress data --prune removes them\n"
+    assert not list(Path("data").rglob("*.u8"))
+
+
+def test_pictures_are_resized_as_in_training(here: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A network that was trained on the middle of wide pictures reads of a wide picture what it reads of its middle."""
+    for index in range(60):
+        Path("photos", "ab"[index % 2]).mkdir(parents=True, exist_ok=True)
+        pixels = np.random.default_rng(index).integers(0, 256, (28, 60), np.uint8)
+        Image.fromarray(pixels).save(Path("photos", "ab"[index % 2], f"{index}.png"))
+    Image.fromarray(pixels[:, 16:44]).save("middle.png")
+    how = ["--data", "photos", "--resize", "crop", "--interpolation", "bicubic"]
+    assert run(capfd, monkeypatch, "train", *TINY, *how, "--epochs", "1")[0] == 0
+    assert run(capfd, monkeypatch, "quantize", "--model", "emnist", "--mode", "static", "--images", "32", "--out", "board")[0] == 0
+    said = {"way": "crop", "crop": 1.0, "interpolation": "bicubic"}
+    assert json.loads(Path("board/artifact.json").read_text())["input"]["resize"] == said
+    assert run(capfd, monkeypatch, "verify", "board")[0] == 0
+    for model in (["--onnx", "board/model.onnx"], ["--from", "board"], ["--model", "emnist"]):
+        code, out, _ = run(capfd, monkeypatch, "predict", *model, "photos/b/59.png", "middle.png", "--json")
+        wide, middle = json.loads(out)["predictions"]
+        assert code == 0 and wide["probability"] == middle["probability"]
+    code, _, err = run(capfd, monkeypatch, "train", *TINY, "--data", "photos", "--crop", "0.8")
+    assert code == 2 and "crop (=0.8) is for pictures that are cropped; add --resize crop" in err
