@@ -115,10 +115,9 @@ def broken(path: Path, kind: str, theirs: Path) -> None:
             [numpy_helper.from_array(np.array([1, 10]), "s")],
         )
         onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8), path)
-    elif kind == "half":
-        foreign(path)
-        model = onnx.load(path)
-        model.graph.initializer.append(numpy_helper.from_array(np.ones(2, np.float16), "h"))
+    elif kind == "two inputs":
+        model = onnx.load(theirs)
+        model.graph.input.append(helper.make_tensor_value_info("meta", TensorProto.FLOAT, ["n", 2]))
         onnx.save(model, path)
 
 
@@ -130,7 +129,7 @@ def broken(path: Path, kind: str, theirs: Path) -> None:
         ("cut", '"net.onnx" is truncated or no ONNX file at all'),
         ("external", "keeps its weights in another file that cannot be read"),
         ("no weights", "there is nothing to quantize"),
-        ("half", 'half precision weights such as "h"; give the float32 file'),
+        ("two inputs", '"net.onnx" has 2 inputs'),
     ],
 )
 @pytest.mark.parametrize("mode", ["auto", "static"])
