@@ -8,6 +8,7 @@ What a stage has to know before it can say that nothing is to be done is here wi
 Refused: images that are others than were promised.
 """
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,6 +18,8 @@ import numpy as np
 
 from .errors import TrainError
 from .split import stratified_sample
+
+NOISE = 32  # images: timed calls cycle over so many
 
 
 @dataclass(frozen=True)
@@ -40,7 +43,8 @@ class About:
     """What is known of a data set without its images; K is ``len(classes)``.
 
     ``fingerprint``: sha256 (hex) of all images and labels as they were read, the same from whichever kind of file, split or seed.
-    ``has_test``: the test part was given as such, not cut off. ``counts``: images of train, validation and test.
+    ``has_test``: the test part was given as such, not cut off. ``counts``: images of train, validation and test. ``labelled``: its labels
+    say something; else there is one class, and only latency can be measured with it.
     """
 
     name: str
@@ -49,6 +53,7 @@ class About:
     counts: tuple[int, int, int]
     fingerprint: str
     has_test: bool
+    labelled: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,6 +124,19 @@ class DataSet:
     @property
     def order(self) -> np.ndarray:
         return self._parts.order
+
+    @classmethod
+    def of_noise(cls, shape: tuple[int, int, int]) -> "DataSet":
+        """Random pixels without labels, always the same, as a test part."""
+        images = np.random.default_rng(0).integers(0, 256, (NOISE, *shape), np.uint8)
+        fingerprint = hashlib.sha256(images.tobytes()).hexdigest()
+        counts = (0, 0, NOISE)
+        about = About(
+            name="random pixels", classes=("",), shape=shape, counts=counts, fingerprint=fingerprint, has_test=True, labelled=False
+        )
+        whole = Part(images, np.zeros(NOISE, np.int64))
+        none = whole.take(np.arange(0))
+        return cls(about, lambda: (about, Parts(train=none, validation=none, test=whole, order=np.arange(0))))
 
     def pool(self) -> Part:
         """What is cross-validated: every image but those of a test part that was given, in the order in which they were read."""

@@ -75,6 +75,7 @@ class _Raw:
     classes: tuple[str, ...]
     train: Part
     test: Part | None = None
+    labelled: bool = True
 
 
 def load_data(
@@ -86,14 +87,15 @@ def load_data(
     cache: Path = Path("data"),
     files: Files | None = None,
     answer: Answer | None = None,
+    labelled: bool = True,
     progress: Progress | None = None,
 ) -> DataSet:
     """Read the data set ``source``: a name of ``NAMES`` or the path of a folder (``./digits`` for a folder that has such a name).
 
     ``validation`` in (0, 0.5] is the fraction of every class that ``seed`` (>= 0) moves from train to validation. ``shape`` is the
     (C, H, W) the network takes: pictures are converted to it, arrays must have it. Downloads lie in ``cache``. ``files`` replaces
-    ``source``. ``answer`` labels the images of a folder that has no labels. ``progress`` is told (file or folder, done, of how many:
-    bytes or images).
+    ``source``. ``answer`` labels the images of a folder that has no labels; nobody does where it is not ``labelled``. ``progress`` is
+    told (file or folder, done, of how many: bytes or images).
 
     Raises TrainError for everything the heads of this module, ``formats`` and ``download`` list.
     """
@@ -101,7 +103,7 @@ def load_data(
         raise TrainError(f"validation (={validation}) must lie in (0, 0.5]; 0.1 keeps 10% of the training images for validation")
     if seed < 0:
         raise TrainError(f"seed (={seed}) must be a whole number of at least 0; 0 is the default")
-    if answer is not None:
+    if answer is not None or not labelled:
         raw = _read_unlabelled(Path(source), shape, answer, progress)
     else:
         raw = _read_files(files, shape) if files else _read_source(source, shape, cache, progress)
@@ -121,6 +123,7 @@ def load_data(
         counts=(len(kept), len(held), len(test.labels)),
         fingerprint=_fingerprint(train, test),
         has_test=raw.test is not None,
+        labelled=raw.labelled,
     )
     return DataSet(about, lambda: (about, parts))
 
@@ -153,7 +156,7 @@ def _read_source(source: str, shape: tuple[int, int, int], cache: Path, progress
     return _read_image_folder(folder, shape, progress)
 
 
-def _read_unlabelled(folder: Path, shape: tuple[int, int, int], answer: Answer, progress: Progress | None) -> _Raw:
+def _read_unlabelled(folder: Path, shape: tuple[int, int, int], answer: Answer | None, progress: Progress | None) -> _Raw:
     """All pictures in a folder and below it; hidden ones are passed over."""
     if not folder.is_dir():
         raise TrainError(f"calibrate (={folder}) is not a folder; name one that holds images such as the network is to read")
@@ -162,8 +165,9 @@ def _read_unlabelled(folder: Path, shape: tuple[int, int, int], answer: Answer, 
     if not inside:
         raise TrainError(f"calibrate (={folder}) holds no images ({' '.join(IMAGE_SUFFIXES)}); some hundred do well")
     images, _ = read_pictures(folder, inside, shape, progress)
-    labels, count = answer(images)
-    return _Raw(name=folder.resolve().name, classes=tuple(map(str, range(count))), train=Part(images, labels))
+    labels, count = answer(images) if answer else (np.zeros(len(images), np.int64), 1)
+    classes = tuple(map(str, range(count))) if answer else ("",)
+    return _Raw(name=folder.resolve().name, classes=classes, train=Part(images, labels), labelled=answer is not None)
 
 
 def stamp(source: str, cache: Path, files: Files | None = None) -> list[tuple[str, int, int, int]]:

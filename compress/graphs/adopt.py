@@ -118,6 +118,11 @@ def answers(
     return np.concatenate([session.run([LOGITS], {IMAGE: np.ascontiguousarray(part)})[0] for part in parts])
 
 
+def is_sigmoid(path: Path) -> bool:
+    """Whether the probabilities of a file that was adopted are a sigmoid's."""
+    return any(node.op_type == "Sigmoid" and PROBABILITIES in node.output for node in read_onnx(path).graph.node)
+
+
 def own_answers(path: Path, mean: Sequence[float], std: Sequence[float], images: NDArray[np.uint8]) -> NDArray[Any]:
     """What the file itself gives for images uint8 (N, C, H, W), fed as its maker fed them: float (N, K), logits or probabilities."""
     model = read_onnx(path)

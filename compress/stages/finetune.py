@@ -23,7 +23,8 @@ from ..artifacts.parts import SCORES, Facts, Metrics, Scores
 from ..artifacts.project import New, Project, state_file
 from ..artifacts.records import write_csv
 from ..artifacts.vectors import TOLERANCE, write_vectors
-from ..benchmarks.runtimes import Candidate, check_logits, open_model
+from ..benchmarks.inputs import Predict
+from ..benchmarks.runtimes import Candidate, Opened, check_logits, open_model
 from ..channels.cut import Keep
 from ..channels.groups import Groups
 from ..channels.reconstruct import reconstruct, repair
@@ -179,11 +180,31 @@ def _save_graph(project: Project, new: New, network: OnnxNetwork) -> Parity:
     return Parity(images=len(images), largest_difference=difference, agreement=same, probabilities=None)
 
 
+def refuse_sigmoid(parent: Artifact, epochs: int) -> None:
+    """Raise CompressError where a graph is to be trained whose labels do not exclude each other: the loss here is of such that do."""
+    from ..graphs.adopt import is_sigmoid
+
+    if epochs and parent.manifest.kind == "graph" and is_sigmoid(parent.payload):
+        raise CompressError(f"epochs (={epochs}): {parent.path} ends in a sigmoid, and our loss is a softmax's; take --epochs 0")
+
+
 def logits_of(project: Project, file: Path, images: NDArray[np.uint8]) -> NDArray[np.float32]:
     """What a file says of images uint8 (N, C, H, W): float32 (N, K)."""
-    predict = open_model(Candidate(name=file.stem, path=file), project.spec.shape, project.classes, threads=1).predict
+    return _read(project, _opened(project, file).predict, images)
+
+
+def sure_of(project: Project, file: Path, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """As :func:`logits_of`, its probabilities."""
+    return _read(project, _opened(project, file).sure, images)
+
+
+def _opened(project: Project, file: Path) -> Opened:
+    return open_model(Candidate(name=file.stem, path=file), project.spec.shape, project.classes, threads=1)
+
+
+def _read(project: Project, run: Predict, images: NDArray[np.uint8]) -> NDArray[np.float32]:
     batches = np.array_split(images, max(1, len(images) // 64))
-    return np.concatenate([check_logits(predict(batch), len(batch), project.classes) for batch in batches])
+    return np.concatenate([check_logits(run(batch), len(batch), project.classes) for batch in batches])
 
 
 @dataclass(kw_only=True)

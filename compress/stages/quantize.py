@@ -98,6 +98,10 @@ def quantize(
     out: Path | None = None,
 ) -> Artifact:
     """Quantize the graph of ``parent`` as ``config`` says; ``tutoring`` is that of fine-tuning, if it says so."""
+    if config.epochs:
+        from .finetune import refuse_sigmoid
+
+        refuse_sigmoid(parent, config.epochs)
     chosen: Chosen | UnsetType = UNSET
     found, inputs = None, dict[str, Any]()
     if config.mode == "auto":

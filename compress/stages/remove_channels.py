@@ -150,6 +150,8 @@ def remove_in_steps(
     ``tutoring``: its teacher is the unpruned network that is learnt from and that goals are fractions of. ``recipe``: says how sensitivity
     is measured, for scope "sensitivity" and bypass "auto". Raises CompressError for what the module refuses.
     """
+    from .finetune import refuse_sigmoid
+
     project, stage = _of_kind(project, parent, config)
     if AUTO in config.bypass:
         begun, limit = time.monotonic(), None if config.time_limit is None else seconds_of(config.time_limit, "time_limit")
@@ -159,6 +161,7 @@ def remove_in_steps(
         config = dataclasses.replace(config, bypass=(*cheap, *(name for name in config.bypass if name != AUTO)), time_limit=left)
     config = dataclasses.replace(config, bypass=_names(project, parent, config.bypass))
     steps = config.in_steps()
+    refuse_sigmoid(parent, max(step.epochs for step in steps))
     with tempfile.TemporaryDirectory() as place:
         job = Job(
             project=project,

@@ -9,6 +9,7 @@ import onnxruntime
 import pytest
 from foreign import NORMALISED, foreign
 from onnx import TensorProto, helper, numpy_helper
+from PIL import Image
 from stand_ins import Commands
 
 from compress.artifacts.artifact import read_artifact
@@ -51,6 +52,46 @@ def test_somebody_elses_file_goes_the_whole_way(here: Path, theirs: Path, run: C
     assert run.done("quantize", "--from", str(imported), "--mode", "fp16-weights")["config"] == {"mode": "fp16-weights"}
     code, _out, err = run("benchmark", made["artifact"], str(imported), "--quick", "--rounds", "2", "--samples", "5")
     assert code == 0, err
+
+
+def with_sigmoid(theirs: Path, path: Path) -> Path:
+    """The same classifier, but that its labels do not exclude each other."""
+    model = onnx.load(theirs)
+    model.graph.node.append(helper.make_node("Sigmoid", [model.graph.output[0].name], ["s"]))
+    model.graph.output[0].name = "s"
+    onnx.save(model, path)
+    return path
+
+
+def test_a_sigmoid_is_one_all_the_way(here: Path, theirs: Path, run: Commands) -> None:
+    """What `predict` says of the file as it is, and after quantization, are the numbers that the file gives; accuracy is the argmax."""
+    path, images = with_sigmoid(theirs, here / "many.onnx"), load_data("digits").test.images[:20]
+    for number, image in enumerate(images):
+        Image.fromarray(image[0]).save(here / f"{number}.png")
+    files = [f"{number}.png" for number in range(len(images))]
+    session = onnxruntime.InferenceSession(path)
+    expected = session.run(None, {session.get_inputs()[0].name: ((images.astype(np.float32) / 255 - 0.5) / 0.25)})[0]
+    found = run.done("predict", *files, "--onnx", str(path), *NORMALISED)["predictions"]
+    assert [one["label"] for one in found] == [str(row.argmax()) for row in expected]
+    np.testing.assert_allclose([one["probability"] for one in found], expected.max(axis=1), atol=1e-5)
+
+    made = run.done("quantize", "--onnx", str(path), "--data", "digits", *NORMALISED, "--images", "64", "--mode", "static")
+    quantized = Path(made["artifact"])
+    logits, probabilities = onnxruntime.InferenceSession(quantized / "model.onnx").run(["logits", "probabilities"], {"image": images})
+    np.testing.assert_allclose(probabilities, 1 / (1 + np.exp(-logits)), atol=1e-6)
+    assert verify(quantized).holds and made["metrics"]["validation"]["accuracy"] > 0.3
+    found = run.done("predict", *files, "--from", str(quantized))["predictions"]
+    np.testing.assert_allclose([one["probability"] for one in found], probabilities.max(axis=1), atol=1e-6)
+
+    told = refused(here, run, "--onnx", str(path), "--data", "digits", *NORMALISED, "--images", "64", "--mode", "static", "--epochs", "1")
+    assert "ends in a sigmoid, and our loss is a softmax's; take --epochs 0" in told
+
+
+def test_random_images_are_read_by_anybodys_file_with_the_names_of_the_data(here: Path, theirs: Path, run: Commands) -> None:
+    found = run.done("predict", "--random", "3", "--onnx", str(theirs), "--data", "digits", *NORMALISED)["predictions"]
+    assert len(found) == 3 and all(one["truth"] in "0123456789" for one in found)
+    code, _, err = run("predict", "--random", "3", "--onnx", str(theirs), "--data", "digits", "--image-shape", "1x20x20")
+    assert code == 2 and "image-shape (=(1, 20, 20)) is another; leave --image-shape out" in err
 
 
 def test_explain_says_what_each_layer_and_each_group_costs(here: Path, theirs: Path, run: Commands) -> None:
