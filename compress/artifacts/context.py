@@ -274,10 +274,10 @@ class Context:
             return load_data(name, **how, answer=answer if answering else None, progress=self.console.progress)
 
         def answer(images: NDArray[np.uint8]) -> tuple[NDArray[np.int64], int]:
-            from ..graphs.adopt import answers
+            from ..graphs.adopt import own_answers
 
-            logits = answers(Path(str(answering)), spec.shape, spec.mean, spec.std, images)
-            return logits.argmax(axis=1), logits.shape[1]
+            found = own_answers(Path(str(answering)), spec.mean, spec.std, images)
+            return found.argmax(axis=1), found.shape[1]
 
         try:
             about = read_record(note, About, again="delete it") if note.is_file() else None

@@ -6,9 +6,9 @@ By hand: a file that takes float32 (1, 3, 32, 32), normalised by mean and std, g
 that do not exclude each other stay so. One that takes uint8 is left as it is there; (B, H, W, C) gets a Transpose; an output (B, K, 1, 1)
 or (B, 1, 1, K) a Flatten. Half precision becomes float32. All other outputs stay, behind the two.
 
-Refused: a file that ``as_float`` refuses, more than one input, another shape than (B, C, H, W) or (B, H, W, C), types other than uint8
-and floats of up to 32 bits, no output (B, K), a file that mixes the images of a batch, and what answers otherwise afterwards. A batch that
-the graph holds as a number in several places stays fixed.
+Refused: a file that ``as_float`` refuses, more than one input, a fixed batch above one, another shape than (B, C, H, W) or (B, H, W, C),
+types other than uint8 and floats of up to 32 bits, no output (B, K), a file that mixes the images of a batch, and what answers otherwise
+afterwards. A batch of one that the graph holds as a number in several places stays fixed.
 
 Source: the ONNX specification.
 """
@@ -84,7 +84,9 @@ def adopt(
     taken = _entry(theirs, path)
     if any(have not in (0, want) for have, want in zip(taken.shape, shape, strict=True)):
         raise CompressError(f'"{path}" takes images {taken.shape}, and image-shape (={shape}) is another; leave --image-shape out')
-    noise = np.random.default_rng(0).integers(0, 256, (max(2, taken.batch), *shape), np.uint8)
+    if taken.batch > 1:
+        raise CompressError(f'"{path}" takes {taken.batch} images at a time; export it with a batch of 1, or a free one')
+    noise = np.random.default_rng(0).integers(0, 256, (2, *shape), np.uint8)
     expected, which, flat = _answers(theirs, taken, path, noise, mean, std)
     model = as_float(theirs, path, taken.order(shape))
     with edited(model) as graph:
@@ -93,29 +95,24 @@ def adopt(
         image = _channels_first(graph, image) if taken.last else image
         image = _prepare(graph, image, mean, std) if taken.kind != TensorProto.UINT8 else image
         rename(graph, image, IMAGE)
-        _name_outputs(graph, graph.outputs[which], flat, path)
+        _name_outputs(graph, graph.outputs[which], flat, expected.shape[1], path)
     del model.graph.value_info[:]
     note(model, model, metadata)
-    for size in ("batch", taken.batch or 1):
+    for size in ("batch", 1):
         model.graph.input.insert(0, helper.make_tensor_value_info(IMAGE, TensorProto.UINT8, (size, *shape)))
         if found := _found(model, path, noise, size):
-            wanted, alike = expected[: len(found[0])], HALF_ALIKE if model is not theirs else ALIKE
-            if not any(one.shape == wanted.shape and np.abs(one - wanted).max() <= alike * np.abs(wanted).max() for one in found):
+            wanted = expected[: len(found[0])]
+            alike = (HALF_ALIKE if model is not theirs else ALIKE) * np.abs(wanted).max()
+            if not any(one.shape == wanted.shape and np.abs(one - wanted).max() <= alike for one in found):
                 raise CompressError(f'"{path}" answers otherwise with its image preparation inside; please report this file')
             return model
         del model.graph.input[0]
     raise CompressError(_no_classes(path, shape))
 
 
-def answers(
-    path: Path, shape: tuple[int, int, int], mean: Sequence[float], std: Sequence[float], images: NDArray[np.uint8]
-) -> NDArray[Any]:
-    """The logits float32 (N, K) of the classifier in ``path`` for images uint8 (N, C, H, W); else as :func:`adopt`."""
-    session = open_session(adopt(path, shape, mean, std, {}), f'"{path}"')
-    fixed = session.get_inputs()[0].shape[0]
-    size = fixed if isinstance(fixed, int) else 64
-    parts = [images[start : start + size] for start in range(0, len(images), size)]
-    return np.concatenate([session.run([LOGITS], {IMAGE: np.ascontiguousarray(part)})[0] for part in parts])
+def classes_of(model: onnx.ModelProto) -> int:
+    """How many classes one that was adopted reads."""
+    return int(model.graph.output[0].type.tensor_type.shape.dim[1].dim_value)
 
 
 def is_sigmoid(path: Path) -> bool:
@@ -136,23 +133,18 @@ def _answers(
 
     That is the first output (B, K), or where there is none the first that becomes so when it is flattened.
     """
-    session, size, parts = open_session(model, f'"{path}"'), taken.batch or 1, list[list[NDArray[Any]]]()
-    for start in range(0, len(images), size):
-        part = taken.fed(images[start : start + size], mean, std)
-        try:
-            parts.append(session.run(None, {taken.name: np.resize(part, (size, *part.shape[1:]))}))
-        except RUNTIME_ERRORS as error:
-            raise CompressError(
-                f'"{path}" does not run on images {images.shape[1:]} ({first_line(error)}); name others with --image-shape'
-            ) from error
-    fits = [one.ndim > 1 and one.size == size * max(one.shape[1:]) and len(one) == size for one in parts[0]]
-    which, one = min(
-        ((which, one) for which, one in enumerate(parts[0]) if fits[which]), key=lambda found: found[1].ndim > 2, default=(0, None)
-    )
-    if one is None:
+    session = open_session(model, f'"{path}"')
+    try:
+        parts = [session.run(None, {taken.name: taken.fed(image[None], mean, std)}) for image in images]
+    except RUNTIME_ERRORS as error:
+        told = f"does not run on images {images.shape[1:]} ({first_line(error)}); name others with --image-shape"
+        raise CompressError(f'"{path}" {told}') from error
+    fits = [which for which, one in enumerate(parts[0]) if one.ndim > 1 and len(one) == 1 and one.size == max(one.shape)]
+    if not fits:
         raise CompressError(_no_classes(path, images.shape[1:]))
-    found = np.concatenate([part[which].reshape(size, -1) for part in parts])
-    return found[: len(images)].astype(np.float32), which, one.ndim > 2
+    which = min(fits, key=lambda which: parts[0][which].ndim > 2)
+    found = np.concatenate([part[which].reshape(1, -1) for part in parts]).astype(np.float32)
+    return found, which, parts[0][which].ndim > 2
 
 
 def _no_classes(path: Path, shape: Sequence[int]) -> str:
@@ -212,7 +204,7 @@ def _prepare(graph: ir.Graph, taken: ir.Value, mean: Sequence[float], std: Seque
     return pixels
 
 
-def _name_outputs(graph: ir.Graph, given: ir.Value, flat: bool, path: Path) -> None:
+def _name_outputs(graph: ir.Graph, given: ir.Value, flat: bool, classes: int, path: Path) -> None:
     """What goes into the Softmax or Sigmoid that ``given`` ends in becomes ``logits``, or it itself; what comes out, ``probabilities``.
 
     ``flat``: it is to be flattened. All other outputs stay behind the two; one that is called as they are gets out of their way.
@@ -241,7 +233,7 @@ def _name_outputs(graph: ir.Graph, given: ir.Value, flat: bool, path: Path) -> N
     others = [one for one in graph.outputs if one is not given]  # which one of the two is, or says again
     graph.outputs[:] = list(dict.fromkeys([logits, probable.outputs[0], *others]))
     for one in graph.outputs[:2]:
-        one.type, one.shape = ir.TensorType(ir.DataType.FLOAT), ir.Shape(["batch", None])
+        one.type, one.shape = ir.TensorType(ir.DataType.FLOAT), ir.Shape(["batch", classes])
     for one in graph.outputs[2:]:  # the batch may be another one now
         one.shape = ir.Shape([None] * len(one.shape)) if one.shape is not None else None
     sweep(graph)

@@ -180,14 +180,6 @@ def _save_graph(project: Project, new: New, network: OnnxNetwork) -> Parity:
     return Parity(images=len(images), largest_difference=difference, agreement=same, probabilities=None)
 
 
-def refuse_sigmoid(parent: Artifact, epochs: int) -> None:
-    """Raise CompressError where a graph is to be trained whose labels do not exclude each other: the loss here is of such that do."""
-    from ..graphs.adopt import is_sigmoid
-
-    if epochs and parent.manifest.kind == "graph" and is_sigmoid(parent.payload):
-        raise CompressError(f"epochs (={epochs}): {parent.path} ends in a sigmoid, and our loss is a softmax's; take --epochs 0")
-
-
 def logits_of(project: Project, file: Path, images: NDArray[np.uint8]) -> NDArray[np.float32]:
     """What a file says of images uint8 (N, C, H, W): float32 (N, K)."""
     return _read(project, _opened(project, file).predict, images)

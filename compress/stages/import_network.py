@@ -6,7 +6,7 @@ prune it, take in the network it came from.
 
 import dataclasses
 import json
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +19,11 @@ from ..artifacts.parts import Metrics
 from ..artifacts.project import Project, data_identity, is_made, making, network_identity, place_of, stage_key
 from ..artifacts.recipe import Recipe
 from ..artifacts.vectors import TOLERANCE, write_vectors
-from ..benchmarks.runtimes import check_logits
 from ..errors import CompressError, need_file
 from ..graphs.records import Parity
 
 STAGE = "import-onnx"
-PARITY_IMAGES, BATCH = 1000, 64
+PARITY_IMAGES = 1000
 SAME = 0.99  # of the answers: float32 turns a few of half precision's
 
 
@@ -38,7 +37,7 @@ def import_onnx(project: Project, path: Path, *, fold: bool = False) -> Artifact
     key = stage_key(STAGE, config, data=data_identity(project), vectors=TOLERANCE["export"])
     spec, made = project.spec, None
     if not is_made(project, place_of(project, STAGE, key, None)):  # refused before anything is said or written
-        from ..graphs.adopt import adopt
+        from ..graphs.adopt import adopt, classes_of
 
         about = {
             "compress.classes": json.dumps(project.data.classes, ensure_ascii=False),
@@ -47,53 +46,54 @@ def import_onnx(project: Project, path: Path, *, fold: bool = False) -> Artifact
             "compress.source": f"{path.name} {config['onnx']}",
         }
         made = adopt(path, spec.shape, spec.mean, spec.std, about)
+        if (count := classes_of(made)) != project.classes:
+            raise CompressError(
+                f"{path} reads {count} classes, data (={project.data.name}) has {project.classes}; name the data it was made for"
+            )
     with making(project, "graph", STAGE, key, config) as new:
         if made is None or not new.wanted:
             return new.artifact
         from ..graphs.file import write_onnx
+        from .finetune import logits_of
 
         target = new.folder / PAYLOAD["graph"]
+        answers = partial(logits_of, project, target)
         write_onnx(made, target)
         images = project.data.validation.images[:PARITY_IMAGES]
         new.metrics = Metrics(parity=_parity(project, path, target, images))
         if fold:
             from .export import fold_constants
 
-            folded, _ = fold_constants(project, STAGE, target, _reader(target))
+            folded, _ = fold_constants(project, STAGE, target, answers)
             new.metrics = dataclasses.replace(new.metrics, constants=folded)
-        write_vectors(new.folder, _reader(target), images, TOLERANCE["export"])
+        write_vectors(new.folder, answers, images, TOLERANCE["export"])
     return new.artifact
-
-
-def _reader(path: Path) -> Callable[..., NDArray[np.float32]]:
-    """Runs a file of ours on images uint8 (N, C, H, W), in batches that it takes, to its logits or another output."""
-    from ..graphs.file import open_session, read_onnx
-
-    session = open_session(read_onnx(path), f'"{path}"')
-    entry = session.get_inputs()[0]
-    batch = entry.shape[0] if isinstance(entry.shape[0], int) else BATCH
-
-    def run(images: NDArray[np.uint8], output: str = "logits") -> NDArray[np.float32]:
-        fed = (np.ascontiguousarray(images[start : start + batch]) for start in range(0, len(images), batch))
-        return np.concatenate([session.run([output], {entry.name: part})[0] for part in fed])
-
-    return run
 
 
 def _parity(project: Project, path: Path, target: Path, images: NDArray[np.uint8]) -> Parity:
     """The file as it came, fed as its maker meant it, against what was made of it."""
     from ..graphs.adopt import own_answers
+    from .finetune import logits_of, sure_of
 
-    made = _reader(target)
-    ours = check_logits(made(images), len(images), project.classes)
+    ours = logits_of(project, target, images)
     theirs = own_answers(path, project.spec.mean, project.spec.std, images)
     same = float((theirs.argmax(axis=1) == ours.argmax(axis=1)).mean())
-    difference = min(float(np.abs(theirs - one).max()) for one in (ours, made(images, "probabilities")))  # it may give either
+    difference = min(float(np.abs(theirs - one).max()) for one in (ours, sure_of(project, target, images)))  # it may give either
     if same < SAME:
         raise CompressError(
             f"{path}: with the image preparation inside {100 * (1 - same):.2f}% of the answers change; please report this file"
         )
     return Parity(images=len(images), largest_difference=difference, agreement=same, probabilities=None)
+
+
+def refuse_sigmoid(parent: Artifact, epochs: int) -> None:
+    """Raise CompressError where a graph is to be trained whose labels do not exclude each other: the loss here is of such that do."""
+    if epochs and any(step.stage == STAGE for step in parent.steps):
+        from ..graphs.adopt import is_sigmoid
+
+        if is_sigmoid(parent.payload):
+            told = f"epochs (={epochs}): {parent.path} ends in a sigmoid, and our loss is a softmax's"
+            raise CompressError(f"{told}; take --epochs 0")
 
 
 def import_weights(project: Project, weights: Path) -> Artifact:

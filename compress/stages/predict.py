@@ -146,7 +146,7 @@ def _open_file(path: Path, context: Context) -> tuple[Sure, Sequence[str], Input
 
 
 def _open_foreign(path: Path, context: Context) -> tuple[Sure, Sequence[str], InputSpec]:
-    from ..graphs.adopt import adopt
+    from ..graphs.adopt import adopt, classes_of
     from ..graphs.file import write_onnx
 
     spec = dataclasses.replace(context, image_shape=shape_of([path], context.image_shape)).spec
@@ -154,8 +154,8 @@ def _open_foreign(path: Path, context: Context) -> tuple[Sure, Sequence[str], In
     with tempfile.TemporaryDirectory(prefix="compress-") as folder:
         target = Path(folder, "model.onnx")
         write_onnx(made, target)
-        opened = open_model(Candidate(name=path.stem, path=target), spec.shape, None, threads=1)
-    return opened.sure, numbered(opened.sure(np.zeros((1, *spec.shape), np.uint8)).shape[1]), spec
+        opened = open_model(Candidate(name=path.stem, path=target), spec.shape, classes_of(made), threads=1)
+    return opened.sure, numbered(classes_of(made)), spec
 
 
 def _metadata(path: Path) -> dict[str, str]:

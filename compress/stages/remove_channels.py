@@ -31,6 +31,7 @@ from ..artifacts.recipe import Recipe, Tutoring
 from ..artifacts.records import seconds_of, write_kept
 from ..errors import CompressError
 from ..train.settings import FitConfig
+from .import_network import refuse_sigmoid
 from .sensitivity import spare_modules
 
 if TYPE_CHECKING:
@@ -150,8 +151,6 @@ def remove_in_steps(
     ``tutoring``: its teacher is the unpruned network that is learnt from and that goals are fractions of. ``recipe``: says how sensitivity
     is measured, for scope "sensitivity" and bypass "auto". Raises CompressError for what the module refuses.
     """
-    from .finetune import refuse_sigmoid
-
     project, stage = _of_kind(project, parent, config)
     if AUTO in config.bypass:
         begun, limit = time.monotonic(), None if config.time_limit is None else seconds_of(config.time_limit, "time_limit")

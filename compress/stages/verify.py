@@ -12,6 +12,7 @@ Refused: a folder without the two files, and vectors that are damaged. Nothing i
 """
 
 import importlib.util
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..artifacts.artifact import MANIFEST, PAYLOAD, read_artifact, sha256_of
+from ..artifacts.artifact import MANIFEST, MOST_VALUES, PAYLOAD, read_artifact, sha256_of
 from ..artifacts.vectors import TOLERANCE, VECTORS, Vectors, read_vectors
 from ..benchmarks.errors import BenchmarkError
 from ..benchmarks.inputs import Taken
@@ -84,6 +85,8 @@ def _on_noise(model: Path) -> Iterator[Check]:
         entry, _ = about_file(model)
         sessions = [onnx_session(Candidate(name=model.stem, path=model), 1, optimised=how) for how in (True, False)]
         shape = tuple(size or OPEN_SIZE for size in entry.shape)
+        if math.prod(shape) > MOST_VALUES:
+            raise BenchmarkError(f"images {shape} have more than {MOST_VALUES:,} values")
         images = np.random.default_rng(0).integers(0, 256, (1 if isinstance(entry.batch, int) else 4, *shape), np.uint8)
         usual, plain = (_outputs(session, entry, images) for session in sessions)
         parts = [_outputs(sessions[0], entry, image[None]) for image in images]

@@ -35,6 +35,7 @@ from PIL import Image
 from safetensors.torch import save
 
 from compress.artifacts.artifact import MANIFEST, PAYLOAD, digest_of, read_artifact, sha256_of
+from compress.artifacts.context import Context
 from compress.artifacts.load import load_network, load_weights
 from compress.artifacts.model_reference import ModelReference
 from compress.artifacts.parts import Baseline, Plan, Scores
@@ -247,7 +248,7 @@ def read_metadata(path: Path) -> None:
     model = onnx.load_from_string(graph(path.parent))
     onnx.helper.set_model_props(model, {"compress.classes": classes, "compress.input": spec})
     path.write_bytes(model.SerializeToString())
-    _open_file(path)
+    _open_file(path, Context())
 
 
 def history(folder: Path) -> bytes:

@@ -112,6 +112,7 @@ def refused(here: Path, run: Commands, *arguments: str) -> str:
     before = sorted(here.rglob("*"))
     code, out, err = run("quantize", *arguments)
     lines = [line for line in err.splitlines() if line.startswith("compress: ")]
+    assert "import-onnx: " not in err or list((here / "runs").glob("*/import-onnx/*"))  # no word of a folder that is not there
     assert code == 2 and out == "" and len(lines) == 1 and "Traceback" not in err
     after = [path for path in here.rglob("*") if path not in before and path.is_file()]
     assert [path for path in after if not {"import-onnx", "choose", ".data"} & set(path.parts)] == []
@@ -156,6 +157,12 @@ def broken(path: Path, kind: str, theirs: Path) -> None:
             [numpy_helper.from_array(np.array([1, 10]), "s")],
         )
         onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8), path)
+    elif kind == "other classes":
+        model = onnx.load(theirs)
+        taken = model.graph.node[-1].input[0]
+        del model.graph.node[-1]
+        model.graph.output[0].CopyFrom(helper.make_tensor_value_info(taken, TensorProto.FLOAT, ["n", 16]))
+        onnx.save(model, path)
     elif kind == "two inputs":
         model = onnx.load(theirs)
         model.graph.input.append(helper.make_tensor_value_info("meta", TensorProto.FLOAT, ["n", 2]))
@@ -171,6 +178,7 @@ def broken(path: Path, kind: str, theirs: Path) -> None:
         ("external", "keeps its weights in another file that cannot be read"),
         ("no weights", "there is nothing to quantize"),
         ("two inputs", '"net.onnx" has 2 inputs'),
+        ("other classes", "net.onnx reads 16 classes, data (=digits) has 10; name the data it was made for"),
     ],
 )
 @pytest.mark.parametrize("mode", ["auto", "static"])

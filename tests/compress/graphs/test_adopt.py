@@ -337,6 +337,7 @@ def test_the_shape_of_its_images_is_read_from_the_file(tmp_path: Path) -> None:
     ("about", "told"),
     [
         ({"inputs": 2}, r"has 2 inputs \(x, x1\); one of images is needed"),
+        ({"shape": (8, 3, 8, 8)}, r"takes 8 images at a time; export it with a batch of 1, or a free one"),
         ({"kind": TensorProto.INT64}, r"takes INT64; export it with float32 or uint8 input"),
         ({"shape": ("n", 3, 9, 9)}, r"takes images \(3, 9, 9\), and image-shape \(=\(3, 8, 8\)\) is another"),
     ],
