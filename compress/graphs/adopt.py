@@ -25,8 +25,8 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
 from ..errors import CompressError, first_line
-from .file import ALIKE, RUNTIME_ERRORS, image_inputs, mixes_images, note, open_session, read_onnx
-from .floats import HALF, HALF_ALIKE, as_float
+from .file import RUNTIME_ERRORS, image_inputs, mixes_images, note, open_session, read_onnx
+from .floats import HALF, allowed, as_float
 from .index import add_constant, edited, fresh, is_a, make, maker, named, readers, rename, settings, sweep
 
 IMAGE, LOGITS, PROBABILITIES = "image", "logits", "probabilities"
@@ -102,8 +102,8 @@ def adopt(
         model.graph.input.insert(0, helper.make_tensor_value_info(IMAGE, TensorProto.UINT8, (size, *shape)))
         if found := _found(model, path, noise, size):
             wanted = expected[: len(found[0])]
-            alike = (HALF_ALIKE if model is not theirs else ALIKE) * np.abs(wanted).max()
-            if not any(one.shape == wanted.shape and np.abs(one - wanted).max() <= alike for one in found):
+            far = allowed(wanted, half=model is not theirs)
+            if not any(one.shape == wanted.shape and np.abs(one - wanted).max() <= far for one in found):
                 raise CompressError(f'"{path}" answers otherwise with its image preparation inside; please report this file')
             return model
         del model.graph.input[0]

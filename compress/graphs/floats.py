@@ -15,6 +15,7 @@ import onnx.version_converter
 import onnx_ir as ir
 from google.protobuf.descriptor import FieldDescriptor  # type: ignore[import-untyped]
 from google.protobuf.message import Message  # type: ignore[import-untyped]
+from numpy.typing import NDArray
 
 from ..errors import CompressError, first_line
 from .file import ALIKE, RUNTIME_ERRORS, Level, image_inputs, note, open_session, opset_of, read_onnx
@@ -63,12 +64,18 @@ def as_float(model: onnx.ModelProto, source: Path, shape: Sequence[int] = ()) ->
         if old < OPSET:
             made = _newer(made, old)
         onnx.checker.check_model(made, full_check=True)
-        alike = _answer_alike(model, made, HALF_ALIKE if half else ALIKE, shape)
+        alike = _answer_alike(model, made, half, shape)
     except (CompressError, *_CONVERTER_ERRORS, *RUNTIME_ERRORS) as error:
         raise CompressError(f"{told}, to which it cannot be converted ({first_line(error)}); {again}") from error
     if not alike:
         raise CompressError(f"{told}, and converted to that it computes something else; {again}")
     return made
+
+
+def allowed(numbers: NDArray[Any], half: bool) -> float:
+    """How far others may be from these, of which ``half`` says that they are, or come from, float16, whose smallest are lost."""
+    largest = float(np.abs(numbers).max(initial=0))
+    return HALF_ALIKE * largest + float(np.finfo(np.float16).tiny) if half else ALIKE * largest
 
 
 def _widen(message: Message) -> bool:
@@ -103,7 +110,7 @@ def _newer(model: onnx.ModelProto, old: int) -> onnx.ModelProto:
     return made
 
 
-def _answer_alike(model: onnx.ModelProto, made: onnx.ModelProto, alike: float, shape: Sequence[int]) -> bool:
+def _answer_alike(model: onnx.ModelProto, made: onnx.ModelProto, half: bool, shape: Sequence[int]) -> bool:
     """Whether both answer the same on noise in 0..255 and in [0, 1], where the first one's numbers are finite."""
     before, after = (open_session(one, "it") for one in (model, made))
     random, finite = np.random.default_rng(0), False
@@ -119,7 +126,7 @@ def _answer_alike(model: onnx.ModelProto, made: onnx.ModelProto, alike: float, s
         for one, other in zip(before.run(None, feeds[0]), after.run(None, feeds[1]), strict=True):
             if np.isfinite(one).all():
                 finite = True
-                if one.shape != other.shape or not np.allclose(one, other, rtol=0, atol=alike * np.abs(one).max(initial=0)):
+                if one.shape != other.shape or not np.allclose(one, other, rtol=0, atol=allowed(one, half)):
                     return False
     return finite
 

@@ -7,6 +7,7 @@ import onnx
 import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
+from onnxruntime.transformers.float16 import convert_float_to_float16
 
 from compress.errors import CompressError
 from compress.graphs import floats
@@ -277,6 +278,15 @@ def test_half_precision_becomes_float32(inside: bool, opset: int, softmax: bool,
     assert {one.data_type for one in made.graph.initializer} <= {TensorProto.FLOAT, TensorProto.INT64}
     assert [node.op_type for node in made.graph.node].count("Softmax") == 1
     assert [value.name for value in made.graph.output] == ["logits", "probabilities"]
+
+
+@pytest.mark.parametrize("keep", [False, True])
+def test_half_precision_as_onnx_runtime_writes_it_becomes_float32(keep: bool, tmp_path: Path) -> None:
+    """Which leaves its casts of the input behind the nodes that read them, and its own loader does not mind."""
+    path = classifier(tmp_path)
+    expected = run(path, normalised(IMAGES))[0]
+    onnx.save(convert_float_to_float16(onnx.load(path), keep_io_types=keep), path)
+    np.testing.assert_allclose(run(adopt(path, (3, 8, 8), MEAN, STD, {}), IMAGES)[0], expected, rtol=0, atol=5e-3 * np.abs(expected).max())
 
 
 def test_half_precision_that_comes_out_otherwise_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
