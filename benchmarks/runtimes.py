@@ -200,8 +200,11 @@ def check_logits(logits: np.ndarray, count: int, classes: int) -> np.ndarray:
 def about_file(path: Path) -> tuple[Taken, dict[str, str]]:
     """What an ``.onnx`` file takes, and its metadata; onnxruntime's own errors pass through."""
     refuse_odd_name(path)
-    session = onnx_session(Candidate(name=path.stem, path=path), 1)
-    return taken(_inputs(session)), dict(session.get_modelmeta().custom_metadata_map)
+    try:
+        session = onnx_session(Candidate(name=path.stem, path=path), 1)
+        return taken(_inputs(session)), dict(session.get_modelmeta().custom_metadata_map)
+    except UnicodeDecodeError as error:
+        raise BenchmarkError("it has a name or a note that is no UTF-8") from error
 
 
 def _inputs(session: Any) -> list[tuple[str, Sequence[Any], str]]:

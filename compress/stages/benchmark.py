@@ -134,7 +134,7 @@ def shape_of(files: Sequence[Path], given: tuple[int, int, int] | None) -> tuple
         need_file(path, str(path), "; name an .onnx file or the folder of an artifact")
         try:
             shape = about_file(path)[0].shape
-        except (BenchmarkError, *onnxruntime_errors(), UnicodeDecodeError) as error:
+        except (BenchmarkError, *onnxruntime_errors()) as error:
             told = f": {error}" if isinstance(error, BenchmarkError) else f" is no ONNX file that onnxruntime can load: {first_line(error)}"
             refused = refused or CompressError(f"{path}{told}")
             continue

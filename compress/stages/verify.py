@@ -99,21 +99,24 @@ def _on_noise(model: Path) -> Iterator[Check]:
     yield Check(name="finite", passed=not wrong, detail=f"{len(wrong)} of {len(usual)} outputs hold NaN or infinity")
     alone = [np.concatenate(one) for one in zip(*parts, strict=True)]
     for name, others in (("alone", alone), ("plain", plain)):
-        far = max(_apart(one, other) for one, other in zip(usual, others, strict=True))
+        far = max((_apart(one, other) for one, other in zip(usual, others, strict=True)), default=0.0)
         how = "an image alone and in a batch" if name == "alone" else "with and without optimisations"
         detail = f"{how}: largest difference {far:.2g} of the largest number, {TOLERANCE['quantize']:g} is allowed"
         yield Check(name=name, passed=far <= TOLERANCE["quantize"], detail=detail)
 
 
 def _outputs(session: Any, entry: Taken, images: NDArray[np.uint8]) -> list[NDArray[Any]]:
-    return [np.atleast_1d(one) for one in session.run(None, {entry.name: entry.fed(images)})]
+    found = session.run(None, {entry.name: entry.fed(images)})
+    return [np.atleast_1d(one) for one in found if isinstance(one, np.ndarray) and one.dtype.kind in "fiu"]
 
 
 def _apart(one: NDArray[Any], other: NDArray[Any]) -> float:
     """The largest difference as a fraction of the largest number; infinity for another shape."""
     if one.shape != other.shape:
         return np.inf
-    return float(np.abs(one.astype(np.float64) - other).max(initial=0) / max(np.abs(one.astype(np.float64)).max(initial=0), 1e-30))
+    with np.errstate(invalid="ignore"):  # NaN, which is as far
+        apart = np.abs(one.astype(np.float64) - other).max(initial=0) / max(np.abs(one.astype(np.float64)).max(initial=0), 1e-30)
+    return float(np.nan_to_num(apart, nan=np.inf))
 
 
 def _compute(model: Path, vectors: Vectors) -> list[Check]:
