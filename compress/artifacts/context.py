@@ -276,7 +276,7 @@ class Context:
         def answer(images: NDArray[np.uint8]) -> tuple[NDArray[np.int64], int]:
             from ..graphs.adopt import own_answers
 
-            found = own_answers(Path(str(answering)), spec.mean, spec.std, images)
+            found, _ = own_answers(Path(str(answering)), spec.mean, spec.std, images)
             return found.argmax(axis=1), found.shape[1]
 
         try:

@@ -16,7 +16,7 @@ Source: the ONNX specification.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import onnx
@@ -27,7 +27,7 @@ from onnx import TensorProto, helper
 from ..errors import CompressError, first_line
 from .file import RUNTIME_ERRORS, image_inputs, mixes_images, note, open_session, read_onnx
 from .floats import HALF, allowed, as_float
-from .index import add_constant, edited, fresh, is_a, make, maker, named, readers, rename, settings, sweep
+from .index import add_constant, edited, fresh, index, is_a, make, maker, named, readers, rename, settings, sweep
 
 IMAGE, LOGITS, PROBABILITIES = "image", "logits", "probabilities"
 _VIEWS = ("Identity", "Cast", "Flatten", "Reshape", "Squeeze", "Unsqueeze")
@@ -67,7 +67,11 @@ def image_shape(path: Path) -> tuple[int, int, int] | None:
 
 
 def adopt(
-    path: Path, shape: tuple[int, int, int], mean: Sequence[float], std: Sequence[float], metadata: Mapping[str, str]
+    path: Path,
+    shape: tuple[int, int, int],
+    mean: Sequence[float],
+    std: Sequence[float],
+    metadata: Mapping[str, str],
 ) -> onnx.ModelProto:
     """The classifier in ``path`` as the module says, proved on noise; the file itself is not changed.
 
@@ -82,8 +86,6 @@ def adopt(
     """
     theirs = read_onnx(path)
     taken = _entry(theirs, path)
-    if any(have not in (0, want) for have, want in zip(taken.shape, shape, strict=True)):
-        raise CompressError(f'"{path}" takes images {taken.shape}, and image-shape (={shape}) is another; leave --image-shape out')
     if taken.batch > 1:
         raise CompressError(f'"{path}" takes {taken.batch} images at a time; export it with a batch of 1, or a free one')
     noise = np.random.default_rng(0).integers(0, 256, (2, *shape), np.uint8)
@@ -120,10 +122,17 @@ def is_sigmoid(path: Path) -> bool:
     return any(node.op_type == "Sigmoid" and PROBABILITIES in node.output for node in read_onnx(path).graph.node)
 
 
-def own_answers(path: Path, mean: Sequence[float], std: Sequence[float], images: NDArray[np.uint8]) -> NDArray[Any]:
-    """What the file itself gives for images uint8 (N, C, H, W), fed as its maker fed them: float (N, K), logits or probabilities."""
+def own_answers(
+    path: Path, mean: Sequence[float], std: Sequence[float], images: NDArray[np.uint8]
+) -> tuple[NDArray[Any], Literal["probabilities", "Softmax", "Sigmoid"]]:
+    """What the file itself gives for images uint8 (N, C, H, W), fed as its maker fed them: (N, K), and what makes probabilities of it.
+
+    Any file that gives (B, K), a quantized one too, as it is.
+    """
     model = read_onnx(path)
-    return _answers(model, _entry(model, path), path, images, mean, std)[0]
+    found, which, _ = _answers(model, _entry(model, path), path, images, mean, std)
+    kind, node, _ = _head(index(model).outputs[which])
+    return found, kind if node is None else "probabilities"
 
 
 def _answers(
@@ -133,6 +142,9 @@ def _answers(
 
     That is the first output (B, K), or where there is none the first that becomes so when it is flattened.
     """
+    if any(have not in (0, want) for have, want in zip(taken.shape, images.shape[1:], strict=True)):
+        told = f"takes images {taken.shape}, and image-shape (={images.shape[1:]}) is another; leave --image-shape out"
+        raise CompressError(f'"{path}" {told}')
     session = open_session(model, f'"{path}"')
     try:
         parts = [session.run(None, {taken.name: taken.fed(image[None], mean, std)}) for image in images]
@@ -211,15 +223,8 @@ def _name_outputs(graph: ir.Graph, given: ir.Value, flat: bool, classes: int, pa
     """
     if given.producer() is None:
         raise CompressError(f'"{path}": output "{given.name}" is made by no node; export it again')
-    last, viewed = given.producer(), flat
-    while last is not None and is_a(last, *_VIEWS) and settings(last).get("to", TensorProto.FLOAT) == TensorProto.FLOAT:
-        viewed |= not is_a(last, "Identity", "Cast")
-        last = maker(last.inputs[0])
-    if last is not None and is_a(last, "Sigmoid", "Softmax") and settings(last).get("axis", -1) != 0:
-        kind, logits, flat = last.op_type, last.inputs[0], viewed
-    else:
-        beside = any(is_a(one, "Sigmoid") and one.outputs[0].is_graph_output() for one in readers(given))
-        kind, logits = "Sigmoid" if beside else "Softmax", given
+    kind, last, viewed = _head(given)
+    logits, flat = (last.inputs[0], viewed or flat) if last is not None else (given, flat)
     assert logits is not None, "a Softmax has an input"
     if flat:
         graph.append(make(graph, "Flatten", [logits], LOGITS, axis=1))
@@ -237,6 +242,20 @@ def _name_outputs(graph: ir.Graph, given: ir.Value, flat: bool, classes: int, pa
     for one in graph.outputs[2:]:  # the batch may be another one now
         one.shape = ir.Shape([None] * len(one.shape)) if one.shape is not None else None
     sweep(graph)
+
+
+def _head(given: ir.Value) -> tuple[Literal["Softmax", "Sigmoid"], ir.Node | None, bool]:
+    """What makes probabilities, the node that does where ``given`` is its output, and whether that was given another shape since."""
+    last, viewed = given.producer(), False
+    while last is not None and is_a(last, *_VIEWS) and settings(last).get("to", TensorProto.FLOAT) in (TensorProto.FLOAT, *HALF):
+        viewed |= not is_a(last, "Identity", "Cast")
+        last = maker(last.inputs[0])
+    if last is not None and is_a(last, "Sigmoid"):
+        return "Sigmoid", last, viewed
+    if last is not None and is_a(last, "Softmax") and settings(last).get("axis", -1) != 0:
+        return "Softmax", last, viewed
+    beside = any(is_a(one, "Sigmoid") and one.outputs[0].is_graph_output() for one in readers(given))
+    return "Sigmoid" if beside else "Softmax", None, False
 
 
 def _found(model: onnx.ModelProto, path: Path, images: NDArray[np.uint8], batch: int | str) -> list[NDArray[Any]] | None:

@@ -76,7 +76,7 @@ def _parity(project: Project, path: Path, target: Path, images: NDArray[np.uint8
     from .finetune import logits_of, sure_of
 
     ours = logits_of(project, target, images)
-    theirs = own_answers(path, project.spec.mean, project.spec.std, images)
+    theirs, _ = own_answers(path, project.spec.mean, project.spec.std, images)
     same = float((theirs.argmax(axis=1) == ours.argmax(axis=1)).mean())
     difference = min(float(np.abs(theirs - one).max()) for one in (ours, sure_of(project, target, images)))  # it may give either
     if same < SAME:

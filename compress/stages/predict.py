@@ -7,7 +7,6 @@ files, or random ones of the test images, whose true labels are then known.
 
 import dataclasses
 import importlib.util
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +24,7 @@ from ..benchmarks.runtimes import Candidate, open_model
 from ..errors import CompressError, first_line, need_file, onnxruntime_errors
 from ..plots.predictions import Prediction, draw_grid
 from ..train.formats import read_image
-from ..train.metrics import softmax
+from ..train.metrics import sigmoid, softmax
 from .benchmark import shape_of
 from .import_network import start_of
 
@@ -134,7 +133,7 @@ def numbered(count: int) -> tuple[str, ...]:
 def _open_file(path: Path, context: Context) -> tuple[Sure, Sequence[str], InputSpec]:
     """An ONNX file of this toolkit, which carries its labels and its input, or one that another tool wrote, whose classes are numbers.
 
-    That is read as `compress quantize` would: its input is what the options say.
+    That is read as it is; its input is normalised as the options say.
     """
     about = _metadata(path)
     if "compress.classes" not in about or "compress.input" not in about:
@@ -146,16 +145,15 @@ def _open_file(path: Path, context: Context) -> tuple[Sure, Sequence[str], Input
 
 
 def _open_foreign(path: Path, context: Context) -> tuple[Sure, Sequence[str], InputSpec]:
-    from ..graphs.adopt import adopt, classes_of
-    from ..graphs.file import write_onnx
+    from ..graphs.adopt import own_answers
 
     spec = dataclasses.replace(context, image_shape=shape_of([path], context.image_shape)).spec
-    made = adopt(path, spec.shape, spec.mean, spec.std, {})
-    with tempfile.TemporaryDirectory(prefix="compress-") as folder:
-        target = Path(folder, "model.onnx")
-        write_onnx(made, target)
-        opened = open_model(Candidate(name=path.stem, path=target), spec.shape, classes_of(made), threads=1)
-    return opened.sure, numbered(classes_of(made)), spec
+
+    def sure(images: NDArray[np.uint8]) -> NDArray[Any]:
+        found, kind = own_answers(path, spec.mean, spec.std, images)
+        return found if kind == "probabilities" else softmax(found) if kind == "Softmax" else sigmoid(found)
+
+    return sure, numbered(sure(np.zeros((1, *spec.shape), np.uint8)).shape[1]), spec
 
 
 def _metadata(path: Path) -> dict[str, str]:

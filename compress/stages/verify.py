@@ -27,7 +27,7 @@ from ..benchmarks.errors import BenchmarkError
 from ..benchmarks.inputs import Taken
 from ..benchmarks.runtimes import Candidate, Opened, about_file, check_logits, onnx_session, open_model
 from ..errors import CompressError, first_line, onnxruntime_errors, shown
-from ..train.metrics import softmax
+from ..train.metrics import sigmoid, softmax
 
 OPEN_SIZE = 224  # pixels, where a file leaves its sizes open
 PROBABLE_TOLERANCE = 1e-5  # of the file's own logits: float32, also in an int8 file
@@ -150,7 +150,7 @@ def _answer(model: Path, vectors: Vectors, runtime: str) -> tuple[Opened, NDArra
 
 def _check_probabilities(found: NDArray[np.float32], logits: NDArray[np.float32]) -> Check:
     """They are the softmax of the logits, or of a file for labels that do not exclude each other their sigmoid."""
-    known = {"softmax": softmax(logits), "sigmoid": np.exp(-np.logaddexp(0, -logits.astype(np.float64)))}
+    known = {"softmax": softmax(logits), "sigmoid": sigmoid(logits)}
     far = {name: float(np.abs(found - one).max()) if found.shape == one.shape else np.inf for name, one in known.items()}
     name = min(far, key=lambda name: far[name])
     told = f"largest difference {far[name]:.2g} from the {name} of the logits, {PROBABLE_TOLERANCE:g} is allowed"

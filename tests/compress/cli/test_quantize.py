@@ -9,6 +9,7 @@ import onnxruntime
 import pytest
 from foreign import NORMALISED, foreign
 from onnx import TensorProto, helper, numpy_helper
+from onnxruntime.quantization import quantize_dynamic
 from PIL import Image
 from stand_ins import Commands
 
@@ -85,6 +86,17 @@ def test_a_sigmoid_is_one_all_the_way(here: Path, theirs: Path, run: Commands) -
 
     told = refused(here, run, "--onnx", str(path), "--data", "digits", *NORMALISED, "--images", "64", "--mode", "static", "--epochs", "1")
     assert "ends in a sigmoid, and our loss is a softmax's; take --epochs 0" in told
+
+
+def test_anybodys_quantized_file_is_read(here: Path, theirs: Path, run: Commands) -> None:
+    quantize_dynamic(theirs, here / "int8.onnx")
+    image = load_data("digits").test.images[:1]
+    Image.fromarray(image[0, 0]).save(here / "digit.png")
+    session = onnxruntime.InferenceSession(here / "int8.onnx")
+    (logits,) = session.run(None, {session.get_inputs()[0].name: (image.astype(np.float32) / 255 - 0.5) / 0.25})
+    (found,) = run.done("predict", "digit.png", "--onnx", "int8.onnx", *NORMALISED)["predictions"]
+    assert found["label"] == str(logits.argmax())
+    assert found["probability"] == pytest.approx(float(np.exp(logits.max()) / np.exp(logits).sum()), abs=1e-3)
 
 
 def test_random_images_are_read_by_anybodys_file_with_the_names_of_the_data(here: Path, theirs: Path, run: Commands) -> None:
