@@ -43,7 +43,7 @@ def table(rows: Sequence[Mapping[str, str]], spare: Sequence[str] = ()) -> str:
         name: max(len(part) for cell in own for part in (cell.split() or [""] if max(map(len, own)) > NARROW else [cell]))
         for name, own in cells.items()
     }
-    for name in spare:
+    for name in filter(names.__contains__, spare):
         if sum(least[one] for one in names) + 3 * len(names) > console.width - 4:  # rich shares what is left over its own way
             names.remove(name)
     made = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False, header_style="bold")

@@ -134,7 +134,7 @@ def test_a_file_without_data_is_timed_on_random_pixels_and_not_scored(
     kind: int, shape: tuple[object, ...], net: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """Whatever it gives, and of whichever type and layout."""
-    path = foreign_net(net.with_name("theirs.onnx"), kind, *shape)
+    path = foreign_net(net.with_name("mobile_v2.0_classifier_of_lines_infer.onnx"), kind, *shape)
     net.with_name("again.onnx").write_bytes(path.read_bytes())
     for arguments in ([], ["--json"]):
         given = [path.name, "again.onnx", "--quick", "--samples", "5", "--rounds", "1", *arguments]
