@@ -88,6 +88,18 @@ def test_a_sigmoid_is_one_all_the_way(here: Path, theirs: Path, run: Commands) -
     assert "ends in a sigmoid, and our loss is a softmax's; take --epochs 0" in told
 
 
+def test_logits_with_a_sigmoid_beside_them_are_read_as_such(here: Path, theirs: Path, run: Commands) -> None:
+    model = onnx.load(with_sigmoid(theirs, here / "both.onnx"))
+    model.graph.output.insert(0, helper.make_tensor_value_info(model.graph.node[-1].input[0], TensorProto.FLOAT, ["n", 10]))
+    onnx.save(model, here / "both.onnx")
+    image = load_data("digits").test.images[:1]
+    Image.fromarray(image[0, 0]).save(here / "digit.png")
+    session = onnxruntime.InferenceSession(here / "both.onnx")
+    _, expected = session.run(None, {session.get_inputs()[0].name: (image.astype(np.float32) / 255 - 0.5) / 0.25})
+    (found,) = run.done("predict", "digit.png", "--onnx", "both.onnx", *NORMALISED)["predictions"]
+    assert found["probability"] == pytest.approx(float(expected.max()), abs=1e-5)
+
+
 def test_anybodys_quantized_file_is_read(here: Path, theirs: Path, run: Commands) -> None:
     quantize_dynamic(theirs, here / "int8.onnx")
     image = load_data("digits").test.images[:1]

@@ -125,8 +125,9 @@ def made_and_given(path: Path) -> tuple[list[np.ndarray], np.ndarray, onnx.Model
 @pytest.mark.parametrize("tail", ["sigmoid", "view", "beside"])
 def test_what_a_sigmoid_gives_are_the_probabilities(tail: str, tmp_path: Path) -> None:
     """Sigmoids of 0.263 and 0.060 are not logits, whose softmax would be 0.551 and 0.449."""
-    nodes = [helper.make_node("Sigmoid", ["out"], ["s"])]
-    nodes += [helper.make_node("Unsqueeze", ["s", "two"], ["u"]), helper.make_node("Flatten", ["u"], ["f"])] if tail == "view" else []
+    nodes = [helper.make_node("Sigmoid", ["out" if tail != "view" else "u"], ["s"])]
+    if tail == "view":
+        nodes = [helper.make_node("Unsqueeze", ["out", "two"], ["u"]), *nodes, helper.make_node("Flatten", ["s"], ["f"])]
     outputs = ("out", "s") if tail == "beside" else (nodes[-1].output[0],)
     (logits, probabilities), given, model = made_and_given(with_outputs(classifier(tmp_path), *nodes, outputs=outputs))
     expected = 1 / (1 + np.exp(-given)) if tail == "beside" else given
@@ -148,6 +149,13 @@ def test_an_output_of_four_dimensions_is_flattened(kind: str, axes: str, axis: i
     found, given, _ = made_and_given(path)
     assert given.ndim == 4 and [one.shape for one in found] == [(5, 6), (5, 6)]
     np.testing.assert_allclose(found[bool(kind)], given.reshape(5, 6), rtol=0, atol=1e-5 * np.abs(given).max())
+
+
+def test_a_softmax_over_another_axis_than_the_classes_is_refused(tmp_path: Path) -> None:
+    nodes = [helper.make_node("Unsqueeze", ["out", "one"], ["u"]), helper.make_node("Softmax", ["u"], ["ones"], axis=1)]
+    path = with_outputs(classifier(tmp_path), *nodes, outputs=("ones",), shape=("n", 1, 1, 6))
+    with pytest.raises(CompressError, match=r'net\.onnx" answers otherwise with its image preparation inside; please report'):
+        adopt(path, (3, 8, 8), MEAN, STD, {})
 
 
 def test_of_several_outputs_the_first_of_two_dimensions_is_that_of_the_classes(tmp_path: Path) -> None:
