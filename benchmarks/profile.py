@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
+from .inputs import taken
 from .runtimes import Candidate, onnx_session
 
 
@@ -34,9 +35,8 @@ def profile_onnx(candidate: Candidate, shape: tuple[int, int, int]) -> Profile:
     """Profile a candidate of ONNX Runtime on one black image of the shape ``(C, H, W)``."""
     with tempfile.TemporaryDirectory() as folder:
         session = onnx_session(candidate, 1, Path(folder, "profile"))
-        (taken,) = session.get_inputs()
-        kind = np.uint8 if taken.type == "tensor(uint8)" else np.float32
-        session.run(None, {taken.name: np.zeros((1, *shape), kind)})
+        entry = taken([(one.name, one.shape, one.type) for one in session.get_inputs()])
+        session.run(None, {entry.name: entry.fed(np.zeros((1, *shape), np.uint8))})
         events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
     nodes = [event["args"] for event in events if event.get("cat") == "Node" and event["name"].endswith("_kernel_time")]
     counts = Counter((node["provider"], node["op_name"]) for node in nodes)

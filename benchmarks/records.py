@@ -100,8 +100,8 @@ class Record:
         return np.concatenate(self.samples).reshape(-1, config.rounds, config.samples)
 
 
-def measurement(record: Record, baseline: Record, answers: Answers, config: BenchmarkConfig, peak: float | None) -> Measurement:
-    """What a record amounts to, beside the baseline's record; `peak` as `Result` has it."""
+def measurement(record: Record, baseline: Record, answers: Answers | None, config: BenchmarkConfig, peak: float | None) -> Measurement:
+    """What a record amounts to, beside the baseline's record; `peak` as `Result` has it; without `answers` there are no scores."""
     candidate = record.candidate
     size, zipped = cost.sizes(candidate.path)
     about = Measurement(
@@ -124,6 +124,8 @@ def measurement(record: Record, baseline: Record, answers: Answers, config: Benc
     found, compared = latency(samples), baseline.reason is None
     alone, step = candidate.device == "cpu" and config.threads == 1, max(facts.clock_step for facts in record.facts)
     macs, images = candidate.facts.get("macs"), config.samples * config.batch
+    theirs = np.concatenate(baseline.predictions) if answers and compared else None
+    judged = answers.of(np.concatenate(record.predictions), theirs, record is baseline) if answers else {}
     energies = [turn.energy_uj for turn in record.turns if turn.energy_uj is not None]
     return replace(
         about,
@@ -146,5 +148,5 @@ def measurement(record: Record, baseline: Record, answers: Answers, config: Benc
         load_ns=tuple(facts.load_ns for facts in record.facts),
         first_ns=tuple(facts.first_ns for facts in record.facts),
         device_ns=tuple(tuple(calls.tolist()) for calls in record.device),
-        **answers.of(np.concatenate(record.predictions), np.concatenate(baseline.predictions) if compared else None, record is baseline),
+        **judged,
     )

@@ -109,7 +109,7 @@ class Measurement:
         sweeps: other batch sizes and numbers of threads. sweep_reason: why there are none, where there should be.
         memory_bytes: the most that a process held that only timed calls. activation_bytes: see `profile.Profile`.
         energy: joules per image of the whole processor package. peak_share: of the machine's float32 matrix product, `Result.peak`.
-        scores: fractions in [0, 1], ``balanced_accuracy`` among them; intervals: the same names, with bounds.
+        scores: fractions in [0, 1], ``balanced_accuracy`` among them, or none without labels; intervals: the same names, with bounds.
         answers: the class that it says of each test image, as `answers.as_text` writes them; a result before version 3 has none.
         agreement: fraction of images classified as the baseline does. comparison, flips: what is read differently than by the baseline.
         doubts: what makes the latency doubtful, in words.
@@ -181,7 +181,7 @@ class Result:
         peak: multiply-accumulates per second of a float32 matrix product on as many threads; None where it could not be measured.
         energy: where the energy comes from, or why there is none.
         baseline: the index in `measurements` that speedups, drops and agreement refer to.
-        labels: the true class of each test image, as `answers.as_text` writes them.
+        labels: the true class of each test image, as `answers.as_text` writes them; None where there are none.
     """
 
     created: str
@@ -193,6 +193,11 @@ class Result:
     baseline: int
     measurements: tuple[Measurement, ...]
     labels: str | None = None
+
+    @property
+    def scored(self) -> bool:
+        """Whether there were labels to score by; else latency and size are all that is known."""
+        return self.labels is not None or any(one.scores for one in self.measurements)
 
     @property
     def true_labels(self) -> np.ndarray | None:
@@ -256,7 +261,7 @@ def damage(result: Result) -> str | None:
         launches = one.samples_ns
         if one.reason is None and one.latency is None:
             return f"'{one.name}' has neither a latency nor a reason"
-        if one.reason is None and "balanced_accuracy" not in one.scores:
+        if one.reason is None and result.scored and "balanced_accuracy" not in one.scores:
             return f"'{one.name}' has no balanced_accuracy"
         if len({len(rounds) for rounds in launches}) > 1 or len({len(calls) for rounds in launches for calls in rounds}) > 1:
             return f"samples_ns of '{one.name}' are not of the same number in every launch and round"

@@ -44,8 +44,8 @@ DISTINCT_INPUTS = 32  # timed calls cycle over so many different inputs
 def run_benchmark(
     candidates: Sequence[Candidate],
     images: Any,
-    labels: np.ndarray,
-    classes: int,
+    labels: np.ndarray | None,
+    classes: int | None,
     score: Score,
     config: BenchmarkConfig,
     *,
@@ -57,8 +57,9 @@ def run_benchmark(
 
     Args:
         candidates: in the order in which the report shows them.
-        images, labels: the test set, uint8 ``(N, C, H, W)``, an array or indexed like one, and integers ``(N,)``.
-        classes: K. score: ``score(labels, predictions, classes)``, fractions with ``balanced_accuracy`` among them.
+        images, labels: the test set, uint8 ``(N, C, H, W)``, an array or indexed like one, and integers ``(N,)``; without labels only
+            latency and size are measured.
+        classes: K, None without labels. score: ``score(labels, predictions, classes)``, fractions with ``balanced_accuracy`` among them.
         baseline: the name of the candidate to compare with; where several runtimes have it, ONNX Runtime's on the CPU.
         data: name and fingerprint of the test set, passed through.
         progress: told what is done, how much of it, and how much there is.
@@ -86,7 +87,7 @@ def run_benchmark(
                     how: dict[str, Any] = {"inputs": inputs, "classes": classes, "threads": config.threads}
                     pairs.append((stack.enter_context(Worker(record.candidate, **how, log=Path(folder, str(number)))), record))
             _open(pairs)
-            if launch == 0:
+            if launch == 0 and labels is not None:
                 _predict(pairs, images, progress)
             _time(pairs, launch, config, generator, progress)
             for worker, record in pairs:
@@ -94,15 +95,16 @@ def run_benchmark(
             # Nothing from here on can disturb the comparison, or undo it where it fails.
             _look_around(pairs, launch, config, generator, progress)
         launch += 1
-    answers = Answers(images=images, labels=labels, classes=classes, score=score, seed=config.seed)
+    judged: dict[str, Any] = {"images": images, "labels": labels, "classes": classes, "score": score, "seed": config.seed}
+    answers = Answers(**judged) if labels is not None else None
     measurements = tuple(measurement(record, records[index], answers, config, peak) for record in records)
     settings, energy = {**asdict(config), "launches": launch, "warm_up": WARM_RULE}, energy_source()
-    seen = {**data, "images": len(images), "classes": classes, "shape": list(images.shape[1:])}
+    seen = {**data, "images": len(images), "classes": classes or 0, "shape": list(images.shape[1:])}
     about: dict[str, Any] = {"created": created, "machine": machine, "data": seen, "settings": settings, "peak": peak, "energy": energy}
-    return Result(**about, baseline=index, measurements=measurements, labels=as_text(labels, classes))
+    return Result(**about, baseline=index, measurements=measurements, labels=as_text(answers.labels, answers.classes) if answers else None)
 
 
-def _check(candidates: Sequence[Candidate], images: Any, labels: np.ndarray) -> None:
+def _check(candidates: Sequence[Candidate], images: Any, labels: np.ndarray | None) -> None:
     seen = set()
     for candidate in candidates:
         key = (candidate.name, candidate.runtime, candidate.device)
@@ -113,7 +115,7 @@ def _check(candidates: Sequence[Candidate], images: Any, labels: np.ndarray) -> 
         raise BenchmarkError(
             f"images (={images.dtype} {images.shape}) must be uint8 (N, C, H, W) with N of at least 1; hand in the test set"
         )
-    if labels.shape != (len(images),):
+    if labels is not None and labels.shape != (len(images),):
         raise BenchmarkError(f"labels (={labels.shape}) must be one per image, ({len(images)},); hand in the labels of the same images")
 
 

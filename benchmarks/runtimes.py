@@ -1,6 +1,6 @@
 """Opens a model file in the runtime that a candidate names, as one function from raw images to logits.
 
-What every runtime gives back is the same: ``predict(images)`` with uint8 ``(B, C, H, W)`` in, float32 ``(B, K)`` out, both in host
+What every runtime gives back is the same: ``predict(images)`` with uint8 ``(B, C, H, W)`` in, float ``(B, K)`` out, both in host
 memory. So a call is over when it returns, also on a GPU, and what the clock sees is the whole way from raw pixels to logits. Of a file with
 several outputs the first one is the logits.
 
@@ -14,9 +14,8 @@ torch.fp16              cuda       the same in half precision
 torch.cudagraph         cuda       float32, recorded once per batch size and replayed
 ======================  =========  ==================================================================================
 
-Refused: CUDA where there is none, an ONNX file with several inputs, with another image shape or number of classes than the data, or
-with a fixed batch above one, and what mixes the images of a batch. Torch networks are built by a function that the caller hands in,
-since this package knows no networks.
+Refused: CUDA where there is none, an ONNX file that ``inputs`` refuses or that has another number of classes than the data, and what
+mixes the images of a batch. Torch networks are built by a function that the caller hands in, since this package knows no networks.
 """
 
 from __future__ import annotations
@@ -32,9 +31,9 @@ from typing import Any
 import numpy as np
 
 from .errors import BenchmarkError, refuse_odd_name
+from .inputs import Predict, Taken, fitting, taken
 from .machine import has_cuda_driver
 
-Predict = Callable[[np.ndarray], np.ndarray]
 OnDevice = Callable[[np.ndarray, int], np.ndarray]
 Load = Callable[[Path], tuple[Any, Any]]
 
@@ -63,6 +62,7 @@ class Candidate:
         stage: the stage that wrote the file, e.g. ``"quantize"``.
         artifact: the artifact's hash.
         facts: what its maker knows of it, see `results.Facts`; passed through to the report.
+        mean, std: what an ``.onnx`` file that takes floats was normalised with.
         load: for torch, a module-level function ``load(path)`` that returns two modules on the CPU: one from uint8 images to the network's
             float32 input, and the network, to logits.
 
@@ -77,6 +77,8 @@ class Candidate:
     stage: str = ""
     artifact: str = ""
     facts: Mapping[str, Any] = field(default_factory=dict)
+    mean: Sequence[float] = (0.0,)
+    std: Sequence[float] = (1.0,)
     load: Load | None = None
 
     def __post_init__(self) -> None:
@@ -120,6 +122,15 @@ class Opened:
     probabilities: Predict | None = None
     release: Callable[[], None] | None = None
 
+    def sure(self, images: np.ndarray) -> np.ndarray:
+        """Probabilities (B, K): what the file gives as such, a sigmoid's too, else the softmax of its logits."""
+        if self.probabilities is not None:
+            return self.probabilities(images)
+        logits = self.predict(images).astype(np.float64)
+        powers = np.exp(logits - logits.max(axis=1, keepdims=True))
+        found: np.ndarray = powers / powers.sum(axis=1, keepdims=True)
+        return found
+
 
 def import_runtime(candidate: Candidate) -> None:
     """Import the library, so that the time to load a model holds the model only; BenchmarkError where it, or a CUDA driver, is missing."""
@@ -131,12 +142,12 @@ def import_runtime(candidate: Candidate) -> None:
         raise BenchmarkError(f"{candidate.library} is not installed") from None
 
 
-def open_model(candidate: Candidate, shape: tuple[int, int, int], classes: int, threads: int) -> Opened:
+def open_model(candidate: Candidate, shape: tuple[int, int, int], classes: int | None, threads: int) -> Opened:
     """Open a candidate's file and check what it gives.
 
     Args:
         shape: ``(C, H, W)`` of the images it will get.
-        classes: K, the number of logits it must give per image.
+        classes: K, the number of logits it must give per image; None where nobody looks at what it gives.
         threads: CPU threads of the runtime.
 
     Raises:
@@ -161,10 +172,11 @@ def open_model(candidate: Candidate, shape: tuple[int, int, int], classes: int, 
     pair, opened = np.random.default_rng(0).integers(0, 256, (2, *shape), np.uint8), time.perf_counter_ns()
     alone = predict(pair[:1])
     first_ns = time.perf_counter_ns() - opened
-    check_logits(alone, 1, classes)
-    together = check_logits(predict(pair), 2, classes)
-    if np.abs(np.concatenate([alone, predict(pair[1:])]) - together).max() > ALIKE * np.abs(together).max():
-        raise BenchmarkError("an image gets other logits alone than in a batch, so no score is its own; keep running statistics")
+    if classes is not None:
+        check_logits(alone, 1, classes)
+        together = check_logits(predict(pair), 2, classes)
+        if np.abs(np.concatenate([alone, predict(pair[1:])]) - together).max() > ALIKE * np.abs(together).max():
+            raise BenchmarkError("an image gets other logits alone than in a batch, so no score is its own; keep running statistics")
     return Opened(
         predict=predict,
         providers=providers,
@@ -185,7 +197,24 @@ def check_logits(logits: np.ndarray, count: int, classes: int) -> np.ndarray:
     return logits
 
 
-def onnx_session(candidate: Candidate, threads: int, profile: Path | None = None) -> Any:
+def about_file(path: Path) -> tuple[Taken, dict[str, str]]:
+    """What an ``.onnx`` file takes, and its metadata; onnxruntime's own errors pass through."""
+    refuse_odd_name(path)
+    try:
+        session = onnx_session(Candidate(name=path.stem, path=path), 1)
+        return taken(_inputs(session)), dict(session.get_modelmeta().custom_metadata_map)
+    except UnicodeDecodeError as error:
+        raise BenchmarkError("it has a name or a note that is no UTF-8") from error
+
+
+def _inputs(session: Any) -> list[tuple[str, Sequence[Any], str]]:
+    try:
+        return [(one.name, one.shape, one.type) for one in session.get_inputs()]
+    except UnicodeDecodeError as error:
+        raise BenchmarkError("an input or output has a name that is no UTF-8") from error
+
+
+def onnx_session(candidate: Candidate, threads: int, profile: Path | None = None, optimised: bool = True) -> Any:
     """A session of ONNX Runtime on the candidate's device; with `profile`, one that writes its profile under that name."""
     import onnxruntime
 
@@ -203,6 +232,8 @@ def onnx_session(candidate: Candidate, threads: int, profile: Path | None = None
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
+    if not optimised:
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     # Else an idle worker's threads spin for some 35 ms after their last call, into the next candidate's turn.
     options.add_session_config_entry("session.force_spinning_stop", "1")
     options.log_severity_level = 3  # errors only: warnings about the graph would be mistaken for the reason of a failure
@@ -237,17 +268,16 @@ def _open_onnx(
     candidate: Candidate, shape: tuple[int, int, int], threads: int
 ) -> tuple[Predict, Predict | None, Callable[[], None] | None, tuple[str, ...], OnDevice | None]:
     session = onnx_session(candidate, threads)
+    entry = fitting(_inputs(session), shape, mean=candidate.mean, std=candidate.std)
     try:
-        inputs, outputs = [(one.name, one.shape, one.type) for one in session.get_inputs()], [one.name for one in session.get_outputs()]
+        outputs = [one.name for one in session.get_outputs()]
     except UnicodeDecodeError as error:
         raise BenchmarkError("an input or output has a name that is no UTF-8") from error
     if not outputs:
         raise BenchmarkError("it gives nothing; export it again")
-    batch, scale = _check_input(inputs, shape)
-    name = inputs[0][0]
 
     def giving(output: str) -> Predict:
-        return _adapt(lambda images: session.run([output], {name: images})[0], batch, scale)
+        return entry.adapted(lambda images: session.run([output], {entry.name: images})[0])
 
     def release() -> None:
         """One call at whose end the arena shrinks to what that call takes; of itself it keeps what the largest batch took."""
@@ -255,24 +285,24 @@ def _open_onnx(
 
         options = onnxruntime.RunOptions()
         options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
-        session.run([outputs[0]], {name: np.zeros((1, *shape), np.float32 if scale else np.uint8)}, options)
+        session.run([outputs[0]], {entry.name: entry.fed(np.zeros((1, *shape), np.uint8))}, options)
 
     probabilities = giving(PROBABILITIES) if PROBABILITIES in outputs[1:] else None
-    on_device = _bound(session, name, outputs[0], scale) if candidate.device == "cuda" and not isinstance(batch, int) else None
+    on_device = _bound(session, entry, outputs[0]) if candidate.device == "cuda" and not isinstance(entry.batch, int) else None
     given_back = release if candidate.device == "cpu" else None
     return giving(outputs[0]), probabilities, given_back, tuple(session.get_providers()), on_device
 
 
-def _bound(session: Any, name: str, output: str, scale: bool) -> OnDevice:
+def _bound(session: Any, entry: Taken, output: str) -> OnDevice:
     """Times calls on images that are on the device already and logits that stay there; a call returns when the device is done."""
     import onnxruntime
 
     from .torchnets import until_awake
 
     def time_calls(images: np.ndarray, calls: int) -> np.ndarray:
-        binding, fed = session.io_binding(), images.astype(np.float32) / np.float32(255) if scale else images
-        held = onnxruntime.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(fed), "cuda", 0)
-        binding.bind_ortvalue_input(name, held)
+        binding = session.io_binding()
+        held = onnxruntime.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(entry.fed(images)), "cuda", 0)
+        binding.bind_ortvalue_input(entry.name, held)
         binding.bind_output(output, "cuda")
         until_awake(lambda: session.run_with_iobinding(binding))
         nanoseconds = np.empty(calls, np.int64)
@@ -290,7 +320,7 @@ def _open_openvino(candidate: Candidate, shape: tuple[int, int, int], threads: i
 
     core = openvino.Core()
     model = core.read_model(candidate.path)
-    kinds = {"u8": "tensor(uint8)", "f32": "tensor(float)"}
+    kinds = {"u8": "tensor(uint8)", "f32": "tensor(float)", "f16": "tensor(float16)"}
     inputs = [
         (
             one.get_any_name(),
@@ -299,14 +329,14 @@ def _open_openvino(candidate: Candidate, shape: tuple[int, int, int], threads: i
         )
         for one in model.inputs
     ]
-    batch, scale = _check_input(inputs, shape)
+    entry = fitting(inputs, shape, mean=candidate.mean, std=candidate.std)
     settings = {"INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
     requests: dict[int, Any] = {}
 
     def request_for(count: int) -> Any:
         # For each batch size one model of fixed shape: OpenVINO's kernels for a free batch are the slower ones.
         if count not in requests:
-            model.reshape([count, *shape])
+            model.reshape([count, *shape[1:], shape[0]] if entry.last else [count, *shape])
             requests[count] = core.compile_model(model, "CPU", settings).create_infer_request()
         return requests[count]
 
@@ -317,33 +347,4 @@ def _open_openvino(candidate: Candidate, shape: tuple[int, int, int], threads: i
 
     request_for(1)  # so that compiling counts as loading, not as the first call
     places = [position for position, one in enumerate(model.outputs) if position and PROBABILITIES in one.get_names()]
-    return _adapt(run, batch, scale), _adapt(lambda images: run(images, places[0]), batch, scale) if places else None
-
-
-def _check_input(inputs: Sequence[tuple[str, Sequence[Any], str]], shape: tuple[int, int, int]) -> tuple[Any, bool]:
-    """Refuse a file whose inputs, each a name, a shape and a type, are not one batch of such images.
-
-    Gives back its batch dimension, and whether it takes float pixels in [0, 1] rather than uint8.
-    """
-    if len(inputs) != 1:
-        names = ", ".join(name for name, _, _ in inputs)
-        raise BenchmarkError(f"inputs (={names}) must be one batch of images; export the network with one input")
-    _, expected, kind = inputs[0]
-    if len(expected) != 4 or any(isinstance(e, int) and e != s for e, s in zip(expected[1:], shape, strict=True)):
-        raise BenchmarkError(f"input shape (={tuple(expected)}) does not fit images of shape {shape}; take the data it was made for")
-    if kind not in ("tensor(uint8)", "tensor(float)"):
-        raise BenchmarkError(f"input type (={kind}) must be tensor(uint8), or tensor(float) in [0, 1]; export with `compress export-onnx`")
-    if isinstance(expected[0], int) and expected[0] != 1:
-        raise BenchmarkError(f"input batch (={expected[0]}) must be free or 1; export with a dynamic batch dimension")
-    return expected[0], kind == "tensor(float)"
-
-
-def _adapt(run: Predict, batch: Any, scale: bool) -> Predict:
-    """A runtime's own call as one that takes uint8 images in batches of any size."""
-
-    def whole(images: np.ndarray) -> np.ndarray:
-        return run(images.astype(np.float32) / np.float32(255) if scale else images)
-
-    if not isinstance(batch, int):
-        return whole
-    return lambda images: np.concatenate([whole(images[i : i + 1]) for i in range(len(images))])
+    return entry.adapted(run), entry.adapted(lambda images: run(images, places[0])) if places else None

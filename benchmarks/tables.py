@@ -196,7 +196,7 @@ def plain(result: Result, one: Measurement) -> dict[str, Any]:
             f"{name}_high": getattr(interval, "high", None),
         }
     baseline = result.measurements[result.baseline]
-    lost = None if one.reason or baseline.reason else loss(result, baseline, result, one).drop
+    lost = None if one.reason or baseline.reason or not result.scored else loss(result, baseline, result, one).drop
     columns |= {f"drop{name}_points": getattr(lost, name.strip("_") or "value", None) for name in ("", "_low", "_high", "_bound")}
     columns |= {"agreement": one.agreement, "lost": compared and len(compared.lost), "gained": compared and len(compared.gained)}
     columns |= {"mcnemar_p": compared and compared.p_value, "size_bytes": one.size_bytes, "gzip_bytes": one.gzip_bytes}

@@ -85,6 +85,8 @@ def decide(result: Result, limits: Limits) -> Verdict:
     baseline = result.measurements[result.baseline]
     if baseline.reason is not None:
         return Verdict(ship=None, headline=f"No verdict: the baseline, {baseline.name}, was not measured: {baseline.reason}.")
+    if not result.scored:
+        return Verdict(ship=None, headline="No verdict: without labels only latency and size are known.")
     measured = [one for one in result.measurements if one.runtime == "onnxruntime" and one.device == "cpu" and one.reason is None]
     if not measured:
         return Verdict(ship=None, headline="No verdict: no file was measured in ONNX Runtime on the CPU.")

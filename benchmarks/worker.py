@@ -44,7 +44,7 @@ class Worker:
     Once it has failed, `reason` says why and every answer is None.
     """
 
-    def __init__(self, candidate: Candidate, *, inputs: list[np.ndarray], classes: int, threads: int, log: Path) -> None:
+    def __init__(self, candidate: Candidate, *, inputs: list[np.ndarray], classes: int | None, threads: int, log: Path) -> None:
         context = multiprocessing.get_context("spawn")  # fork would carry the parent's runtime threads over in an undefined state
         self.reason: str | None = None
         self._log = log
@@ -134,7 +134,7 @@ class Facts:
 class Session:
     """What a worker answers: each public method is a command of the parent's. `open` comes first."""
 
-    def __init__(self, candidate: Candidate, inputs: list[np.ndarray], classes: int, threads: int) -> None:
+    def __init__(self, candidate: Candidate, inputs: list[np.ndarray], classes: int | None, threads: int) -> None:
         self._candidate, self._inputs, self._classes, self._threads = candidate, inputs, classes, threads
         self._shape = inputs[0].shape[1:]
         self._model: Opened | None = None
@@ -148,6 +148,7 @@ class Session:
 
     def predict(self, images: np.ndarray) -> np.ndarray:
         """Class indices, int64 ``(B,)``."""
+        assert self._classes is not None, "without labels nobody asks"
         return check_logits(self._predict(images), len(images), self._classes).argmax(axis=1).astype(np.int64)
 
     def release(self) -> bool:

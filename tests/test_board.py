@@ -115,6 +115,15 @@ def test_verify_proves_both_models_and_finds_a_cut_one(board: Board) -> None:
     assert (code, out, err) == (2, "", "compress: data has no model.onnx; name the folder of an exported or quantized model\n")
 
 
+def test_a_file_alone_is_timed_and_proved_as_far_as_that_goes(board: Board) -> None:
+    shutil.copy(board.folder / "fp32" / "model.onnx", board.folder / "alone.onnx")
+    code, out, err = board.run("benchmark", "alone.onnx", "--quick", "--rounds", "1", "--samples", "5", "--recipe", "quick.toml")
+    assert code == 0, err
+    assert "random pixels, without labels: latency and size only" in out
+    code, out, err = board.run("verify", "alone.onnx")
+    assert (code, err) == (0, "") and out.endswith("alone.onnx: proved\n")
+
+
 def test_predict_reads_test_images_and_says_that_there_is_no_picture(board: Board) -> None:
     code, out, err = board.run("predict", "--onnx", "int8/model.onnx", "--data", "data", "--random", "5", "--seed", "1")
     assert (code, err) == (0, "")

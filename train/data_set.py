@@ -23,6 +23,8 @@ from .stored import Images, Stored, joined
 
 HASHED = 256  # images at a time
 
+NOISE = 32  # images: timed calls cycle over so many
+
 
 @dataclass(frozen=True)
 class Part:
@@ -50,8 +52,9 @@ class About:
     """What is known of a data set without its images; K is ``len(classes)``.
 
     ``fingerprint``: sha256 (hex) of all images and labels as they were read, the same from whichever kind of file, split or seed.
-    ``has_test``: the test part was given as such, not cut off. ``counts``: images of train, validation and test.
-    ``skipped``: pictures that were left out, as they cannot be used.
+    ``has_test``: the test part was given as such, not cut off. ``counts``: images of train, validation and test. ``skipped``: pictures that
+    were left out, as they cannot be used. ``labelled``: its labels say something; else there is one class, and only latency can be measured
+    with it.
     """
 
     name: str
@@ -61,6 +64,7 @@ class About:
     fingerprint: str
     has_test: bool
     skipped: int = 0
+    labelled: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,6 +135,19 @@ class DataSet:
     @property
     def order(self) -> np.ndarray:
         return self._parts.order
+
+    @classmethod
+    def of_noise(cls, shape: tuple[int, int, int]) -> "DataSet":
+        """Random pixels without labels, always the same, as a test part."""
+        images = np.random.default_rng(0).integers(0, 256, (NOISE, *shape), np.uint8)
+        fingerprint = hashlib.sha256(images.tobytes()).hexdigest()
+        counts = (0, 0, NOISE)
+        about = About(
+            name="random pixels", classes=("",), shape=shape, counts=counts, fingerprint=fingerprint, has_test=True, labelled=False
+        )
+        whole = Part(images, np.zeros(NOISE, np.int64))
+        none = whole.take(np.arange(0))
+        return cls(about, lambda: (about, Parts(train=none, validation=none, test=whole, order=np.arange(0))))
 
     def pool(self) -> Part:
         """What is cross-validated: every image but those of a test part that was given, in the order in which they were read."""

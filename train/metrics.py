@@ -63,3 +63,9 @@ def softmax(logits: NDArray[np.floating]) -> NDArray[np.float64]:
     """Probabilities (N, K) of logits (N, K), in double precision."""
     powers = np.exp(logits.astype(np.float64) - logits.max(axis=1, keepdims=True))
     return powers / powers.sum(axis=1, keepdims=True)
+
+
+def sigmoid(logits: NDArray[np.floating]) -> NDArray[np.float64]:
+    """Probabilities (N, K) of labels that do not exclude each other, in double precision."""
+    powers: NDArray[np.float64] = np.exp(-np.logaddexp(0, -logits.astype(np.float64)))
+    return powers

@@ -77,6 +77,7 @@ class _Raw:
     classes: tuple[str, ...]
     train: Part
     test: Part | None = None
+    labelled: bool = True
 
 
 def load_data(
@@ -89,6 +90,7 @@ def load_data(
     cache: Path = Path("data"),
     files: Files | None = None,
     answer: Answer | None = None,
+    labelled: bool = True,
     progress: Progress | None = None,
     kept: Cache | None = None,
     skip_broken: bool = False,
@@ -97,9 +99,9 @@ def load_data(
 
     ``validation`` in (0, 0.5] is the fraction of every class that ``seed`` (>= 0) moves from train to validation. ``shape`` is the
     (C, H, W) the network takes: pictures are converted to it, as ``resize`` says, arrays must have it. Downloads lie in ``cache``.
-    ``files`` replaces ``source``. ``answer`` labels the images of a folder that has no labels. ``progress`` is told (file or folder, done,
-    of how many: bytes or images). ``kept``: where decoded pictures are kept; without it they are decoded each time, into memory.
-    ``skip_broken``: pictures that cannot be used are left out; else they are refused, all at once.
+    ``files`` replaces ``source``. ``answer`` labels the images of a folder that has no labels; nobody does where it is not ``labelled``.
+    ``progress`` is told (file or folder, done, of how many: bytes or images). ``kept``: where decoded pictures are kept; without it they
+    are decoded each time, into memory. ``skip_broken``: pictures that cannot be used are left out; else they are refused, all at once.
 
     Raises TrainError for everything the heads of this module, ``formats`` and ``download`` list.
     """
@@ -110,8 +112,10 @@ def load_data(
     reader = Reader(shape=shape, resize=resize, progress=progress, cache=kept)
     if files is not None:
         raw = _read_files(files, shape)
+    elif answer is not None or not labelled:
+        raw = _read_unlabelled(Path(source), reader, answer)
     else:
-        raw = _read_source(source, cache, reader) if answer is None else _read_unlabelled(Path(source), reader, answer)
+        raw = _read_source(source, cache, reader)
     train, test, order = raw.train, raw.test, np.arange(len(raw.train.labels))
     if reader.broken and not skip_broken:
         raise BrokenPictures(source, reader.broken, len(order) + (len(test.labels) if test else 0) + len(reader.broken))
@@ -135,6 +139,7 @@ def load_data(
         fingerprint=known,
         has_test=raw.test is not None,
         skipped=len(reader.broken),
+        labelled=raw.labelled,
     )
     return DataSet(about, lambda: (about, parts))
 
@@ -168,7 +173,7 @@ def _read_source(source: str, cache: Path, reader: Reader) -> _Raw:
     return _read_image_folder(folder, reader)
 
 
-def _read_unlabelled(folder: Path, reader: Reader, answer: Answer) -> _Raw:
+def _read_unlabelled(folder: Path, reader: Reader, answer: Answer | None) -> _Raw:
     """All pictures in a folder and below it; hidden ones are passed over."""
     if not folder.is_dir():
         raise TrainError(f"calibrate (={folder}) is not a folder; name one that holds images such as the network is to read")
@@ -177,8 +182,9 @@ def _read_unlabelled(folder: Path, reader: Reader, answer: Answer) -> _Raw:
     if not inside:
         raise TrainError(f"calibrate (={folder}) holds no images ({' '.join(IMAGE_SUFFIXES)}); some hundred do well")
     images, _ = reader.read(folder, inside)
-    labels, count = answer(images)
-    return _Raw(name=folder.resolve().name, classes=tuple(map(str, range(count))), train=Part(images, labels))
+    labels, count = answer(images) if answer else (np.zeros(len(images), np.int64), 1)
+    classes = tuple(map(str, range(count))) if answer else ("",)
+    return _Raw(name=folder.resolve().name, classes=classes, train=Part(images, labels), labelled=answer is not None)
 
 
 def stamp(source: str, cache: Path, files: Files | None = None) -> list[Stamp]:

@@ -185,7 +185,8 @@ class Network:
     def benchmark(self, *files: Path | str, **options: Unpack[of.BenchmarkOptions]) -> "Benchmark":
         """Measure variants side by side: accuracy on the test images, latency, size.
 
-        FILES are .onnx files or folders of artifacts; without any, all variants of the newest network are measured.
+        FILES are .onnx files, anybody's, or folders of artifacts; without any, all variants of the newest network are measured. Of .onnx
+        files without data only latency and size are, on random pixels.
         """
         from ..benchmarks.run import BenchmarkConfig
         from ..stages.benchmark import USUAL, measure
@@ -253,17 +254,17 @@ def compare(old: Path | str, new: Path | str, **options: Unpack[of.CompareOption
 
     OLD and NEW are benchmark.json files; candidates are matched by name, runtime and device.
     """
-    from ..artifacts.payloads import read_results
+    from ..artifacts.payloads import read_scored
     from ..benchmarks.compare import compare as compared
 
     slower, less_accurate = options.get("fail_if_slower"), options.get("fail_if_less_accurate")
-    return compared(read_results(Path(old)), read_results(Path(new)), slower=slower, less_accurate=less_accurate)
+    return compared(read_scored(Path(old)), read_scored(Path(new)), slower=slower, less_accurate=less_accurate)
 
 
 def verify(folder: Path | str) -> "Proof":
     """Prove again, on any machine, that a model computes what it was made to: its hash, and its logits for the images beside it.
 
-    FOLDER holds model.onnx and vectors.npz, as export-onnx and quantize wrote them.
+    FOLDER holds model.onnx and vectors.npz, as export-onnx and quantize wrote them; or it is any .onnx file, of which less can be proved.
     """
     from ..stages.verify import verify as prove
 

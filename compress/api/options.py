@@ -161,6 +161,7 @@ class MeasureOptions(TypedDict, total=False):
 
 
 class BenchmarkOptions(MeasureOptions, PretrainedOptions, total=False):
+    calibrate: Annotated[File, "Measure files on this folder of images without labels; latency and size only.  [default: random pixels]"]
     runtimes: Annotated[Sequence[str], "onnxruntime, openvino, torch, torch.compile, or all.  [default: onnxruntime and torch]"]
     out: Annotated[File, "Where the artifact goes.  [default: runs/MODEL/STAGE/KEY]"]
     force: Annotated[bool, "Run again even if the inputs are unchanged; replace --out."]

@@ -116,7 +116,7 @@ class Context:
         model = ModelReference(reference=recipe.model, options={**recipe.table("model-options"), **self.options})
         model.identity()  # refuses a wrong reference before minutes of loading data
         data, source = self.load(recipe.data, recipe.seed, self.spec)
-        other = "" if self._names_data else "; --data names other data"
+        other = "" if self.names_data else "; --data names other data"
         other = f"; {data.about.skipped:,} that cannot be used left out{other}" if data.about.skipped else other
         told = f"{data.name}, {sum(vars(source.images).values()):,} images in {len(data.classes)} classes{other}"
         return dataclasses.replace(self._project(model, model.slug, self.spec, data, source), told=told)
@@ -134,7 +134,7 @@ class Context:
         if (parent := self.named_parent()) is None:
             recipe = self.load_recipe()
             folder = self.folder(recipe)
-            if self._names_data:
+            if self.names_data:
                 about = find_parent(folder, stages).manifest
                 given = self.load_like(about, recipe.data)
             parent = self.trusted(find_parent(folder, stages, given[0].fingerprint if given else None))
@@ -143,7 +143,7 @@ class Context:
         return (*self._with_parent(parent, given), parent)
 
     @property
-    def _names_data(self) -> bool:
+    def names_data(self) -> bool:
         return self.data is not None or self.files is not None
 
     @property
@@ -200,7 +200,7 @@ class Context:
         known = _trained_on(parent)
         if given is None:
             source = self.data or about.data.source
-            if known and not self._names_data and source not in NAMES and not Path(str(source)).is_dir():
+            if known and not self.names_data and source not in NAMES and not Path(str(source)).is_dir():
                 raise CompressError(f"{known}; name its folder with --data")
             given = self.load_like(about, source)
         data, record = given
@@ -227,7 +227,7 @@ class Context:
             raise CompressError(f"image-shape (={given_shape}) is not what onnx (={path}) takes, {shape}; leave --image-shape out")
         if shape is None and self.image_shape is None:
             raise CompressError(f"onnx (={path}) leaves the size of its images open; name it with --image-shape CxHxW")
-        if self._names_data == (self.calibrate is not None):
+        if self.names_data == (self.calibrate is not None):
             raise CompressError(
                 f"onnx (={path}) does not say which images calibrate and score it; name them with --data, or with --calibrate such as "
                 "have no labels"
@@ -238,13 +238,27 @@ class Context:
             return self._project(None, path.stem, spec, *self.load(self.data, self.seed or 0, spec))
         return self._project(None, path.stem, spec, *self.load((self.calibrate, path), self.seed or 0, spec, UNLABELLED))
 
-    def project_of_files(self, first: Artifact | None, path: Path) -> Project:
-        """A project to measure files in: data and input are those of the ``first`` artifact among them, else of the options."""
+    def project_of_files(self, first: Artifact | None, path: Path, shape: tuple[int, int, int] | None = None) -> Project:
+        """A project to measure files in: data and input are those of the ``first`` artifact among them, else of the options.
+
+        Where those name no data, images without labels are enough if the ``shape`` that the file takes is known: those of ``calibrate``,
+        or random pixels.
+        """
         if first is not None:
             return self._with_parent(first, None)[0]
-        if not self._names_data:
+        spec = dataclasses.replace(self, image_shape=self.image_shape or shape).spec
+        if self.names_data:
+            return self._project(None, path.stem, spec, *self.load(self.data, self.seed or 0, spec))
+        if shape is None:
             raise CompressError(f"{path} does not say which images to measure it with; name them with --data")
-        return self._project(None, path.stem, self.spec, *self.load(self.data, self.seed or 0, self.spec))
+        source, data = str(self.calibrate or "random pixels"), DataSet.of_noise(spec.shape)
+        how: dict[str, Any]
+        if self.calibrate is not None:
+            how = {"shape": spec.shape, "resize": spec.resized, "kept": self.kept, "progress": self.console.progress}
+            data = load_data(source, validation=VALIDATION, labelled=False, skip_broken=self.skip_broken, **how)
+        counts = Images(**dict(zip(("train", "validation", "test"), data.about.counts, strict=True)))
+        how = {"name": data.name, "fingerprint": data.fingerprint, "seed": 0, "validation": VALIDATION, "images": counts}
+        return self._project(None, path.stem, spec, data, Data(source=source, **how))
 
     def load_like(self, about: Manifest, source: Any) -> tuple[DataSet, Data]:
         """Load ``source`` as the data of an artifact were."""
@@ -295,10 +309,10 @@ class Context:
                 raise
 
         def answer(images: ImageArray) -> tuple[NDArray[np.int64], int]:
-            from ..graphs.adopt import answers
+            from ..graphs.adopt import own_answers
 
-            logits = answers(Path(str(answering)), spec.shape, spec.mean, spec.std, images)
-            return logits.argmax(axis=1), logits.shape[1]
+            found, _ = own_answers(Path(str(answering)), spec.mean, spec.std, images)
+            return found.argmax(axis=1), found.shape[1]
 
         try:
             about = read_record(note, About, again="delete it") if note.is_file() else None

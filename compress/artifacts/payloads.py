@@ -166,6 +166,14 @@ def read_payload(artifact: Artifact, cls: type[T]) -> T:
     return read_record(artifact.payload, cls, again=AGAIN, error=ArtifactError)
 
 
+def read_scored(path: Path) -> Result:
+    """As :func:`read_results`, but one that has scores."""
+    result = read_results(path)
+    if not result.scored:
+        raise BenchmarkError(f"results (={path}) have no scores, as there were no labels; run `compress benchmark` with --data")
+    return result
+
+
 def read_results(path: Path) -> Result:
     """A ``benchmark.json``; raises BenchmarkError, in one line that names the file."""
     again, where = "write it anew with `compress benchmark`", f"results (={path})"

@@ -58,9 +58,12 @@ quantize = command(
     "compress quantize --model emnist --mode static --method mse --epochs 3",
     switch=Switch("--explain", "Show what int8 costs each layer, in accuracy and in time; make no file.", Network.explain_int8, show_noise),
 )(show_artifact)
-benchmark = command(Network.benchmark, "compress benchmark --model k49", "compress benchmark old.onnx new.onnx --data path/to/folder")(
-    lambda measured, as_json: show_artifact(measured.artifact, as_json)
-)
+benchmark = command(
+    Network.benchmark,
+    "compress benchmark --model k49",
+    "compress benchmark old.onnx new.onnx --data path/to/folder",
+    "compress benchmark net.onnx",
+)(lambda measured, as_json: show_artifact(measured.artifact, as_json))
 report = command(Network.report, "compress report --model k49 --max-drop 0.5")(show_outcome)
 compare = command(api.compare, "compress compare old.json new.json --fail-if-slower 5%")(
     shown(views.changes_text, lambda found: vars(found) | {"fails": found.fails}, holds=lambda found: not found.fails)

@@ -43,7 +43,7 @@ def table(rows: Sequence[Mapping[str, str]], spare: Sequence[str] = ()) -> str:
         name: max(len(part) for cell in own for part in (cell.split() or [""] if max(map(len, own)) > NARROW else [cell]))
         for name, own in cells.items()
     }
-    for name in spare:
+    for name in filter(names.__contains__, spare):
         if sum(least[one] for one in names) + 3 * len(names) > console.width - 4:  # rich shares what is left over its own way
             names.remove(name)
     made = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False, header_style="bold")
@@ -92,7 +92,8 @@ NEXT: Mapping[str, tuple[str, ...]] = {
 
 
 def next_commands(artifact: Artifact) -> list[str]:
-    return [one.format(artifact.path) for one in NEXT.get(artifact.manifest.stage, ())]
+    unscored = artifact.manifest.kind == "benchmark" and not read_results(artifact.payload).scored
+    return [] if unscored else [one.format(artifact.path) for one in NEXT.get(artifact.manifest.stage, ())]
 
 
 def _page(artifact: Artifact) -> str:
@@ -285,6 +286,9 @@ def result_text(result: Result, ship: str | None = None) -> str:
     baseline = result.measurements[result.baseline]
     missing = [f"not measured: {title(one)}: {one.reason}" for one in result.measurements if one.latency is None]
     rows = [_row(one, baseline, ship) for one in result.measurements if one.latency is not None]
+    if not result.scored:
+        rows = [{name: cell for name, cell in row.items() if name not in ("balanced acc.", "accuracy")} for row in rows]
+        missing.append(f"{result.data.get('name')}, without labels: latency and size only, no scores; --data names labelled images")
     return paragraphs(table(rows, spare=("p90", "accuracy", "gzipped")) if rows else "", "\n".join(missing))
 
 
@@ -307,7 +311,7 @@ def _row(one: Measurement, baseline: Measurement, ship: str | None) -> dict[str,
         "p50": milliseconds(one.latency.p50) + (" (?)" if one.doubts else ""),
         "p90": milliseconds(one.latency.p90) if one.latency.p90 is not None else MISSING,
         "speedup (95%)": "baseline" if one is baseline else speedup,
-        "balanced acc.": percent(one.scores["balanced_accuracy"]),
+        "balanced acc.": percent(one.scores.get("balanced_accuracy")),
         "accuracy": percent(one.scores.get("accuracy")),
         "size": size(one.size_bytes),
         "gzipped": size(one.gzip_bytes),

@@ -7,6 +7,8 @@ Source: the ONNX checker (onnx.ai/onnx/api/checker.html); the write is temporary
 """
 
 from collections.abc import Mapping
+from contextlib import suppress
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +51,7 @@ def read_onnx(path: Path) -> onnx.ModelProto:
         raise CompressError(
             f'"{path}" keeps its weights in another file that cannot be read; put it beside this one ({first_line(error)})'
         ) from error
+    _sort(model)
     _check(model, f'"{path}"')
     for value in (*model.graph.input, *model.graph.output):  # Paddle writes -1 for a size that is open
         for dim in value.type.tensor_type.shape.dim:
@@ -59,6 +62,18 @@ def read_onnx(path: Path) -> onnx.ModelProto:
             model.graph.input.remove(value)
         model.ir_version = 4
     return model
+
+
+def _sort(model: onnx.ModelProto) -> None:
+    """Put the nodes in the order of computation where they are not: ONNX Runtime does not mind, and its float16 converter leaves it so."""
+    made = {name: place for place, node in enumerate(model.graph.node) for name in node.output if name}
+    needs = {place: [made[name] for name in node.input if name in made] for place, node in enumerate(model.graph.node)}
+    if all(place > other for place, others in needs.items() for other in others):
+        return
+    with suppress(CycleError):  # of which the checker tells
+        nodes = [model.graph.node[place] for place in TopologicalSorter(needs).static_order()]
+        del model.graph.node[:]
+        model.graph.node.extend(nodes)
 
 
 def _is_text(value: Any) -> bool:

@@ -5,12 +5,17 @@ Works on the main graph; nodes inside the branches of If, Loop and Scan are left
 
 import re
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 import onnx.version_converter
 import onnx_ir as ir
+from google.protobuf.descriptor import FieldDescriptor  # type: ignore[import-untyped]
+from google.protobuf.message import Message  # type: ignore[import-untyped]
+from numpy.typing import NDArray
 
 from ..errors import CompressError, first_line
 from .file import ALIKE, RUNTIME_ERRORS, Level, image_inputs, note, open_session, opset_of, read_onnx
@@ -19,7 +24,8 @@ from .records import MINIMUM_IMAGES
 
 WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 OPSET = 13
-_HALF = (onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16)
+HALF_ALIKE = 0.02  # of the largest number: float16 rounds by 0.05% behind every operator
+HALF = (onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16)
 _CONVERTER_ERRORS = (
     onnx.version_converter.ConvertError, onnx.checker.ValidationError, onnx.shape_inference.InferenceError, RuntimeError, ValueError,
     IndexError,
@@ -28,48 +34,101 @@ _QUANTIZED = re.compile("QuantizeLinear|Integer$|^QLinear|^QGemm|^DequantizeLine
 
 
 def read_float(source: Path) -> onnx.ModelProto:
-    """Read an ONNX file that is not quantized yet.
+    """Read an ONNX file and make it float, see :func:`as_float`."""
+    return as_float(read_onnx(source), source)
 
-    One of an opset below 13 is converted to that, and proved to answer as before on noise.
+
+def as_float(model: onnx.ModelProto, source: Path, shape: Sequence[int] = ()) -> onnx.ModelProto:
+    """The model of the file ``source``, not quantized yet, in float32 and with the operators of opset 13 at least.
+
+    What was half precision is float32, and an opset below 13 is converted; that is proved to answer as before on noise, of the ``shape``
+    of its input without the batch where the file leaves that open.
 
     Raises:
-        CompressError: for what ``read_onnx`` refuses; quantized already; half precision inside; an old opset that cannot be converted.
+        CompressError: it is quantized already, or cannot be converted.
     """
-    model = read_onnx(source)
     kinds = sorted({node.op_type for node in model.graph.node if _QUANTIZED.search(node.op_type)})
     noted = next((entry.value for entry in model.metadata_props if entry.key == "quantization.mode"), None)
     if kinds or noted:
         told = f"it has {', '.join(kinds)}" if kinds else f"its metadata says {noted}"
         raise CompressError(f'"{source}" is quantized already ({told}); quantize the float32 file it came from')
-    for node in model.graph.node:
-        if any((entry.name == "to" and entry.i in _HALF) or entry.t.data_type in _HALF for entry in node.attribute):
-            raise CompressError(f'"{source}" computes in half precision from {node.op_type} "{node.output[0]}" on; give the float32 file')
-    if half := next((weight.name for weight in model.graph.initializer if weight.data_type in _HALF), None):
-        raise CompressError(f'"{source}" has half precision weights such as "{half}"; give the float32 file that it came from')
-    return model if opset_of(model) >= OPSET else _converted(model, source)
-
-
-def _converted(model: onnx.ModelProto, source: Path) -> onnx.ModelProto:
-    """The model with the operators of opset 13, whose quantizer has a scale per channel; open sizes are tried as 2 and 32."""
-    told = f'"{source}" has opset {opset_of(model)}, but quantization needs at least {OPSET}'
-    again = "export it again with a newer opset"
+    made, old = onnx.ModelProto(), opset_of(model)
+    made.CopyFrom(model)
+    half = _widen(made)
+    if not half and old >= OPSET:
+        return model
+    what = " and ".join(["half precision"] * half + [f"opset {old}"] * (old < OPSET))
+    told = f'"{source}" has {what}, but float32 and opset {OPSET} are needed'
+    again = "export it again, in float32 and with a newer opset"
     try:
-        # With the shapes known, a softmax of (B, K) stays one node; without, it is flattened as it was defined then.
-        made = onnx.version_converter.convert_version(onnx.shape_inference.infer_shapes(model), OPSET)
-        del made.graph.value_info[:]
-        note(made, model, {})
+        if old < OPSET:
+            made = _newer(made, old)
         onnx.checker.check_model(made, full_check=True)
-        random, feeds = np.random.default_rng(0), {}
-        for entry in image_inputs(model):
-            kind = entry.type.tensor_type
-            shape = [dim.dim_value or (32 if place else 2) for place, dim in enumerate(kind.shape.dim)]
-            feeds[entry.name] = random.integers(0, 256, shape).astype(onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type))
-        before, after = (open_session(one, f'"{source}"').run(None, feeds) for one in (model, made))
-    except (*_CONVERTER_ERRORS, *RUNTIME_ERRORS) as error:
+        alike = _answer_alike(model, made, half, shape)
+    except (CompressError, *_CONVERTER_ERRORS, *RUNTIME_ERRORS) as error:
         raise CompressError(f"{told}, to which it cannot be converted ({first_line(error)}); {again}") from error
-    if not all(np.allclose(one, other, rtol=0, atol=ALIKE * np.abs(one).max()) for one, other in zip(before, after, strict=True)):
+    if not alike:
         raise CompressError(f"{told}, and converted to that it computes something else; {again}")
     return made
+
+
+def allowed(numbers: NDArray[Any], half: bool) -> float:
+    """How far others may be from these, of which ``half`` says that they are, or come from, float16, whose smallest are lost."""
+    largest = float(np.abs(numbers).max(initial=0))
+    return HALF_ALIKE * largest + float(np.finfo(np.float16).tiny) if half else ALIKE * largest
+
+
+def _widen(message: Message) -> bool:
+    """Make float32 of all numbers, types and casts in half precision inside a message, in place; whether there were any."""
+    found = False
+    for field, value in message.ListFields():
+        if field.type == FieldDescriptor.TYPE_MESSAGE:
+            for part in [value] if isinstance(value, Message) else value:
+                found |= _widen(part)
+    if isinstance(message, onnx.TensorProto) and message.data_type in HALF:
+        message.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(message).astype(np.float32), message.name))
+    elif isinstance(message, onnx.TypeProto.Tensor) and message.elem_type in HALF:
+        message.elem_type = onnx.TensorProto.FLOAT
+    elif isinstance(message, onnx.AttributeProto) and message.name in ("to", "dtype") and message.i in HALF:
+        message.i = onnx.TensorProto.FLOAT
+    else:
+        return found
+    return True
+
+
+def _newer(model: onnx.ModelProto, old: int) -> onnx.ModelProto:
+    """The model with the operators of opset 13, whose quantizer has a scale per channel."""
+    # With the shapes known, a softmax of (B, K) stays one node; without, it is flattened as it was defined then.
+    made = onnx.version_converter.convert_version(onnx.shape_inference.infer_shapes(model), OPSET)
+    del made.graph.value_info[:]
+    note(made, model, {})
+    if old < 11:  # the converter leaves these out, and their defaults are others since
+        for node in made.graph.node:
+            if node.op_type == "Resize":
+                modes = {"coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"}
+                node.attribute.extend(onnx.helper.make_attribute(name, mode) for name, mode in modes.items())
+    return made
+
+
+def _answer_alike(model: onnx.ModelProto, made: onnx.ModelProto, half: bool, shape: Sequence[int]) -> bool:
+    """Whether both answer the same on noise in 0..255 and in [0, 1], where the first one's numbers are finite."""
+    before, after = (open_session(one, "it") for one in (model, made))
+    random, finite = np.random.default_rng(0), False
+    for scale in (1, 255):
+        feeds: list[dict[str, Any]] = [{}, {}]
+        for entries in zip(image_inputs(model), image_inputs(made), strict=True):
+            dims = entries[0].type.tensor_type.shape.dim
+            usual = (2, *shape) if len(shape) == len(dims) - 1 else (2, *[32] * len(dims))
+            noise = random.integers(0, 256, [dim.dim_value or size for dim, size in zip(dims, usual, strict=False)])
+            for feed, entry in zip(feeds, entries, strict=True):
+                dtype = onnx.helper.tensor_dtype_to_np_dtype(entry.type.tensor_type.elem_type)
+                feed[entry.name] = (noise / scale).astype(dtype) if dtype.kind == "f" else noise.astype(dtype)
+        for one, other in zip(before.run(None, feeds[0]), after.run(None, feeds[1]), strict=True):
+            if np.isfinite(one).all():
+                finite = True
+                if one.shape != other.shape or not np.allclose(one, other, rtol=0, atol=allowed(one, half)):
+                    return False
+    return finite
 
 
 def check_images(model: onnx.ModelProto, images: np.ndarray) -> None:

@@ -12,19 +12,20 @@ from typing import Any
 
 from msgspec import UNSET
 
-from ..artifacts.artifact import PAYLOAD, Artifact, Manifest, read_artifact, sha256_of
+from ..artifacts.artifact import PAYLOAD, Artifact, InputSpec, Manifest, read_artifact, sha256_of
 from ..artifacts.context import Context
 from ..artifacts.payloads import read_results
 from ..artifacts.project import TRAINED_STAGES, Project, data_identity, making, stage_key, variant_name, variants_of
 from ..artifacts.recipe import Recipe
+from ..benchmarks.errors import BenchmarkError
 from ..benchmarks.formats import title
 from ..benchmarks.machine import has_cuda_driver
 from ..benchmarks.results import Choice, Data, Finalist, Result, write_results
 from ..benchmarks.results import Facts as Known
 from ..benchmarks.run import BenchmarkConfig, run_benchmark
-from ..benchmarks.runtimes import Candidate
+from ..benchmarks.runtimes import Candidate, about_file
 from ..benchmarks.verdict import Limits, Verdict, decide
-from ..errors import CompressError, need_file
+from ..errors import CompressError, first_line, need_file, onnxruntime_errors
 from ..quantization.records import described
 from ..train.metrics import score
 
@@ -113,21 +114,42 @@ def _has_cuda(kind: str) -> bool:
     return torch.cuda.is_available()
 
 
-def candidates_of_file(path: Path, runtimes: Sequence[str] = USUAL) -> list[Candidate]:
-    """An ONNX file that no stage of this toolkit wrote, in each runtime that takes one."""
+def candidates_of_file(path: Path, runtimes: Sequence[str] = USUAL, spec: InputSpec | None = None) -> list[Candidate]:
+    """An ONNX file that no stage of this toolkit wrote, in each runtime that takes one; floats are normalised as ``spec`` says."""
     need_file(path, str(path), "; name an .onnx file or the folder of an artifact")
     takes = [runtime for runtime in _chosen(runtimes) if runtime in ("onnxruntime", "openvino")]
     if not takes:
         raise CompressError(f"runtime (={', '.join(runtimes)}) takes no .onnx file such as {path}; add --runtime onnxruntime")
     # Artifacts' files are all called model.onnx: such a one goes by its folder.
     name = path.resolve().parent.name if path.name == PAYLOAD["graph"] else path.stem
-    return [Candidate(name=name, path=path, runtime=runtime, stage="file", artifact=sha256_of(path)) for runtime in takes]
+    about: dict[str, Any] = {"name": name, "path": path, "stage": "file", "artifact": sha256_of(path)}
+    about |= {"mean": spec.mean, "std": spec.std} if spec else {}
+    return [Candidate(runtime=runtime, **about) for runtime in takes]
+
+
+def shape_of(files: Sequence[Path], given: tuple[int, int, int] | None) -> tuple[int, int, int]:
+    """The (C, H, W) that the first of the files takes which can be read; ``given`` stands for what it leaves open."""
+    refused = None
+    for path in files:
+        need_file(path, str(path), "; name an .onnx file or the folder of an artifact")
+        try:
+            shape = about_file(path)[0].shape
+        except (BenchmarkError, *onnxruntime_errors()) as error:
+            told = f": {error}" if isinstance(error, BenchmarkError) else f" is no ONNX file that onnxruntime can load: {first_line(error)}"
+            refused = refused or CompressError(f"{path}{told}")
+            continue
+        if given is None and not all(shape):
+            raise CompressError(f"{path} leaves the size of its images open, {shape}; name it with --image-shape CxHxW")
+        channels, height, width = given or shape
+        return channels, height, width
+    assert refused is not None, "there is a file"
+    raise refused
 
 
 def benchmark(
     project: Project, candidates: Sequence[Candidate], config: BenchmarkConfig, root: Artifact | None, out: Path | None = None
 ) -> Artifact:
-    """Measure ``candidates`` on the test images; the first ONNX candidate is the baseline."""
+    """Measure ``candidates`` on the test images; the first ONNX candidate is the baseline. Without labels there are no scores."""
     baseline = next((c.name for c in candidates if c.runtime == "onnxruntime"), candidates[0].name)
     seen = [{"name": c.name, "runtime": c.runtime, "device": c.device, "artifact": c.artifact} for c in candidates]
     key = stage_key("benchmark", config, candidates=seen, data=data_identity(project))
@@ -136,14 +158,14 @@ def benchmark(
         if not new.wanted:
             return new.artifact
         test, about = project.data.test, project.data.about
-        data = Data(
-            name=about.name, network=project.folder.name, fingerprint=about.fingerprint, part="test", class_names=list(about.classes)
-        )
+        labelled = about.labelled
+        names = list(about.classes) if labelled else []
+        data = Data(name=about.name, network=project.folder.name, fingerprint=about.fingerprint, part="test", class_names=names)
         result = run_benchmark(
             candidates,
             test.images,
-            test.labels,
-            project.classes,
+            test.labels if labelled else None,
+            project.classes if labelled else None,
             score,
             config,
             baseline=baseline,
@@ -170,9 +192,14 @@ def measure(context: Context, recipe: Recipe, files: Sequence[Path], config: Ben
             raise CompressError(
                 f"{odd[0]} is a benchmark's result; name networks or graphs, or take `compress report {odd[0] / PAYLOAD['benchmark']}`"
             )
-        project = context.project_of_files(next(iter(artifacts.values()), None), files[0])
+        first = next(iter(artifacts.values()), None)
+        if context.calibrate is not None and (first is not None or context.names_data):
+            raise CompressError(
+                f"calibrate (={context.calibrate}) is of images for files of which no labels are known; leave it or --data out"
+            )
+        project = context.project_of_files(first, files[0], None if first else shape_of(files, context.image_shape))
         candidates = candidates_of(list(artifacts.values()), project.device, runtimes)
-        candidates += [one for path in files if path not in artifacts for one in candidates_of_file(path, runtimes)]
+        candidates += [one for path in files if path not in artifacts for one in candidates_of_file(path, runtimes, project.spec)]
     else:
         project, _, root = context.child(TRAINED_STAGES)
         candidates = candidates_of([*variants_of(project, root), root], project.device, runtimes)

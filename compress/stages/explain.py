@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -40,10 +40,11 @@ OPEN = 0.95
 
 @dataclass(frozen=True, kw_only=True)
 class Looked:
-    """One network: its name, images uint8 (B, C, H, W) to logits, and the same images to its gates."""
+    """One network: its name, images uint8 (B, C, H, W) to logits, and the same images to probabilities and to its gates."""
 
     name: str
     run: Run
+    sure: Callable[[NDArray[np.uint8]], NDArray[Any]]
     gates: Callable[[NDArray[np.uint8]], list[Gate]]
 
 
@@ -128,18 +129,23 @@ def _open(project: Project, source: Artifact | Path, name: str) -> Looked:
         )
     if isinstance(source, Artifact) and source.manifest.kind == "network":
         network = nn.Sequential(*load_parts(source))
-        return Looked(name=name, run=as_runner(network), gates=lambda images: network_gates(network, torch.from_numpy(images)))
+        run = as_runner(network)
+
+        def gates(images: NDArray[np.uint8]) -> list[Gate]:
+            return network_gates(network, torch.from_numpy(images))
+
+        return Looked(name=name, run=run, sure=lambda images: softmax(run(images)), gates=gates)
     path = source.payload if isinstance(source, Artifact) else source
     graph = read_onnx(path)
     open_session(graph, f'"{path}"')  # refuses in one line what ONNX Runtime cannot load
-    predict = open_model(Candidate(name=name, path=path), shape, classes, threads=torch.get_num_threads()).predict
-    return Looked(name=name, run=predict, gates=lambda images: graph_gates(graph, images))
+    opened = open_model(Candidate(name=name, path=path), shape, classes, threads=torch.get_num_threads())
+    return Looked(name=name, run=opened.predict, sure=opened.sure, gates=lambda images: graph_gates(graph, images))
 
 
 def _most_misread(project: Project, network: Looked, count: int) -> tuple[list[int], list[str]]:
     """Indices of the test images that ``network`` misreads with the highest probability; if none, of those it is least sure of."""
     test, progress = project.data.test, partial(project.console.progress, f"explain: {network.name} reads the test images")
-    probabilities = softmax(run_batches(network.run, test.images, progress))
+    probabilities = run_batches(network.sure, test.images, progress)
     answers, sure = probabilities.argmax(axis=1), probabilities.max(axis=1)
     wrong = np.flatnonzero(answers != test.labels)
     if not len(wrong):
@@ -154,7 +160,7 @@ def _look(project: Project, networks: Sequence[Looked], chosen: Sequence[int]) -
     patch = max(1, round(min(images.shape[2:]) / 7))
     views: list[list[View]] = [[] for _ in chosen]
     for order, network in enumerate(networks):
-        probabilities, gates = softmax(run_batches(network.run, images)), network.gates(images)
+        probabilities, gates = run_batches(network.sure, images), network.gates(images)
         for place, image in enumerate(images):
             truth, answer = int(test.labels[chosen[place]]), int(probabilities[place].argmax())
             for_truth, for_label = occlusion(network.run, image, [truth, answer], patch=patch)

@@ -23,8 +23,9 @@ from ..artifacts.parts import SCORES, Facts, Metrics, Scores
 from ..artifacts.project import New, Project, state_file
 from ..artifacts.records import write_csv
 from ..artifacts.vectors import TOLERANCE, write_vectors
+from ..benchmarks.inputs import Predict
 from ..benchmarks.run import scoring_batch
-from ..benchmarks.runtimes import Candidate, check_logits, open_model
+from ..benchmarks.runtimes import Candidate, Opened, check_logits, open_model
 from ..channels.cut import Keep
 from ..channels.groups import Groups
 from ..channels.reconstruct import reconstruct, repair
@@ -183,11 +184,23 @@ def _save_graph(project: Project, new: New, network: OnnxNetwork) -> Parity:
 
 def logits_of(project: Project, file: Path, images: Images) -> NDArray[np.float32]:
     """What a file says of images uint8 (N, C, H, W): float32 (N, K)."""
-    predict = open_model(Candidate(name=file.stem, path=file), project.spec.shape, project.classes, threads=1).predict
+    return _read(project, _opened(project, file).predict, images)
+
+
+def sure_of(project: Project, file: Path, images: Images) -> NDArray[np.float32]:
+    """As :func:`logits_of`, its probabilities."""
+    return _read(project, _opened(project, file).sure, images)
+
+
+def _opened(project: Project, file: Path) -> Opened:
+    return open_model(Candidate(name=file.stem, path=file), project.spec.shape, project.classes, threads=1)
+
+
+def _read(project: Project, run: Predict, images: Images) -> NDArray[np.float32]:
     size = min(64, scoring_batch(math.prod(project.spec.shape)))
     batches = np.array_split(np.arange(len(images)), max(1, len(images) // size))
     parts = (images[rows[0] : rows[-1] + 1] for rows in batches)
-    return np.concatenate([check_logits(predict(part), len(part), project.classes) for part in parts])
+    return np.concatenate([check_logits(run(part), len(part), project.classes) for part in parts])
 
 
 @dataclass(kw_only=True)

@@ -6,7 +6,7 @@ prune it, take in the network it came from.
 
 import dataclasses
 import json
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +20,12 @@ from ..artifacts.project import Project, data_identity, is_made, making, network
 from ..artifacts.recipe import Recipe
 from ..artifacts.records import plain
 from ..artifacts.vectors import TOLERANCE, write_vectors
-from ..benchmarks.runtimes import check_logits
 from ..errors import CompressError, need_file
 from ..graphs.records import Parity
 
 STAGE = "import-onnx"
-PARITY_IMAGES, BATCH = 1000, 64
+PARITY_IMAGES = 1000
+SAME = 0.99  # of the answers: float32 turns a few of half precision's
 
 
 def import_onnx(project: Project, path: Path, *, fold: bool = False) -> Artifact:
@@ -38,7 +38,7 @@ def import_onnx(project: Project, path: Path, *, fold: bool = False) -> Artifact
     key = stage_key(STAGE, config, data=data_identity(project), vectors=TOLERANCE["export"])
     spec, made = project.spec, None
     if not is_made(project, place_of(project, STAGE, key, None)):  # refused before anything is said or written
-        from ..graphs.adopt import adopt
+        from ..graphs.adopt import adopt, classes_of
 
         about = {
             "compress.classes": json.dumps(project.data.classes, ensure_ascii=False),
@@ -47,59 +47,54 @@ def import_onnx(project: Project, path: Path, *, fold: bool = False) -> Artifact
             "compress.source": f"{path.name} {config['onnx']}",
         }
         made = adopt(path, spec.shape, spec.mean, spec.std, about)
+        if (count := classes_of(made)) != project.classes:
+            raise CompressError(
+                f"{path} reads {count} classes, data (={project.data.name}) has {project.classes}; name the data it was made for"
+            )
     with making(project, "graph", STAGE, key, config) as new:
         if made is None or not new.wanted:
             return new.artifact
         from ..graphs.file import write_onnx
+        from .finetune import logits_of
 
         target = new.folder / PAYLOAD["graph"]
+        answers = partial(logits_of, project, target)
         write_onnx(made, target)
         images = project.data.validation.images[:PARITY_IMAGES]
         new.metrics = Metrics(parity=_parity(project, path, target, images))
         if fold:
             from .export import fold_constants
 
-            folded, _ = fold_constants(project, STAGE, target, _reader(target)[0])
+            folded, _ = fold_constants(project, STAGE, target, answers)
             new.metrics = dataclasses.replace(new.metrics, constants=folded)
-        write_vectors(new.folder, _reader(target)[0], images, TOLERANCE["export"])
+        write_vectors(new.folder, answers, images, TOLERANCE["export"])
     return new.artifact
-
-
-def _reader(path: Path) -> tuple[Callable[..., NDArray[np.float32]], Any]:
-    """Runs a file on images of the type it takes, in batches that it takes, to its first output or a named one; and what it takes."""
-    from ..graphs.file import open_session, read_onnx
-
-    session = open_session(read_onnx(path), f'"{path}"')
-    entry, (first, *_) = session.get_inputs()[0], session.get_outputs()
-    batch = entry.shape[0] if isinstance(entry.shape[0], int) else BATCH
-
-    def run(images: NDArray[Any], output: str = first.name) -> NDArray[np.float32]:
-        fed = (np.ascontiguousarray(images[start : start + batch]) for start in range(0, len(images), batch))
-        return np.concatenate([session.run([output], {entry.name: part})[0] for part in fed])
-
-    return run, entry
 
 
 def _parity(project: Project, path: Path, target: Path, images: NDArray[np.uint8]) -> Parity:
     """The file as it came, fed as its maker meant it, against what was made of it."""
-    import onnx
+    from ..graphs.adopt import own_answers
+    from .finetune import logits_of, sure_of
 
-    (made, _), (given, entry) = _reader(target), _reader(path)
-    ours = check_logits(made(images), len(images), project.classes)
-    fed: NDArray[Any] = images
-    if entry.type == "tensor(float)":
-        mean, std = (np.asarray(values, np.float32).reshape(1, -1, 1, 1) for values in (project.spec.mean, project.spec.std))
-        fed = (images.astype(np.float32) / 255 - mean) / std
-    theirs = given(fed)
+    ours = logits_of(project, target, images)
+    theirs, _ = own_answers(path, project.spec.mean, project.spec.std, images)
     same = float((theirs.argmax(axis=1) == ours.argmax(axis=1)).mean())
-    # What the file gives may be logits, probabilities or a sigmoid's; ours gives all of them.
-    given_again = (made(images, output.name) for output in onnx.load(target, load_external_data=False).graph.output)
-    difference = min(float(np.abs(theirs - one).max()) for one in given_again if one.shape == theirs.shape)
-    if same < 0.999:
+    difference = min(float(np.abs(theirs - one).max()) for one in (ours, sure_of(project, target, images)))  # it may give either
+    if same < SAME:
         raise CompressError(
             f"{path}: with the image preparation inside {100 * (1 - same):.2f}% of the answers change; please report this file"
         )
     return Parity(images=len(images), largest_difference=difference, agreement=same, probabilities=None)
+
+
+def refuse_sigmoid(parent: Artifact, epochs: int) -> None:
+    """Raise CompressError where a graph is to be trained whose labels do not exclude each other: the loss here is of such that do."""
+    if epochs and any(step.stage == STAGE for step in parent.steps):
+        from ..graphs.adopt import is_sigmoid
+
+        if is_sigmoid(parent.payload):
+            told = f"epochs (={epochs}): {parent.path} ends in a sigmoid, and our loss is a softmax's"
+            raise CompressError(f"{told}; take --epochs 0")
 
 
 def import_weights(project: Project, weights: Path) -> Artifact:

@@ -32,9 +32,9 @@ from ..quantization.weights_only import store_in, store_weights
 from ..train.data_set import Part
 from ..train.distil import Teacher
 from ..train.fit import choose_device
-from ..train.metrics import score, softmax
+from ..train.metrics import score
 from ..train.split import stratified_sample
-from .finetune import fit_network, logits_of
+from .finetune import fit_network, logits_of, sure_of
 from .quantize import QuantizeConfig
 
 SCORED = 10_000  # validation images that decide, evenly drawn where there are more
@@ -122,7 +122,7 @@ class Answers:
         others = np.setdiff1d(np.arange(len(train.labels)), calibrated)
         pool = others if len(others) >= MINIMUM_IMAGES else calibrated
         self.images = train.images[pool[stratified_sample(train.labels[pool], min(SEEN, len(pool)), 0)]]
-        self._sure = softmax(logits_of(project, float32, self.images))
+        self._sure = sure_of(project, float32, self.images)
         self.validation = _scored(project)
         self._float32, self._answers = float32, dict[Path, NDArray[np.int64]]()
 
@@ -137,8 +137,11 @@ class Answers:
         return Scores(**score(self.validation.labels, self.of(file), self.project.classes))
 
     def moved(self, file: Path) -> float:
-        """Points of probability that move to another class, on average over training images: 0.9 and 0.1 that become 0.7 and 0.3 are 20."""
-        found = softmax(logits_of(self.project, file, self.images))
+        """Points of probability that move to another class, on average over training images: 0.9 and 0.1 that become 0.7 and 0.3 are 20.
+
+        Of a sigmoid's, whose labels do not exclude each other, half the sum of what each moves by.
+        """
+        found = sure_of(self.project, file, self.images)
         return 50 * float(np.abs(found - self._sure).sum(axis=1).mean())
 
     def certify(self, file: Path, error: float) -> Certified:

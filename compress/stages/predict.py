@@ -1,14 +1,16 @@
 """``compress predict``: which model reads which images, and what it says. Torch is loaded only if the model is a network; matplotlib
 only draws, and may be missing.
 
-The model is ``--onnx FILE``, ``--from ARTIFACT``, ``--weights FILE``, or the newest artifact of ``--model``; the images are files, or
-random ones of the test images, whose true labels are then known.
+The model is ``--onnx FILE``, anybody's, ``--from ARTIFACT``, ``--weights FILE``, or the newest artifact of ``--model``; the images are
+files, or random ones of the test images, whose true labels are then known.
 """
 
+import dataclasses
 import importlib.util
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,10 +24,11 @@ from ..benchmarks.runtimes import Candidate, open_model
 from ..errors import CompressError, first_line, need_file, onnxruntime_errors
 from ..plots.predictions import Prediction, draw_grid
 from ..train.formats import read_image
-from ..train.metrics import softmax
+from ..train.metrics import sigmoid, softmax
+from .benchmark import shape_of
 from .import_network import start_of
 
-Runner = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
+Sure = Callable[[NDArray[np.uint8]], NDArray[Any]]  # images uint8 (N, C, H, W) to probabilities (N, K)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,13 +40,13 @@ class Predictions:
 
 
 def predict_images(
-    run: Runner, images: NDArray[np.uint8], names: Sequence[str], classes: Sequence[str], truths: Sequence[str] | None = None
+    sure: Sure, images: NDArray[np.uint8], names: Sequence[str], classes: Sequence[str], truths: Sequence[str] | None = None
 ) -> list[Prediction]:
-    """Read ``images``, uint8 (N, C, H, W), called ``names``; softmax turns logits into probabilities."""
+    """Read ``images``, uint8 (N, C, H, W), called ``names``: the likeliest class of each; a sigmoid's probabilities need not sum to 1."""
     known = truths if truths is not None else [None] * len(images)
     return [
         Prediction(name=name, label=classes[row.argmax()], probability=float(row.max()), truth=truth)
-        for name, row, truth in zip(names, softmax(run(images)), known, strict=True)
+        for name, row, truth in zip(names, sure(images), known, strict=True)
     ]
 
 
@@ -76,10 +79,10 @@ def read(
 
 
 def _read_files(context: Context, files: Sequence[Path], onnx: Path | None, invert: bool) -> tuple[list[Prediction], NDArray[np.uint8]]:
-    run, classes, spec = _open_file(onnx) if onnx else _open_artifact(_chosen(context))
+    sure, classes, spec = _open_file(onnx, context) if onnx else _open_artifact(_chosen(context))
     images = np.stack([read_image(path, spec.shape, spec.resized) for path in files])
     images = 255 - images if invert else images
-    return predict_images(run, images, [str(path) for path in files], classes), images
+    return predict_images(sure, images, [str(path) for path in files], classes), images
 
 
 def _chosen(context: Context) -> Artifact:
@@ -94,42 +97,63 @@ def _chosen(context: Context) -> Artifact:
 def _read_test_images(context: Context, onnx: Path | None, count: int) -> tuple[list[Prediction], NDArray[np.uint8]]:
     if onnx is not None:
         recipe = context.load_recipe()
-        run, classes, spec = _open_file(onnx)
+        sure, classes, spec = _open_file(onnx, context)
         data = context.load(recipe.data, recipe.seed, spec)[0]
     else:
         project, _, artifact = start_of(context, READABLE)
-        (run, classes, spec), data = _open_artifact(artifact), project.data
+        (sure, classes, spec), data = _open_artifact(artifact), project.data
     if len(data.classes) != len(classes):
         raise CompressError(f"data (={data.name}) has {len(data.classes)} classes, the model {len(classes)}; name the data it was made for")
+    if onnx is not None and classes == numbered(len(classes)):  # it does not say them
+        classes = data.classes
     chosen = np.sort(
         np.random.default_rng(context.seed or 0).choice(len(data.test.labels), min(count, len(data.test.labels)), replace=False)
     )
     images = data.test.images[chosen]
     truths = [classes[label] for label in data.test.labels[chosen]]
-    return predict_images(run, images, [f"test image {index}" for index in chosen], classes, truths), images
+    return predict_images(sure, images, [f"test image {index}" for index in chosen], classes, truths), images
 
 
-def _open_artifact(artifact: Artifact) -> tuple[Runner, Sequence[str], InputSpec]:
+def _open_artifact(artifact: Artifact) -> tuple[Sure, Sequence[str], InputSpec]:
     about = artifact.manifest
     if about.kind == "graph":
         candidate = Candidate(name=about.stage, path=artifact.payload)
-        return open_model(candidate, about.input.shape, len(about.classes), threads=1).predict, about.classes, about.input
+        return open_model(candidate, about.input.shape, len(about.classes), threads=1).sure, about.classes, about.input
     from ..artifacts.load import load_runner
 
-    return load_runner(artifact, "cpu", 1), about.classes, about.input
+    run = load_runner(artifact, "cpu", 1)
+    return lambda images: softmax(run(images)), about.classes, about.input
 
 
-def _open_file(path: Path) -> tuple[Runner, Sequence[str], InputSpec]:
-    """An ONNX file of this toolkit, which carries its labels and its input."""
+def numbered(count: int) -> tuple[str, ...]:
+    """What classes are called where nobody says it."""
+    return tuple(map(str, range(count)))
+
+
+def _open_file(path: Path, context: Context) -> tuple[Sure, Sequence[str], InputSpec]:
+    """An ONNX file of this toolkit, which carries its labels and its input, or one that another tool wrote, whose classes are numbers.
+
+    That is read as it is; its input is normalised as the options say.
+    """
     about = _metadata(path)
     if "compress.classes" not in about or "compress.input" not in about:
-        raise CompressError(
-            f"onnx (={path}) does not say its classes; take a file that `compress export-onnx` or `compress quantize` wrote"
-        )
+        return _open_foreign(path, context)
     again = "export the model again"
     names = parse_record(about["compress.classes"], Classes, where=f"compress.classes in {path}", again=again)
     spec = parse_record(about["compress.input"], InputSpec, where=f"compress.input in {path}", again=again)
-    return open_model(Candidate(name=path.stem, path=path), spec.shape, len(names), threads=1).predict, names, spec
+    return open_model(Candidate(name=path.stem, path=path), spec.shape, len(names), threads=1).sure, names, spec
+
+
+def _open_foreign(path: Path, context: Context) -> tuple[Sure, Sequence[str], InputSpec]:
+    from ..graphs.adopt import own_answers
+
+    spec = dataclasses.replace(context, image_shape=shape_of([path], context.image_shape)).spec
+
+    def sure(images: NDArray[np.uint8]) -> NDArray[Any]:
+        found, kind = own_answers(path, spec.mean, spec.std, images)
+        return found if kind == "probabilities" else softmax(found) if kind == "Softmax" else sigmoid(found)
+
+    return sure, numbered(sure(np.zeros((1, *spec.shape), np.uint8)).shape[1]), spec
 
 
 def _metadata(path: Path) -> dict[str, str]:

@@ -45,6 +45,7 @@ from ..errors import CompressError
 from ..graphs.records import MINIMUM_IMAGES
 from ..quantization.records import Setting
 from ..quantization.search import SURE, Judges, choose
+from .import_network import refuse_sigmoid
 
 if TYPE_CHECKING:
     from ..quantization.noise import GroupCost, LayerNoise
@@ -98,6 +99,7 @@ def quantize(
     out: Path | None = None,
 ) -> Artifact:
     """Quantize the graph of ``parent`` as ``config`` says; ``tutoring`` is that of fine-tuning, if it says so."""
+    refuse_sigmoid(parent, config.epochs)
     chosen: Chosen | UnsetType = UNSET
     found, inputs = None, dict[str, Any]()
     if config.mode == "auto":

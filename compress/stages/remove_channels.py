@@ -31,6 +31,7 @@ from ..artifacts.recipe import Recipe, Tutoring
 from ..artifacts.records import seconds_of, write_kept
 from ..errors import CompressError
 from ..train.settings import FitConfig
+from .import_network import refuse_sigmoid
 from .sensitivity import spare_modules
 
 if TYPE_CHECKING:
@@ -159,6 +160,7 @@ def remove_in_steps(
         config = dataclasses.replace(config, bypass=(*cheap, *(name for name in config.bypass if name != AUTO)), time_limit=left)
     config = dataclasses.replace(config, bypass=_names(project, parent, config.bypass))
     steps = config.in_steps()
+    refuse_sigmoid(parent, max(step.epochs for step in steps))
     with tempfile.TemporaryDirectory() as place:
         job = Job(
             project=project,

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from ..artifacts.artifact import MANIFEST, PAYLOAD, Artifact, find_artifacts, read_artifact, sha256_of
-from ..artifacts.payloads import read_results
+from ..artifacts.payloads import read_scored
 from ..artifacts.records import checked
 from ..artifacts.vectors import VECTORS
 from ..benchmarks.formats import printable
@@ -63,7 +63,7 @@ def report(files: Sequence[Path], folder: Path, limits: Mapping[str, Any], ship:
         raise CompressError(f"ship (={ship}) exists and is not empty; name a new folder")
     if ship is not None and len(files) != 1:
         raise CompressError(f"ship (={ship}) takes the verdict of one result, not of {len(files)}; name the one of the board's machine")
-    results = tuple(read_results(path) for path in files)
+    results = tuple(read_scored(path) for path in files)
     verdicts = write_report(results, folder, allowed)
     if ship is not None:
         _ship(files[0], results[0], verdicts[0], ship)

@@ -5,24 +5,32 @@ torch's; of an int8 file: ONNX Runtime's, on the machine that made it), how far 
 numpy and onnxruntime only; where OpenVINO is installed, it has to agree as well. It tells accidents and unfit runtimes (a cut copy, a
 kernel that computes something else), not forgers: nothing is signed.
 
+Of an ``.onnx`` file without vectors less is proved, on random pixels: that it loads and gives finite numbers, an image alone those that it
+gets in a batch, and without ONNX Runtime's optimisations the same.
+
 Refused: a folder without the two files, and vectors that are damaged. Nothing is pickled.
 """
 
 import importlib.util
+import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..artifacts.artifact import MANIFEST, PAYLOAD, read_artifact, sha256_of
-from ..artifacts.vectors import VECTORS, Vectors, read_vectors
+from ..artifacts.artifact import MANIFEST, MOST_VALUES, PAYLOAD, read_artifact, sha256_of
+from ..artifacts.vectors import TOLERANCE, VECTORS, Vectors, read_vectors
 from ..benchmarks.errors import BenchmarkError
-from ..benchmarks.runtimes import Candidate, Opened, check_logits, open_model
+from ..benchmarks.inputs import Taken
+from ..benchmarks.runtimes import Candidate, Opened, about_file, check_logits, onnx_session, open_model
 from ..errors import CompressError, first_line, onnxruntime_errors, shown
-from ..train.metrics import softmax
+from ..train.metrics import sigmoid, softmax
 
-SOFTMAX_TOLERANCE = 1e-5  # of the file's own logits: float32, also in an int8 file
+OPEN_SIZE = 224  # pixels, where a file leaves its sizes open
+PROBABLE_TOLERANCE = 1e-5  # of the file's own logits: float32, also in an int8 file
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,14 +55,17 @@ class Proof:
 
 
 def verify(folder: Path) -> Proof:
-    """Repeat the proof for the ``model.onnx`` in ``folder``, an artifact's or any other with ``vectors.npz`` in it.
+    """Repeat the proof for the ``model.onnx`` in ``folder``, an artifact's or any other with ``vectors.npz`` in it, or for any .onnx file.
 
     Raises:
         CompressError: there is nothing to prove, or nothing to prove it with.
     """
+    if folder.is_file() and (folder.name != PAYLOAD["graph"] or not folder.with_name(VECTORS).is_file()):
+        return Proof(folder=folder, checks=(*_on_noise(folder),))
+    folder = folder.parent if folder.is_file() else folder
     model = folder / PAYLOAD["graph"]
     if not folder.is_dir():
-        raise CompressError(f"{folder} is no folder; name the one that holds {model.name} and {VECTORS}")
+        raise CompressError(f"{folder} is no folder; name the one that holds {model.name} and {VECTORS}, or an .onnx file")
     if not model.is_file():
         raise CompressError(f"{folder} has no {model.name}; name the folder of an exported or quantized model")
     vectors = read_vectors(folder / VECTORS)
@@ -65,6 +76,47 @@ def verify(folder: Path) -> Proof:
     if whole and (folder / MANIFEST).is_file():
         read_artifact(folder, "graph")  # the hash of every other file, the vectors included
     return Proof(folder=folder, checks=(*checks, *_compute(model, vectors)))
+
+
+def _on_noise(model: Path) -> Iterator[Check]:
+    import onnxruntime
+
+    try:
+        entry, _ = about_file(model)
+        sessions = [onnx_session(Candidate(name=model.stem, path=model), 1, optimised=how) for how in (True, False)]
+        shape = tuple(size or OPEN_SIZE for size in entry.shape)
+        if math.prod(shape) > MOST_VALUES:
+            raise BenchmarkError(f"images {shape} have more than {MOST_VALUES:,} values")
+        images = np.random.default_rng(0).integers(0, 256, (1 if isinstance(entry.batch, int) else 4, *shape), np.uint8)
+        usual, plain = (_outputs(session, entry, images) for session in sessions)
+        parts = [_outputs(sessions[0], entry, image[None]) for image in images]
+    except (BenchmarkError, *onnxruntime_errors()) as error:
+        yield Check(name="loads", passed=False, detail=f"not in onnxruntime {onnxruntime.__version__}: {_said(error)}")
+        return
+    told = f"onnxruntime {onnxruntime.__version__}; no {VECTORS} beside it, so the rest is of {len(images)} random images {shape}"
+    yield Check(name="loads", passed=True, detail=told)
+    wrong = [one for one in usual if not np.isfinite(one).all()]
+    yield Check(name="finite", passed=not wrong, detail=f"{len(wrong)} of {len(usual)} outputs hold NaN or infinity")
+    alone = [np.concatenate(one) for one in zip(*parts, strict=True)]
+    for name, others in (("alone", alone), ("plain", plain)):
+        far = max((_apart(one, other) for one, other in zip(usual, others, strict=True)), default=0.0)
+        how = "an image alone and in a batch" if name == "alone" else "with and without optimisations"
+        detail = f"{how}: largest difference {far:.2g} of the largest number, {TOLERANCE['quantize']:g} is allowed"
+        yield Check(name=name, passed=far <= TOLERANCE["quantize"], detail=detail)
+
+
+def _outputs(session: Any, entry: Taken, images: NDArray[np.uint8]) -> list[NDArray[Any]]:
+    found = session.run(None, {entry.name: entry.fed(images)})
+    return [np.atleast_1d(one) for one in found if isinstance(one, np.ndarray) and one.dtype.kind in "fiu"]
+
+
+def _apart(one: NDArray[Any], other: NDArray[Any]) -> float:
+    """The largest difference as a fraction of the largest number; infinity for another shape."""
+    if one.shape != other.shape:
+        return np.inf
+    with np.errstate(invalid="ignore"):  # NaN, which is as far
+        apart = np.abs(one.astype(np.float64) - other).max(initial=0) / max(np.abs(one.astype(np.float64)).max(initial=0), 1e-30)
+    return float(np.nan_to_num(apart, nan=np.inf))
 
 
 def _compute(model: Path, vectors: Vectors) -> list[Check]:
@@ -97,10 +149,12 @@ def _answer(model: Path, vectors: Vectors, runtime: str) -> tuple[Opened, NDArra
 
 
 def _check_probabilities(found: NDArray[np.float32], logits: NDArray[np.float32]) -> Check:
-    expected = softmax(logits)
-    difference = float(np.abs(found - expected).max()) if found.shape == expected.shape else np.inf
-    far = f"largest difference {difference:.2g} from the softmax of the logits, {SOFTMAX_TOLERANCE:g} is allowed"
-    return Check(name="probabilities", passed=difference <= SOFTMAX_TOLERANCE, detail=far)
+    """They are the softmax of the logits, or of a file for labels that do not exclude each other their sigmoid."""
+    known = {"softmax": softmax(logits), "sigmoid": sigmoid(logits)}
+    far = {name: float(np.abs(found - one).max()) if found.shape == one.shape else np.inf for name, one in known.items()}
+    name = min(far, key=lambda name: far[name])
+    told = f"largest difference {far[name]:.2g} from the {name} of the logits, {PROBABLE_TOLERANCE:g} is allowed"
+    return Check(name="probabilities", passed=far[name] <= PROBABLE_TOLERANCE, detail=told)
 
 
 def _check_openvino(model: Path, vectors: Vectors) -> Check:

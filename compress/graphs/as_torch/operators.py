@@ -5,7 +5,7 @@ ONNX names and with their ONNX defaults. What must be known beforehand (axes, sh
 against ONNX Runtime, operator by operator.
 
 Refuses: an operator that is not in ``OPERATORS``, settings that torch has no counterpart for (``auto_pad`` other than NOTSET and VALID,
-negative steps of Slice, asymmetric pads of AveragePool, casts to anything but float32), and axes, shapes or bounds that are computed.
+negative steps of Slice, a dilated AveragePool, casts to anything but float32), and axes, shapes or bounds that are computed.
 
 Source: https://onnx.ai/onnx/operators
 """
@@ -61,12 +61,11 @@ def label_of(node: ir.Node) -> str:
 
 def refusal_of(kind: str, own: Mapping[str, Any]) -> str:
     """What of a node's settings torch has no counterpart for; empty where it has."""
-    automatic, pads = own.get("auto_pad", "NOTSET"), own.get("pads", ())
+    automatic = own.get("auto_pad", "NOTSET")
     if automatic not in ("NOTSET", "VALID"):
         return f'has auto_pad (="{automatic}"), but must have its pads as numbers'
-    lopsided = automatic == "NOTSET" and pads[: len(pads) // 2] != pads[len(pads) // 2 :]
-    if kind == "AveragePool" and (lopsided or set(own.get("dilations", ())) - {1}):
-        return "is dilated or pads one side more than the other, which torch cannot"
+    if kind == "AveragePool" and set(own.get("dilations", ())) - {1}:
+        return "is dilated, which torch cannot"
     if kind == "Pad" and own.get("mode", "constant") != "constant":
         return f'has mode (="{own["mode"]}"), but must pad with a number'
     if kind == "Cast" and own["to"] != onnx.TensorProto.FLOAT:
@@ -102,8 +101,12 @@ def _max_pool(
 def _average_pool(
     x: Tensor, *, kernel_shape: Any, pads: Any = (), strides: Any = 1, ceil_mode: int = 0, count_include_pad: int = 0, **_: Any
 ) -> Tensor:
-    x, padding = _pad(x, pads)
-    return functional.avg_pool2d(x, kernel_shape, strides, padding, bool(ceil_mode), bool(count_include_pad))
+    padded, padding = _pad(x, pads)
+    how = (kernel_shape, strides, padding, bool(ceil_mode), bool(count_include_pad))
+    found = functional.avg_pool2d(padded, *how)
+    if padded is x or count_include_pad:
+        return found
+    return found / functional.avg_pool2d(_pad(torch.ones_like(x[:1, :1]), pads)[0], *how)  # torch counts the pixels that were put there
 
 
 def _reduce(function: Function, x: Tensor, *, axes: Sequence[int] = (), keepdims: int = 1, noop_with_empty_axes: int = 0) -> Tensor:

@@ -83,6 +83,8 @@ def _relative(graph: ir.Graph, node: ir.Node, shapes: dict[str, tuple[int, ...]]
     axis = 2 if len(made) == 5 else 1
     if 3 in (len(came), len(made)) and made[1] != came[1] and made[-1] == came[-1]:  # (B, H, W, C) from or to (B, N, C)
         axis = len(made) - 1
+    wide = [place for place, size in enumerate(made) if size > 1]
+    axis = wide[0] if len(wide) == 1 else axis  # (B, 1, 1, C)
     shape = [-1 if place == axis else size for place, size in enumerate((0, *made[1:]))]
     node.replace_input_with(1, add_constant(graph, f"{node.outputs[0].name}_shape", np.array(shape, np.int64)))
     node.attributes.pop("allowzero", None)

@@ -16,7 +16,7 @@ import pytest
 
 from compress.artifacts.artifact import MANIFEST, digest_of, read_artifact
 from compress.artifacts.parts import Plan
-from compress.artifacts.payloads import Folds, Noise, Search, Sensitivity, read_results
+from compress.artifacts.payloads import Folds, Noise, Search, Sensitivity, read_scored
 from compress.artifacts.project import variant_name
 from compress.artifacts.records import parse_record, plain
 from compress.artifacts.vectors import read_vectors
@@ -222,7 +222,7 @@ def test_a_benchmark_whose_values_are_others_is_refused_or_told(version: int, tm
 
     def read(text: str) -> None:
         path.write_text(text, encoding="utf-8")
-        result = read_results(path)
+        result = read_scored(path)
         verdict = decide(result, Limits())
         for told in (result_text(result, verdict.ship), as_csv([result]), _section(result, verdict, Limits())):
             assert told

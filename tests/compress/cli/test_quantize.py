@@ -9,6 +9,8 @@ import onnxruntime
 import pytest
 from foreign import NORMALISED, foreign
 from onnx import TensorProto, helper, numpy_helper
+from onnxruntime.quantization import quantize_dynamic
+from PIL import Image
 from stand_ins import Commands
 
 from compress.artifacts.artifact import read_artifact
@@ -53,6 +55,69 @@ def test_somebody_elses_file_goes_the_whole_way(here: Path, theirs: Path, run: C
     assert code == 0, err
 
 
+def with_sigmoid(theirs: Path, path: Path) -> Path:
+    """The same classifier, but that its labels do not exclude each other."""
+    model = onnx.load(theirs)
+    model.graph.node.append(helper.make_node("Sigmoid", [model.graph.output[0].name], ["s"]))
+    model.graph.output[0].name = "s"
+    onnx.save(model, path)
+    return path
+
+
+def test_a_sigmoid_is_one_all_the_way(here: Path, theirs: Path, run: Commands) -> None:
+    """What `predict` says of the file as it is, and after quantization, are the numbers that the file gives; accuracy is the argmax."""
+    path, images = with_sigmoid(theirs, here / "many.onnx"), load_data("digits").test.images[:20]
+    for number, image in enumerate(images):
+        Image.fromarray(image[0]).save(here / f"{number}.png")
+    files = [f"{number}.png" for number in range(len(images))]
+    session = onnxruntime.InferenceSession(path)
+    expected = session.run(None, {session.get_inputs()[0].name: ((images.astype(np.float32) / 255 - 0.5) / 0.25)})[0]
+    found = run.done("predict", *files, "--onnx", str(path), *NORMALISED)["predictions"]
+    assert [one["label"] for one in found] == [str(row.argmax()) for row in expected]
+    np.testing.assert_allclose([one["probability"] for one in found], expected.max(axis=1), atol=1e-5)
+
+    made = run.done("quantize", "--onnx", str(path), "--data", "digits", *NORMALISED, "--images", "64", "--mode", "static")
+    quantized = Path(made["artifact"])
+    logits, probabilities = onnxruntime.InferenceSession(quantized / "model.onnx").run(["logits", "probabilities"], {"image": images})
+    np.testing.assert_allclose(probabilities, 1 / (1 + np.exp(-logits)), atol=1e-6)
+    assert verify(quantized).holds and made["metrics"]["validation"]["accuracy"] > 0.3
+    found = run.done("predict", *files, "--from", str(quantized))["predictions"]
+    np.testing.assert_allclose([one["probability"] for one in found], probabilities.max(axis=1), atol=1e-6)
+
+    told = refused(here, run, "--onnx", str(path), "--data", "digits", *NORMALISED, "--images", "64", "--mode", "static", "--epochs", "1")
+    assert "ends in a sigmoid, and our loss is a softmax's; take --epochs 0" in told
+
+
+def test_logits_with_a_sigmoid_beside_them_are_read_as_such(here: Path, theirs: Path, run: Commands) -> None:
+    model = onnx.load(with_sigmoid(theirs, here / "both.onnx"))
+    model.graph.output.insert(0, helper.make_tensor_value_info(model.graph.node[-1].input[0], TensorProto.FLOAT, ["n", 10]))
+    onnx.save(model, here / "both.onnx")
+    image = load_data("digits").test.images[:1]
+    Image.fromarray(image[0, 0]).save(here / "digit.png")
+    session = onnxruntime.InferenceSession(here / "both.onnx")
+    _, expected = session.run(None, {session.get_inputs()[0].name: (image.astype(np.float32) / 255 - 0.5) / 0.25})
+    (found,) = run.done("predict", "digit.png", "--onnx", "both.onnx", *NORMALISED)["predictions"]
+    assert found["probability"] == pytest.approx(float(expected.max()), abs=1e-5)
+
+
+def test_anybodys_quantized_file_is_read(here: Path, theirs: Path, run: Commands) -> None:
+    quantize_dynamic(theirs, here / "int8.onnx")
+    image = load_data("digits").test.images[:1]
+    Image.fromarray(image[0, 0]).save(here / "digit.png")
+    session = onnxruntime.InferenceSession(here / "int8.onnx")
+    (logits,) = session.run(None, {session.get_inputs()[0].name: (image.astype(np.float32) / 255 - 0.5) / 0.25})
+    (found,) = run.done("predict", "digit.png", "--onnx", "int8.onnx", *NORMALISED)["predictions"]
+    assert found["label"] == str(logits.argmax())
+    assert found["probability"] == pytest.approx(float(np.exp(logits.max()) / np.exp(logits).sum()), abs=1e-3)
+
+
+def test_random_images_are_read_by_anybodys_file_with_the_names_of_the_data(here: Path, theirs: Path, run: Commands) -> None:
+    found = run.done("predict", "--random", "3", "--onnx", str(theirs), "--data", "digits", *NORMALISED)["predictions"]
+    assert len(found) == 3 and all(one["truth"] in "0123456789" for one in found)
+    code, _, err = run("predict", "--random", "3", "--onnx", str(theirs), "--data", "digits", "--image-shape", "1x20x20")
+    assert code == 2 and "image-shape (=(1, 20, 20)) is another; leave --image-shape out" in err
+
+
 def test_explain_says_what_each_layer_and_each_group_costs(here: Path, theirs: Path, run: Commands) -> None:
     common = ("quantize", "--onnx", str(theirs), "--data", "digits", *NORMALISED, "--images", "64", "--explain")
     found = run.done(*common)
@@ -71,6 +136,7 @@ def refused(here: Path, run: Commands, *arguments: str) -> str:
     before = sorted(here.rglob("*"))
     code, out, err = run("quantize", *arguments)
     lines = [line for line in err.splitlines() if line.startswith("compress: ")]
+    assert "import-onnx: " not in err or list((here / "runs").glob("*/import-onnx/*"))  # no word of a folder that is not there
     assert code == 2 and out == "" and len(lines) == 1 and "Traceback" not in err
     after = [path for path in here.rglob("*") if path not in before and path.is_file()]
     assert [path for path in after if not {"import-onnx", "choose", ".data"} & set(path.parts)] == []
@@ -115,10 +181,15 @@ def broken(path: Path, kind: str, theirs: Path) -> None:
             [numpy_helper.from_array(np.array([1, 10]), "s")],
         )
         onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8), path)
-    elif kind == "half":
-        foreign(path)
-        model = onnx.load(path)
-        model.graph.initializer.append(numpy_helper.from_array(np.ones(2, np.float16), "h"))
+    elif kind == "other classes":
+        model = onnx.load(theirs)
+        taken = model.graph.node[-1].input[0]
+        del model.graph.node[-1]
+        model.graph.output[0].CopyFrom(helper.make_tensor_value_info(taken, TensorProto.FLOAT, ["n", 16]))
+        onnx.save(model, path)
+    elif kind == "two inputs":
+        model = onnx.load(theirs)
+        model.graph.input.append(helper.make_tensor_value_info("meta", TensorProto.FLOAT, ["n", 2]))
         onnx.save(model, path)
 
 
@@ -130,7 +201,8 @@ def broken(path: Path, kind: str, theirs: Path) -> None:
         ("cut", '"net.onnx" is truncated or no ONNX file at all'),
         ("external", "keeps its weights in another file that cannot be read"),
         ("no weights", "there is nothing to quantize"),
-        ("half", 'half precision weights such as "h"; give the float32 file'),
+        ("two inputs", '"net.onnx" has 2 inputs'),
+        ("other classes", "net.onnx reads 16 classes, data (=digits) has 10; name the data it was made for"),
     ],
 )
 @pytest.mark.parametrize("mode", ["auto", "static"])

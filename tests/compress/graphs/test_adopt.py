@@ -7,8 +7,10 @@ import onnx
 import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
+from onnxruntime.transformers.float16 import convert_float_to_float16
 
 from compress.errors import CompressError
+from compress.graphs import floats
 from compress.graphs.adopt import adopt, image_shape
 from compress.graphs.file import write_onnx
 
@@ -25,17 +27,19 @@ def classifier(
     fixed: bool = False,
     inputs: int = 1,
     entry: str = "x",
+    undone: bool = False,
 ) -> Path:
-    """Convolution, pool, linear layer; ``fixed`` writes the batch of one into a Reshape."""
+    """Convolution, pool, linear layer; ``fixed`` writes the batch of one into a Reshape; ``undone``: a Transpose to channels first."""
     rng = np.random.default_rng(1)
     weights = {
-        "conv": rng.normal(size=(4, 3, 3, 3)).astype(np.float32),
+        "conv": rng.normal(size=(4, 3 if undone else shape[1], 3, 3)).astype(np.float32),
         "linear": rng.normal(size=(4, 6)).astype(np.float32),
         "shape": np.array([1 if fixed else -1, 4]),
     }
     nodes = [helper.make_node("Cast", [entry], ["float"], to=TensorProto.FLOAT)] if kind != TensorProto.FLOAT else []
+    nodes += [helper.make_node("Transpose", ["float" if nodes else entry], ["first"], perm=[0, 3, 1, 2])] if undone else []
     nodes += [
-        helper.make_node("Conv", ["float" if nodes else entry, "conv"], ["a"]),
+        helper.make_node("Conv", [nodes[-1].output[0] if nodes else entry, "conv"], ["a"]),
         helper.make_node("GlobalAveragePool", ["a"], ["b"]),
         helper.make_node("Reshape", ["b", "shape"], ["c"]),
         helper.make_node("MatMul", ["c", "linear"], ["out"]),
@@ -100,26 +104,82 @@ def test_a_softmax_at_the_end_stays_and_its_input_becomes_the_logits(tmp_path: P
     assert not np.allclose(logits.sum(axis=1), 1)
 
 
-def with_outputs(path: Path, *nodes: onnx.NodeProto, outputs: tuple[str, ...]) -> Path:
-    """The file with nodes behind its "out", a constant T of 2, and other outputs."""
+def with_outputs(path: Path, *nodes: onnx.NodeProto, outputs: tuple[str, ...], shape: tuple[object, ...] = ("n", 6)) -> Path:
+    """The file with nodes behind its "out", a constant T of 2 and two of axes, and other outputs."""
     model = onnx.load(path)
     model.graph.node.extend(nodes)
-    model.graph.initializer.append(numpy_helper.from_array(np.float32(2), "T"))
+    constants = {"T": np.float32(2), "one": np.array([1, 2]), "two": np.array([2, 3])}
+    model.graph.initializer.extend(numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items())
     del model.graph.output[:]
-    model.graph.output.extend(helper.make_tensor_value_info(name, TensorProto.FLOAT, ("n", 6)) for name in outputs)
+    model.graph.output.extend(helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name in outputs)
     onnx.save(model, path)
     return path
 
 
-def test_a_sigmoid_stays_and_what_goes_into_it_becomes_the_logits(tmp_path: Path) -> None:
-    """Sigmoids of 0.263 and 0.060 are not logits, whose softmax would be 0.551 and 0.449."""
-    path = with_outputs(classifier(tmp_path), helper.make_node("Sigmoid", ["out"], ["s"]), outputs=("s",))
+def made_and_given(path: Path) -> tuple[list[np.ndarray], np.ndarray, onnx.ModelProto]:
+    """What the adopted file answers, and what the file itself does."""
     model = adopt(path, (3, 8, 8), (0.0,), (1.0,), {})
-    logits, probabilities, sigmoids = run(model, IMAGES)
-    np.testing.assert_allclose(sigmoids, run(path, IMAGES.astype(np.float32) / 255)[0], atol=1e-6)
-    np.testing.assert_allclose(sigmoids, 1 / (1 + np.exp(-logits)), atol=1e-6)
-    np.testing.assert_allclose(probabilities.sum(axis=1), 1, atol=1e-6)
-    assert [value.name for value in model.graph.output] == ["logits", "probabilities", "s"]
+    return run(model, IMAGES), run(path, IMAGES.astype(np.float32) / 255)[0], model
+
+
+@pytest.mark.parametrize("tail", ["sigmoid", "view", "beside"])
+def test_what_a_sigmoid_gives_are_the_probabilities(tail: str, tmp_path: Path) -> None:
+    """Sigmoids of 0.263 and 0.060 are not logits, whose softmax would be 0.551 and 0.449."""
+    nodes = [helper.make_node("Sigmoid", ["out" if tail != "view" else "u"], ["s"])]
+    if tail == "view":
+        nodes = [helper.make_node("Unsqueeze", ["out", "two"], ["u"]), *nodes, helper.make_node("Flatten", ["s"], ["f"])]
+    outputs = ("out", "s") if tail == "beside" else (nodes[-1].output[0],)
+    (logits, probabilities), given, model = made_and_given(with_outputs(classifier(tmp_path), *nodes, outputs=outputs))
+    expected = 1 / (1 + np.exp(-given)) if tail == "beside" else given
+    np.testing.assert_allclose(probabilities, expected, atol=1e-6)
+    np.testing.assert_allclose(probabilities, 1 / (1 + np.exp(-logits)), atol=1e-6)
+    assert [value.name for value in model.graph.output] == ["logits", "probabilities"]
+    assert "Softmax" not in [node.op_type for node in model.graph.node]
+
+
+@pytest.mark.parametrize("kind", ["", "Softmax", "Sigmoid"])
+@pytest.mark.parametrize(("axes", "axis"), [("two", 1), ("one", 3)])
+def test_an_output_of_four_dimensions_is_flattened(kind: str, axes: str, axis: int, tmp_path: Path) -> None:
+    """(B, K, 1, 1) as squeezenet gives it, and (B, 1, 1, K)."""
+    nodes = [helper.make_node("Unsqueeze", ["out", axes], ["u"])]
+    nodes += [helper.make_node(kind, ["u"], ["s"], **({"axis": axis} if kind == "Softmax" else {}))] if kind else []
+    path = with_outputs(
+        classifier(tmp_path), *nodes, outputs=(nodes[-1].output[0],), shape=("n", *(6 if i == axis else 1 for i in (1, 2, 3)))
+    )
+    found, given, _ = made_and_given(path)
+    assert given.ndim == 4 and [one.shape for one in found] == [(5, 6), (5, 6)]
+    np.testing.assert_allclose(found[bool(kind)], given.reshape(5, 6), rtol=0, atol=1e-5 * np.abs(given).max())
+
+
+def test_a_softmax_over_another_axis_than_the_classes_is_refused(tmp_path: Path) -> None:
+    nodes = [helper.make_node("Unsqueeze", ["out", "one"], ["u"]), helper.make_node("Softmax", ["u"], ["ones"], axis=1)]
+    path = with_outputs(classifier(tmp_path), *nodes, outputs=("ones",), shape=("n", 1, 1, 6))
+    with pytest.raises(CompressError, match=r'net\.onnx" answers otherwise with its image preparation inside; please report'):
+        adopt(path, (3, 8, 8), MEAN, STD, {})
+
+
+def test_of_several_outputs_the_first_of_two_dimensions_is_that_of_the_classes(tmp_path: Path) -> None:
+    path = classifier(tmp_path)
+    model = onnx.load(path)
+    model.graph.output.insert(0, helper.make_tensor_value_info("b", TensorProto.FLOAT, ("n", 4, 1, 1)))
+    onnx.save(model, path)
+    made = adopt(path, (3, 8, 8), (0.0,), (1.0,), {})
+    np.testing.assert_allclose(run(made, IMAGES)[0], run(path, IMAGES.astype(np.float32) / 255)[1], rtol=1e-4, atol=1e-4)
+    assert [value.name for value in made.graph.output] == ["logits", "probabilities", "b"]
+
+
+@pytest.mark.parametrize("undone", [False, True])
+@pytest.mark.parametrize("kind", [TensorProto.FLOAT, TensorProto.UINT8])
+def test_channels_last_are_taken(kind: int, undone: bool, tmp_path: Path) -> None:
+    """As TensorFlow has them, whose converter begins with a Transpose that takes ours back; without one this file's channels are rows."""
+    path = classifier(tmp_path, shape=("n", 8, 8, 3), kind=kind, undone=undone)
+    last = np.ascontiguousarray(IMAGES.transpose(0, 2, 3, 1))
+    fed = last if kind == TensorProto.UINT8 else normalised(IMAGES).transpose(0, 2, 3, 1)
+    (expected,) = run(path, fed)
+    made = adopt(path, (3, 8, 8), MEAN, STD, {})
+    np.testing.assert_allclose(run(made, IMAGES)[0], expected, rtol=0, atol=1e-5 * np.abs(expected).max())
+    assert image_shape(path) == (3, 8, 8)
+    assert "Transpose" not in [node.op_type for node in made.graph.node] or not undone or kind == TensorProto.UINT8
 
 
 @pytest.mark.parametrize(
@@ -176,19 +236,71 @@ def test_an_old_opset_that_comes_out_otherwise_is_refused(tmp_path: Path, monkey
 
     for converter, told in ((twice, r"and converted to that it computes something else"), (fails, r"to which it cannot be .*No Adapter")):
         monkeypatch.setattr(onnx.version_converter, "convert_version", converter)
-        with pytest.raises(CompressError, match=rf'net\.onnx" has opset 12, but quantization needs at least 13, {told}.*export it again'):
+        with pytest.raises(CompressError, match=rf'net\.onnx" has opset 12, but float32 and opset 13 are needed, {told}.*export it again'):
             adopt(path, (3, 8, 8), MEAN, STD, {})
 
 
-def test_half_precision_inside_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("kind", "opset"), [("Upsample", 9), ("Resize", 10)])
+@pytest.mark.parametrize("mode", ["nearest", "linear"])
+def test_pixels_are_enlarged_as_old_opsets_did(kind: str, opset: int, mode: str, tmp_path: Path) -> None:
+    """Their corners lay elsewhere; the converter leaves that out."""
     path = classifier(tmp_path)
     model = onnx.load(path)
-    model.graph.node[-1].output[0] = "one"
-    model.graph.node.append(helper.make_node("Cast", ["one"], ["half"], to=TensorProto.FLOAT16))
-    model.graph.node.append(helper.make_node("Cast", ["half"], ["out"], to=TensorProto.FLOAT))
+    model.graph.initializer.append(numpy_helper.from_array(np.float32([1, 1, 1.5, 1.5]), "scales"))
+    model.graph.node.insert(0, helper.make_node(kind, ["x", "scales"], ["large"], mode=mode))
+    model.graph.node[1].input[0] = "large"
+    model.graph.node.insert(2, helper.make_node("Mul", ["a", "a"], ["square"]))
+    model.graph.node[3].input[0] = "square"  # a mean over all pixels would hide where they lie
+    model.opset_import[0].version = opset
     onnx.save(model, path)
-    with pytest.raises(CompressError, match=r'net\.onnx" computes in half precision from Cast "half" on; give the float32 file'):
-        adopt(path, (3, 8, 8), MEAN, STD, {})
+    found, given, _ = made_and_given(path)
+    np.testing.assert_allclose(found[0], given, rtol=0, atol=1e-5 * np.abs(given).max())
+
+
+def halved(folder: Path, *, inside: bool = False, opset: int = 17, softmax: bool = False) -> Path:
+    """The classifier in float16; ``inside``: with float32 in and out."""
+    path = classifier(folder, softmax=softmax)
+    model = onnx.load(path)
+    model.opset_import[0].version = opset
+    for weight in model.graph.initializer:
+        if weight.data_type == TensorProto.FLOAT:
+            weight.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(weight).astype(np.float16), weight.name))
+    for value in () if inside else (*model.graph.input, *model.graph.output):
+        value.type.tensor_type.elem_type = TensorProto.FLOAT16
+    if inside:
+        model.graph.node[0].input[0], model.graph.node[-1].output[0] = "half", "half_out"
+        model.graph.node.insert(0, helper.make_node("Cast", ["x"], ["half"], to=TensorProto.FLOAT16))
+        model.graph.node.append(helper.make_node("Cast", ["half_out"], [model.graph.output[0].name], to=TensorProto.FLOAT))
+    onnx.save(model, path)
+    return path
+
+
+@pytest.mark.parametrize("inside", [False, True])
+@pytest.mark.parametrize("opset", [11, 17])
+@pytest.mark.parametrize("softmax", [False, True])
+def test_half_precision_becomes_float32(inside: bool, opset: int, softmax: bool, tmp_path: Path) -> None:
+    path = halved(tmp_path, inside=inside, opset=opset, softmax=softmax)
+    made = adopt(path, (3, 8, 8), MEAN, STD, {})
+    (expected,) = run(path, normalised(IMAGES).astype(np.float32 if inside else np.float16))
+    np.testing.assert_allclose(run(made, IMAGES)[softmax], expected.astype(np.float32), rtol=0, atol=5e-3 * np.abs(expected).max())
+    assert {one.data_type for one in made.graph.initializer} <= {TensorProto.FLOAT, TensorProto.INT64}
+    assert [node.op_type for node in made.graph.node].count("Softmax") == 1
+    assert [value.name for value in made.graph.output] == ["logits", "probabilities"]
+
+
+@pytest.mark.parametrize("keep", [False, True])
+def test_half_precision_as_onnx_runtime_writes_it_becomes_float32(keep: bool, tmp_path: Path) -> None:
+    """Which leaves its casts of the input behind the nodes that read them, and its own loader does not mind."""
+    path = classifier(tmp_path)
+    expected = run(path, normalised(IMAGES))[0]
+    onnx.save(convert_float_to_float16(onnx.load(path), keep_io_types=keep), path)
+    np.testing.assert_allclose(run(adopt(path, (3, 8, 8), MEAN, STD, {}), IMAGES)[0], expected, rtol=0, atol=5e-3 * np.abs(expected).max())
+
+
+def test_half_precision_that_comes_out_otherwise_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(floats, "HALF_ALIKE", 1e-6)  # closer than float16 can be
+    with pytest.raises(CompressError, match=r'net\.onnx" has half precision, but float32 .* converted to that it computes something else'):
+        adopt(halved(tmp_path), (3, 8, 8), MEAN, STD, {})
 
 
 @pytest.mark.parametrize("ir_version", [3, 8])
@@ -243,8 +355,8 @@ def test_the_shape_of_its_images_is_read_from_the_file(tmp_path: Path) -> None:
     ("about", "told"),
     [
         ({"inputs": 2}, r"has 2 inputs \(x, x1\); one of images is needed"),
-        ({"shape": ("n", 8, 8, 3)}, r"takes \(0, 8, 8, 3\), channels last; export it with channels first"),
-        ({"kind": TensorProto.FLOAT16}, r"takes FLOAT16; export it with float32 or uint8 input"),
+        ({"shape": (8, 3, 8, 8)}, r"takes 8 images at a time; export it with a batch of 1, or a free one"),
+        ({"kind": TensorProto.INT64}, r"takes INT64; export it with float32 or uint8 input"),
         ({"shape": ("n", 3, 9, 9)}, r"takes images \(3, 9, 9\), and image-shape \(=\(3, 8, 8\)\) is another"),
     ],
 )

@@ -8,11 +8,13 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper
+from PIL import Image
 
 from compress.cli import main as cli
 from compress.errors import CompressError
 from compress.stages import benchmark as measure
 from compress.stages.benchmark import CHOICES, USUAL, _chosen, _places, candidates_of_file
+from compress.train.sources import load_data
 
 
 def places(kind: str, runtimes: tuple[str, ...], *, on_cuda: bool = True, first: bool = True) -> list[str]:
@@ -97,13 +99,13 @@ def test_a_cut_file_and_one_for_other_images_are_refused_in_one_line(
     net.with_name("cut.onnx").write_bytes(net.read_bytes()[:300])
     save_net(net.with_name("small.onnx"), 8)
     for name, told in (
-        ("cut.onnx", "cut (onnxruntime, cpu): "),
-        ("small.onnx", "input shape (=('B', 1, 8, 8)) does not fit images of shape (1, 28, 28); take the data it was made for"),
+        ("cut.onnx", "cut.onnx is no ONNX file that onnxruntime can load: "),
+        ("small.onnx", "data (=digits) has images of shape (1, 28, 28), the network takes (1, 8, 8); choose other data"),
     ):
         assert benchmark(monkeypatch, name) == 2
         out, err = capfd.readouterr()
         last = err.splitlines()[-1]
-        assert last.startswith("compress: nothing could be measured: ") and told in last
+        assert last.startswith(f"compress: {told}")
         assert not out and "Traceback" not in err
         assert not list(net.parent.rglob("benchmark.json"))
 
@@ -117,3 +119,90 @@ def test_one_file_that_fails_is_named_and_the_other_is_measured(
     assert reasons["net"] is None
     assert "ONNXRuntimeError" in reasons["cut"]
     assert len(list(net.parent.rglob("benchmark.json"))) == 1
+
+
+def foreign_net(path: Path, kind: int, *shape: object) -> Path:
+    """A file that takes images in this type and shape, and gives means (B, C, 1, 1), where the second axis is C."""
+    taken, given = helper.make_tensor_value_info("x", kind, shape), helper.make_tensor_value_info("y", kind, [shape[0], shape[1], 1, 1])
+    graph = helper.make_graph([helper.make_node("GlobalAveragePool", ["x"], ["y"])], "net", [taken], [given])
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 11)], ir_version=7), path)
+    return path
+
+
+@pytest.mark.parametrize(("kind", "shape"), [(1, (1, 3, 16, 16)), (10, ("n", 3, 16, 20)), (1, ("n", 16, 20, 3))])
+def test_a_file_without_data_is_timed_on_random_pixels_and_not_scored(
+    kind: int, shape: tuple[object, ...], net: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Whatever it gives, and of whichever type and layout."""
+    path = foreign_net(net.with_name("mobile_v2.0_classifier_of_lines_infer.onnx"), kind, *shape)
+    net.with_name("again.onnx").write_bytes(path.read_bytes())
+    for arguments in ([], ["--json"]):
+        given = [path.name, "again.onnx", "--quick", "--samples", "5", "--rounds", "1", *arguments]
+        monkeypatch.setattr(sys, "argv", ["compress", "benchmark", *given])
+        assert cli.main() == 0
+        out = capfd.readouterr().out
+        if not arguments:
+            assert "random pixels, without labels: latency and size only, no scores; --data names labelled images" in out
+            assert "acc" not in out and "compress report" not in out
+    found = json.loads(out)
+    for one in found["variants"]:
+        assert one["reason"] is None and one["latency"]["p50"] > 0 and one["size_bytes"] == path.stat().st_size
+    assert found["data"]["name"] == "random pixels" and found["data"]["shape"] == [3, 16, 20 if 20 in shape else 16]
+    result = next(net.parent.rglob("benchmark.json"))
+    for command in (["report"], ["compare", str(result)]):
+        monkeypatch.setattr(sys, "argv", ["compress", *command, str(result)])
+        assert cli.main() == 2
+        assert "have no scores, as there were no labels; run `compress benchmark` with --data" in capfd.readouterr().err
+
+
+def test_a_folder_of_images_without_labels_takes_the_place_of_random_pixels(
+    net: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    folder = net.with_name("photos")
+    folder.mkdir()
+    for number in range(20):
+        Image.fromarray(np.full((8, 8), number, np.uint8)).save(folder / f"{number}.png")
+    for more, code, told in (
+        ([], 0, "photos, without labels: latency and size only"),
+        (["--data", "digits"], 2, "calibrate (=photos) is of images for files of which no labels are known; leave it or --data out"),
+    ):
+        monkeypatch.setattr(sys, "argv", ["compress", "benchmark", "net.onnx", "--calibrate", "photos", "--quick", "--samples", "5", *more])
+        assert cli.main() == code
+        assert told in "".join(capfd.readouterr())
+
+
+def test_a_file_that_says_no_size_is_refused_until_one_is_given(
+    net: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    foreign_net(net.with_name("open.onnx"), 1, "n", 3, "h", "w")
+    common = ["compress", "benchmark", "open.onnx", "--quick", "--samples", "5", "--rounds", "1"]
+    monkeypatch.setattr(sys, "argv", common)
+    assert cli.main() == 2
+    assert "open.onnx leaves the size of its images open, (3, 0, 0); name it with --image-shape CxHxW" in capfd.readouterr().err
+    monkeypatch.setattr(sys, "argv", [*common, "--image-shape", "3x16x16"])
+    assert cli.main() == 0
+
+
+def test_a_file_with_data_is_fed_as_its_maker_fed_it(net: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    """Its float input is normalised as --mean and --std say: the file computes the class of an image from what it was told."""
+    data = load_data("digits").test
+    zeros = np.full((1, 1, 1, 1), -0.5 / 0.25, np.float32)  # what a black pixel is then
+    model = onnx.load(net)
+    model.graph.input[0].CopyFrom(helper.make_tensor_value_info("x", TensorProto.FLOAT, ["B", 1, 28, 28]))
+    model.graph.node[0].CopyFrom(helper.make_node("Sub", ["x", "black"], ["ink"]))
+    model.graph.node.insert(1, helper.make_node("Mul", ["ink", "ink"], ["float"]))
+    model.graph.initializer[0].CopyFrom(onnx.numpy_helper.from_array(one_hot_weights(), "weights"))
+    model.graph.initializer.append(onnx.numpy_helper.from_array(zeros, "black"))
+    onnx.save(model, net)
+    assert benchmark(monkeypatch, "net.onnx", "--mean", "0.5", "--std", "0.25") == 0
+    (one,) = json.loads(capfd.readouterr().out)["variants"]
+    pixels = ((data.images / 255.0).astype(np.float32) / 0.25) ** 2
+    expected = (pixels.reshape(len(pixels), -1) @ one_hot_weights()).argmax(axis=1)
+    assert one["scores"]["accuracy"] == pytest.approx((expected == data.labels).mean(), abs=1e-9)
+
+
+def one_hot_weights() -> np.ndarray:
+    """The mean image of each digit, less that of all."""
+    train = load_data("digits").train
+    means = np.stack([train.images[train.labels == label].reshape(-1, 784).mean(axis=0) for label in range(10)])
+    return np.ascontiguousarray((means - means.mean(axis=0)).T.astype(np.float32))

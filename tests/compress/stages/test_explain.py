@@ -16,6 +16,7 @@ from compress.cli import main as cli
 from compress.graphs.gates import Gate
 from compress.plots.explain import Seen, View, draw_maps, gate_names, shown_gates
 from compress.stages.explain import Looked, _most_misread
+from compress.train.metrics import softmax
 from compress.train.sources import load_data
 
 K49 = ["--model", "k49", "--option", "widths=[4,8]", "--option", "depths=[1,1]"]
@@ -110,7 +111,9 @@ def test_a_network_that_misreads_none_shows_what_it_is_least_sure_of() -> None:
     logits = np.float32([[5, 0], [1, 0], [0, 3]])
     test = SimpleNamespace(images=images, labels=np.array([0, 0, 1]))
     project: Any = SimpleNamespace(data=SimpleNamespace(test=test), console=SimpleNamespace(progress=lambda *told: None))
-    chosen, remarks = _most_misread(project, Looked(name="net", run=lambda images: logits, gates=lambda images: []), 2)
+    chosen, remarks = _most_misread(
+        project, Looked(name="net", run=lambda images: logits, sure=lambda images: softmax(logits), gates=lambda images: []), 2
+    )
     assert chosen == [1, 2]
     assert remarks == ["net misreads none of the 3 test images; these are the ones it is least sure of"]
 

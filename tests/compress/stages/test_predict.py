@@ -11,6 +11,7 @@ from PIL import Image
 
 from compress.plots.predictions import Prediction, draw_grid
 from compress.stages.predict import predict_images
+from compress.train.metrics import softmax
 
 IMAGES = np.zeros((2, 1, 4, 4), dtype=np.uint8)
 
@@ -22,14 +23,14 @@ def predicted(*labels: str, truth: str | None = None) -> list[Prediction]:
 def test_softmax_by_hand() -> None:
     """Logits 0, ln 2, ln 5 are in the ratio 1 : 2 : 5, so 1/8, 2/8 and 5/8."""
     logits = np.array([[0, math.log(2), math.log(5)], [math.log(6), 0, 0]], dtype=np.float32)
-    first, second = predict_images(lambda images: logits, IMAGES, ["a.png", "b.png"], ["x", "y", "z"], ["z", "y"])
+    first, second = predict_images(lambda images: softmax(logits), IMAGES, ["a.png", "b.png"], ["x", "y", "z"], ["z", "y"])
     assert (first.name, first.label, first.truth) == ("a.png", "z", "z") and first.probability == pytest.approx(5 / 8)
     assert (second.name, second.label, second.truth) == ("b.png", "x", "y") and second.probability == pytest.approx(6 / 8)
 
 
 def test_large_logits_do_not_overflow_and_unknown_truths_stay_unknown() -> None:
     logits = np.array([[1000, 999], [-1000, -1000]], dtype=np.float32)
-    first, second = predict_images(lambda images: logits, IMAGES, ["a", "b"], ["x", "y"])
+    first, second = predict_images(lambda images: softmax(logits), IMAGES, ["a", "b"], ["x", "y"])
     assert first.probability == pytest.approx(1 / (1 + math.exp(-1))) and second.probability == pytest.approx(0.5)
     assert first.truth is None and second.truth is None
 

@@ -125,6 +125,19 @@ def computed() -> onnx.ModelProto:
     )  # fmt: skip
 
 
+def turned() -> onnx.ModelProto:
+    """The mean of each channel goes to the end, as TensorFlow exports it: (B, C, 1, 1), (B, 1, 1, C), (B, C)."""
+    return graph(
+        conv("x", "a", "w1 b1"),
+        helper.make_node("Relu", ["a"], ["r"]),
+        helper.make_node("GlobalAveragePool", ["r"], ["b"]),
+        helper.make_node("Reshape", ["b", "last"], ["c"]),
+        helper.make_node("Reshape", ["c", "flat"], ["d"]),
+        helper.make_node("MatMul", ["d", "w2"], ["logits"]),
+        w1=weight(8, 3, 1, 1), b1=weight(8), last=np.array([-1, 1, 1, 8]), flat=np.array([-1, 8]), w2=weight(8, 4),
+    )  # fmt: skip
+
+
 def shuffled() -> onnx.ModelProto:
     """The shuffle of a grouped convolution's channels, its sizes written in: channels of the same place in both groups go together."""
     return graph(
@@ -160,7 +173,7 @@ def tokens() -> onnx.ModelProto:
     )  # fmt: skip
 
 
-@pytest.mark.parametrize(("make", "groups"), [(plain, 2), (gated, 2), (dense, 1), (computed, 1), (shuffled, 2), (tokens, 2)])
+@pytest.mark.parametrize(("make", "groups"), [(plain, 2), (gated, 2), (dense, 1), (computed, 1), (turned, 1), (shuffled, 2), (tokens, 2)])
 def test_graph_is_the_same_as_a_network_and_half_as_wide_as_torch_cuts_it(make: Callable[[], onnx.ModelProto], groups: int) -> None:
     model = make()
     before = model.SerializeToString()

@@ -54,6 +54,12 @@ CASES: list[tuple[str, list[np.ndarray | tuple[int, ...]], dict[str, object]]] =
     ("AveragePool", [IMAGES], {"kernel_shape": [2, 2], "strides": [2, 2], "ceil_mode": 1}),
     ("AveragePool", [IMAGES], {"kernel_shape": [3, 3], "strides": [2, 2], "pads": [1, 1, 1, 1]}),
     ("AveragePool", [IMAGES], {"kernel_shape": [3, 3], "strides": [2, 2], "pads": [1, 1, 1, 1], "count_include_pad": 1}),
+    *(
+        ("AveragePool", [IMAGES], {"kernel_shape": [3, 3], "strides": [2, 2], "pads": pads, "count_include_pad": count, "ceil_mode": ceil})
+        for pads in ([0, 0, 1, 1], [1, 0, 0, 1])
+        for count in (0, 1)
+        for ceil in (0, 1)
+    ),
     ("GlobalAveragePool", [IMAGES], {}),
     ("GlobalMaxPool", [IMAGES], {}),
     ("ReduceMean", [IMAGES, whole(2, 3)], {"keepdims": 0}),
@@ -145,7 +151,7 @@ def test_every_operator_is_compared_with_onnx_runtime() -> None:
         (helper.make_node("Cast", ["x"], ["y"], to=TensorProto.INT64), "casts to INT64, but must cast to FLOAT; fine-tune"),
         (helper.make_node("Pad", ["x", "from"], ["y"], mode="edge"), 'has mode .="edge".*must pad with a number'),
         (helper.make_node("Conv", ["x", "w"], ["y"], auto_pad="SAME_UPPER"), 'auto_pad .="SAME_UPPER".*pads as numbers'),
-        (helper.make_node("AveragePool", ["x"], ["y"], kernel_shape=[2, 2], pads=[0, 0, 1, 1]), "pads one side more than the other"),
+        (helper.make_node("AveragePool", ["x"], ["y"], kernel_shape=[2, 2], dilations=[2, 2]), "is dilated, which torch cannot"),
         (helper.make_node("Slice", ["x", "from", "to", "axis", "step"], ["y"]), "steps .=.-1.., but torch needs them positive"),
     ],
 )
