@@ -57,8 +57,7 @@ def run_benchmark(
 
     Args:
         candidates: in the order in which the report shows them.
-        images, labels: the test set, uint8 ``(N, C, H, W)``, an array or indexed like one, and integers ``(N,)``; without labels only
-            latency and size are measured.
+        images, labels: the test set, uint8 ``(N, C, H, W)``, or indexed like such an array, and ``(N,)``; or no labels, and no scores.
         classes: K, None without labels. score: ``score(labels, predictions, classes)``, fractions with ``balanced_accuracy`` among them.
         baseline: the name of the candidate to compare with; where several runtimes have it, ONNX Runtime's on the CPU.
         data: name and fingerprint of the test set, passed through.
