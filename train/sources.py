@@ -116,12 +116,17 @@ def load_data(
         raw = _read_unlabelled(Path(source), reader, answer)
     else:
         raw = _read_source(source, cache, reader)
-    train, test, order = raw.train, raw.test, np.arange(len(raw.train.labels))
     if reader.broken and not skip_broken:
-        raise BrokenPictures(source, reader.broken, len(order) + (len(test.labels) if test else 0) + len(reader.broken))
+        read = len(raw.train.labels) + (len(raw.test.labels) if raw.test else 0)
+        raise BrokenPictures(source, reader.broken, read + len(reader.broken))
     if raw.train.images.shape[1:] != shape:
         raise TrainError(f"data (={source}) has images of shape {raw.train.images.shape[1:]}, the network takes {shape}; choose other data")
-    cut = order[:0]
+    return _parted(raw, seed, validation, len(reader.broken))
+
+
+def _parted(raw: _Raw, seed: int, validation: float, skipped: int) -> DataSet:
+    train, test, order = raw.train, raw.test, np.arange(len(raw.train.labels))
+    cut, (_, *shape) = order[:0], train.images.shape
     if test is None:
         order, cut = divide(train.labels, _TEST_FRACTION, _TEST_SEED, raw.name)
         train, test = raw.train.take(order), raw.train.take(cut)
@@ -134,11 +139,11 @@ def load_data(
     about = About(
         name=raw.name,
         classes=raw.classes,
-        shape=shape,
+        shape=(shape[0], shape[1], shape[2]),
         counts=(len(rest), len(held), len(test.labels)),
         fingerprint=known,
         has_test=raw.test is not None,
-        skipped=len(reader.broken),
+        skipped=skipped,
         labelled=raw.labelled,
     )
     return DataSet(about, lambda: (about, parts))
