@@ -1,8 +1,8 @@
 """The pictures of a folder, decoded by as many threads as there are cores; into memory, or once for all into a cache on disk.
 
 Pillow decodes them. Measured for JPEG, one thread: 1,800 a second of 224x224 and 35 of 1600x1200 shrunk to that, where simplejpeg 1.9 and
-torchvision did 2,800 to 2,900 and 44 to 52, with the same pixels; Pillow's draft mode did 168 of the large ones, with others, and so with
-another fingerprint. As each is decoded once, another package did not pay.
+torchvision did 2,800 to 2,900 and 44 to 52, with the same pixels or such as differ by one step; Pillow's draft mode did 168 of the large
+ones, with others, and so with another fingerprint. As each is decoded once, another package did not pay.
 
 Refused with one line: a folder of a class without pictures, pictures that cannot be used, and more than ``MAX_BYTES`` without a cache.
 """
