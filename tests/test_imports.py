@@ -97,7 +97,7 @@ def broken_rules(path: str, source: str) -> list[str]:
             broken.append(f"{name}: that name is the user's; say it relatively")
         elif part in STANDALONE and other in FOLDERS and other != part:
             broken.append(f"{name}: {part} stands alone")
-        elif part == "models" and foreign and other != "torch":
+        elif part == "models" and foreign and other != "torch" and path != "models/packages.py":
             broken.append(f"{name}: models needs torch only")
         elif part == "benchmarks" and found.on_load and foreign and other not in ("numpy", "onnxruntime", "msgspec"):
             broken.append(f"{name}: benchmarks runs where only numpy, onnxruntime and msgspec are; import it in the function")

@@ -76,7 +76,7 @@ class Network:
                 f"weights (={file}) are taken in by one process; `compress export-onnx --weights {file}` first, then train --from"
             )
         if context.starts_from_parent:
-            project, recipe, parent = start_of(context, TRAINED_STAGES, (*TRAINED_STAGES, "remove-channels"))
+            project, recipe, parent = start_of(context, TRAINED_STAGES, (*TRAINED_STAGES, "remove-channels"), new_head=True)
             made = train(project, training_config(recipe, **settings), context.out, parent)
         else:
             made = train(context.project(recipe), config, context.out)

@@ -98,14 +98,16 @@ class Context:
         claim = partial(claimed, waits=lambda: self.console.say("data: another process decodes these pictures; waits for it"))
         return Cache(folder=self.cache / HIDDEN, claim=claim, publish=publish)
 
-    @property
-    def spec(self) -> InputSpec:
-        """The image that the user's network takes."""
-        pixels: dict[str, Any] = {"way": self.resize, "crop": self.crop, "interpolation": self.interpolation}
-        resize = Resize(**{name: value for name, value in pixels.items() if value is not None})
-        given: dict[str, Any] = {"shape": self.image_shape, "mean": self.mean, "std": self.std}
-        given["resize"] = resize if resize != STRETCH else None
-        return InputSpec(**{name: value for name, value in given.items() if value is not None})
+    def spec_of(self, model: str | None) -> InputSpec:
+        """The image that the user's network takes: as was said, else as one of a package was trained."""
+        known = {} if model is None else dict(ModelReference(reference=model).images)
+        if self.resize not in (None, "crop"):
+            known.pop("crop", None)
+        names = {"shape": "image_shape", "way": "resize"}
+        given = {name: getattr(self, names.get(name, name)) for name in ("shape", "mean", "std", "way", "crop", "interpolation")}
+        found = known | {name: value for name, value in given.items() if value is not None}
+        resize = Resize(**{name: found.pop(name) for name in ("way", "crop", "interpolation") if name in found})
+        return InputSpec(**found, resize=UNSET if resize == STRETCH else resize)
 
     def load_recipe(self, model: str | None = None) -> Recipe:
         data = None if self.data is None else str(self.data)
@@ -115,11 +117,12 @@ class Context:
         """A project that has no parent: network and data from the options and the recipe."""
         model = ModelReference(reference=recipe.model, options={**recipe.table("model-options"), **self.options})
         model.identity()  # refuses a wrong reference before minutes of loading data
-        data, source = self.load(recipe.data, recipe.seed, self.spec)
+        spec = self.spec_of(recipe.model)
+        data, source = self.load(recipe.data, recipe.seed, spec)
         other = "" if self.names_data else "; --data names other data"
         other = f"; {data.about.skipped:,} that cannot be used left out{other}" if data.about.skipped else other
         told = f"{data.name}, {sum(vars(source.images).values()):,} images in {len(data.classes)} classes{other}"
-        return dataclasses.replace(self._project(model, model.slug, self.spec, data, source), told=told)
+        return dataclasses.replace(self._project(model, model.slug, spec, data, source), told=told)
 
     def folder(self, recipe: Recipe) -> Path:
         """``runs/<model>``."""
@@ -160,6 +163,8 @@ class Context:
         if not self.pretrained:
             return self.start if isinstance(self.start, Artifact) or self.start is None else self.trusted(read_artifact(Path(self.start)))
         model = self.load_recipe().model
+        if ModelReference(reference=model).in_package:
+            return None
         folder = WEIGHTS / ModelReference(reference=model).slug
         if not folder.is_dir():
             there = ", ".join(sorted(path.name for path in WEIGHTS.glob("[!.]*"))) or "no network"
@@ -168,6 +173,11 @@ class Context:
             )
         return read_artifact(folder, "network")
 
+    def weights_file(self) -> Path | None:
+        """Weights from elsewhere: those of ``weights``, or of a package whose network is asked for ``pretrained``."""
+        model = ModelReference(reference=self.load_recipe().model)
+        return model.trained_weights(self.cache) if self.pretrained and model.in_package else self.weights
+
     def trusted(self, artifact: Artifact) -> Artifact:
         """The artifact, if nothing is to be run for it but this package and a file that the user named, now or when training it here.
 
@@ -175,7 +185,7 @@ class Context:
         that file, wherever it lies now; that it is the same file is seen by its hash before it is run.
         """
         model = ModelReference.of(artifact.manifest.model)
-        if artifact.manifest.kind != "network" or model is None or model.is_built_in:
+        if artifact.manifest.kind != "network" or model is None or model.is_built_in or model.in_package:
             return artifact
         if self.model is not None and self.model not in BUILT_IN:
             about = dataclasses.replace(artifact.manifest.model, reference=self.model)
@@ -221,7 +231,7 @@ class Context:
         if given or self.pretrained:
             raise CompressError(f"onnx (={path}) and {(*given, '--pretrained')[0]} exclude each other; leave one of them out")
         shape = image_shape(path)
-        spec = dataclasses.replace(self, image_shape=self.image_shape or shape).spec
+        spec = dataclasses.replace(self, image_shape=self.image_shape or shape).spec_of(self.model)
         if shape is not None and shape != spec.shape:
             given_shape = "x".join(map(str, spec.shape))
             raise CompressError(f"image-shape (={given_shape}) is not what onnx (={path}) takes, {shape}; leave --image-shape out")
@@ -246,7 +256,7 @@ class Context:
         """
         if first is not None:
             return self._with_parent(first, None)[0]
-        spec = dataclasses.replace(self, image_shape=self.image_shape or shape).spec
+        spec = dataclasses.replace(self, image_shape=self.image_shape or shape).spec_of(self.model)
         if self.names_data:
             return self._project(None, path.stem, spec, *self.load(self.data, self.seed or 0, spec))
         if shape is None:

@@ -83,8 +83,10 @@ def build_network(model: ModelReference, classes: int, spec: InputSpec) -> nn.Mo
     return network
 
 
-def load_weights(network: nn.Module, file: Path) -> str:
+def load_weights(network: nn.Module, file: Path, *, classes: int | None = None) -> str:
     """Load a state dict from ``file`` strictly; missing, unexpected and mis-shaped entries are named, and what holds no finite floats.
+
+    ``classes``: layers that differ in nothing but giving so many classes here, and others there, keep what they have.
 
     Returns:
         What was unwrapped to find it, in words such as ``its "model_ema", without "module"``; nothing where nothing was.
@@ -95,6 +97,11 @@ def load_weights(network: nn.Module, file: Path) -> str:
         raise NetworkError(
             f"weights (={file}) holds {_some(odd)}, that is no finite float weight; save the state_dict of a trained network"
         )
+    heads = [name for name in own if classes is not None and name in stored and _is_head(stored[name], own[name], classes)]
+    if heads:
+        theirs = ", ".join(dict.fromkeys(f"{name.rpartition('.')[0]} of {len(stored[name])} classes" for name in heads))
+        told = ", ".join(filter(None, [told, f"without {theirs}: what reads {classes} is new"]))
+        stored = {**stored, **{name: own[name].detach() for name in heads}}
     problems = {
         "missing": [name for name in own if name not in stored],
         "unexpected": [name for name in stored if name not in own],
@@ -110,6 +117,11 @@ def load_weights(network: nn.Module, file: Path) -> str:
         )
     network.load_state_dict(stored)
     return told
+
+
+def _is_head(value: Tensor, own: Tensor, classes: int) -> bool:
+    """Whether they are the weights of one layer for two numbers of classes."""
+    return len(own.shape) > 0 and len(own) == classes != len(value) and value.shape[1:] == own.shape[1:]
 
 
 def _plain(value: Tensor, own: Tensor) -> bool:

@@ -1,4 +1,9 @@
-"""Which network: ``k49``, ``emnist``, or ``path/net.py:make_net`` for one of the user's own, all through the same door.
+"""Which network: ``k49``, ``emnist``, one of a package by its name, or one of the user's own, all through the same door.
+
+::
+
+    torchvision:mobilenet_v3_small    timm:mobilenetv4_conv_small       classifiers of these packages, their head for the classes at hand
+    path/net.py:make_net                                                a factory of the user's own
 
 A user's factory is a function that returns the ``torch.nn.Module``. Its file is imported the way ``python path/net.py`` would: its own
 folder first on the path, then the current one, so that ``from models.backbone import ...`` finds the user's ``models``, a name which
@@ -9,6 +14,7 @@ import ast
 import importlib
 import importlib.util
 import itertools
+import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -23,6 +29,7 @@ from ..errors import NetworkError, first_line
 from .artifact import digest_of, sha256_of
 from .parts import Model
 
+PACKAGES = ("torchvision", "timm")
 BUILT_IN = {"k49": "compress.models.k49", "emnist": "compress.models.emnist"}
 # What a user's file or factory may fail with for reasons of its own; anything else is shown with its traceback.
 FACTORY_FAILURES = (
@@ -49,10 +56,22 @@ class ModelReference:
         return self.reference in BUILT_IN
 
     @property
+    def in_package(self) -> tuple[str, str] | None:
+        """The package that has it, and its name there; None of any other."""
+        package, colon, name = self.reference.partition(":")
+        if package not in PACKAGES or not colon:
+            return None
+        if not re.fullmatch(r"\w[\w.]*", name, re.ASCII):
+            raise NetworkError(f"model (={self.reference}) must name a network of {package}, such as {package}:mobilenet_v3_small")
+        return package, name
+
+    @property
     def slug(self) -> str:
-        """The name of its folder under ``runs/``: ``k49``, or ``net-make_net`` for ``path/net.py:make_net``."""
+        """The name of its folder under ``runs/``: ``k49``, ``torchvision-resnet18``, or ``net-make_net`` for ``path/net.py:make_net``."""
         if self.is_built_in:
             return self.reference
+        if (named := self.in_package) is not None:
+            return "-".join(named)
         file, factory = self._split()
         return f"{Path(file).stem}-{factory}"
 
@@ -71,18 +90,38 @@ class ModelReference:
 
     def identity(self) -> dict[str, Any]:
         """What artifacts record: the reference, its options, and the hash of the user's files, so that an edit is noticed."""
-        source = None if self.is_built_in else digest_of(sorted(map(sha256_of, _users_files(self.file))))
+        source = None if self.is_built_in or self.in_package else digest_of(sorted(map(sha256_of, _users_files(self.file))))
         return {"reference": self.reference, "options": dict(self.options), "source": source}
 
     def factory(self) -> Callable[..., Any]:
         """The function that makes the network."""
         if self.is_built_in:
             return importlib.import_module(BUILT_IN[self.reference]).make
+        if self.in_package:
+            from ..models.packages import factory
+
+            return factory(*self.in_package)
         file, name = self._split()
         made = getattr(self._import(), name, None)
         if not callable(made):
             raise NetworkError(f"{file} has no function {name}; the reference is path/net.py:factory")
         return made
+
+    @property
+    def images(self) -> dict[str, Any]:
+        """What images a network of a package was trained on, see :func:`compress.models.packages.images`; nothing of any other."""
+        if not self.in_package:
+            return {}
+        from ..models.packages import images
+
+        return images(*self.in_package)
+
+    def trained_weights(self, cache: Path) -> Path:
+        """See :func:`compress.models.packages.trained_weights`."""
+        from ..models.packages import trained_weights
+
+        assert self.in_package is not None, "only packages have some to download"
+        return trained_weights(*self.in_package, cache)
 
     def _import(self) -> ModuleType:
         """The user's module. Their folders lie first on ``sys.path`` meanwhile, and last afterwards, for what it imports later."""
@@ -105,8 +144,8 @@ class ModelReference:
     def _split(self) -> tuple[str, str]:
         file, colon, factory = self.reference.rpartition(":")
         if not colon or not file.endswith(".py") or not factory.isidentifier():
-            known = " or ".join(BUILT_IN)
-            raise NetworkError(f"model (={self.reference}) must be {known}, or path/net.py:factory for a network of your own")
+            known = ", ".join((*BUILT_IN, *(f"{package}:NAME" for package in PACKAGES)))
+            raise NetworkError(f"model (={self.reference}) must be one of {known}, or path/net.py:factory for a network of your own")
         return file, factory
 
 

@@ -97,9 +97,12 @@ def refuse_sigmoid(parent: Artifact, epochs: int) -> None:
             raise CompressError(f"{told}; take --epochs 0")
 
 
-def import_weights(project: Project, weights: Path) -> Artifact:
-    """Take in a network that was trained elsewhere; it is scored on the validation images."""
-    config = {"weights": sha256_of(weights)}
+def import_weights(project: Project, weights: Path, *, new_head: bool = False) -> Artifact:
+    """Take in a network that was trained elsewhere; it is scored on the validation images.
+
+    ``new_head``: where only its last layer is of other classes than the data's, that is left out, as it will be trained.
+    """
+    config: dict[str, Any] = {"weights": sha256_of(weights)} | ({"new_head": True} if new_head else {})
     key = stage_key("import", config, data=data_identity(project), **network_identity(project))
 
     network = None
@@ -108,7 +111,7 @@ def import_weights(project: Project, weights: Path) -> Artifact:
         from .finetune import new_network, save_network, validate
 
         network = new_network(project, 0)
-        if told := load_weights(network, weights):
+        if told := load_weights(network, weights, classes=project.classes if new_head else None):
             project.console.say(f"import: {weights.name}, {told}")
     with making(project, "network", "import", key, config) as new:
         if network is not None and new.wanted:
@@ -116,12 +119,14 @@ def import_weights(project: Project, weights: Path) -> Artifact:
     return new.artifact
 
 
-def start_of(context: Context, stages: tuple[str, ...], allowed: tuple[str, ...] | None = None) -> tuple[Project, Recipe, Artifact]:
+def start_of(
+    context: Context, stages: tuple[str, ...], allowed: tuple[str, ...] | None = None, *, new_head: bool = False
+) -> tuple[Project, Recipe, Artifact]:
     """As ``Context.child``; weights from elsewhere become an artifact first."""
-    if context.weights is None:
+    if (weights := context.weights_file()) is None:
         return context.child(stages, allowed)
     context.named_parent()  # refuses two at once
-    need_file(context.weights, f"weights (={context.weights})")
+    need_file(weights, f"weights (={weights})")
     recipe = context.load_recipe()
     project = context.project(recipe)
-    return project, recipe, import_weights(project, context.weights)
+    return project, recipe, import_weights(project, weights, new_head=new_head)

@@ -147,7 +147,7 @@ def _open_file(path: Path, context: Context) -> tuple[Sure, Sequence[str], Input
 def _open_foreign(path: Path, context: Context) -> tuple[Sure, Sequence[str], InputSpec]:
     from ..graphs.adopt import own_answers
 
-    spec = dataclasses.replace(context, image_shape=shape_of([path], context.image_shape)).spec
+    spec = dataclasses.replace(context, image_shape=shape_of([path], context.image_shape)).spec_of(None)
 
     def sure(images: NDArray[np.uint8]) -> NDArray[Any]:
         found, kind = own_answers(path, spec.mean, spec.std, images)

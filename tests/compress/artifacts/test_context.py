@@ -17,6 +17,7 @@ from compress.artifacts.project import making
 from compress.artifacts.records import write_record
 from compress.train.data_set import DataSet
 from compress.train.errors import TrainError
+from compress.train.resize import Resize
 
 SPEC = InputSpec(shape=(1, 4, 4))
 
@@ -114,3 +115,13 @@ def test_what_is_broken_is_left_out_for_the_descendants_too(pictures: Path, tmp_
     assert sum(data.about.counts) == 18 and record.skipped == 2
     about = types.SimpleNamespace(data=record, input=SPEC)
     assert plain.load_like(about, str(pictures))[0].fingerprint == data.fingerprint  # type: ignore[arg-type]
+
+
+def test_images_are_those_of_a_named_network_unless_others_are_said() -> None:
+    named = Context(model="torchvision:resnet50")
+    assert named.spec_of(named.model).resized == Resize(way="crop", crop=224 / 232)
+    other = dataclasses.replace(named, image_shape=(3, 64, 64), resize="stretch", mean=(0.5,))
+    spec = other.spec_of(other.model)
+    assert (spec.shape, spec.mean, spec.std, spec.resized) == ((3, 64, 64), (0.5,), (0.229, 0.224, 0.225), Resize())
+    half = dataclasses.replace(named, crop=0.5)
+    assert half.spec_of(half.model).resized == Resize(way="crop", crop=0.5)

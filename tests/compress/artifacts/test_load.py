@@ -544,3 +544,15 @@ def test_many_long_names_make_one_short_line(tmp_path: Path) -> None:
         load_weights(linear(), as_torch(state, tmp_path))
     message = str(told.value).replace(str(tmp_path), "")
     assert "\n" not in message and len(message) <= 160 + 100
+
+
+def test_a_head_of_other_classes_is_left_out_where_it_will_be_trained(tmp_path: Path) -> None:
+    theirs, ours = (nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, count)) for count in (1000, 3))
+    before = {name: value.clone() for name, value in ours.state_dict().items()}
+    file = as_torch(theirs.state_dict(), tmp_path)
+    assert load_weights(ours, file, classes=3) == "without 2 of 1000 classes: what reads 3 is new"
+    after = ours.state_dict()
+    assert torch.equal(after["0.weight"], theirs[0].weight) and torch.equal(after["2.weight"], before["2.weight"])
+    for classes, network in ((None, ours), (3, nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 3)))):
+        with pytest.raises(NetworkError, match="does not fit the network: mis-shaped: "):
+            load_weights(network, file, classes=classes)

@@ -73,7 +73,10 @@ def test_a_network_may_import_its_neighbours_later(write: Write) -> None:
 
 @pytest.mark.parametrize("reference", ["", "k50", "net.py", "net.py:", ":make", "net.txt:make", "net:make", "net.py:make it", "net.py:1"])
 def test_what_is_no_reference_is_refused(reference: str) -> None:
-    with pytest.raises(NetworkError, match=r"model \(=.*\) must be k49 or emnist, or path/net\.py:factory for a network of your own"):
+    with pytest.raises(
+        NetworkError,
+        match=r"model \(=.*\) must be one of k49, emnist, torchvision:NAME, timm:NAME, or path/net\.py:factory for a network of your own",
+    ):
         ModelReference(reference=reference).factory()
 
 
@@ -99,3 +102,12 @@ def test_a_file_that_does_not_give_a_factory_is_refused(write: Write, source: st
     for _ in range(2):  # the second time no half-imported module may be found
         with pytest.raises(NetworkError, match=told):
             model.factory()
+
+
+def test_a_network_of_a_package_needs_no_file() -> None:
+    named = ModelReference(reference="torchvision:mobilenet_v3_small", options={"dropout": 0.1})
+    assert named.slug == "torchvision-mobilenet_v3_small" and not named.is_built_in
+    assert named.identity() == {"reference": named.reference, "options": {"dropout": 0.1}, "source": None}
+    assert named.images["shape"] == (3, 224, 224) and ModelReference(reference="k49").images == {}
+    with pytest.raises(NetworkError, match=r"model \(=timm:\.\./x\) must name a network of timm"):
+        _ = ModelReference(reference="timm:../x").slug

@@ -65,7 +65,7 @@ def test_every_command_is_there_and_has_help_with_an_example(capfd: pytest.Captu
     ("arguments", "line"),
     [
         (["train", "--data", "digitz"], "data (=digitz) is neither a known name nor a folder, did you mean digits?"),
-        (["train", "--model", "k50"], "model (=k50) must be k49 or emnist, or path/net.py:factory"),
+        (["train", "--model", "k50"], "model (=k50) must be one of k49, emnist, torchvision:NAME, timm:NAME, or path/net.py:factory"),
         (["train", "--model", "net.py:make"], "there is no file net.py"),
         (["train", "--epochs", "0"], "epochs (=0) must be at least 1"),
         (["train", "--epochs", "many"], "'many' is not a valid integer; see compress train --help"),
