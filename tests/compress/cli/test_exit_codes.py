@@ -134,7 +134,7 @@ def test_a_limit_of_the_system_is_one_line_and_leaves_nothing(limit: str, line: 
         (RuntimeError("CUDA out of memory. Tried to allocate 20.00 MiB"), "there is not enough .*"),
         (ImportError("libtorch.so: failed to map segment from shared object"), "there is not enough .*"),
         (OSError(errno.ENOSPC, "No space left on device"), "No space left on device; make room, and the same command goes on"),
-        (OSError(errno.EROFS, "Read-only file system", "runs"), "runs: Read-only file system; name another --runs or --out"),
+        (OSError(errno.EROFS, "Read-only file system", "runs"), "runs: Read-only file system; name another --runs, --out or --cache"),
         (OSError(errno.EACCES, "Permission denied", "runs"), "runs: Permission denied; nothing was changed there"),
         (ModuleNotFoundError("No module named 'torch'", name="torch"), "this needs torch, which is not installed here; .*"),
     ],

@@ -98,7 +98,7 @@ def test_control_flow_on_data_is_refused_in_one_line(here: Path, run: Commands) 
         (["remove-channels", "--max-macs", "a third"], "max-macs (=a third) must be a share of what the unpruned network costs"),
         (["remove-channels", "--max-latency", "1.5x"], "max_latency (=1.5) must lie in (0, 1); times what the teacher costs"),
         (["remove-channels", "--max-latency", "nan"], "max_latency (=nan) must lie in (0, 1)"),
-        (["remove-channels", "--importance", "size"], "importance (=size) must be auto, l2, bn or taylor"),
+        (["remove-channels", "--importance", "size"], "importance (=size) must be auto, l2, bn, taylor, fluctuation or bn-fluctuation"),
         (["remove-channels", "--model", "emnist"], "has no network yet (looked in train, import); run `compress train` first"),
         (["sensitivity", "--granularity", "row"], "granularity (=row) must be"),
         (["sensitivity", "--sparsity", "1"], "sparsities"),

@@ -122,18 +122,18 @@ def test_what_is_left_makes_up_for_removed_channels_unless_it_is_not_to(made: Ma
 
 
 def test_what_is_left_makes_up_for_a_bypassed_module_unless_it_is_not_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    options = Context(model="k49", options={"widths": [8, 16], "depths": [1, 2]}, data="digits", runs=tmp_path, device="cpu")
+    options = Context(model="k49", options={"widths": [8], "depths": [2]}, data="digits", runs=tmp_path, device="cpu")
     project = options.project(options.load_recipe())
     parent = train(project, FitConfig(epochs=1, batch=64, lr=0.003))
     monkeypatch.setattr(stage, "_latencies", lambda project, network, names: dict.fromkeys(names, Interval(value=1.0, low=1.0, high=1.0)))
     config = SensitivityConfig(granularity="module", **CONFIG)
     found, bare = (measure_sensitivity(project, parent, dataclasses.replace(config, reconstruct=how)) for how in (True, False))
     network, without = load_network(parent), load_network(parent)
-    bypass(without, ["blocks.2"])
-    assert point_of(bare, "blocks.2", 1.0) == pytest.approx(scored(project, without), rel=1e-4)
+    bypass(without, ["blocks.1"])
+    assert point_of(bare, "blocks.1", 1.0) == pytest.approx(scored(project, without), rel=1e-4)
     made_up = Bench(project=project, solved_on=256).without(network, without)
-    assert point_of(found, "blocks.2", 1.0) == pytest.approx(scored(project, made_up), rel=1e-4)
-    assert point_of(found, "blocks.2", 1.0)[1] < point_of(bare, "blocks.2", 1.0)[1]
+    assert point_of(found, "blocks.1", 1.0) == pytest.approx(scored(project, made_up), rel=1e-4)
+    assert point_of(found, "blocks.1", 1.0)[1] < point_of(bare, "blocks.1", 1.0)[1]
 
 
 def test_a_network_without_modules_of_one_shape_is_told(made: Made) -> None:
