@@ -159,9 +159,11 @@ def fold(model: onnx.ModelProto, name: str) -> onnx.ModelProto:
 
     Raises:
         CompressError: ONNX Runtime cannot load the model, which the error calls ``name``; it has no weights, or some that are not finite.
+        OSError: there is no room for it among the system's temporary files.
     """
     with tempfile.TemporaryDirectory(prefix="compress-") as folder:
         file = Path(folder) / "folded.onnx"
+        file.write_bytes(model.SerializeToString())  # of a disk without room ONNX Runtime would say that the model is damaged
         open_session(model, name, graph_optimization_level=Level.ORT_ENABLE_BASIC, optimized_model_filepath=str(file))
         folded = onnx.load(file)
     del folded.graph.value_info[:]  # stale shapes of transposed weights: "Inferred shape and existing shape differ"

@@ -1,6 +1,11 @@
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 from by_hand import graph, kinds, node, run
+from onnx import save
 
 from compress.errors import CompressError
 from compress.graphs.floats import fold, is_weighted, nodes_after_weights, nodes_before_weights, split_gemms
@@ -64,3 +69,13 @@ def test_nodes_after_the_last_weights() -> None:
         b=B,
     )
     assert [entry.name for entry in nodes_after_weights(index(model))] == ["bias", "probabilities"]
+
+
+def test_a_disk_without_room_is_not_blamed_on_the_model(tmp_path: Path) -> None:
+    save(graph(node("MatMul", ["x", "w"], ["y"]), w=np.ones((2, 600), np.float32)), tmp_path / "net.onnx")
+    script = (
+        "import onnx, resource; from compress.graphs.floats import fold; model = onnx.load('net.onnx'); "
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (1024, 1024)); fold(model, 'the graph')"
+    )
+    done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True)
+    assert done.stderr.splitlines()[-1] == "OSError: [Errno 27] File too large"
