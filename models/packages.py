@@ -9,6 +9,7 @@ that fails.
 import difflib
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 from urllib.parse import urlparse
 
@@ -70,7 +71,7 @@ def trained_weights(package: str, name: str, cache: Path) -> Path:
                     f"pretrained: torchvision has no weights of {name}; train it from the start, or name a file with --weights"
                 )
             file = Path(hub.get_dir(), "checkpoints", Path(urlparse(known.DEFAULT.url).path).name)
-            known.DEFAULT.get_state_dict(progress=False, check_hash=True)
+            known.DEFAULT.get_state_dict(progress=False, check_hash=True, weights_only=True)
             return file
         file = cache / "timm" / f"{name}.safetensors"
         if not file.exists():
@@ -82,9 +83,15 @@ def trained_weights(package: str, name: str, cache: Path) -> Path:
             save_file({key: value.contiguous().clone() for key, value in network.state_dict().items()}, partial)
             partial.replace(file)
         return file
+    except UnpicklingError as error:
+        raise ModelError(f"pretrained: the weights of {package}:{name} cannot be read ({_first(error)}); remove {file}") from error
     except (OSError, RuntimeError) as error:
-        told = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ModelError(f"pretrained: the weights of {package}:{name} could not be downloaded ({told}); put them at {file}") from error
+        told = f"could not be downloaded ({_first(error)}); put them at {file}"
+        raise ModelError(f"pretrained: the weights of {package}:{name} {told}") from error
+
+
+def _first(error: Exception) -> str:
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
 
 
 def _check(package: str, name: str) -> None:

@@ -64,6 +64,20 @@ def test_weights_of_torchvision_are_where_its_own_download_puts_them(tmp_path: P
     assert trained_weights("torchvision", "mobilenet_v3_small", tmp_path) == file
 
 
+def test_a_file_in_the_packages_cache_that_would_run_code_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Evil:
+        def __reduce__(self) -> Any:
+            return (tmp_path / "ran").touch, ()
+
+    monkeypatch.setattr(hub, "get_dir", lambda: str(tmp_path))
+    file = tmp_path / "checkpoints" / "mobilenet_v3_small-047dcff4.pth"
+    file.parent.mkdir()
+    torch.save({"features.0.0.weight": Evil()}, file)
+    with pytest.raises(ModelError, match=r"mobilenet_v3_small cannot be read .*; remove .*mobilenet_v3_small-047dcff4\.pth"):
+        trained_weights("torchvision", "mobilenet_v3_small", tmp_path)
+    assert not (tmp_path / "ran").exists()
+
+
 def test_a_download_that_fails_says_where_the_file_goes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refused(*_: Any, **__: Any) -> None:
         raise OSError("no route to host")
