@@ -76,7 +76,7 @@ class PruneConfig:
         return self.sparsity
 
 
-MADE_UP = 1  # raised when zeroed weights are made up for otherwise, so that what older versions made is not taken for its own
+MADE_UP = 2  # raised when zeroed weights are made up for otherwise, so that what older versions made is not taken for its own
 SEEN = 2048  # training images whose gradients say which weights the loss feels
 
 

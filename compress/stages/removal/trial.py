@@ -31,7 +31,7 @@ from ..finetune import Bench, zeros_kept
 from ..remove_channels import AUTO, STAGE
 from .plan import Cutter
 
-TRIED_ON = 512  # training images that a network is reconstructed on for the trial
+TRIED_ON = 256  # training images that a network is reconstructed on for the trial, as more change the losses and not their order
 
 
 @dataclass(frozen=True)

@@ -363,7 +363,8 @@ def test_networks_are_on_the_device_while_they_are_reconstructed_and_on_the_cpu_
 
 
 def test_large_pictures_are_few_as_each_chunk_of_them_costs_a_pass_for_each_layer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    bench, seen = Bench(project=project_in(tmp_path), solved_on=90), list[int]()
+    assert len(Bench(project=project_in(tmp_path), solved_on=90).images) == 90, "no more than was asked for, however many are left"
+    bench, seen = Bench(project=project_in(tmp_path), solved_on=400), list[int]()
     assert len(bench.images) > 160
 
     def reconstruct(*given: Any, **how: object) -> SimpleNamespace:
