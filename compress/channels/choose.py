@@ -118,17 +118,13 @@ def at_floor(groups: Groups, scores: Mapping[str, Tensor], how: Choice) -> Kept:
 
 def size_after(network: nn.Module, groups: Groups, keep: Mapping[str, tuple[int, ...]]) -> int:
     """Parameters of the network that keeps these units, found without cutting it."""
-    gone = groups.removed(keep)
-    shapes = {name: value.shape for name, value in network.named_parameters()}
-    return sum(math.prod(size - len(gone.get((name, dim), ())) for dim, size in enumerate(shape)) for name, shape in shapes.items())
+    return sum(groups.sizes_left(keep, ((name, value.shape) for name, value in network.named_parameters())))
 
 
 def macs_after(groups: Groups, keep: Mapping[str, tuple[int, ...]]) -> int:
     """MACs of one image in the network that keeps these units, found without cutting it: what ``count_cost`` would count."""
-    gone = groups.removed(keep)
-    return round(
-        sum(each * math.prod(size - len(gone.get((name, dim), ())) for dim, size in enumerate(shape)) for name, shape, each in groups.uses)
-    )
+    left = groups.sizes_left(keep, ((name, shape) for name, shape, _ in groups.uses))
+    return round(sum(each * size for size, (_, _, each) in zip(left, groups.uses, strict=True)))
 
 
 def _choose(groups: Groups, scores: Mapping[str, Tensor], sparsity: float, how: Choice) -> Kept:

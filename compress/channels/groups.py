@@ -6,8 +6,9 @@ variance, and is read by column 3 of B's weight (2, 4, 3, 3). Remove one of thes
 of A touch the same parameters in the same way: they are one group of width 4. B's outputs leave the network: they are left whole.
 """
 
+import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from itertools import groupby
@@ -48,12 +49,12 @@ class ChannelGroup:
     def width(self) -> int:
         return len(self.cuts[0].positions)
 
-    @property
+    @cached_property
     def channels(self) -> int:
         """How many channels of its first layer one unit takes: 1, or those of one group of a grouped convolution."""
         return len(self.made.positions[0])
 
-    @property
+    @cached_property
     def made(self) -> Cut:
         """The outputs of the layer that makes the channels."""
         return next(cut for cut in self.cuts if cut.role == "output")
@@ -147,6 +148,16 @@ class Groups(Sequence[ChannelGroup]):
         stay = {**self.everything, **keep}
         rows = [torch.isin(torch.arange(group.width), torch.tensor(stay[group.name])) for group in self.groups]
         return torch.cat([*rows, torch.ones(1, dtype=torch.bool)])
+
+    def sizes_left(self, keep: Mapping[str, Sequence[int]], shapes: Iterable[tuple[str, Sequence[int]]]) -> Iterator[int]:
+        """How many elements are left of parameters, or of what is computed by them, of these names and shapes."""
+        gone = Counter[tuple[str, int]]()
+        for group in self.groups:
+            away = group.width - len(keep.get(group.name, range(group.width)))
+            for cut in group.cuts if away else ():
+                gone[cut.parameter, cut.dim] += away * len(cut.positions[0])
+        for name, shape in shapes:
+            yield math.prod(size - gone[name, dim] for dim, size in enumerate(shape))
 
     def removed(self, keep: Mapping[str, Sequence[int]]) -> dict[tuple[str, int], set[int]]:
         """Parameter and dimension to the indices that go."""

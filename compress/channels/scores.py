@@ -40,8 +40,7 @@ def importance(network: nn.Module, groups: Groups, kind: str = "l2", losses: Ite
     if kind not in KINDS:
         raise CompressError(f'importance (="{kind}") must be one of {", ".join(KINDS)}')
     if kind == "bn-fluctuation":
-        made, read = importance(network, groups, "bn"), importance(network, groups, "fluctuation", losses)
-        return {name: (made[name] * read[name]).sqrt() for name in made}
+        return both(importance(network, groups, "bn"), importance(network, groups, "fluctuation", losses))
     stored = network.state_dict()
     if kind == "taylor":
         scores = _taylor(network, groups, losses)
@@ -54,6 +53,11 @@ def importance(network: nn.Module, groups: Groups, kind: str = "l2", losses: Ite
         if not score.isfinite().all():
             raise CompressError(f'importance (="{kind}") of "{name}" is not finite; its weights or gradients hold NaN or infinity')
     return scores
+
+
+def both(made: Mapping[str, Tensor], read: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """ "bn-fluctuation" of the scores "bn" and "fluctuation"."""
+    return {name: (made[name] * read[name]).sqrt() for name in made}
 
 
 def _norm(group: ChannelGroup, stored: Mapping[str, Tensor]) -> Tensor:

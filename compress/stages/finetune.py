@@ -48,7 +48,8 @@ from ..train.stored import Images
 PROVED_ON = 1000  # validation images on which a graph is compared with torch
 JUDGED_BY = 2048  # training images that judge what was made of a pruned network; 512 took the worse of two by chance
 DIFFERENTIATED = 16e6  # bytes of the largest activation of a batch whose activations all stay
-MOST_CHUNKS, FEW_CHUNKS = 8, 2  # of images that a network is solved on, and for a trial (see ``pruning.layerwise``)
+MOST_CHUNKS, FEW_CHUNKS = 8, 1  # of images that a network is solved on, and for a trial (see ``pruning.layerwise``)
+PIXELS = 2**24  # of all images that importance looks at, or that judge or are solved on: 2,048 of 90 by 90, 334 of 224 by 224
 
 
 def new_network(project: Project, seed: int) -> nn.Module:
@@ -57,6 +58,11 @@ def new_network(project: Project, seed: int) -> nn.Module:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         return build_network(project.model, project.classes, project.spec)
+
+
+def affordable(count: int, project: Project, least: int = 256) -> int:
+    """So many images, or fewer large ones, which show more places each and take longer, but no fewer than ``least``."""
+    return min(count, max(least, PIXELS // math.prod(project.spec.shape[1:])))
 
 
 def zeros_kept(parent: Artifact, network: nn.Module) -> dict[str, Tensor]:
@@ -207,7 +213,7 @@ def _read(project: Project, run: Predict, images: Images) -> NDArray[np.float32]
 class Bench:
     """Makes up for what was cut or zeroed, and scores networks, on training images without distortions, drawn once, by a fixed seed.
 
-    ``solved_on``: as many images at most are solved on; :data:`JUDGED_BY` others judge.
+    ``solved_on``: as many images at most are solved on; :data:`JUDGED_BY` others judge; fewer large ones, see :func:`affordable`.
     """
 
     project: Project
@@ -215,10 +221,11 @@ class Bench:
 
     def __post_init__(self) -> None:
         train = self.project.data.train
-        chosen = train.sample(min(self.solved_on + JUDGED_BY, len(train.labels)), seed=0)
+        solving, judging = affordable(self.solved_on, self.project), affordable(JUDGED_BY, self.project, least=512)
+        chosen = train.sample(min(solving + judging, len(train.labels)), seed=0)
         order = np.random.default_rng(0).permutation(len(chosen.labels))
-        judging = min(JUDGED_BY, len(order) // 2)
-        self.solving, self.judging = chosen.take(order[judging:][: self.solved_on]), chosen.take(order[:judging])
+        judging = min(judging, len(order) // 2)
+        self.solving, self.judging = chosen.take(order[judging:][:solving]), chosen.take(order[:judging])
         self.device = choose_device(self.project.device)
         if self.device.type == "mps":  # which knows no float64
             self.device = torch.device("cpu")

@@ -23,11 +23,11 @@ from ..errors import CompressError
 from ..graphs.file import write_onnx
 from ..graphs.records import MINIMUM_IMAGES
 from ..pruning.masks import apply_masks
+from ..quantization.choice.latency_model import Groups
+from ..quantization.choice.node_groups import borders, node_groups
 from ..quantization.int8 import Prepared, prepare, quantize_dynamic, quantize_prepared, write_quantized
-from ..quantization.node_groups import node_groups
 from ..quantization.qat.network import GraphNetwork
 from ..quantization.records import Certified, Setting, Tried
-from ..quantization.search import Groups
 from ..quantization.weights_only import store_in, store_weights
 from ..train.data_set import Part
 from ..train.distil import Teacher
@@ -53,6 +53,7 @@ class Maker:
         prepared = self.prepared(False)
         self.groups_of = groups_of(prepared)
         self.groups: Sequence[str] = tuple(self.groups_of)
+        self.borders = borders(prepared.model, self.groups_of)
 
     def prepared(self, equalised: bool) -> Prepared:
         """The graph as the quantizer takes it, calibrated once; with cross-layer equalisation before or without."""

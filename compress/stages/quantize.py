@@ -43,8 +43,8 @@ from ..benchmarks.machine import DECIDING, machine_facts
 from ..benchmarks.statistics import Interval, over_launches
 from ..errors import CompressError
 from ..graphs.records import MINIMUM_IMAGES
+from ..quantization.choice.search import SURE, Judges, choose
 from ..quantization.records import Setting
-from ..quantization.search import SURE, Judges, choose
 from .import_network import refuse_sigmoid
 
 if TYPE_CHECKING:
@@ -129,7 +129,7 @@ def quantize(
 
 
 def choose_quantization(project: Project, parent: Artifact, config: QuantizeConfig) -> Artifact:
-    """Search for the fastest file as ``quantization.search`` does, on this machine: one image, one thread, ONNX Runtime."""
+    """Search for the fastest file as ``quantization.choice.search`` does, on this machine: one image, one thread, ONNX Runtime."""
     begun = time.monotonic()
     machine: dict[str, Any] = {name: machine_facts().get(name) for name in DECIDING if name not in ("governor", "gpu")}
     settings: dict[str, Any] = {name: getattr(config, name) for name in ("images", "seed", "max_drop", "accept_unproved")}

@@ -9,7 +9,7 @@ import dataclasses
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Literal
 
@@ -29,11 +29,11 @@ from ...channels.curves import Curves, choose_by_curves
 from ...channels.cut import remove_channels
 from ...channels.find import channel_groups
 from ...channels.groups import Groups
-from ...channels.scores import importance
+from ...channels.scores import both, importance
 from ...errors import CompressError
 from ...train.data_set import Part
 from ...train.split import stratified_sample
-from ..finetune import batch_losses
+from ..finetune import affordable, batch_losses
 from ..remove_channels import STAGE, out_of_reach
 from ..sensitivity import loss_curves
 
@@ -56,6 +56,7 @@ class Cutter:
     job: "Job"
     parent: Artifact
     config: "RemoveConfig"
+    scored: dict[str, dict[str, Tensor]] = field(default_factory=dict)  # by importance, found once for all that are made of this one
 
     @cached_property
     def network(self) -> nn.Module:
@@ -91,15 +92,21 @@ class Cutter:
         """What was measured by now, by the widths: the units that stayed, and the latency as a fraction of the teacher's."""
         return {}
 
-    @cached_property
+    @property
     def importances(self) -> dict[str, Tensor]:
         """The importance of each unit."""
-        project, part = self.job.project, self.job.project.data.train
-        chosen = stratified_sample(part.labels, min(self.config.images, len(part.labels)), seed=0)
-        sample = Part(part.images[chosen], part.labels[chosen])
-        scores = importance(self.network, self.groups, self.config.importance, batch_losses(project, self.network, sample))
-        self.network.cpu()
-        return scores
+        kind = self.config.importance
+        if kind not in self.scored:
+            if kind == "bn-fluctuation":
+                self.scored[kind] = both(self.by("bn").importances, self.by("fluctuation").importances)
+            else:
+                project, part = self.job.project, self.job.project.data.train
+                count = affordable(self.config.images, project)
+                chosen = stratified_sample(part.labels, min(count, len(part.labels)), seed=0)
+                sample = Part(part.images[chosen], part.labels[chosen])
+                self.scored[kind] = importance(self.network, self.groups, kind, batch_losses(project, self.network, sample))
+                self.network.cpu()
+        return self.scored[kind]
 
     @cached_property
     def scores(self) -> dict[str, Tensor]:

@@ -144,12 +144,11 @@ def _trials(first: Cutter) -> Iterator[Cutter]:
     """Every importance per cost and as it is; "taylor" as it is was the worst of all on k49 and on ResNet-8."""
     yield first
     for kind in ("l2", "bn", "fluctuation", "bn-fluctuation", "taylor"):
-        known = ("rounding", "importances") if kind == "l2" else ("rounding",)
-        plain = first.by(kind, *known, per_cost=False)
+        plain = first.by(kind, "rounding", per_cost=False)
         if kind != "taylor":
             yield plain
         if kind != "l2":
-            yield plain.by(kind, "rounding", "importances")
+            yield plain.by(kind, "rounding")
 
 
 def taken_up(project: Project, plan_file: Path, groups: Groups) -> Plan | None:

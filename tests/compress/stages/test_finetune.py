@@ -33,7 +33,7 @@ from compress.stages import finetune
 from compress.stages import prune as pruning
 from compress.stages.benchmark import candidates_of
 from compress.stages.export import ExportConfig, export
-from compress.stages.finetune import Bench, batch_losses
+from compress.stages.finetune import Bench, affordable, batch_losses
 from compress.stages.import_network import import_weights
 from compress.stages.prune import PruneConfig, prune
 from compress.stages.quantize import QuantizeConfig, quantize
@@ -380,7 +380,17 @@ def test_large_pictures_are_few_as_each_chunk_of_them_costs_a_pass_for_each_laye
         bench.reconstructed(network, network, groups, {})
         bench.repaired(network, network, groups, {}, "")
         bench.made_up(network, network, "move")
-    assert seen == [10, 40, 40, 200, len(bench.images), len(bench.images)]
+    assert seen == [5, 40, 40, 100, len(bench.images), len(bench.images)]
+
+
+def test_fewer_large_pictures_judge_and_are_solved_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of 28x28 all that are asked for; where the places of all may be 300 pictures' worth, that many, but never fewer than the least."""
+    project = project_in(tmp_path)
+    assert affordable(2048, project) == 2048
+    monkeypatch.setattr(finetune, "PIXELS", 300 * 28 * 28)
+    assert [affordable(2048, project), affordable(2048, project, least=512), affordable(90, project)] == [300, 512, 90]
+    bench = Bench(project=project, solved_on=2048)
+    assert (len(bench.judging.labels), len(bench.solving.labels)) == (406, 300), "half of the 812 that were drawn judge"
 
 
 def test_a_batch_that_is_differentiated_has_fewer_images_where_their_activations_are_large(

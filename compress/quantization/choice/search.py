@@ -3,10 +3,10 @@
 Int8 everywhere is the wrong default: a depthwise convolution or an attention gate may pay more for its conversions than it gains
 (microsoft/onnxruntime#20052, #17389). So the nodes are taken in groups (``node_groups``), and the search goes in four parts:
 
-1. *Speed.* From two starts (nothing in int8; the fastest of "everything from this group on") the search adds or takes out one group at
-   a time, or all that gained alone, as long as the measured latency falls. A step is taken only if a second, longer
-   measurement confirms it, as the best of twenty noisy figures looks better than it is. Where an interval does not say whether int8 is
-   worth it, more rounds are taken until it does.
+1. *Speed.* Each group alone, and "everything from this group on" for some, are measured a little; what they say of all other sets
+   (``latency_model``) names the next ones to measure, until none is foretold to gain. The most promising of them are measured again, and
+   longer, as the best of thirty noisy figures looks better than it is. Where an interval does not say whether int8 is worth it, more
+   rounds are taken until it does.
 2. *Settings.* For the fastest set the methods of calibration are tried, then one scale per tensor, equalisation and bias correction, each
    kept only if the answers move less by it. That needs no labels, and no image that is asked later.
 3. *Speed again.* The fastest sets with these settings are measured once more in turns with float32, dynamic quantization, and weights that
@@ -19,10 +19,10 @@ Int8 everywhere is the wrong default: a depthwise convolution or an attention ga
 "Do not quantize" is an answer, and so is "these images cannot tell": then the float32 file stays, unless the drop as counted may decide.
 Everything that was tried stands in the table. What is measured and how is handed in, so nothing here knows of data or runtimes.
 
-Source: the search is coordinate descent; statistics as in ``latency``.
+Source: statistics as in ``latency``.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -30,9 +30,9 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from .records import FASTER, METHODS, Certified, Choice, Setting, Tried, verdict_on
+from ..records import FASTER, METHODS, Certified, Choice, Setting, Tried, verdict_on
+from .latency_model import Groups, LatencyModel
 
-Groups = frozenset[str]
 Times = Callable[[Sequence[Path], int], NDArray[np.float64]]  # files, rounds -> seconds per call (rounds, files), taken in turns
 Progress = Callable[[str], None]
 
@@ -50,9 +50,9 @@ class Between(Protocol):
 
 Summary = Callable[[NDArray[np.float64]], Between | None]  # of one ratio per round; None for fewer than two
 QUICK, SURE, CLOSE = 3, 12, 48  # rounds to look with, to decide with, and where the interval does not say on which side of FASTER
-GAIN = 0.01  # of the latency, below which a step is not taken
-LOSES = 1.05  # of the latency, from which on a step is not looked at again
-FEW = 8  # groups, up to which every start of "everything from this group on" is timed
+GAIN = 0.01  # of the latency, which a set must be foretold to gain to be measured
+BATCH, BATCHES = 4, 8  # sets that are measured before the next ones are foretold, and how often that is done at most
+NOISE = 0.005  # of the latency, the standard deviation of a measurement at best
 HELPS = 0.9  # of what moves with minmax, or with what was kept so far: a further setting must bring it to this
 MOST_SETS = 3  # sets of groups that may be asked for proof, the fastest first
 ERROR = 0.05  # how often a whole search may take a file that loses more than is allowed
@@ -63,6 +63,8 @@ class Maker(Protocol):
 
     @property
     def groups(self) -> Sequence[str]: ...
+    @property
+    def borders(self) -> Collection[tuple[str, str]]: ...
     @property
     def float32(self) -> Path: ...
     def sketch(self, groups: Groups) -> Path: ...
@@ -123,7 +125,7 @@ class _Search:
     def __init__(self, maker: Maker, judges: Judges) -> None:
         self.maker, self.judges = maker, judges
         self.found: dict[Groups, Tried] = {}
-        self.alone: dict[str, float] = {}  # latency with one group in int8, as a fraction of float32's
+        self.model = LatencyModel(maker.groups, maker.borders)
         self.cut = False
 
     def late(self) -> bool:
@@ -132,11 +134,12 @@ class _Search:
         return self.cut
 
     def ends(self) -> list[Tried]:
-        """Where the two ways end and int8 everywhere, the fastest first, measured once more side by side."""
+        """The most promising sets and int8 everywhere, the fastest first, measured once more side by side."""
         groups = self.maker.groups
-        ends = {self._climb(frozenset()), self._climb(self._later())}
-        sets = [one for one in {*ends, frozenset(groups)} if one]
-        sets.sort(key=lambda one: [name in one for name in groups])  # not the order of a hash, which differs from run to run
+        self._explore()
+        best = self._best(2)
+        sets = [frozenset(groups), *(one for one, ratio in zip(best, self.model.promised(best), strict=True) if ratio < 1)]
+        sets = sorted(set(sets), key=lambda one: [name in one for name in groups])  # not the order of a hash, which differs from run to run
         files = [self.maker.float32, *(self.maker.static(one, Setting()) for one in sets)]
         seconds = self.judges.times(files, SURE)
         self._note([frozenset(), *sets], seconds)
@@ -145,59 +148,31 @@ class _Search:
             self._note([frozenset(), *(sets[at - 1] for at in close)], self._until_clear([files[0], *(files[at] for at in close)]))
         return sorted((self.found[one] for one in sets), key=lambda one: one.ratio)
 
-    def _later(self) -> Groups:
-        """The fastest of "everything from this group on"; of many groups, looked for among some and then around the best of these."""
+    def _explore(self) -> None:
+        """Measure what tells most of all sets, then what is foretold to be fast, until nothing is."""
         groups = self.maker.groups
-        every = round(len(groups) ** 0.5) if len(groups) > FEW else 1
-        later = {start: frozenset(groups[start:]) for start in range(len(groups))}
-
-        def fastest(starts: Iterable[int]) -> int:
-            self.measure([frozenset(), *(later[start] for start in starts)], QUICK)
-            return min((start for start in later if later[start] in self.found), key=lambda start: self.found[later[start]].ratio)
-
-        best = fastest(range(0, len(groups), every))
-        around = [start for start in range(best - every + 1, best + every) if start in later and later[start] not in self.found]
-        return later[fastest([best, *around]) if around and not self.late() else best]
-
-    def _climb(self, current: Groups) -> Groups:
-        names, near = self.maker.groups, self._beside(current)
-        flips = [name for name in names if name in near or self.alone.get(name, 0.0) < LOSES]
-        for _ in range(2 * len(names)):
-            if self.late():
+        starts = [frozenset(groups[start:]) for start in range(0, len(groups), round(len(groups) ** 0.5))]
+        wanted = list(dict.fromkeys([*starts, *(frozenset([name]) for name in groups)]))
+        for _ in range(BATCHES + 1):
+            self.measure([frozenset(), *wanted], QUICK)
+            best = self._best(MOST_SETS)
+            below = (1 - GAIN) * min(1.0, float(self.model.foretold(best[:1])[0]))
+            wanted = self.model.promising([*best, frozenset()], self.found, BATCH, below)
+            if not wanted or self.late():
                 break
-            gains = self._against(current, [current ^ {name} for name in flips], QUICK)
-            if not current:
-                self.alone = {name: gains[frozenset([name])] for name in flips if frozenset([name]) in gains}
-            good = [flip for flip, gain in gains.items() if gain < 1 - GAIN]
-            if not good:
-                break
-            together = current
-            for flip in good:
-                together ^= flip ^ current
-            sure = self._against(current, dict.fromkeys([min(good, key=gains.__getitem__), together]), SURE)
-            best = min(sure, key=sure.__getitem__, default=current)
-            if sure.get(best, 1.0) >= 1 - GAIN:
-                break
-            # What lost clearly is left alone, unless a group beside it has changed sides: a conversion between the two came or went.
-            beside = self._beside(best ^ current)
-            flips = [name for name in names if name in beside or gains.get(current ^ {name}, LOSES) < LOSES]
-            current = best
-        return current
 
-    def _beside(self, some: Groups) -> Groups:
-        """These groups and those next to them."""
-        names = self.maker.groups
-        return frozenset(name for at, name in enumerate(names) if not some.isdisjoint(names[max(0, at - 1) : at + 2]))
+    def _best(self, count: int) -> list[Groups]:
+        """At most so many of the measured sets, none of them much like another, the fastest first by what all measurements say together."""
+        found = list(self.found)
+        ratios = dict(zip(found, self.model.foretold(found), strict=True))
+        taken: list[Groups] = []
+        for one in sorted(found, key=ratios.__getitem__):
+            if len(taken) < count and all(len(one ^ other) > len(self.maker.groups) // 8 for other in taken):
+                taken.append(one)
+        return taken
 
-    def _against(self, current: Groups, others: Iterable[Groups], rounds: int) -> dict[Groups, float]:
-        """Latency of other sets as a fraction of that of the current one, the median of the rounds: one disturbed round leads nowhere."""
-        sets = [frozenset(), current, *others]
-        seconds = self.measure(sets, rounds)
-        ratios = np.median(seconds / seconds[:, 1:2], axis=0)
-        return {one: float(ratio) for one, ratio in zip(sets[2:], ratios[2:], strict=False)}
-
-    def measure(self, sets: Sequence[Groups], rounds: int) -> NDArray[np.float64]:
-        """Seconds (rounds, sets); ``sets`` begins with the empty one, which is float32. When time is up no more files are made."""
+    def measure(self, sets: Sequence[Groups], rounds: int) -> None:
+        """``sets`` begins with the empty one, which is float32. When time is up no more files are made."""
         fastest = min(self.found.values(), key=lambda one: one.ratio, default=None)
         told = f", fastest so far {fastest.ratio:.2f}x" if fastest else ""
         files: list[Path] = []
@@ -208,7 +183,10 @@ class _Search:
             files.append(self.maker.sketch(one))
         seconds = self.judges.times(files, rounds)
         self._note(sets[: len(files)], seconds)
-        return seconds
+        ratios = seconds[:, 1:] / seconds[:, :1]
+        noise = max(NOISE, float(np.median(ratios.std(axis=0, ddof=1))) / rounds**0.5)
+        # The median: one disturbed round leads nowhere.
+        self.model.learn(sets[1 : len(files)], np.median(ratios, axis=0), noise)
 
     def _note(self, sets: Sequence[Groups], seconds: NDArray[np.float64]) -> None:
         for index, one in enumerate(sets):
@@ -260,7 +238,7 @@ class _Search:
         """Float32 first, what stores or computes otherwise, and the most promising static ones, measured side by side, with their files."""
         self.judges.progress("the last ones, side by side")
         plain = next(one for one in ends if len(one.groups) == len(self.maker.groups))
-        shown = [plain, *fast]
+        shown = [*fast] if plain.groups in (one.groups for one in fast) else [plain, *fast]
         if fast and fast[0].setting is not None and fast[0].setting.per_channel:  # one scale per tensor is often a little faster
             shown.append(replace(fast[0], setting=replace(fast[0].setting, per_channel=False), moved=None))
         candidates: dict[Path, dict[str, Any]] = {self.maker.float32: {"mode": "float32"}}

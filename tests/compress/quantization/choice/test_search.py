@@ -1,5 +1,6 @@
 """The search, on made-up machines whose fastest set is known by hand."""
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,8 +11,9 @@ from numpy.typing import NDArray
 
 from compress.benchmarks.paired import paired_drop
 from compress.benchmarks.statistics import over_launches
+from compress.quantization.choice.latency_model import Groups
+from compress.quantization.choice.search import CLOSE, HELPS, QUICK, SURE, Judges, choose
 from compress.quantization.records import Certified, Choice, Setting
-from compress.quantization.search import CLOSE, HELPS, QUICK, SURE, Groups, Judges, choose
 
 NAMES = ("first", "middle", "gates", "last")
 
@@ -46,6 +48,11 @@ class Machine:
             path.write_bytes(bytes(size))
         self.held[path] = milliseconds, lost, moved
         return path
+
+    @property
+    def borders(self) -> list[tuple[str, str]]:
+        """Between those beside each other."""
+        return list(itertools.pairwise(self.groups))
 
     @property
     def float32(self) -> Path:
@@ -154,11 +161,11 @@ def test_settings_are_chosen_without_the_images_that_prove(tmp_path: Path) -> No
     machine = Machine(tmp_path, dict.fromkeys(NAMES, -0.1), other=other)
     choice = machine.choose()
     assert [path.name for path, _ in machine.asked] == ["1111minmax,perchannel"]
-    assert machine.asked[0][1] == pytest.approx(0.05 / 3)  # one static file, two that store; dynamic is slower
+    assert machine.asked[0][1] == pytest.approx(0.05 / 4)  # two static files, two that store; dynamic is slower
     assert sum(one.moved is not None and one.drop is None for one in choice.tried) >= 7
     lossy = Machine(tmp_path, dict.fromkeys(NAMES, -0.1), drops={"middle": 2.0}, other=other)
-    assert lossy.choose().best.mode == "int8-weights"
-    assert len(lossy.asked) == len(set(lossy.asked)) and {error for _, error in lossy.asked} == {0.05 / 3}
+    assert lossy.choose().best.groups == ("gates", "last"), "the second set, without what loses"
+    assert len(lossy.asked) == len(set(lossy.asked)) and {error for _, error in lossy.asked} == {0.05 / 4}
 
 
 def test_the_fastest_set_that_keeps_the_accuracy_wins_over_a_faster_one(tmp_path: Path) -> None:
@@ -215,9 +222,9 @@ def test_small_weights_that_are_not_proved_are_not_taken_either(tmp_path: Path) 
 
 
 def test_what_loses_too_much_as_counted_is_not_accepted_either(tmp_path: Path) -> None:
-    machine = Machine(tmp_path, dict.fromkeys(NAMES, -0.1), drops={"middle": 0.31})
+    machine = Machine(tmp_path, {"only": -0.4}, drops={"only": 0.31}, groups=("only",))
     assert machine.choose(accept_unproved=True).best.mode == "float32"
-    machine.drops = {"middle": 0.3}
+    machine.drops = {"only": 0.3}
     assert machine.choose().best.mode == "static"
     machine.margin = 0.1
     assert machine.choose(accept_unproved=True).best.mode == "static"
@@ -238,17 +245,17 @@ def test_what_gains_less_than_a_percent_is_not_looked_at_twice(tmp_path: Path) -
 
 
 class Flattering(Machine):
-    """Its short measurements make one set look 3% faster than it is."""
+    """Its short measurements make two sets look 3% faster than they are."""
 
-    flattered = "1001minmax,perchannel"
+    flattered = ("1000minmax,perchannel", "1001minmax,perchannel")
 
     def times(self, files: Sequence[Path], rounds: int) -> NDArray[np.float64]:
-        return super().times(files, rounds) * [0.97 if rounds == QUICK and file.name == self.flattered else 1.0 for file in files]
+        return super().times(files, rounds) * [0.97 if rounds == QUICK and file.name in self.flattered else 1.0 for file in files]
 
 
 def test_a_step_that_a_longer_measurement_finds_slower_is_not_taken(tmp_path: Path) -> None:
-    """The last group gives 0.5; the first beside it looks like 0.488, but is 0.503, 0.6% slower."""
-    machine = Flattering(tmp_path, {"first": 0.003, "middle": 0.1, "gates": 0.1, "last": -0.5}, noise=1e-4)
+    """The last group gives 0.5; the first beside it looks like 0.500, and alone like 0.985, but it adds 0.015."""
+    machine = Flattering(tmp_path, {"first": 0.015, "middle": 0.1, "gates": 0.1, "last": -0.5}, noise=1e-4)
     choice = machine.choose()
     assert choice.best.groups == ("last",)
     assert any(one.groups == ("first", "last") and one.rounds == SURE for one in choice.tried), "it was looked at twice"
@@ -261,7 +268,7 @@ def test_time_that_is_up_gives_the_best_so_far_and_says_so(tmp_path: Path) -> No
     made, machine.made = machine.made, 0
     short = machine.choose(late=lambda: machine.made >= 4)
     assert not short.complete and machine.made < made
-    assert short.best.groups == ("first",)
+    assert short.best.groups in (("first",), ("middle",)), "the fastest of the few that were measured"
     assert short.verdict.endswith("The search was cut short; with more time it may find a faster file.")
     at_once = machine.choose(late=lambda: True)
     assert not at_once.complete and at_once.best.mode in ("float32", "static")
@@ -299,7 +306,7 @@ def test_a_whole_search_takes_a_file_that_loses_twice_the_limit_in_one_of_twenty
 def test_every_candidate_stands_in_the_table_and_the_last_ones_were_measured_longest(tmp_path: Path) -> None:
     choice = Machine(tmp_path, dict.fromkeys(NAMES, -0.1)).choose()
     sets = {one.groups for one in choice.tried}
-    assert {NAMES, NAMES[1:], NAMES[:1]} <= sets
+    assert {NAMES, NAMES[2:], NAMES[:1]} <= sets
     assert all(one.low <= one.ratio <= one.high for one in (*choice.tried, *choice.finalists))
     assert {one.rounds for one in choice.finalists} == {SURE}
     assert choice.finalists[0].mode == "float32" and choice.finalists[0].ratio == 1
@@ -327,20 +334,20 @@ def test_no_more_rounds_are_taken_than_it_needs_to_tell(tmp_path: Path) -> None:
         machine.generator = np.random.default_rng(seed)
         taken += [one.rounds for one in machine.choose().tried if one.groups == ("middle",) and one.moved is None]
     assert SURE < np.mean(taken) < CLOSE / 2
-    assert set(taken) <= {SURE, 24, 36, CLOSE}
+    assert set(taken) <= {QUICK, SURE, 24, 36, CLOSE}
+    assert taken.count(QUICK) <= 1, "three rounds of that noise rarely say that it does not gain"
 
 
-def test_many_groups_are_not_all_timed_as_starts(tmp_path: Path) -> None:
-    """Of 25 only every fifth, and those around the best of them; what lost clearly is not looked at again."""
+def test_most_sets_of_many_groups_are_foretold_and_not_timed(tmp_path: Path) -> None:
+    """Of 25 groups every one alone and every fifth start; the twelve that gain are then found together in a few steps."""
     names = tuple(f"g{number:02}" for number in range(25))
     adds = {name: 0.08 if number < 13 else -0.03 for number, name in enumerate(names)}
     machine = Machine(tmp_path, adds | {"g03": -0.01, "g20": 0.3}, groups=names)
     choice = machine.choose()
     assert choice.best.groups == ("g03", *(name for name in names[13:] if name != "g20"))
     starts = {len(names) - len(one.groups) for one in choice.tried if one.groups == names[-len(one.groups) :]}
-    assert {0, 5, 10, 15, 20} <= starts and len(starts) <= 16
-    again = [one.groups for one in choice.tried if len(one.groups) > 12 and one.groups[0] in names[:3] and one.groups[1] in names[4:]]
-    assert not again, "alone g00 to g02 cost 8%, and they lie beside nothing that is in int8"
+    assert {0, 5, 10, 15, 20, 24} == starts
+    assert len({one.groups for one in choice.tried}) <= 40
 
 
 def test_where_twelve_rounds_cannot_tell_more_are_taken(tmp_path: Path) -> None:
@@ -350,5 +357,5 @@ def test_where_twelve_rounds_cannot_tell_more_are_taken(tmp_path: Path) -> None:
     rounds = {one.groups: one.rounds for one in choice.finalists}
     assert rounds[()] == rounds[NAMES] == SURE and SURE < rounds["middle",] <= CLOSE
     assert choice.best.groups == ("middle",)
-    clear = Machine(tmp_path, slow | {"middle": -0.3}, noise=0.04).choose()
+    clear = Machine(tmp_path, dict.fromkeys(NAMES, 0.2) | {"middle": -0.3}, noise=0.04).choose()
     assert {one.rounds for one in clear.finalists} == {SURE}

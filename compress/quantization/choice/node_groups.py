@@ -11,13 +11,13 @@ sigmoid(x)``, with nothing in between, is an activation and no gate.
 Source: Woo et al. 2018, arXiv:1807.06521 (gates); the kinds are those whose int8 kernels differ in ONNX Runtime.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 
 import onnx
 import onnx_ir as ir
 
-from ..graphs.floats import is_weighted
-from ..graphs.index import constant, index, is_a, maker, reached, readers, settings, sizes
+from ...graphs.floats import is_weighted
+from ...graphs.index import constant, index, is_a, maker, reached, readers, settings, sizes
 
 SIGMOIDS = ("Sigmoid", "HardSigmoid")
 
@@ -49,6 +49,19 @@ def node_groups(model: onnx.ModelProto, names: Collection[str | None]) -> dict[s
     for node, kind in kinds.items():
         groups.setdefault(kind, []).append(str(node.name))
     return {kind: tuple(members) for kind, members in groups.items()}
+
+
+def borders(model: onnx.ModelProto, groups: Mapping[str, Collection[str]]) -> tuple[tuple[str, str], ...]:
+    """Pairs of ``groups`` (name of the group to names of its nodes) of which one reads what the other makes, each once, in their order."""
+    order = list(groups)
+    owner = {node: at for at, name in enumerate(order) for node in groups[name]}
+    pairs: set[tuple[int, int]] = set()
+    for node in index(model):
+        for other in node.predecessors():
+            one, two = sorted((owner.get(str(node.name), -1), owner.get(str(other.name), -1)))
+            if -1 < one < two:
+                pairs.add((one, two))
+    return tuple((order[one], order[two]) for one, two in sorted(pairs))
 
 
 def _only_read(node: ir.Node) -> ir.Node | None:
