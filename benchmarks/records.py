@@ -16,8 +16,9 @@ from .doubts import doubts
 from .gauges import Turn
 from .pictures import flips
 from .profile import Profile
-from .results import Measurement
+from .results import Measurement, Scoring
 from .runtimes import Candidate
+from .scored import Scored
 from .statistics import MOST_LAUNCHES, latency, over_launches, speedup
 from .sweep import Point, summarise
 from .worker import Facts
@@ -76,6 +77,11 @@ class Answers:
         return found
 
 
+def own_score(scored: Scored, scoring: Scoring) -> dict[str, Any]:
+    """Those fields of a measurement that follow from a score of the user's own."""
+    return {"score": scored.value, "shares": tuple(scored.shares.tolist()), "intervals": {scoring.name: scored.interval}}
+
+
 @dataclass
 class Record:
     """What has been gathered of one candidate so far."""
@@ -86,6 +92,7 @@ class Record:
     sweep_reason: str | None = None
     facts: list[Facts] = field(default_factory=list)
     predictions: list[np.ndarray] = field(default_factory=list)
+    scored: Scored | None = None
     warmup: list[np.ndarray] = field(default_factory=list)
     unsteady: int = 0
     samples: list[np.ndarray] = field(default_factory=list)
@@ -100,7 +107,9 @@ class Record:
         return np.concatenate(self.samples).reshape(-1, config.rounds, config.samples)
 
 
-def measurement(record: Record, baseline: Record, answers: Answers | None, config: BenchmarkConfig, peak: float | None) -> Measurement:
+def measurement(
+    record: Record, baseline: Record, answers: Answers | Scoring | None, config: BenchmarkConfig, peak: float | None
+) -> Measurement:
     """What a record amounts to, beside the baseline's record; `peak` as `Result` has it; without `answers` there are no scores."""
     candidate = record.candidate
     size, zipped = cost.sizes(candidate.path)
@@ -124,8 +133,12 @@ def measurement(record: Record, baseline: Record, answers: Answers | None, confi
     found, compared = latency(samples), baseline.reason is None
     alone, step = candidate.device == "cpu" and config.threads == 1, max(facts.clock_step for facts in record.facts)
     macs, images = candidate.facts.get("macs"), config.samples * config.batch
-    theirs = np.concatenate(baseline.predictions) if answers and compared else None
-    judged = answers.of(np.concatenate(record.predictions), theirs, record is baseline) if answers else {}
+    judged: dict[str, Any] = {}
+    if isinstance(answers, Answers):
+        theirs = np.concatenate(baseline.predictions) if compared else None
+        judged = answers.of(np.concatenate(record.predictions), theirs, record is baseline)
+    elif answers is not None and record.scored is not None:
+        judged = own_score(record.scored, answers)
     energies = [turn.energy_uj for turn in record.turns if turn.energy_uj is not None]
     return replace(
         about,

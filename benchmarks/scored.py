@@ -66,9 +66,7 @@ class Judge:
 
     def __init__(self, score: Score, positions: Sequence[int]) -> None:
         if len(positions) < LEAST:
-            raise BenchmarkError(
-                f"images (={len(positions)}) to score must be at least {LEAST}, as fewer say nothing; hand in more of them"
-            )
+            raise BenchmarkError(f"images (={len(positions)}) to score must be at least {LEAST}, as fewer say nothing; hand in more")
         self.score, self.positions = score, positions
         self.by_image: bool | None = None
 
@@ -105,8 +103,9 @@ class Judge:
             return False
 
     def _same(self, answers: Sequence[Outputs], positions: Sequence[int]) -> bool:
+        whole = self.score(answers, positions)
         alone = [self.score([one], [at]) for one, at in zip(answers, positions, strict=True)]
-        return abs(self.score(answers, positions) - float(np.mean(alone))) <= SAME * max(map(abs, alone))
+        return abs(whole - float(np.mean(alone))) <= SAME * max(map(abs, alone))
 
 
 def lost(before: Scored, after: Scored, *, error: float = ERROR) -> Drop:

@@ -151,6 +151,10 @@ class Session:
         assert self._classes is not None, "without labels nobody asks"
         return check_logits(self._predict(images), len(images), self._classes).argmax(axis=1).astype(np.int64)
 
+    def answer(self, image: np.ndarray) -> tuple[np.ndarray, ...]:
+        """All that it gives for one image."""
+        return tuple(np.atleast_1d(one) for one in self._model.predict(image)) if self._model else ()
+
     def release(self) -> bool:
         """Give back the memory of the batches that were read."""
         if self._model is not None and self._model.release is not None:

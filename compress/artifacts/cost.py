@@ -158,7 +158,7 @@ class Clock:
         return self._files[key]
 
 
-def in_turns(files: Sequence[Path], images: list[NDArray[np.uint8]], rounds: int, generator: np.random.Generator) -> NDArray[np.float64]:
+def in_turns(files: Sequence[Path], images: list[NDArray[Any]], rounds: int, generator: np.random.Generator) -> NDArray[np.float64]:
     """Median seconds per call of each graph in each round, float64 (rounds, files), all in turns as the module says.
 
     Args:
@@ -175,8 +175,10 @@ def in_turns(files: Sequence[Path], images: list[NDArray[np.uint8]], rounds: int
     return seconds
 
 
-def random_images(spec: InputSpec, generator: np.random.Generator) -> list[NDArray[np.uint8]]:
-    """What timed calls cycle over: images of noise, uint8 (1, C, H, W)."""
+def random_images(spec: InputSpec, generator: np.random.Generator) -> list[NDArray[Any]]:
+    """What timed calls cycle over: images of noise, uint8 (1, C, H, W), or float32 in [0, 1) where the network takes such."""
+    if spec.pixels:
+        return [generator.random((1, *spec.shape), dtype=np.float32) for _ in range(INPUTS)]
     return [generator.integers(0, 256, (1, *spec.shape), dtype=np.uint8) for _ in range(INPUTS)]
 
 
@@ -232,7 +234,7 @@ def _attention_on_cpu(query: torch.Size, key: torch.Size, value: torch.Size, *_:
     return int(sdpa_flop_count(query, key, value))
 
 
-def _turn(session: Any, images: list[NDArray[np.uint8]]) -> float:
+def _turn(session: Any, images: list[NDArray[Any]]) -> float:
     """Median seconds of calls with one image, as many as fit into a turn."""
     [entry] = session.get_inputs()
     timed = partial(time_calls, lambda image: session.run(None, {entry.name: image})[0], [as_taken(entry, image) for image in images])

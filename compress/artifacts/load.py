@@ -44,7 +44,10 @@ DAMAGED_PICKLE = (
 
 
 class Prepare(nn.Module):
-    """uint8 images (B, C, H, W) to the network's float32 input, (pixel / 255 - mean) / std; exported into the graph."""
+    """uint8 images (B, C, H, W) to the network's float32 input, (pixel / 255 - mean) / std; exported into the graph.
+
+    Where images are floats already they stay as they are.
+    """
 
     scale: Tensor
     offset: Tensor
@@ -54,9 +57,11 @@ class Prepare(nn.Module):
         mean, std = torch.tensor(spec.mean, dtype=torch.float64), torch.tensor(spec.std, dtype=torch.float64)
         self.register_buffer("scale", (1 / (255 * std)).float().view(1, -1, 1, 1))
         self.register_buffer("offset", (-mean / std).float().view(1, -1, 1, 1))
-        self.shifts = any(spec.mean)
+        self.shifts, self.as_they_are = any(spec.mean), bool(spec.pixels)
 
     def forward(self, images: Tensor) -> Tensor:
+        if self.as_they_are:
+            return images.float()
         scaled = images.float() * self.scale
         return scaled + self.offset if self.shifts else scaled
 

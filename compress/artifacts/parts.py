@@ -126,6 +126,16 @@ class Scores:
 
 
 @dataclass(frozen=True, kw_only=True)
+class OwnScore:
+    """A score of the user's own, higher is better: its ``name``, the hash of its ``source``, and its ``value``; of how many ``images``."""
+
+    name: Name
+    source: str
+    value: float | UnsetType = UNSET
+    images: Count | UnsetType = UNSET
+
+
+@dataclass(frozen=True, kw_only=True)
 class Calibration:
     """How many training images calibrated a graph, and the SHA-256 of their pixels."""
 
@@ -242,13 +252,18 @@ class Folded:
 class Metrics:
     """Scores are those of validation images, but for ``test``.
 
-    ``one_shot``: before fine-tuning. ``fine_tuned``: of the best epoch. ``points_lost``: of balanced accuracy, by quantization.
+    ``score``: by a score of the user's own; ``score_lost``: of that, by quantization, and ``units``, its name, are then those of ``drop``
+    and of the drops in ``choice`` too. ``one_shot``: before fine-tuning. ``fine_tuned``: of the best epoch. ``points_lost``: of balanced
+    accuracy, by quantization.
     ``teacher`` (its content) to ``features`` (the inputs of the last layer that are left): of channel removal. ``widths``: of each group
     before all steps and now. ``repair``: what made up for them before fine-tuning. ``drop``: beside the teacher, where no image
     of the validation part chose anything. ``folds``, ``mean``, ``spread``: of a
     cross-validation. ``images``, ``baseline``: what a sensitivity saw.
     """
 
+    score: OwnScore | UnsetType = UNSET
+    score_lost: float | UnsetType = UNSET
+    units: Name | UnsetType = UNSET
     one_shot: Scores | UnsetType = UNSET
     validation: Scores | UnsetType = UNSET
     best_epoch: Count | UnsetType = UNSET

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+from msgspec import UNSET
 from numpy.typing import NDArray
 
 from ..artifacts.artifact import PAYLOAD, Artifact
@@ -35,6 +36,7 @@ from ..train.fit import choose_device
 from ..train.metrics import score
 from ..train.split import stratified_sample
 from .finetune import fit_network, logits_of, sure_of
+from .own_task import score_of
 from .quantize import QuantizeConfig
 
 SCORED = 10_000  # validation images that decide, evenly drawn where there are more
@@ -116,7 +118,8 @@ class Answers:
         max_drop: points of balanced accuracy that may be lost.
     """
 
-    def __init__(self, project: Project, float32: Path, calibrated: NDArray[np.int64], max_drop: float) -> None:
+    def __init__(self, project: Project, float32: Path, calibrated: NDArray[np.int64], max_drop: float | None) -> None:
+        assert max_drop is not None, "given, or the usual one"
         self.project, self.max_drop = project, max_drop
         train = project.data.train
         others = np.setdiff1d(np.arange(len(train.labels)), calibrated)
@@ -169,11 +172,16 @@ def make_file(
     """Write the file that ``config`` asks for, with its test vectors, and return what is to be said of it; ``found``: how it was chosen."""
     target = new.folder / PAYLOAD["graph"]
     metrics = _make(project, new, parent, config, tutoring)
+    if project.task is not None:
+        had, has = found.own if found and found.own else (score_of(project, parent.payload), UNSET)
+        has = has if found and has and found.graph == graph_of(target) else score_of(project, target)
+        assert had.value is not UNSET and has.value is not UNSET, "scored"
+        return dataclasses.replace(metrics, score=has, score_lost=had.value - has.value, units=has.name)
     # Test vectors are what it answers here, as no other runtime computes in int8 what this one does.
     run = open_model(Candidate(name="int8", path=target), project.spec.shape, project.classes, threads=1).predict
     write_vectors(new.folder, run, project.data.validation.images, TOLERANCE["quantize"])
-    before = found.before if found else scores_of(project, parent.payload)
-    scores = found.after if found and found.graph == graph_of(target) else scores_of(project, target)
+    before = found.before if found and found.before else scores_of(project, parent.payload)
+    scores = found.after if found and found.after and found.graph == graph_of(target) else scores_of(project, target)
     return dataclasses.replace(metrics, validation=scores, points_lost=100 * (before.balanced_accuracy - scores.balanced_accuracy))
 
 
