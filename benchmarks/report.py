@@ -104,7 +104,7 @@ def _section(result: Result, verdict: Verdict, limits: Limits) -> dict[str, Any]
         ),
         "verdict": verdict,
         "score": units(result).name,
-        "lost": f"Lost {units(result).short}" if result.scoring else "Points lost",
+        "lost": f"{units(result).score} lost" if result.scoring else "Points lost",
         "tables": tables(result, verdict),
         "plots": [],
         "choices": _choices(result),

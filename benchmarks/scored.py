@@ -70,6 +70,10 @@ class Judge:
         self.score, self.positions = score, positions
         self.by_image: bool | None = None
 
+    def value(self, answers: Iterable[Outputs]) -> float:
+        """The score alone; all answers are held in memory."""
+        return self.score(list(answers), self.positions)
+
     def of(self, answers: Iterable[Outputs]) -> Scored:
         """What one network scores, by its answers to all images, in their order."""
         iterator = iter(answers)

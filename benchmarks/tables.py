@@ -69,7 +69,7 @@ def tables(result: Result, verdict: Verdict) -> tuple[Table, ...]:
         by = MEAN if result.scoring.by_image else SET
         note = f"{scored.name}: a score of the user's own, higher is better. Intervals and bounds: 95%, by {by}."
     return (
-        table("Variants", DECIDING_NOTE.format(scored.short if scored.score else scored.of), lambda one: _deciding(one, result), True),
+        table("Variants", DECIDING_NOTE.format(scored.score or scored.of), lambda one: _deciding(one, result), True),
         table("Scores", note, lambda one: _own_score(one, result) if scored.score else _scores(one, baseline)),
         table("Other ways to run", _other_note(result), lambda one: _other_ways(one, result)),
         table("Cost", _cost_note(result), _cost),
@@ -101,7 +101,7 @@ def _deciding(one: Measurement, result: Result) -> dict[str, Cell]:
         "p99, ms": (milliseconds(one.latency.p99, unit=False), ""),
         "Speedup": ("baseline", "") if one is baseline else factor(one.speedup) if one.speedup else (MISSING, ""),
         _title(told): _score(one, told.score or "balanced_accuracy", told),
-        f"Drop, {told.short}": (told.drop(lost.value), f"at most {told.drop(lost.bound)}") if lost else (MISSING, ""),
+        f"Drop, {told.score or 'points'}": (told.drop(lost.value), f"at most {told.drop(lost.bound)}") if lost else (MISSING, ""),
         "Size": (size(one.size_bytes), ""),
         "Gzipped": (size(one.gzip_bytes), ""),
     }

@@ -119,7 +119,7 @@ def decide(result: Result, limits: Limits) -> Verdict:
         cure=cure(doubts) if doubts else None,
         headline=headline,
         reasons=tuple(_reason(row, chosen) for row in rows if row is not chosen),
-        units=units(result).of,
+        units=units(result).score or Units().of,
     )
 
 

@@ -95,19 +95,21 @@ class Clock:
         baseline: float32 (B, C, H, W) to logits; the uncut network. It and all others are left as they are.
         spec: the images it takes.
         folder: where the graphs lie; the caller removes it.
-        rounds: 2 to 30; one ratio each. seed: of the order and the images.
+        rounds: 2 to 30; one ratio each. seed: of the order and the images. classes: they give logits, see ``export_onnx``.
 
     Raises:
         CompressError: wrong ``rounds``, or ``baseline`` cannot be exported.
     """
 
-    def __init__(self, baseline: nn.Module, spec: InputSpec, folder: Path, *, rounds: int = 12, seed: int = 0) -> None:
+    def __init__(
+        self, baseline: nn.Module, spec: InputSpec, folder: Path, *, rounds: int = 12, seed: int = 0, classes: bool = True
+    ) -> None:
         if not 2 <= rounds <= MOST_LAUNCHES:
             raise CompressError(f"rounds (={rounds}) must lie in 2 to {MOST_LAUNCHES}; an interval needs two, 12 are the default")
         self.spec, self.rounds, self._folder = spec, rounds, folder
         self._generator = np.random.default_rng(seed)
         self._images = random_images(spec, self._generator)
-        self._template = Template(Prepare(spec), torch.from_numpy(np.concatenate(self._images[:2])))
+        self._template = Template(Prepare(spec), torch.from_numpy(np.concatenate(self._images[:2])), classes=classes)
         self._files: dict[Any, Path] = {}
         self._baseline = self._file(baseline)
 

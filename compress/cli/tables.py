@@ -163,7 +163,7 @@ def artifact_text(artifact: Artifact) -> str:
         "\n".join(f"{name.ljust(width)}  {value}" for name, value in rows.items()),
         _choice_text(metrics.choice, told) if metrics.choice else "",
         _removal_text(metrics, metrics.gains) if metrics.gains else "",
-        _repair_text(metrics.repair, "as zeroed") if metrics.repair and not metrics.gains else "",
+        _repair_text(metrics.repair, "as zeroed", told) if metrics.repair and not metrics.gains else "",
         _layers_text(metrics.layers) if metrics.layers else "",
     )
 
@@ -214,11 +214,14 @@ def tried_name(one: Tried) -> str:
     return f"{', '.join(groups)} ({one.setting})"
 
 
-def _repair_text(repair: Repair, bare: str) -> str:
+def _repair_text(repair: Repair, bare: str, told: Units) -> str:
     """What made up for what went before any fine-tuning, and what else was tried; the losses are those of training images."""
     names = {"cut": bare, "batch norm": "batch norm re-estimated", "least squares": "least squares", "both": "both"}
     rows = [
-        {"before fine-tuning": names.get(name, f"importance {name}"), "cross-entropy": f"{loss:.3f}"}
+        {
+            "before fine-tuning": names.get(name, f"importance {name}"),
+            f"{told.score}, negated" if told.score else "cross-entropy": f"{loss:.3f}",
+        }
         | {"": "taken" if name in (repair.how, repair.importance) else ""}
         for name, loss in (*(repair.importances or {}).items(), *repair.losses.items())
     ]
@@ -235,7 +238,7 @@ def _removal_text(metrics: Metrics, gains: Gains) -> str:
         lost = f"{told.score} lost: {told.drop(drop.value)}" if told.score else f"Balanced accuracy lost: {drop.value:.2f} points"
         parts.append(f"{lost}, at most {told.drop(drop.bound)} with 95% confidence ({drop.images:,} images)")
     if repair := metrics.repair:
-        parts.append(_repair_text(repair, "as cut"))
+        parts.append(_repair_text(repair, "as cut", _units(metrics)))
     if metrics.widths:
         parts.append(table([{"group": name, "width": str(was), "now": str(now)} for name, (was, now) in metrics.widths.items()]))
     if (rounding := metrics.rounding) and rounding.measured:

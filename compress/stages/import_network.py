@@ -128,14 +128,14 @@ def import_weights(project: Project, weights: Path, *, new_head: bool = False) -
     network = None
     if not is_made(project, place_of(project, "import", key, None)):  # refused before anything is said or written
         from ..artifacts.load import load_weights
-        from .finetune import new_network, save_network, validate
+        from .finetune import new_network, save_network, validated
 
         network = new_network(project, 0)
         if told := load_weights(network, weights, classes=project.classes if new_head else None):
             project.console.say(f"import: {weights.name}, {told}")
     with making(project, "network", "import", key, config) as new:
         if network is not None and new.wanted:
-            save_network(project, new, network, Metrics(validation=validate(project, network)))
+            save_network(project, new, network, validated(project, network))
     return new.artifact
 
 

@@ -18,6 +18,7 @@ from ..artifacts.artifact import InputSpec
 from ..artifacts.parts import OwnScore
 from ..artifacts.project import Project
 from ..artifacts.task.score import Task
+from ..benchmarks.paired import Drop
 from ..benchmarks.runtimes import Candidate, open_model
 from ..benchmarks.scored import Judge, Outputs, Scored, images_to_prove, lost
 from ..errors import CompressError
@@ -25,8 +26,10 @@ from ..quantization.records import Certified
 from ..train.data_set import Part
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
+ALIKE = 1e-3  # of the largest number
+PROVED_ON = 64  # validation images
 SCORED = 10_000  # validation images at most
 SEEN, SEEN_BYTES = 256, 5e8  # training images on which outputs are compared, and bytes of these
 USUAL_DROP = 0.003  # of what float32 scores
@@ -75,6 +78,49 @@ def score_network(project: Project, network: nn.Module, part: Part | None = None
     """What a torch network scores on a part, the validation images where none is given."""
     part = part or _validation(project)
     return _judge(project, part).of(outputs_in_torch(project, network, part.images))
+
+
+def value_of(project: Project, network: nn.Module, part: Part) -> float:
+    """The same alone, of not many images."""
+    return _judge(project, part).value(outputs_in_torch(project, network, part.images))
+
+
+def lost_in_torch(project: Project, teacher: nn.Module, network: nn.Module) -> Drop:
+    """How much of the score the network loses beside its teacher, on the validation images."""
+    part = _validation(project)
+    judge = _judge(project, part)
+    before, after = (judge.of(outputs_in_torch(project, one, part.images)) for one in (teacher, network))
+    return lost(before, after)
+
+
+def outputs_loss(made: Any, seed: int) -> Tensor:
+    """What to differentiate where no loss is known: the sum of all outputs, each by its spread and with a random sign.
+
+    The mean square of its gradient is the diagonal of J'J, with J the outputs by the weights: by how much the squared error of the outputs
+    rises beside what they are, and the Fisher information of a normal distribution around them. Source: Martens, "New insights and
+    perspectives on the natural gradient method", JMLR 21 (2020), section 9; Hutchinson's estimate of a diagonal.
+    """
+    import torch
+
+    from ..pruning.passes import tensors_in
+
+    parts, generator = [], torch.Generator().manual_seed(seed)
+    for one in tensors_in(made):
+        if one.is_floating_point():
+            signs = torch.randint(0, 2, one.shape, generator=generator).to(one) * 2 - 1
+            spread = one.detach().std().clamp_min(torch.finfo(one.dtype).tiny) if one.numel() > 1 else 1.0
+            parts.append((one * signs).sum() / spread / (len(one) * max(1, one[0].numel()) ** 0.5))
+    return torch.stack(parts).sum()
+
+
+def prove_graph(project: Project, network: nn.Module, file: Path) -> None:
+    """Raise CompressError where a graph does not compute on validation images what torch does."""
+    images = project.data.validation.images[:PROVED_ON]
+    pairs = zip(outputs_in_torch(project, network, images), outputs_of(project.spec, file, images), strict=True)
+    far = [float(np.abs(one - other).max() / max(np.abs(one).max(), 1e-30)) for both in pairs for one, other in zip(*both, strict=True)]
+    if not max(far) <= ALIKE:
+        told = f"gives outputs that differ by {max(far):.2g} of the largest from what torch computes"
+        raise CompressError(f"the graph {told}; please report this network")
 
 
 def own_score(project: Project, found: Scored) -> OwnScore:
