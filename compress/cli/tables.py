@@ -9,11 +9,12 @@ from typing import Any
 import click
 from msgspec import UNSET
 
-from ..artifacts.artifact import Artifact
+from ..artifacts.artifact import PAYLOAD, Artifact
 from ..artifacts.parts import SCORES, Chosen, Folded, Gains, Metrics, Repair, Scores
 from ..artifacts.payloads import Folds, read_payload, read_results
 from ..artifacts.project import described
 from ..artifacts.records import plain
+from ..artifacts.vectors import VECTORS
 from ..benchmarks.drops import loss
 from ..benchmarks.formats import MISSING, ZEROS, Units, milliseconds, percent, size, title, units
 from ..benchmarks.results import LayerZeros, Measurement, Result
@@ -217,11 +218,9 @@ def tried_name(one: Tried) -> str:
 def _repair_text(repair: Repair, bare: str, told: Units) -> str:
     """What made up for what went before any fine-tuning, and what else was tried; the losses are those of training images."""
     names = {"cut": bare, "batch norm": "batch norm re-estimated", "least squares": "least squares", "both": "both"}
+    measure = f"{told.score}, negated" if told.score else "cross-entropy"
     rows = [
-        {
-            "before fine-tuning": names.get(name, f"importance {name}"),
-            f"{told.score}, negated" if told.score else "cross-entropy": f"{loss:.3f}",
-        }
+        {"before fine-tuning": names.get(name, f"importance {name}"), measure: f"{loss:.3g}" if told.score else f"{loss:.3f}"}
         | {"": "taken" if name in (repair.how, repair.importance) else ""}
         for name, loss in (*(repair.importances or {}).items(), *repair.losses.items())
     ]
@@ -291,7 +290,8 @@ def outcome_text(outcome: Outcome) -> str:
     """For each machine the table of its variants and the verdict; then where the report lies."""
     told = zip(outcome.results, outcome.verdicts, strict=True)
     sections = (part for result, verdict in told for part in (result_text(result, verdict.ship), verdict.headline))
-    shipped = f"Shipped: {outcome.shipped}; next: compress verify {outcome.shipped}" if outcome.shipped else ""
+    proved = outcome.shipped and (outcome.shipped if (outcome.shipped / VECTORS).is_file() else outcome.shipped / PAYLOAD["graph"])
+    shipped = f"Shipped: {outcome.shipped}; next: compress verify {proved}" if outcome.shipped else ""
     return paragraphs(*sections, f"Report: {outcome.folder / 'report.html'}", shipped)
 
 

@@ -48,12 +48,13 @@ class _Taken:
         """(C, H, W) as the file has it."""
         return (*shape[1:], shape[0]) if self.last else shape
 
-    def fed(self, images: NDArray[np.uint8], mean: Sequence[float], std: Sequence[float]) -> NDArray[Any]:
-        """Images uint8 (B, C, H, W) as its maker fed them."""
-        dtype = helper.tensor_dtype_to_np_dtype(self.kind)
+    def fed(self, images: NDArray[Any], mean: Sequence[float], std: Sequence[float]) -> NDArray[Any]:
+        """Images uint8 (B, C, H, W) as its maker fed them; floats are so already."""
         if self.kind != TensorProto.UINT8:
-            factor, offset = (np.asarray(values, np.float32).reshape(1, -1, 1, 1) for values in (std, mean))
-            images = ((images.astype(np.float32) / 255 - offset) / factor).astype(dtype)
+            if images.dtype == np.uint8:
+                factor, offset = (np.asarray(values, np.float32).reshape(1, -1, 1, 1) for values in (std, mean))
+                images = (images.astype(np.float32) / 255 - offset) / factor
+            images = images.astype(helper.tensor_dtype_to_np_dtype(self.kind))
         return np.ascontiguousarray(images.transpose(0, 2, 3, 1) if self.last else images)
 
 

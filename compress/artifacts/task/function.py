@@ -5,7 +5,9 @@ Whatever it raises is told in one line, with its own exception and the line of i
 """
 
 import re
+import sys
 from collections.abc import Callable, Iterator
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -83,19 +85,21 @@ class Function:
         return _Theirs(self)
 
 
-@dataclass(frozen=True)
 class _Theirs:
-    """Inside the block the user's code runs: what it raises becomes one line."""
+    """Inside the block the user's code runs: what it raises becomes one line, and what it prints goes to stderr, as stdout may be JSON."""
 
-    function: Function
+    def __init__(self, function: Function) -> None:
+        self.function, self.aside = function, redirect_stdout(sys.stderr)
 
-    def __enter__(self) -> None: ...
+    def __enter__(self) -> None:
+        self.aside.__enter__()
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.aside.__exit__(kind, error, trace)
         if isinstance(error, Exception) and not isinstance(error, FunctionError):
             lines = [(Path(frame.f_code.co_filename), line) for frame, line in walk_tb(trace)]
             own = [one for one in lines if one[0].resolve().is_relative_to(self.function.file.parent)]
             if isinstance(error, SyntaxError) and error.filename:
                 own = [(Path(error.filename), error.lineno or 0)]
-            where = f"in {own[-1][0].name}, line {own[-1][1]}" if own else f"when it is called as {self.function.name} is here"
-            raise FunctionError(f"{self.function.told} failed {where}: {first_line(error)}") from error
+            where = f"failed in {own[-1][0].name}, line {own[-1][1]}" if own else "cannot be called as it is here"
+            raise FunctionError(f"{self.function.told} {where}: {first_line(error)}") from error
