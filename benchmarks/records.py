@@ -24,6 +24,7 @@ from .sweep import Point, summarise
 from .worker import Facts
 
 Score = Callable[[np.ndarray, np.ndarray, int], dict[str, float]]
+Precision = Callable[[np.ndarray, np.ndarray], float]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,14 +61,20 @@ class Answers:
     classes: int
     score: Score
     seed: int
+    precision: Precision | None = None
 
-    def of(self, predictions: np.ndarray, baseline: np.ndarray | None, itself: bool) -> dict[str, Any]:
-        """Those fields of a measurement that follow from its predictions, and the baseline's where there are any."""
+    def of(self, predictions: np.ndarray, baseline: np.ndarray | None, itself: bool, logits: np.ndarray | None = None) -> dict[str, Any]:
+        """Those fields of a measurement that follow from its predictions, and the baseline's where there are any.
+
+        ``logits``: of labels that do not exclude each other.
+        """
         found: dict[str, Any] = {
             "scores": dict(self.score(self.labels, predictions, self.classes)),
             "answers": as_text(predictions, self.classes),
             "intervals": score_intervals(self.labels, predictions, self.classes, self.score, seed=self.seed),
         }
+        if logits is not None and self.precision is not None:
+            found["scores"]["mean_average_precision"] = self.precision(self.labels, logits)
         if baseline is not None:
             found["agreement"] = float(np.mean(predictions == baseline))
         if baseline is not None and not itself:
@@ -92,6 +99,7 @@ class Record:
     sweep_reason: str | None = None
     facts: list[Facts] = field(default_factory=list)
     predictions: list[np.ndarray] = field(default_factory=list)
+    logits: list[np.ndarray] = field(default_factory=list)
     scored: Scored | None = None
     warmup: list[np.ndarray] = field(default_factory=list)
     unsteady: int = 0
@@ -136,7 +144,8 @@ def measurement(
     judged: dict[str, Any] = {}
     if isinstance(answers, Answers):
         theirs = np.concatenate(baseline.predictions) if compared else None
-        judged = answers.of(np.concatenate(record.predictions), theirs, record is baseline)
+        logits = np.concatenate(record.logits) if record.logits else None
+        judged = answers.of(np.concatenate(record.predictions), theirs, record is baseline, logits)
     elif answers is not None and record.scored is not None:
         judged = own_score(record.scored, answers)
     energies = [turn.energy_uj for turn in record.turns if turn.energy_uj is not None]

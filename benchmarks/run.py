@@ -27,7 +27,7 @@ from .errors import BenchmarkError
 from .gauges import energy_source
 from .machine import machine_facts
 from .peak import gemm_peak
-from .records import Answers, BenchmarkConfig, Record, Score, measurement
+from .records import Answers, BenchmarkConfig, Precision, Record, Score, measurement
 from .results import Data, Result, Scoring
 from .runtimes import Candidate
 from .scored import Judge, Outputs
@@ -54,6 +54,7 @@ def run_benchmark(
     data: Data,
     progress: Progress | None = None,
     own: tuple[Judge, Mapping[str, str]] | None = None,
+    precision: Precision | None = None,
 ) -> Result:
     """Measure all candidates.
 
@@ -65,6 +66,7 @@ def run_benchmark(
         baseline: the name of the candidate to compare with; where several runtimes have it, ONNX Runtime's on the CPU.
         data: name and fingerprint of the test set, passed through.
         progress: told what is done, how much of it, and how much there is.
+        precision: ``precision(labels, logits)``, a mean average precision, for files whose labels do not exclude each other.
         own: what scores them in place of labels, and its name and source, see `results.Scoring`; candidates are then ``whole``.
 
     Raises:
@@ -102,7 +104,7 @@ def run_benchmark(
         launch += 1
     judged: dict[str, Any] = {"images": images, "labels": labels, "classes": classes, "score": score, "seed": config.seed}
     scoring = Scoring(**own[1], by_image=bool(own[0].by_image)) if own is not None else None
-    answers = Answers(**judged) if labels is not None else None
+    answers = Answers(**judged, precision=precision) if labels is not None else None
     measurements = tuple(measurement(record, records[index], answers or scoring, config, peak) for record in records)
     settings, energy = {**asdict(config), "launches": launch, "warm_up": WARM_RULE}, energy_source()
     seen = {**data, "images": len(images), "classes": classes or 0, "shape": list(images.shape[1:])}
@@ -159,7 +161,8 @@ def _predict(pairs: Pairs, images: Any, progress: Progress | None) -> None:
         for start in range(0, len(images), batch):
             answer = worker.ask("predict", images[start : start + batch])
             if answer is not None:
-                record.predictions.append(answer)
+                record.predictions.append(answer[0])
+                record.logits += [] if answer[1] is None else [answer[1]]
             if progress:
                 progress("test images read", number * len(images) + min(start + batch, len(images)), len(pairs) * len(images))
         worker.ask("release")

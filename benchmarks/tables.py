@@ -27,6 +27,7 @@ DECIDING_NOTE = (
 MEAN = "the score of each image, and Student's t of their differences"
 SET = "the score without each of some groups of images (a jackknife), and Student's t of the differences that makes"
 SCORES = ("balanced_accuracy", "accuracy", "macro_f1", "macro_precision")
+OF_SIGMOIDS = "mean_average_precision"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +71,7 @@ def tables(result: Result, verdict: Verdict) -> tuple[Table, ...]:
         note = f"{scored.name}: a score of the user's own, higher is better. Intervals and bounds: 95%, by {by}."
     return (
         table("Variants", DECIDING_NOTE.format(scored.score or scored.of), lambda one: _deciding(one, result), True),
-        table("Scores", note, lambda one: _own_score(one, result) if scored.score else _scores(one, baseline)),
+        table("Scores", note, lambda one: _own_score(one, result) if scored.score else _scores(one, baseline, result)),
         table("Other ways to run", _other_note(result), lambda one: _other_ways(one, result)),
         table("Cost", _cost_note(result), _cost),
     )
@@ -107,8 +108,9 @@ def _deciding(one: Measurement, result: Result) -> dict[str, Cell]:
     }
 
 
-def _scores(one: Measurement, baseline: Measurement) -> dict[str, Cell]:
-    cells = {name.replace("_", " ").capitalize().replace("f1", "F1"): _score(one, name) for name in SCORES}
+def _scores(one: Measurement, baseline: Measurement, result: Result) -> dict[str, Cell]:
+    names = (*SCORES, *[OF_SIGMOIDS] * any(OF_SIGMOIDS in other.scores for other in result.measurements))
+    cells = {name.replace("_", " ").capitalize().replace("f1", "F1"): _score(one, name) for name in names}
     differs, chance = MISSING, ""
     if one.comparison:
         differs = f"-{len(one.comparison.lost)} +{len(one.comparison.gained)}"
@@ -209,6 +211,7 @@ def plain(result: Result, one: Measurement) -> dict[str, Any]:
         columns[f"latency_{name}_s"] = getattr(latency, name, None)
     for name in ("value", "low", "high"):
         columns[f"speedup_{name}"] = getattr(one.speedup, name, None)
+    columns[OF_SIGMOIDS] = one.scores.get(OF_SIGMOIDS)
     for name in SCORES:
         interval = one.intervals.get(name)
         columns |= {

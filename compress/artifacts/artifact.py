@@ -252,8 +252,8 @@ def _known(file: Path, raw: Any) -> Any:
         has = f"has schema {shown(raw['schema'])}, this version reads {SCHEMA}"
         raise ArtifactError(f"{file} {has}; take the version of compress that wrote it, or make it again")
     names = {entry.name for entry in dataclasses.fields(Manifest)}
-    if raw.keys() != names:
-        wrong = shown(", ".join(sorted(names ^ raw.keys())), 160)
+    if different := names ^ (raw.keys() | {"task"}):  # a classifier has none
+        wrong = shown(", ".join(sorted(different)), 160)
         raise ArtifactError(f"{file} is damaged: missing or unknown entries {wrong}; {AGAIN}")
     if raw["hash"] != digest_of({name: value for name, value in raw.items() if name != "hash"}):
         raise ArtifactError(f"{file} was changed after it was written: its hash does not fit; {AGAIN}")

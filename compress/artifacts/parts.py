@@ -113,7 +113,10 @@ SCORES = ("accuracy", "balanced_accuracy", "macro_f1", "macro_precision")
 
 @dataclass(frozen=True, kw_only=True)
 class Scores:
-    """Of the images of one part, each from 0 to 1; with the epoch (from 1, or the mean of several) and what else is known of it."""
+    """Of the images of one part, each from 0 to 1; with the epoch (from 1, or the mean of several) and what else is known of it.
+
+    ``mean_average_precision``: where labels do not exclude each other.
+    """
 
     epoch: int | float | UnsetType = UNSET
     train_loss: float | UnsetType = UNSET
@@ -122,6 +125,7 @@ class Scores:
     balanced_accuracy: Share
     macro_f1: Share
     macro_precision: Share
+    mean_average_precision: Share | UnsetType = UNSET
     images_per_second: float | UnsetType = UNSET
 
 

@@ -35,8 +35,8 @@ class Search:
     decided: Literal["bound", "point estimate"]
     complete: bool
     max_drop: float
-    before: Scores | UnsetType = UNSET
-    after: Scores | UnsetType = UNSET
+    before: Scores | None
+    after: Scores | None
     own: tuple[OwnScore, OwnScore] | UnsetType = UNSET
     graph: str
     groups: Mapping[str, tuple[str, ...]]

@@ -18,7 +18,7 @@ from ..artifacts.vectors import VECTORS
 from ..benchmarks.drops import loss
 from ..benchmarks.formats import MISSING, ZEROS, Units, milliseconds, percent, size, title, units
 from ..benchmarks.results import LayerZeros, Measurement, Result
-from ..benchmarks.tables import as_json
+from ..benchmarks.tables import OF_SIGMOIDS, as_json
 from ..graphs.records import Parity
 from ..quantization.records import Tried
 from ..stages.report import Outcome
@@ -133,7 +133,8 @@ def artifact_text(artifact: Artifact) -> str:
     rows = ({"from": described(artifact.parent)} if artifact.parent else {}) | {"artifact": str(artifact.path)}
     for part in ("validation", "test"):
         if scores := getattr(metrics, part):
-            rows |= {f"{part} {name.replace('_', ' ')}": percent(getattr(scores, name)) for name in SCORES}
+            names = (*SCORES, *["mean_average_precision"] * (scores.mean_average_precision is not UNSET))
+            rows |= {f"{part} {name.replace('_', ' ')}": percent(getattr(scores, name)) for name in names}
     if (own := metrics.score) and own.value is not UNSET:
         rows[f"{own.name} of validation images"] = f"{told.value(own.value)}, higher is better ({own.images:,} images)"
     if metrics.score_lost is not UNSET:
@@ -337,7 +338,9 @@ def _scores(one: Measurement, baseline: Measurement, result: Result) -> dict[str
         drop = None if one is baseline or baseline.reason else loss(result, baseline, result, one).drop
         lost = f"{told.drop(drop.value)} (at most {told.drop(drop.bound)})" if drop else MISSING
         return {told.score: told.value(one.score), "lost (95%)": lost}
-    return {"balanced acc.": percent(one.scores.get("balanced_accuracy")), "accuracy": percent(one.scores.get("accuracy"))}
+    cells = {"balanced acc.": percent(one.scores.get("balanced_accuracy")), "accuracy": percent(one.scores.get("accuracy"))}
+    independent = any(OF_SIGMOIDS in other.scores for other in result.measurements)
+    return cells | ({"mean avg. precision": percent(one.scores.get(OF_SIGMOIDS))} if independent else {})
 
 
 show_artifact = shown(_page, summary)

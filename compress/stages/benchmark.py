@@ -5,6 +5,7 @@ there is a device, else a row says why not.
 """
 
 import dataclasses
+import importlib.util
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -28,7 +29,7 @@ from ..benchmarks.runtimes import Candidate, about_file
 from ..benchmarks.verdict import Limits, Verdict, decide
 from ..errors import CompressError, first_line, need_file, onnxruntime_errors
 from ..quantization.records import described
-from ..train.metrics import score
+from ..train.metrics import mean_average_precision, score
 
 CHOICES = ("onnxruntime", "openvino", "torch", "torch.compile")
 USUAL = ("onnxruntime", "torch")  # the others on request: OpenVINO is an extra, and torch.compile takes a minute or more before it starts
@@ -176,6 +177,7 @@ def benchmark(
             baseline=baseline,
             data=data,
             progress=project.console.progress,
+            precision=mean_average_precision if importlib.util.find_spec("sklearn") else None,
             own=(task.judge(test), task.identity) if task is not None else None,
         )
         failed = [f"{title(one)}: {one.reason}" for one in result.measurements if one.reason is not None]

@@ -21,6 +21,7 @@ from ..artifacts.vectors import TOLERANCE, write_vectors
 from ..benchmarks.paired import images_to_tell, paired_drop
 from ..benchmarks.runtimes import Candidate, open_model
 from ..errors import CompressError
+from ..graphs.adopt import is_sigmoid
 from ..graphs.file import write_onnx
 from ..graphs.records import MINIMUM_IMAGES
 from ..pruning.masks import apply_masks
@@ -33,7 +34,7 @@ from ..quantization.weights_only import store_in, store_weights
 from ..train.data_set import Part
 from ..train.distil import Teacher
 from ..train.fit import choose_device
-from ..train.metrics import score
+from ..train.metrics import mean_average_precision, score
 from ..train.split import stratified_sample
 from .finetune import fit_network, logits_of, sure_of
 from .own_task import score_of
@@ -137,7 +138,7 @@ class Answers:
 
     def scores(self, file: Path) -> Scores:
         """Its scores on them."""
-        return Scores(**score(self.validation.labels, self.of(file), self.project.classes))
+        return scores_of(self.project, file, self.of(file))
 
     def moved(self, file: Path) -> float:
         """Points of probability that move to another class, on average over training images: 0.9 and 0.1 that become 0.7 and 0.3 are 20.
@@ -244,10 +245,14 @@ def graph_of(file: Path) -> str:
     return hashlib.sha256(onnx.load(file).graph.SerializeToString(deterministic=True)).hexdigest()
 
 
-def scores_of(project: Project, file: Path) -> Scores:
-    """The scores of a file on the validation images."""
-    part = _scored(project)
-    return Scores(**score(part.labels, logits_of(project, file, part.images).argmax(axis=1), project.classes))
+def scores_of(project: Project, file: Path, answers: NDArray[np.int64] | None = None) -> Scores:
+    """The scores of a file on the validation images, of which its ``answers`` may be known."""
+    part, many = _scored(project), is_sigmoid(file)
+    logits = logits_of(project, file, part.images) if many or answers is None else None
+    found: dict[str, Any] = {"mean_average_precision": mean_average_precision(part.labels, logits)} if many and logits is not None else {}
+    answers = logits.argmax(axis=1) if logits is not None else answers
+    assert answers is not None, "known or asked for"
+    return Scores(**score(part.labels, answers, project.classes), **found)
 
 
 def _scored(project: Project) -> Part:

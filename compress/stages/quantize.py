@@ -170,7 +170,9 @@ def choose_quantization(project: Project, parent: Artifact, config: QuantizeConf
             found = choose(maker, judges, max_drop=limit_of_drop, accept_unproved=config.accept_unproved, units=units)
             best = maker.file(found.best)
             before, after = answers.scores(parent.payload), answers.scores(best)
-            scored: dict[str, Any] = {"own": (before, after)} if project.task else {"before": before, "after": after}
+            scored: dict[str, Any] = {"before": before, "after": after}
+            if project.task is not None:
+                scored = {"before": None, "after": None, "own": (before, after)}
             search = Search(**vars(found), **scored, graph=graph_of(best), max_drop=limit_of_drop, groups=maker.groups_of, machine=machine)
             project.console.progress("chosen", 1, 1)
         write_record(new.folder / PAYLOAD["choice"], search)
