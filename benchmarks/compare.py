@@ -25,7 +25,7 @@ import numpy as np
 
 from .drops import Loss, loss
 from .errors import BenchmarkError
-from .formats import factor, milliseconds, percent, title
+from .formats import Units, factor, milliseconds, title, units
 from .paired import Drop
 from .results import Measurement, Result
 from .statistics import Speedup, t_quantile
@@ -47,14 +47,17 @@ class Change:
     """One candidate, then and now.
 
     Args:
-        speedup: old latency / new latency; under 1 it became slower. drop: points of balanced accuracy lost, with a 95% interval.
+        speedup: old latency / new latency; under 1 it became slower. drop: points of balanced accuracy lost, with a 95% interval, or of
+            the user's own ``score``, which then stands in place of balanced accuracy; ``units``: which of the two.
         paired: whether the drop is counted image by image.
         too_slow, too_inaccurate: the whole interval lies beyond the limit.
     """
 
     name: str
     p50: tuple[float, float]
-    balanced_accuracy: tuple[float, float]
+    balanced_accuracy: tuple[float, float] | None
+    score: tuple[float, float] | None
+    units: str
     speedup: Speedup
     drop: Drop
     paired: bool
@@ -79,7 +82,7 @@ def compare(old: Result, new: Result, *, slower: float | None = None, less_accur
 
     Args:
         slower: percent by which a latency may grow; None for no limit. 5 fails only if the whole interval lies above 1.05x the old latency.
-        less_accurate: points of balanced accuracy that may be lost; None for no limit.
+        less_accurate: points of balanced accuracy, or of the user's own score, that may be lost; None for no limit.
 
     Raises:
         BenchmarkError: as the module says.
@@ -90,7 +93,7 @@ def compare(old: Result, new: Result, *, slower: float | None = None, less_accur
     _check_alike(old, new)
     before, after = ({title(one): one for one in result.measurements} for result in (old, new))
     changes, remarks = [], [UNPAIRED]
-    lacking = [f"the {when} result" for when, one in (("old", old), ("new", new)) if one.labels is None]
+    lacking = [f"the {when} result" for when, one in (("old", old), ("new", new)) if one.labels is None and one.scoring is None]
     remarks += [UNPAIRED_SCORES.format(" and ".join(lacking))] if lacking else []
     for name, was in before.items():
         if was.reason is not None:
@@ -101,7 +104,7 @@ def compare(old: Result, new: Result, *, slower: float | None = None, less_accur
         now = after[name]
         if now.reason is not None:
             raise BenchmarkError(f"candidate (={name}) was measured before and is not now: {now.reason}; mend it, and measure it again")
-        changes.append(_change(was, now, loss(old, was, new, now), slower, less_accurate))
+        changes.append(_change(was, now, loss(old, was, new, now), units(old), slower, less_accurate))
         remarks += [f"{name}, {when}: {doubt}" for when, one in (("old", was), ("new", now)) for doubt in one.doubts]
     remarks += [f"{name}: new, nothing to compare it with" for name in after.keys() - before.keys()]
     if not changes:
@@ -130,19 +133,23 @@ def unpaired_speedup(old: np.ndarray, new: np.ndarray) -> Speedup:
 
 def rows(found: Changes) -> list[dict[str, str]]:
     """The table: one row per candidate."""
-    return [
-        {
-            "candidate": one.name,
-            "p50 old": milliseconds(one.p50[0]),
-            "p50 new": milliseconds(one.p50[1]),
-            "speedup (95%)": "{} ({})".format(*factor(one.speedup)),
-            "balanced acc. old": percent(one.balanced_accuracy[0]),
-            "new": percent(one.balanced_accuracy[1]),
-            "points lost (95%)": f"{one.drop.value:.2f} ({one.drop.low:.2f} to {one.drop.high:.2f})",
-            "verdict": _words(one),
-        }
-        for one in found.changes
-    ]
+    return [_row(one) for one in found.changes]
+
+
+def _row(one: Change) -> dict[str, str]:
+    told = Units(one.units if one.score else "")
+    before, after = one.score or one.balanced_accuracy or (None, None)
+    lost, *ends = map(told.drop, (one.drop.value, one.drop.low, one.drop.high))
+    return {
+        "candidate": one.name,
+        "p50 old": milliseconds(one.p50[0]),
+        "p50 new": milliseconds(one.p50[1]),
+        "speedup (95%)": "{} ({})".format(*factor(one.speedup)),
+        f"{told.score or 'balanced acc.'} old": told.value(before),
+        "new": told.value(after),
+        f"{told.score or 'points'} lost (95%)": f"{lost} ({' to '.join(ends)})",
+        "verdict": _words(one),
+    }
 
 
 def _words(one: Change) -> str:
@@ -152,20 +159,22 @@ def _words(one: Change) -> str:
     return ", ".join(found)
 
 
-def _change(was: Measurement, now: Measurement, found: Loss, slower: float | None, less_accurate: float | None) -> Change:
+def _change(was: Measurement, now: Measurement, found: Loss, told: Units, slower: float | None, less_accurate: float | None) -> Change:
     assert was.latency is not None and now.latency is not None, "what has no reason has a latency"
     for one in (was, now):
         if len(one.samples_ns) < 2 or not all(launch and all(launch) for launch in one.samples_ns):
             raise BenchmarkError(
                 f"samples (of {title(one)}) must be of at least 2 launches for an interval; run `compress benchmark` again"
             )
-        if not found.paired and "balanced_accuracy" not in one.intervals:
+        if not (found.paired or told.score) and "balanced_accuracy" not in one.intervals:
             raise BenchmarkError(f"balanced_accuracy (of {title(one)}) has no interval to compare by; run `compress benchmark` again")
     speedup = unpaired_speedup(*(np.array(one.samples_ns, np.int64) for one in (was, now)))
     return Change(
         name=title(was),
         p50=(was.latency.p50, now.latency.p50),
-        balanced_accuracy=(was.scores["balanced_accuracy"], now.scores["balanced_accuracy"]),
+        balanced_accuracy=None if told.score else (was.scores["balanced_accuracy"], now.scores["balanced_accuracy"]),
+        score=(was.score or 0.0, now.score or 0.0) if told.score else None,
+        units=told.score or told.of,
         speedup=speedup,
         drop=found.drop,
         paired=found.paired,
@@ -179,11 +188,17 @@ def _check_alike(old: Result, new: Result) -> None:
         ("machines", old.machine, new.machine, SAME_MACHINE, "measure both results on one machine"),
         ("settings", old.settings, new.settings, SAME_SETTINGS, "measure both with the same ones"),
         ("data", old.data, new.data, SAME_DATA, "measure both on the same test images"),
+        ("scores", _scoring(old), _scoring(new), ("score", "source", "mean"), "score both by the same function"),
     ):
         if differences := _differences(one, other, names):
             raise BenchmarkError(f"{what} of the two results differ: {'; '.join(differences)}; {advice}")
     if None not in (old.labels, new.labels) and old.labels != new.labels:
         raise BenchmarkError("labels of the two results differ although their data have one name; measure both on the same test images")
+
+
+def _scoring(result: Result) -> dict[str, Any]:
+    found = result.scoring
+    return {"score": "balanced accuracy"} if found is None else {"score": found.name, "source": found.source[:12], "mean": found.by_image}
 
 
 def _differences(old: Mapping[str, Any], new: Mapping[str, Any], names: tuple[str, ...] | list[str]) -> list[str]:

@@ -1,5 +1,6 @@
 """How many points of balanced accuracy one measurement loses against another: image by image where both keep their answers, else by two
 intervals as if the images were others, which is too wide rather than too narrow. Refuses nothing; `Loss.paired` says which it was.
+By a score of the user's own it is how much of that score, share by share (`scored`).
 
 Source: Zou and Donner, "Construction of confidence limits about effect measures", Statistics in Medicine 27 (2008), for the difference of
 two figures with intervals of their own; `paired` has those of the other way.
@@ -13,11 +14,12 @@ from dataclasses import dataclass
 from .accuracy import ScoreInterval
 from .paired import Drop, images_to_tell, paired_drop
 from .results import Measurement, Result
+from .scored import images_to_prove, lost
 
 
 @dataclass(frozen=True, kw_only=True)
 class Loss:
-    """A drop in points, and whether it was counted image by image."""
+    """A drop in points, or in the units of the user's own score, and whether it was counted image by image."""
 
     drop: Drop
     paired: bool
@@ -28,6 +30,8 @@ def loss(old: Result, was: Measurement, new: Result, now: Measurement) -> Loss:
 
     Without answers and without intervals it may be anything.
     """
+    if (shares := old.shares_of(was)) is not None and (theirs := new.shares_of(now)) is not None:
+        return Loss(drop=lost(shares, theirs), paired=True)
     labels, before, after = old.true_labels, old.answers_of(was), new.answers_of(now)
     if labels is not None and before is not None and after is not None and labels.shape == after.shape:
         return Loss(drop=paired_drop(labels, before, after), paired=True)
@@ -39,8 +43,11 @@ def loss(old: Result, was: Measurement, new: Result, now: Measurement) -> Loss:
 
 
 def needed(result: Result, one: Measurement, limit: float) -> int | None:
-    """How many test images like these would bound its drop by `limit` points; None where that is not known, or no number would."""
-    labels, before, after = result.true_labels, result.answers_of(result.measurements[result.baseline]), result.answers_of(one)
+    """How many test images like these would bound its drop by `limit`; None where that is not known, or no number would."""
+    baseline = result.measurements[result.baseline]
+    if (shares := result.shares_of(baseline)) is not None and (theirs := result.shares_of(one)) is not None:
+        return images_to_prove(shares, theirs, limit)
+    labels, before, after = result.true_labels, result.answers_of(baseline), result.answers_of(one)
     return None if labels is None or before is None or after is None else images_to_tell(labels, before, after, limit)
 
 

@@ -2,15 +2,59 @@
 
 from __future__ import annotations
 
-from .results import Measurement
+from dataclasses import dataclass
+
+from .results import Measurement, Result
 from .statistics import Speedup
 
 MISSING = "–"  # noqa: RUF001 - an en dash, the sign for an empty cell
 CHOOSING = (
-    "What compress quantize measured before it chose: one image on one thread, in turns with fp32, and the balanced accuracy on validation "
+    "What compress quantize measured before it chose: one image on one thread, in turns with fp32, and how well it does on validation "
     "images, with what is lost at most (95%) where that was looked at. The rows are the last ones, side by side; choice.json has all."
 )
 ZEROS = "Zeros make the gzipped file smaller. Dense runtimes run no faster for them, and the file on disk is no smaller."
+
+
+@dataclass(frozen=True)
+class Units:
+    """What variants are scored by, and how that is written: balanced accuracy, lost in points, or ``score`` of the user's own."""
+
+    score: str = ""
+
+    @property
+    def name(self) -> str:
+        return self.score or "balanced accuracy"
+
+    @property
+    def of(self) -> str:
+        """Of what a drop is a number: ``points of balanced accuracy``, ``of iou``."""
+        return f"of {self.score}" if self.score else "points of balanced accuracy"
+
+    @property
+    def short(self) -> str:
+        """The same where it was said before: ``points``, ``of iou``."""
+        return f"of {self.score}" if self.score else "points"
+
+    def value(self, score: float | None) -> str:
+        """``98.29%``, ``0.8312``."""
+        return percent(score) if not self.score or score is None else f"{score:.4g}"
+
+    def drop(self, lost: float) -> str:
+        """``0.10``, ``0.0031``."""
+        return f"{lost:.3g}" if self.score else f"{lost:.2f}"
+
+    def of_one(self, one: Measurement) -> float | None:
+        """What a variant scores."""
+        return one.score if self.score else one.scores.get("balanced_accuracy")
+
+    def bounds(self, low: float, high: float) -> str:
+        """``97.90 to 98.55``, ``0.8205 to 0.8411``."""
+        return f"{low:.4g} to {high:.4g}" if self.score else f"{100 * low:.2f} to {100 * high:.2f}"
+
+
+def units(result: Result) -> Units:
+    """Those of a result."""
+    return Units(result.scoring.name if result.scoring else "")
 
 
 def milliseconds(seconds: float | None, unit: bool = True) -> str:

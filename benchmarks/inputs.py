@@ -1,5 +1,7 @@
 """What a file takes, and raw images as it takes them: uint8, or floats normalised as its maker did; channels first or last.
 
+Images that are floats already are as its maker made them, and go in as they are.
+
 Refused: several inputs, another shape than (B, C, H, W) or (B, H, W, C) of the images at hand, other types, a fixed batch above one.
 """
 
@@ -35,8 +37,10 @@ class Taken:
     std: Sequence[float] = (1.0,)
 
     def fed(self, images: np.ndarray) -> np.ndarray:
-        """Images uint8 (B, C, H, W) as the file takes them."""
-        if self.dtype is not np.uint8:
+        """Images uint8, or the floats made of them, (B, C, H, W), as the file takes them."""
+        if images.dtype != np.uint8:
+            images = images.astype(self.dtype, copy=False)
+        elif self.dtype is not np.uint8:
             images = images.astype(np.float32) / np.float32(255)
             if any(self.mean) or set(self.std) != {1.0}:
                 mean, std = (np.asarray(values, np.float32).reshape(1, -1, 1, 1) for values in (self.mean, self.std))
@@ -54,6 +58,12 @@ class Taken:
         if not isinstance(self.batch, int):
             return flat
         return lambda images: np.concatenate([flat(images[i : i + 1]) for i in range(len(images))])
+
+    def one_by_one(self, run: Callable[[np.ndarray], Any]) -> Callable[[np.ndarray], Any]:
+        """The same for a call that gives several outputs; of a file that takes one image at a time, what it gives for the last."""
+        if not isinstance(self.batch, int):
+            return lambda images: run(self.fed(images))
+        return lambda images: [run(self.fed(images[at : at + 1])) for at in range(len(images))][-1]
 
 
 def taken(inputs: Sequence[tuple[str, Sequence[Any], str]], **normalised: Sequence[float]) -> Taken:

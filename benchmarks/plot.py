@@ -11,10 +11,10 @@ import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from .formats import title
+from .formats import Units, title, units
 from .results import Measurement, Result
 
-Points = Sequence[tuple[float, float]]  # latency in milliseconds or size in kilobytes; balanced accuracy in %
+Points = Sequence[tuple[float, float]]  # latency in milliseconds or size in kilobytes; balanced accuracy in %, or the user's own score
 
 SIZES = {"wide": (8.4, 4.6), "narrow": (3.8, 4.2)}  # inches, at 100 pixels each
 THEMES = {  # no two colours of one alike: `in_the_dark` swaps them
@@ -59,7 +59,7 @@ def draw(result: Result, form: str, shape: str, axis: str = "latency") -> bytes:
     from matplotlib.figure import Figure
 
     colours, shown = THEMES["light"], _shown(result, axis)
-    points = [(_x(one, axis), 100 * one.scores["balanced_accuracy"]) for one in shown]
+    points = [(_x(one, axis), _y(one)) for one in shown]
     ends = [
         (1e3 * one.latency.low, 1e3 * one.latency.high) if one.latency and axis == "latency" else (x, x)
         for one, (x, _) in zip(shown, points, strict=True)
@@ -70,7 +70,7 @@ def draw(result: Result, form: str, shape: str, axis: str = "latency") -> bytes:
         figure = Figure(figsize=SIZES[shape], dpi=100, facecolor=colours["paper"], layout="constrained")
         FigureCanvasAgg(figure)
         axes = figure.add_subplot(facecolor=colours["paper"])
-        _style(axes, points, colours, AXES[axis])
+        _style(axes, points, colours, AXES[axis], units(result))
         front = [points[index] for index in pareto_front(points)]
         axes.plot(*zip(*front, strict=True), color=colours["front"], linewidth=1.4, drawstyle="steps-post", zorder=1)
         for kind, marker in MARKERS.items():
@@ -102,7 +102,12 @@ def _x(one: Measurement, axis: str) -> float:
     return one.latency.p50 * 1e3 if axis == "latency" else one.size_bytes / 1e3
 
 
-def _style(axes: Any, points: Points, colours: Mapping[str, str], title: str) -> None:
+def _y(one: Measurement) -> float:
+    """What it scores: balanced accuracy in percent, or the user's own score."""
+    return 100 * one.scores["balanced_accuracy"] if one.score is None else one.score
+
+
+def _style(axes: Any, points: Points, colours: Mapping[str, str], title: str, scored: Units) -> None:
     from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator, ScalarFormatter
 
     widths = [x for x, _ in points]
@@ -119,7 +124,7 @@ def _style(axes: Any, points: Points, colours: Mapping[str, str], title: str) ->
     for spine in axes.spines.values():
         spine.set_color(colours["faint"])
     axes.set_xlabel(title + (", log scale" if log else ""), color=colours["ink"])
-    axes.set_ylabel("balanced accuracy in %", color=colours["ink"])
+    axes.set_ylabel(scored.name + ("" if scored.score else " in %"), color=colours["ink"])
 
 
 def _names(measured: Sequence[Measurement]) -> list[str]:

@@ -16,13 +16,15 @@ from .doubts import doubts
 from .gauges import Turn
 from .pictures import flips
 from .profile import Profile
-from .results import Measurement
+from .results import Measurement, Scoring
 from .runtimes import Candidate
+from .scored import Scored
 from .statistics import MOST_LAUNCHES, latency, over_launches, speedup
 from .sweep import Point, summarise
 from .worker import Facts
 
 Score = Callable[[np.ndarray, np.ndarray, int], dict[str, float]]
+Precision = Callable[[np.ndarray, np.ndarray], float]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,14 +61,20 @@ class Answers:
     classes: int
     score: Score
     seed: int
+    precision: Precision | None = None
 
-    def of(self, predictions: np.ndarray, baseline: np.ndarray | None, itself: bool) -> dict[str, Any]:
-        """Those fields of a measurement that follow from its predictions, and the baseline's where there are any."""
+    def of(self, predictions: np.ndarray, baseline: np.ndarray | None, itself: bool, logits: np.ndarray | None = None) -> dict[str, Any]:
+        """Those fields of a measurement that follow from its predictions, and the baseline's where there are any.
+
+        ``logits``: of labels that do not exclude each other.
+        """
         found: dict[str, Any] = {
             "scores": dict(self.score(self.labels, predictions, self.classes)),
             "answers": as_text(predictions, self.classes),
             "intervals": score_intervals(self.labels, predictions, self.classes, self.score, seed=self.seed),
         }
+        if logits is not None and self.precision is not None:
+            found["scores"]["mean_average_precision"] = self.precision(self.labels, logits)
         if baseline is not None:
             found["agreement"] = float(np.mean(predictions == baseline))
         if baseline is not None and not itself:
@@ -74,6 +82,11 @@ class Answers:
             found["comparison"] = compared
             found["flips"] = flips(compared, self.images, self.labels, baseline, predictions)
         return found
+
+
+def own_score(scored: Scored, scoring: Scoring) -> dict[str, Any]:
+    """Those fields of a measurement that follow from a score of the user's own."""
+    return {"score": scored.value, "shares": tuple(scored.shares.tolist()), "intervals": {scoring.name: scored.interval}}
 
 
 @dataclass
@@ -86,6 +99,8 @@ class Record:
     sweep_reason: str | None = None
     facts: list[Facts] = field(default_factory=list)
     predictions: list[np.ndarray] = field(default_factory=list)
+    logits: list[np.ndarray] = field(default_factory=list)
+    scored: Scored | None = None
     warmup: list[np.ndarray] = field(default_factory=list)
     unsteady: int = 0
     samples: list[np.ndarray] = field(default_factory=list)
@@ -100,7 +115,9 @@ class Record:
         return np.concatenate(self.samples).reshape(-1, config.rounds, config.samples)
 
 
-def measurement(record: Record, baseline: Record, answers: Answers | None, config: BenchmarkConfig, peak: float | None) -> Measurement:
+def measurement(
+    record: Record, baseline: Record, answers: Answers | Scoring | None, config: BenchmarkConfig, peak: float | None
+) -> Measurement:
     """What a record amounts to, beside the baseline's record; `peak` as `Result` has it; without `answers` there are no scores."""
     candidate = record.candidate
     size, zipped = cost.sizes(candidate.path)
@@ -124,8 +141,13 @@ def measurement(record: Record, baseline: Record, answers: Answers | None, confi
     found, compared = latency(samples), baseline.reason is None
     alone, step = candidate.device == "cpu" and config.threads == 1, max(facts.clock_step for facts in record.facts)
     macs, images = candidate.facts.get("macs"), config.samples * config.batch
-    theirs = np.concatenate(baseline.predictions) if answers and compared else None
-    judged = answers.of(np.concatenate(record.predictions), theirs, record is baseline) if answers else {}
+    judged: dict[str, Any] = {}
+    if isinstance(answers, Answers):
+        theirs = np.concatenate(baseline.predictions) if compared else None
+        logits = np.concatenate(record.logits) if record.logits else None
+        judged = answers.of(np.concatenate(record.predictions), theirs, record is baseline, logits)
+    elif answers is not None and record.scored is not None:
+        judged = own_score(record.scored, answers)
     energies = [turn.energy_uj for turn in record.turns if turn.energy_uj is not None]
     return replace(
         about,

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import BenchmarkError
-from .formats import CHOOSING, MISSING, ZEROS, count, percent, size
+from .formats import CHOOSING, MISSING, ZEROS, Units, count, percent, size, units
 from .machine import differences
 from .plot import AXES, SIZES, draw, in_the_dark
 from .results import Finalist, LayerZeros, Measurement, Result, replace
@@ -81,7 +81,7 @@ def markdown(value: Any) -> Any:
 
 def _section(result: Result, verdict: Verdict, limits: Limits) -> dict[str, Any]:
     baseline, machine, settings = result.measurements[result.baseline], result.machine, result.settings
-    allowed = [f"at most {limits.max_drop:g} points of balanced accuracy lost"]
+    allowed = [f"at most {limits.drop_of(result):.4g} {units(result).of} lost"]
     allowed += [f"at most {limits.max_latency:g} ms"] if limits.max_latency is not None else []
     allowed += [f"at most {size(limits.max_size)}"] if limits.max_size is not None else []
     measuring = (
@@ -103,6 +103,8 @@ def _section(result: Result, verdict: Verdict, limits: Limits) -> dict[str, Any]
             str(word) for word in (result.data.get("network"), result.data.get("name"), machine.get("cpu", "an unnamed CPU")) if word
         ),
         "verdict": verdict,
+        "score": units(result).name,
+        "lost": f"{units(result).score} lost" if result.scoring else "Points lost",
         "tables": tables(result, verdict),
         "plots": [],
         "choices": _choices(result),
@@ -140,7 +142,7 @@ def _choices(result: Result) -> list[dict[str, Any]]:
             "verdict": choice.verdict,
             "tried": choice.tried,
             "rows": [
-                (one.what, f"{one.ratio:.2f}x ({one.low:.2f} to {one.high:.2f})", _points_lost(one), size(one.size))
+                (one.what, f"{one.ratio:.2f}x ({one.low:.2f} to {one.high:.2f})", _lost(one, units(result)), size(one.size))
                 for one in choice.finalists
             ],
         }
@@ -148,9 +150,9 @@ def _choices(result: Result) -> list[dict[str, Any]]:
     ]
 
 
-def _points_lost(one: Finalist) -> str:
+def _lost(one: Finalist, told: Units) -> str:
     """``0.10 (at most 0.25)``: as counted on validation images, and the bound of it."""
-    return MISSING if one.drop is None else f"{one.drop:.2f}" + ("" if one.bound is None else f" (at most {one.bound:.2f})")
+    return MISSING if one.drop is None else told.drop(one.drop) + ("" if one.bound is None else f" (at most {told.drop(one.bound)})")
 
 
 def _zeros(result: Result) -> list[dict[str, Any]]:

@@ -23,12 +23,13 @@ from .answers import from_text
 from .gauges import Turn
 from .machine import Machine
 from .pictures import Flip
+from .scored import GROUPS, Scored
 from .statistics import MOST_LAUNCHES, Count, Interval, Latency, Share, Speedup
 from .sweep import Sweep
 
 Kind = TypeVar("Kind", dict[str, Any], list[Any])
 SCHEMA = "compress-benchmark"
-VERSION = 4
+VERSION = 5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,6 +69,15 @@ class Choice:
     verdict: str
     tried: int
     finalists: tuple[Finalist, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scoring:
+    """A score of the user's own, higher is better: ``name``, the hash of its ``source``, and whether it is a mean over images."""
+
+    name: str
+    source: str
+    by_image: bool
 
 
 class Facts(TypedDict, total=False):
@@ -111,6 +121,7 @@ class Measurement:
         energy: joules per image of the whole processor package. peak_share: of the machine's float32 matrix product, `Result.peak`.
         scores: fractions in [0, 1], ``balanced_accuracy`` among them, or none without labels; intervals: the same names, with bounds.
         answers: the class that it says of each test image, as `answers.as_text` writes them; a result before version 3 has none.
+        score: by a score of the user's own, and shares: what each image, or group of images, has in it, see `scored`; then no answers.
         agreement: fraction of images classified as the baseline does. comparison, flips: what is read differently than by the baseline.
         doubts: what makes the latency doubtful, in words.
         warmup_ns: calls before the clock counted. samples_ns: nanoseconds, by launch, round and call. turns: one per launch and round.
@@ -144,6 +155,8 @@ class Measurement:
     scores: Mapping[str, Share] = field(default_factory=dict)
     intervals: Mapping[str, ScoreInterval] = field(default_factory=dict)
     answers: str | None = None
+    score: float | None = None
+    shares: tuple[float, ...] = ()
     agreement: float | None = None
     comparison: Comparison | None = None
     flips: tuple[Flip, ...] = ()
@@ -182,6 +195,7 @@ class Result:
         energy: where the energy comes from, or why there is none.
         baseline: the index in `measurements` that speedups, drops and agreement refer to.
         labels: the true class of each test image, as `answers.as_text` writes them; None where there are none.
+        scoring: the user's own score, by which the variants were scored; None for balanced accuracy.
     """
 
     created: str
@@ -193,11 +207,12 @@ class Result:
     baseline: int
     measurements: tuple[Measurement, ...]
     labels: str | None = None
+    scoring: Scoring | None = None
 
     @property
     def scored(self) -> bool:
         """Whether there were labels to score by; else latency and size are all that is known."""
-        return self.labels is not None or any(one.scores for one in self.measurements)
+        return self.labels is not None or any(one.scores or one.shares for one in self.measurements)
 
     @property
     def true_labels(self) -> np.ndarray | None:
@@ -207,6 +222,12 @@ class Result:
     def answers_of(self, one: Measurement) -> np.ndarray | None:
         """What a candidate says of each test image, int64 ``(N,)``; None where it was not measured, or before version 3."""
         return self._decoded(one.answers)
+
+    def shares_of(self, one: Measurement) -> Scored | None:
+        """How a candidate did by the user's own score; None where there is none, or it was not measured."""
+        if self.scoring is None or one.score is None:
+            return None
+        return Scored(value=one.score, shares=np.array(one.shares), images=self.data.get("images", 0))
 
     def _decoded(self, text: str | None) -> np.ndarray | None:
         return None if text is None else from_text(text, self.data.get("images", 0), self.data.get("classes", 0))
@@ -234,15 +255,18 @@ def replace(path: Path, content: bytes) -> None:
 
 
 def upgraded(found: dict[str, Any], version: int) -> dict[str, Any]:
-    """The values of a file of an older version as those of this one: before 3 no answers were kept and no paths, before 4 no bounds."""
+    """The values of a file of an older version as those of this one.
+
+    Before 3 no answers were kept and no paths, before 4 no bounds, and before 5 there were no scores of a user's own.
+    """
     measurements = found.get("measurements")
     for one in measurements if isinstance(measurements, list) else ():
         if isinstance(one, dict):
-            one |= ({"answers": None, "path": None} if version < 3 else {}) | one
+            one |= ({"answers": None, "path": None} if version < 3 else {}) | ({"score": None, "shares": []} if version < 5 else {}) | one
             for finalist in _inside(_inside(_inside(one, "facts", dict), "choice", dict), "finalists", list):
                 if isinstance(finalist, dict):
                     finalist |= {"bound": None} | finalist
-    return ({"labels": None} if version < 3 else {}) | found
+    return ({"labels": None} if version < 3 else {}) | ({"scoring": None} if version < 5 else {}) | found
 
 
 def _inside(values: dict[str, Any], name: str, kind: type[Kind]) -> Kind:
@@ -261,8 +285,10 @@ def damage(result: Result) -> str | None:
         launches = one.samples_ns
         if one.reason is None and one.latency is None:
             return f"'{one.name}' has neither a latency nor a reason"
-        if one.reason is None and result.scored and "balanced_accuracy" not in one.scores:
+        if one.reason is None and result.scored and result.scoring is None and "balanced_accuracy" not in one.scores:
             return f"'{one.name}' has no balanced_accuracy"
+        if one.reason is None and result.scoring is not None and (one.score is None or len(one.shares) != _parts(result)):
+            return f"'{one.name}' has no {result.scoring.name} with {_parts(result)} shares"
         if len({len(rounds) for rounds in launches}) > 1 or len({len(calls) for rounds in launches for calls in rounds}) > 1:
             return f"samples_ns of '{one.name}' are not of the same number in every launch and round"
         if one.reason is None and not (2 <= len(launches) <= MOST_LAUNCHES and launches[0] and launches[0][0]):
@@ -271,6 +297,12 @@ def damage(result: Result) -> str | None:
     if any(found != rounds[0] for found in rounds):
         return "samples_ns are not of the same launches and rounds for every candidate"
     return None
+
+
+def _parts(result: Result) -> int:
+    """How many shares there are of the user's own score."""
+    images = result.data.get("images", 0)
+    return images if result.scoring and result.scoring.by_image else min(GROUPS, images)
 
 
 def _wrong_answers(result: Result) -> str | None:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import os
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -27,9 +27,10 @@ from .errors import BenchmarkError
 from .gauges import energy_source
 from .machine import machine_facts
 from .peak import gemm_peak
-from .records import Answers, BenchmarkConfig, Record, Score, measurement
-from .results import Data, Result
+from .records import Answers, BenchmarkConfig, Precision, Record, Score, measurement
+from .results import Data, Result, Scoring
 from .runtimes import Candidate
+from .scored import Judge, Outputs
 from .statistics import MOST_LAUNCHES, speedup
 from .sweep import points_of
 from .worker import WARM_RULE, Worker
@@ -52,16 +53,21 @@ def run_benchmark(
     baseline: str,
     data: Data,
     progress: Progress | None = None,
+    own: tuple[Judge, Mapping[str, str]] | None = None,
+    precision: Precision | None = None,
 ) -> Result:
     """Measure all candidates.
 
     Args:
         candidates: in the order in which the report shows them.
-        images, labels: the test set, uint8 ``(N, C, H, W)``, or indexed like such an array, and ``(N,)``; or no labels, and no scores.
+        images, labels: the test set, uint8 ``(N, C, H, W)``, or float32 as the files take it, or indexed like such an array, and
+            ``(N,)``; or no labels, and no scores.
         classes: K, None without labels. score: ``score(labels, predictions, classes)``, fractions with ``balanced_accuracy`` among them.
         baseline: the name of the candidate to compare with; where several runtimes have it, ONNX Runtime's on the CPU.
         data: name and fingerprint of the test set, passed through.
         progress: told what is done, how much of it, and how much there is.
+        precision: ``precision(labels, logits)``, a mean average precision, for files whose labels do not exclude each other.
+        own: what scores them in place of labels, and its name and source, see `results.Scoring`; candidates are then ``whole``.
 
     Raises:
         BenchmarkError: as the module says.
@@ -88,6 +94,8 @@ def run_benchmark(
             _open(pairs)
             if launch == 0 and labels is not None:
                 _predict(pairs, images, progress)
+            if launch == 0 and own is not None:
+                _score(pairs, images, own[0], progress)
             _time(pairs, launch, config, generator, progress)
             for worker, record in pairs:
                 record.reason = worker.reason
@@ -95,12 +103,14 @@ def run_benchmark(
             _look_around(pairs, launch, config, generator, progress)
         launch += 1
     judged: dict[str, Any] = {"images": images, "labels": labels, "classes": classes, "score": score, "seed": config.seed}
-    answers = Answers(**judged) if labels is not None else None
-    measurements = tuple(measurement(record, records[index], answers, config, peak) for record in records)
+    scoring = Scoring(**own[1], by_image=bool(own[0].by_image)) if own is not None else None
+    answers = Answers(**judged, precision=precision) if labels is not None else None
+    measurements = tuple(measurement(record, records[index], answers or scoring, config, peak) for record in records)
     settings, energy = {**asdict(config), "launches": launch, "warm_up": WARM_RULE}, energy_source()
     seen = {**data, "images": len(images), "classes": classes or 0, "shape": list(images.shape[1:])}
     about: dict[str, Any] = {"created": created, "machine": machine, "data": seen, "settings": settings, "peak": peak, "energy": energy}
-    return Result(**about, baseline=index, measurements=measurements, labels=as_text(answers.labels, answers.classes) if answers else None)
+    text = as_text(answers.labels, answers.classes) if answers else None
+    return Result(**about, baseline=index, measurements=measurements, labels=text, scoring=scoring)
 
 
 def _check(candidates: Sequence[Candidate], images: Any, labels: np.ndarray | None) -> None:
@@ -110,9 +120,9 @@ def _check(candidates: Sequence[Candidate], images: Any, labels: np.ndarray | No
         if key in seen:
             raise BenchmarkError(f"candidate (={candidate.name}) stands twice for {' on '.join(key[1:])}; give each file a name of its own")
         seen.add(key)
-    if images.dtype != np.uint8 or images.ndim != 4 or not len(images):
+    if images.dtype not in (np.uint8, np.float32) or images.ndim != 4 or not len(images):
         raise BenchmarkError(
-            f"images (={images.dtype} {images.shape}) must be uint8 (N, C, H, W) with N of at least 1; hand in the test set"
+            f"images (={images.dtype} {images.shape}) must be uint8 (N, C, H, W) with N of at least 1, or float32; hand in the test set"
         )
     if labels is not None and labels.shape != (len(images),):
         raise BenchmarkError(f"labels (={labels.shape}) must be one per image, ({len(images)},); hand in the labels of the same images")
@@ -151,10 +161,34 @@ def _predict(pairs: Pairs, images: Any, progress: Progress | None) -> None:
         for start in range(0, len(images), batch):
             answer = worker.ask("predict", images[start : start + batch])
             if answer is not None:
-                record.predictions.append(answer)
+                record.predictions.append(answer[0])
+                record.logits += [] if answer[1] is None else [answer[1]]
             if progress:
                 progress("test images read", number * len(images) + min(start + batch, len(images)), len(pairs) * len(images))
         worker.ask("release")
+
+
+def _score(pairs: Pairs, images: Any, judge: Judge, progress: Progress | None) -> None:
+    """One worker after the other, one image at a time, as an output may have another size for each."""
+
+    def answers(worker: Worker, number: int) -> Iterator[Outputs]:
+        for at in range(len(images)):
+            found = worker.ask("answer", images[at : at + 1])
+            if found is None:
+                raise _GoneError(worker.reason)
+            yield found
+            if progress:
+                progress("test images scored", number * len(images) + at + 1, len(pairs) * len(images))
+
+    for number, (worker, record) in enumerate(pairs):
+        if worker.reason is None:
+            with suppress(_GoneError):
+                record.scored = judge.of(answers(worker, number))
+            worker.ask("release")
+
+
+class _GoneError(Exception):
+    """A worker has failed; it says why."""
 
 
 def scoring_batch(image_bytes: int) -> int:

@@ -63,6 +63,7 @@ class Candidate:
         artifact: the artifact's hash.
         facts: what its maker knows of it, see `results.Facts`; passed through to the report.
         mean, std: what an ``.onnx`` file that takes floats was normalised with.
+        whole: all outputs are asked for, as a tuple of arrays, and none of them is looked at.
         load: for torch, a module-level function ``load(path)`` that returns two modules on the CPU: one from uint8 images to the network's
             float32 input, and the network, to logits.
 
@@ -79,6 +80,7 @@ class Candidate:
     facts: Mapping[str, Any] = field(default_factory=dict)
     mean: Sequence[float] = (0.0,)
     std: Sequence[float] = (1.0,)
+    whole: bool = False
     load: Load | None = None
 
     def __post_init__(self) -> None:
@@ -161,13 +163,14 @@ def open_model(candidate: Candidate, shape: tuple[int, int, int], classes: int |
     if candidate.library == "onnxruntime":
         predict, probabilities, release, providers, on_device = _open_onnx(candidate, shape, threads)
     elif candidate.library == "openvino":
-        predict, probabilities = _open_openvino(candidate, shape, threads)
+        from .openvinonets import open_file
+
+        predict, probabilities = open_file(candidate, shape, threads)
         providers = ("OpenVINO CPU",)
     else:
         from .torchnets import open_network
 
-        assert candidate.load is not None
-        predict, on_device = open_network(candidate.load, candidate.path, candidate.runtime, candidate.device, threads)
+        predict, on_device = open_network(candidate, threads)
         providers = (candidate.device,)
     pair, opened = np.random.default_rng(0).integers(0, 256, (2, *shape), np.uint8), time.perf_counter_ns()
     alone = predict(pair[:1])
@@ -288,9 +291,10 @@ def _open_onnx(
         session.run([outputs[0]], {entry.name: entry.fed(np.zeros((1, *shape), np.uint8))}, options)
 
     probabilities = giving(PROBABILITIES) if PROBABILITIES in outputs[1:] else None
+    predict = entry.one_by_one(lambda images: tuple(session.run(None, {entry.name: images}))) if candidate.whole else giving(outputs[0])
     on_device = _bound(session, entry, outputs[0]) if candidate.device == "cuda" and not isinstance(entry.batch, int) else None
     given_back = release if candidate.device == "cpu" else None
-    return giving(outputs[0]), probabilities, given_back, tuple(session.get_providers()), on_device
+    return predict, probabilities, given_back, tuple(session.get_providers()), on_device
 
 
 def _bound(session: Any, entry: Taken, output: str) -> OnDevice:
@@ -313,38 +317,3 @@ def _bound(session: Any, entry: Taken, output: str) -> OnDevice:
         return nanoseconds
 
     return time_calls
-
-
-def _open_openvino(candidate: Candidate, shape: tuple[int, int, int], threads: int) -> tuple[Predict, Predict | None]:
-    import openvino
-
-    core = openvino.Core()
-    model = core.read_model(candidate.path)
-    kinds = {"u8": "tensor(uint8)", "f32": "tensor(float)", "f16": "tensor(float16)"}
-    inputs = [
-        (
-            one.get_any_name(),
-            [d.get_length() if d.is_static else str(d) for d in one.get_partial_shape()],
-            kinds.get(one.get_element_type().get_type_name(), one.get_element_type().get_type_name()),
-        )
-        for one in model.inputs
-    ]
-    entry = fitting(inputs, shape, mean=candidate.mean, std=candidate.std)
-    settings = {"INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
-    requests: dict[int, Any] = {}
-
-    def request_for(count: int) -> Any:
-        # For each batch size one model of fixed shape: OpenVINO's kernels for a free batch are the slower ones.
-        if count not in requests:
-            model.reshape([count, *shape[1:], shape[0]] if entry.last else [count, *shape])
-            requests[count] = core.compile_model(model, "CPU", settings).create_infer_request()
-        return requests[count]
-
-    def run(images: np.ndarray, position: int = 0) -> np.ndarray:
-        request = request_for(len(images))
-        request.infer([images], share_inputs=True)
-        return request.get_output_tensor(position).data.copy()
-
-    request_for(1)  # so that compiling counts as loading, not as the first call
-    places = [position for position, one in enumerate(model.outputs) if position and PROBABILITIES in one.get_names()]
-    return entry.adapted(run), entry.adapted(lambda images: run(images, places[0])) if places else None

@@ -13,18 +13,21 @@ from dataclasses import dataclass
 from typing import Any
 
 from .drops import loss
-from .formats import MISSING, bytes_or_missing, count, factor, milliseconds, percent, size
+from .formats import MISSING, Units, bytes_or_missing, count, factor, milliseconds, percent, size, units
 from .results import Measurement, Result
 from .statistics import Interval
 from .verdict import Verdict
 
 Cell = tuple[str, str]  # the value, and its interval or nothing
-RAW = ("samples_ns", "warmup_ns", "turns", "load_ns", "first_ns", "device_ns", "flips", "answers")
+RAW = ("samples_ns", "warmup_ns", "turns", "load_ns", "first_ns", "device_ns", "flips", "answers", "shares")
 DECIDING_NOTE = (
-    "A number followed by (?) is doubtful; the doubt stands under the name. Intervals: 95%; the drop, in points of balanced accuracy "
+    "A number followed by (?) is doubtful; the doubt stands under the name. Intervals: 95%; the drop, in {} "
     "against the baseline, is at most so much with 95% confidence."
 )
+MEAN = "the score of each image, and Student's t of their differences"
+SET = "the score without each of some groups of images (a jackknife), and Student's t of the differences that makes"
 SCORES = ("balanced_accuracy", "accuracy", "macro_f1", "macro_precision")
+OF_SIGMOIDS = "mean_average_precision"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,9 +65,13 @@ def tables(result: Result, verdict: Verdict) -> tuple[Table, ...]:
     chances = (
         "Intervals: 95%, over test sets with as many images per class (bootstrap). McNemar: how often two equally accurate models would "
     )
+    scored, note = units(result), chances + "differ on as many images or more."
+    if result.scoring is not None:
+        by = MEAN if result.scoring.by_image else SET
+        note = f"{scored.name}: a score of the user's own, higher is better. Intervals and bounds: 95%, by {by}."
     return (
-        table("Variants", DECIDING_NOTE, lambda one: _deciding(one, result), True),
-        table("Scores", chances + "differ on as many images or more.", lambda one: _scores(one, baseline)),
+        table("Variants", DECIDING_NOTE.format(scored.score or scored.of), lambda one: _deciding(one, result), True),
+        table("Scores", note, lambda one: _own_score(one, result) if scored.score else _scores(one, baseline, result)),
         table("Other ways to run", _other_note(result), lambda one: _other_ways(one, result)),
         table("Cost", _cost_note(result), _cost),
     )
@@ -87,21 +94,23 @@ def _deciding(one: Measurement, result: Result) -> dict[str, Cell]:
     assert one.latency is not None
     baseline = result.measurements[result.baseline]
     lost = None if one is baseline or baseline.reason else loss(result, baseline, result, one).drop
+    told = units(result)
     p50, doubtful = milliseconds(one.latency.p50, unit=False), " (?)" if one.doubts else ""
     return {
         "p50, ms": (p50 + doubtful, _between(Interval(value=0, low=one.latency.low, high=one.latency.high), _ms)),
         "p90, ms": (milliseconds(one.latency.p90, unit=False), ""),
         "p99, ms": (milliseconds(one.latency.p99, unit=False), ""),
         "Speedup": ("baseline", "") if one is baseline else factor(one.speedup) if one.speedup else (MISSING, ""),
-        "Balanced accuracy": _score(one, "balanced_accuracy"),
-        "Drop, points": (f"{lost.value:.2f}", f"at most {lost.bound:.2f}") if lost else (MISSING, ""),
+        _title(told): _score(one, told.score or "balanced_accuracy", told),
+        f"Drop, {told.score or 'points'}": (told.drop(lost.value), f"at most {told.drop(lost.bound)}") if lost else (MISSING, ""),
         "Size": (size(one.size_bytes), ""),
         "Gzipped": (size(one.gzip_bytes), ""),
     }
 
 
-def _scores(one: Measurement, baseline: Measurement) -> dict[str, Cell]:
-    cells = {name.replace("_", " ").capitalize().replace("f1", "F1"): _score(one, name) for name in SCORES}
+def _scores(one: Measurement, baseline: Measurement, result: Result) -> dict[str, Cell]:
+    names = (*SCORES, *[OF_SIGMOIDS] * any(OF_SIGMOIDS in other.scores for other in result.measurements))
+    cells = {name.replace("_", " ").capitalize().replace("f1", "F1"): _score(one, name) for name in names}
     differs, chance = MISSING, ""
     if one.comparison:
         differs = f"-{len(one.comparison.lost)} +{len(one.comparison.gained)}"
@@ -111,6 +120,20 @@ def _scores(one: Measurement, baseline: Measurement) -> dict[str, Cell]:
         "Images lost and gained": (differs, ""),
         "McNemar's p": (chance or MISSING, ""),
     }
+
+
+def _own_score(one: Measurement, result: Result) -> dict[str, Cell]:
+    """By the user's own score: what it has, and on how many images, or groups of them, it has more or less than the baseline."""
+    told, baseline = units(result), result.measurements[result.baseline]
+    more = less = 0
+    if baseline.reason is None:
+        more, less = (sum(sign * (now - was) > 0 for was, now in zip(baseline.shares, one.shares, strict=True)) for sign in (1, -1))
+    where = "images" if result.scoring and result.scoring.by_image else "groups of images"
+    return {_title(told): _score(one, told.score, told), f"{where.capitalize()} with less and more": (f"-{less} +{more}", "")}
+
+
+def _title(told: Units) -> str:
+    return told.score or told.name.capitalize()
 
 
 def _other_ways(one: Measurement, result: Result) -> dict[str, Cell]:
@@ -171,9 +194,9 @@ def _time(interval: Interval | None) -> Cell:
     return (_ms(interval.value), _between(interval, _ms)) if interval else (MISSING, "")
 
 
-def _score(one: Measurement, name: str) -> Cell:
+def _score(one: Measurement, name: str, told: Units = Units()) -> Cell:  # noqa: B008 - it never changes
     interval = one.intervals.get(name)
-    return percent(one.scores.get(name)), f"{100 * interval.low:.2f} to {100 * interval.high:.2f}" if interval else ""
+    return told.value(one.score if told.score else one.scores.get(name)), told.bounds(interval.low, interval.high) if interval else ""
 
 
 def _between(interval: Interval, tell: Callable[[float], str]) -> str:
@@ -188,6 +211,7 @@ def plain(result: Result, one: Measurement) -> dict[str, Any]:
         columns[f"latency_{name}_s"] = getattr(latency, name, None)
     for name in ("value", "low", "high"):
         columns[f"speedup_{name}"] = getattr(one.speedup, name, None)
+    columns[OF_SIGMOIDS] = one.scores.get(OF_SIGMOIDS)
     for name in SCORES:
         interval = one.intervals.get(name)
         columns |= {
@@ -195,9 +219,17 @@ def plain(result: Result, one: Measurement) -> dict[str, Any]:
             f"{name}_low": getattr(interval, "low", None),
             f"{name}_high": getattr(interval, "high", None),
         }
+    own = one.intervals.get(result.scoring.name) if result.scoring else None
+    columns |= {"score_name": result.scoring and result.scoring.name, "score": one.score}
+    columns |= {f"score_{end}": getattr(own, end, None) for end in ("low", "high")}
     baseline = result.measurements[result.baseline]
     lost = None if one.reason or baseline.reason or not result.scored else loss(result, baseline, result, one).drop
-    columns |= {f"drop{name}_points": getattr(lost, name.strip("_") or "value", None) for name in ("", "_low", "_high", "_bound")}
+    ends = {name: getattr(lost, name.strip("_") or "value", None) for name in ("", "_low", "_high", "_bound")}
+    columns |= {
+        f"drop{name}_{kind}": value if (kind == "score") == bool(result.scoring) else None
+        for kind in ("points", "score")
+        for name, value in ends.items()
+    }
     columns |= {"agreement": one.agreement, "lost": compared and len(compared.lost), "gained": compared and len(compared.gained)}
     columns |= {"mcnemar_p": compared and compared.p_value, "size_bytes": one.size_bytes, "gzip_bytes": one.gzip_bytes}
     columns |= {name: one.facts.get(name) for name in ("params", "nonzeros", "macs")}
@@ -236,4 +268,5 @@ def as_json(result: Result, verdict: Verdict | None = None) -> dict[str, Any]:
     for variant in variants:
         variant["sweeps"] = [{name: value for name, value in sweep.items() if name != "samples_ns"} for sweep in variant["sweeps"]]
     about = {name: getattr(result, name) for name in ("created", "machine", "data", "settings", "peak", "energy", "baseline")}
+    about |= {"scoring": dataclasses.asdict(result.scoring)} if result.scoring else {}
     return about | ({"verdict": dataclasses.asdict(verdict)} if verdict else {}) | {"variants": variants}

@@ -10,7 +10,6 @@ import os
 import shutil
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,7 +19,7 @@ from .errors import BenchmarkError
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from .runtimes import Load, OnDevice, Predict
+    from .runtimes import Candidate, OnDevice, Predict
 
     Forward = Callable[[Tensor], Tensor]
 
@@ -30,16 +29,18 @@ SLEPT = 10_000_000  # cycles, to find out how long one takes
 QUEUED = 8  # calls; a device holds about a thousand kernels back, and a network has some hundred
 
 
-def open_network(load: Load, path: Path, runtime: str, device: str, threads: int) -> tuple[Predict, OnDevice | None]:
-    """Load a network as `runtime` wants it; the second value is None where there is no device to time by itself."""
+def open_network(candidate: Candidate, threads: int) -> tuple[Predict, OnDevice | None]:
+    """Load a network as its runtime wants it; the second value is None where there is no device to time by itself."""
     import torch
 
+    load, runtime, device = candidate.load, candidate.runtime, candidate.device
+    assert load is not None, "torch has one"
     if device == "cuda" and not torch.cuda.is_available():
         raise BenchmarkError("no CUDA device")
     if (runtime, device) == ("torch.compile", "cpu") and not any(map(shutil.which, (os.environ.get("CXX", ""), *COMPILERS))):
         raise BenchmarkError(f"torch.compile needs a C++ compiler ({', '.join(COMPILERS)}); there is none")
     torch.set_num_threads(threads)
-    prepare, network = load(path)
+    prepare, network = load(candidate.path)
     if device == "cuda":
         torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
         torch.backends.cudnn.benchmark = True  # the fastest kernels for each shape, as whoever deploys on a GPU has it
@@ -53,11 +54,20 @@ def open_network(load: Load, path: Path, runtime: str, device: str, threads: int
 
     run = torch.compile(forward) if runtime == "torch.compile" else _recorded(forward) if runtime == "torch.cudagraph" else forward
 
-    def predict(images: np.ndarray) -> np.ndarray:
+    def predict(images: np.ndarray) -> Any:
         with torch.inference_mode():
-            return run(torch.from_numpy(images).to(device)).float().cpu().numpy()
+            made = run(torch.from_numpy(images).to(device))
+        found = tuple(one.float().cpu().numpy() for one in _tensors(made))
+        return found if candidate.whole else found[0]
 
     return predict, _on_device(run) if device == "cuda" else None
+
+
+def _tensors(made: Any) -> list[Tensor]:
+    """What a network gives, in its order, whether it is one tensor, or a tuple or dict of them."""
+    if isinstance(made, dict | list | tuple):
+        return [one for part in (made.values() if isinstance(made, dict) else made) for one in _tensors(part)]
+    return [made]
 
 
 def _recorded(forward: Forward) -> Forward:

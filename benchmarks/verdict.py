@@ -1,9 +1,9 @@
 """Which variant to ship, in words, from one result. A pure function: no clock, no file, no rounding before comparing.
 
 The choice is among ONNX Runtime files measured on the CPU. A variant keeps its accuracy where that is *proved*: the one-sided 95% bound
-of its drop, counted image by image against the baseline (`paired`), lies within `max_drop` points. Where the drop as counted is within the
-limit and the bound is not, the images cannot tell; such a variant ships only if the caller accepts that. A test set of 360 images proves
-next to nothing, and the verdict says so, with the number that would tell.
+of its drop, counted image by image against the baseline (`paired`, or `scored` for a score of the user's own), lies within `max_drop`
+points. Where the drop as counted is within the limit and the bound is not, the images cannot tell; such a variant ships only if the caller
+accepts that. A test set of 360 images proves next to nothing, and the verdict says so, with the number that would tell.
 
 Of two variants the faster one is told by the ratios of the same rounds (`statistics.speedup`), be one of them the baseline or not: the
 whole 95% interval must lie on one side of 1, and the change be at least 1%. Doubts of the two rows stand in the same sentence.
@@ -23,7 +23,7 @@ from msgspec import Meta
 from . import statistics
 from .doubts import cure
 from .drops import Loss, loss, needed
-from .formats import milliseconds, percent, printable, size, times
+from .formats import Units, milliseconds, printable, size, times, units
 from .paired import Drop
 from .results import Measurement, Result
 from .statistics import Speedup
@@ -31,6 +31,7 @@ from .statistics import Speedup
 # Under this a speedup is no reason to ship another file: a 95% interval misses 1 in one of twenty comparisons of a file with itself, and
 # those misses are smaller than this.
 LEAST_CHANGE = 0.01
+USUAL_DROP = 0.5  # points, or percent of a score of the user's own
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,14 +39,22 @@ class Limits:
     """What a variant must keep.
 
     Args:
-        max_drop: points of balanced accuracy that may be lost. accept_unproved: whether it is enough that no more are lost as counted.
+        max_drop: points of balanced accuracy that may be lost, 0.5 if none is given; by a score of the user's own so much of that, or
+            half a percent of what the baseline has. accept_unproved: whether it is enough that no more are lost as counted.
         max_latency: largest p50 in milliseconds. max_size: largest file in bytes.
     """
 
-    max_drop: Annotated[float, Meta(ge=0, le=100, description="points, 0.5 allows 97.0% to become 96.5%")] = 0.5
+    max_drop: Annotated[float, Meta(ge=0, le=100, description="points, 0.5 allows 97.0% to become 96.5%")] | None = None
     accept_unproved: bool = False
     max_latency: Annotated[float, Meta(gt=0, description="milliseconds, leave it out for no limit")] | None = None
     max_size: Annotated[int, Meta(gt=0, description="bytes, leave it out for no limit")] | None = None
+
+    def drop_of(self, result: Result) -> float:
+        """`max_drop`, or what stands for it in a result."""
+        if self.max_drop is not None:
+            return self.max_drop
+        baseline = result.measurements[result.baseline]
+        return USUAL_DROP if result.scoring is None else USUAL_DROP / 100 * abs(baseline.score or 0.0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +68,7 @@ class Verdict:
         doubts: of the two rows that the headline compares. cure: what to do about them.
         headline: the verdict in a sentence or two.
         reasons: one sentence for each other variant, why it was not chosen.
+        units: of what the loss is a number.
     """
 
     ship: str | None
@@ -71,6 +81,7 @@ class Verdict:
     cure: str | None = None
     headline: str
     reasons: tuple[str, ...] = ()
+    units: str = Units().of
 
     def __str__(self) -> str:
         return self.headline
@@ -108,6 +119,7 @@ def decide(result: Result, limits: Limits) -> Verdict:
         cure=cure(doubts) if doubts else None,
         headline=headline,
         reasons=tuple(_reason(row, chosen) for row in rows if row is not chosen),
+        units=units(result).score or Units().of,
     )
 
 
@@ -150,6 +162,7 @@ class _Row:
     proved: bool
     limit: float
     tells: int | None
+    units: Units
 
     @property
     def name(self) -> str:
@@ -195,17 +208,18 @@ class _Row:
     @property
     def change(self) -> str:
         """``loses 0.10 points of balanced accuracy (97.00% to 96.90%, at most ...) and its file has 300 kB instead of 1.00 MB``."""
-        lost = self.loss.drop.value
-        moved = "keeps" if lost == 0 else f"loses {lost:.2f} points of" if lost > 0 else f"gains {-lost:.2f} points of"
-        before, after = (percent(one.scores["balanced_accuracy"]) for one in (self.baseline, self.one))
+        lost, told = self.loss.drop.value, self.units
+        moved = "loses" if lost > 0 else "gains"
+        changed = f"keeps {told.name}" if lost == 0 else f"{moved} {told.drop(abs(lost))} {told.of}"
+        before, after = (told.value(told.of_one(one)) for one in (self.baseline, self.one))
         sizes = f"{size(self.one.size_bytes)} instead of {size(self.baseline.size_bytes)}"
         bound = f", {self.bound}" if self.proved else ""  # else a sentence of its own says it
-        return f"{moved} balanced accuracy ({before} to {after}{bound}) and its file has {sizes}"
+        return f"{changed} ({before} to {after}{bound}) and its file has {sizes}"
 
     @property
     def bound(self) -> str:
-        bound = self.loss.drop.bound
-        told = f"at most {bound:.2f} lost" if bound >= 0 else f"at least {-bound:.2f} gained"
+        bound, drop = self.loss.drop.bound, self.units.drop
+        told = f"at most {drop(bound)} lost" if bound >= 0 else f"at least {drop(-bound)} gained"
         return f"{told} with 95% confidence"
 
     @property
@@ -215,9 +229,10 @@ class _Row:
             tell = "; this benchmark kept no answers to compare one by one, `compress benchmark --force` does"
         else:
             tell = f"; about {self.tells:,} images would tell" if self.tells else ""
-        drop = self.loss.drop
-        counted = f"{drop.value:.2f} lost" if drop.value >= 0 else f"{-drop.value:.2f} gained"
-        return f"not proved within {self.limit:g} points with {drop.images:,} images: {counted} as counted, {self.bound}{tell}"
+        drop, number = self.loss.drop, self.units.drop
+        counted = f"{number(drop.value)} lost" if drop.value >= 0 else f"{number(-drop.value)} gained"
+        limit = f"{self.limit:.4g} {self.units.short}"
+        return f"not proved within {limit} with {drop.images:,} images: {counted} as counted, {self.bound}{tell}"
 
 
 def _row(result: Result, one: Measurement, limits: Limits) -> _Row:
@@ -226,17 +241,17 @@ def _row(result: Result, one: Measurement, limits: Limits) -> _Row:
     found = loss(result, baseline, result, one)
     if one is baseline:
         found = Loss(drop=Drop(value=0.0, low=0.0, high=0.0, bound=0.0, images=found.drop.images), paired=found.paired)
-    broken = []
-    if found.drop.value > limits.max_drop:
-        broken.append(f"loses {found.drop.value:.2f} points of balanced accuracy, {limits.max_drop:g} are allowed")
+    broken, told, limit = [], units(result), limits.drop_of(result)
+    if found.drop.value > limit:
+        broken.append(f"loses {told.drop(found.drop.value)} {told.of}, {limit:.4g} are allowed")
     if limits.max_latency is not None and one.latency.p50 * 1e3 > limits.max_latency:
         broken.append(f"takes {milliseconds(one.latency.p50)}, {limits.max_latency:g} ms are allowed")
     if limits.max_size is not None and one.size_bytes > limits.max_size:
         broken.append(f"takes {size(one.size_bytes)}, {size(limits.max_size)} are allowed")
-    proved = found.drop.bound <= limits.max_drop
-    tells = None if proved else needed(result, one, limits.max_drop)
+    proved = found.drop.bound <= limit
+    tells = None if proved else needed(result, one, limit)
     return _Row(
-        one=one, baseline=baseline, loss=found, broken=tuple(broken), proved=proved, limit=limits.max_drop, tells=tells
+        one=one, baseline=baseline, loss=found, broken=tuple(broken), proved=proved, limit=limit, tells=tells, units=told
     )  # fmt: skip
 
 
@@ -312,7 +327,7 @@ def _nearest(rows: Sequence[_Row], limits: Limits) -> _Row:
     def excess(row: _Row) -> tuple[bool, float]:
         factors = [row.p50 * 1e3 / limits.max_latency] if limits.max_latency is not None else []
         factors += [row.one.size_bytes / limits.max_size] if limits.max_size is not None else []
-        return row.loss.drop.value > limits.max_drop, max(factors, default=0.0)
+        return row.loss.drop.value > row.limit, max(factors, default=0.0)
 
     return min(rows, key=excess)
 

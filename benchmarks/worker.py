@@ -138,6 +138,7 @@ class Session:
         self._candidate, self._inputs, self._classes, self._threads = candidate, inputs, classes, threads
         self._shape = inputs[0].shape[1:]
         self._model: Opened | None = None
+        self._independent: bool | None = None
         self._load_ns = 0
 
     def open(self) -> Facts:
@@ -146,10 +147,18 @@ class Session:
         self._load_ns = model.load_ns
         return Facts(providers=model.providers, load_ns=model.load_ns, first_ns=model.first_ns, clock_step=clock_step())
 
-    def predict(self, images: np.ndarray) -> np.ndarray:
-        """Class indices, int64 ``(B,)``."""
-        assert self._classes is not None, "without labels nobody asks"
-        return check_logits(self._predict(images), len(images), self._classes).argmax(axis=1).astype(np.int64)
+    def predict(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+        """Class indices, int64 ``(B,)``, and of labels that do not exclude each other the logits ``(B, K)`` too, else None."""
+        assert self._classes is not None and self._model is not None, "without labels nobody asks"
+        logits = check_logits(self._predict(images), len(images), self._classes)
+        if self._independent is None:
+            sure = logits if self._model.probabilities is None else self._model.probabilities(images)
+            self._independent = are_independent(sure)
+        return logits.argmax(axis=1).astype(np.int64), logits if self._independent else None
+
+    def answer(self, image: np.ndarray) -> tuple[np.ndarray, ...]:
+        """All that it gives for one image."""
+        return tuple(np.atleast_1d(one) for one in self._model.predict(image)) if self._model else ()
 
     def release(self) -> bool:
         """Give back the memory of the batches that were read."""
@@ -209,6 +218,11 @@ class Session:
     def _predict(self) -> Predict:
         assert self._model is not None, "open comes first"
         return self._model.predict
+
+
+def are_independent(sure: np.ndarray) -> bool:
+    """Whether these are probabilities ``(B, K)`` of labels that do not exclude each other, as a sigmoid gives them."""
+    return bool((sure >= 0).all() and (sure <= 1).all() and np.abs(sure.sum(axis=1) - 1).max() > 1e-3)
 
 
 @contextmanager

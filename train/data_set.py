@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -83,12 +84,14 @@ class Parts:
 class DataSet:
     """``about`` it, and ``read``, which reads its images; it is called once, when they are first asked for.
 
-    ``note``: where ``about`` is kept for the next command once something was made of the data.
+    ``note``: where ``about`` is kept for the next command once something was made of the data. ``targets``: of data without classes, of
+    any kind; labels are positions in them.
     """
 
     about: About
     read: Callable[[], tuple[About, Parts]]
     note: Path | None = None
+    targets: Any = None
 
     @cached_property
     def _parts(self) -> Parts:

@@ -1,4 +1,5 @@
-"""Classification metrics from a confusion matrix, in numpy alone so that they also run on a board without scikit-learn.
+"""Classification metrics from a confusion matrix, in numpy alone so that they also run on a board without scikit-learn; but for average
+precision, which is scikit-learn's.
 
 Balanced accuracy (the mean of the per-class recalls) is what Kuzushiji-49 asks for, as its classes are unequal in size. Every figure
 agrees with scikit-learn's (tests compare them); classes that occur neither in the labels nor in the predictions do not count.
@@ -44,6 +45,18 @@ def score(labels: NDArray[np.int64], predictions: NDArray[np.int64], classes: in
         "macro_f1": float(np.mean(2 * hits[occurs] / (true + predicted)[occurs])) if matrix.any() else 0.0,
         "macro_precision": float(np.mean(hits[occurs] / np.maximum(1, predicted[occurs]))) if matrix.any() else 0.0,
     }
+
+
+def mean_average_precision(labels: NDArray[np.int64], logits: NDArray[np.floating]) -> float:
+    """Of a head whose labels do not exclude each other: the mean over the classes that have images of scikit-learn's average precision.
+
+    Args:
+        labels: (N,) in 0..K-1: the label that is known of each image. logits: (N, K), or what rises with them; each class is ranked alone.
+    """
+    from sklearn.metrics import average_precision_score
+
+    there = np.unique(labels)
+    return float(average_precision_score(labels[:, None] == there, logits[:, there], average="macro"))
 
 
 def tempered_loss(labels: NDArray[np.int64], logits: NDArray[np.floating]) -> float:

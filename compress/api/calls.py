@@ -22,7 +22,15 @@ Stages = tuple[str, ...]
 P = ParamSpec("P")
 R = TypeVar("R")
 LIMITS = ("max_drop", "accept_unproved", "max_latency", "max_size")
-SHARED = ("weights", "pretrained", "out", "force", "fresh", "calibrate")  # options that say where to start and what becomes of what is made
+SHARED = (
+    "weights",
+    "pretrained",
+    "out",
+    "force",
+    "fresh",
+    "calibrate",
+    "score",
+)  # options that say where to start and what becomes of what is made
 
 
 def takes(kind: type) -> Callable[[Callable[P, R]], Callable[P, R]]:

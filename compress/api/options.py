@@ -29,7 +29,9 @@ class OpenOptions(TypedDict, total=False):
     interpolation: Annotated[
         Literal["nearest", "bilinear", "bicubic", "lanczos"], "How pixels between pixels are found in that.  [default: bilinear]"
     ]
-    data: Annotated[File, "digits, k49, emnist, kmnist, or a folder (npz, IDX or image files).  [default: the recipe's]"]
+    data: Annotated[
+        File, "digits, k49, emnist, kmnist, a folder (npz, IDX or image files), or with --score path/data.py:load.  [default: the recipe's]"
+    ]
     train_images: Annotated[File, "The train images by hand (.npz or IDX), all four."]
     train_labels: Annotated[File, "The train labels by hand (.npz or IDX), all four."]
     test_images: Annotated[File, "The test images by hand (.npz or IDX), all four."]
@@ -58,6 +60,10 @@ class MakeOptions(StartOptions, total=False):
 class ResumeOptions(MakeOptions, total=False):
     fresh: Annotated[bool, "Start anew, instead of going on with a training of the same settings that was interrupted."]
     resume: Annotated[bool, "Go on with such a training; that is the default, and this is kept for scripts."]
+
+
+class ScoreOptions(TypedDict, total=False):
+    score: Annotated[str, "Other tasks: path/score.py:function of outputs and targets, higher is better; --data path/data.py:load."]
 
 
 class TrainOptions(ResumeOptions, total=False):
@@ -99,7 +105,7 @@ class FineTuneOptions(ResumeOptions, total=False):
     features: Annotated[float, "Weight of the error of the last hidden features; 0 for logits only.  [default: 0]"]
 
 
-class PruneOptions(FineTuneOptions, total=False):
+class PruneOptions(FineTuneOptions, ScoreOptions, total=False):
     sparsity: Annotated[float, "Fraction of the weights to zero, in (0, 1).  [default: 0.7 for k49, else 0.8]"]
     pattern: Annotated[str, "2:4 keeps two of every four weights in a row, instead of a sparsity."]
     scope: Annotated[
@@ -110,8 +116,8 @@ class PruneOptions(FineTuneOptions, total=False):
     regrow: Annotated[bool, "Weights that were zeroed may come back while fine-tuning; long ones gain."]
 
 
-class GroupsOptions(StartOptions, total=False):
-    onnx: Annotated[File, "Cut this ONNX classifier, which another tool wrote; needs --data or --calibrate."]
+class GroupsOptions(StartOptions, ScoreOptions, total=False):
+    onnx: Annotated[File, "Cut this ONNX file, which another tool wrote; needs --data or --calibrate."]
     calibrate: Annotated[File, "With --onnx: a folder of images without labels; what the file answers stands for them."]
 
 
@@ -129,18 +135,20 @@ class RemoveOptions(FineTuneOptions, GroupsOptions, total=False):
     time_limit: Annotated[Time, "Take the best found after searching so long, training apart: 90s, 5m, 1h."]
 
 
-class ExportOptions(MakeOptions, total=False):
+class ExportOptions(MakeOptions, ScoreOptions, total=False):
     opset: Annotated[int, "Version of the ONNX operators.  [default: 18]"]
     input: Annotated[str, "Pixels that the graph takes: uint8, or float32 in [0, 1].  [default: uint8]"]
     fold_constants: Annotated[bool, "Make a constant of what is nearly the same for all images, such as a gate, where that is proved."]
 
 
-class QuantizeOptions(ResumeOptions, total=False):
+class QuantizeOptions(ResumeOptions, ScoreOptions, total=False):
     mode: Annotated[str, "auto (by measurement), static, dynamic, int8-weights, fp16-weights, or float32 (a copy).  [default: auto]"]
-    max_drop: Annotated[float, "Balanced accuracy that auto may lose, in points, as a 95% bound on validation images.  [default: 0.3]"]
+    max_drop: Annotated[
+        float, "Balanced accuracy that auto may lose, in points, or of --score, as a 95% bound.  [default: 0.3, or 0.3% of the score]"
+    ]
     accept_unproved: Annotated[bool, "Let the loss as counted decide where the validation images are too few to bound it."]
     time_limit: Annotated[Time, "Auto answers after so long with the best it has found: 90s, 5m, 1h."]
-    onnx: Annotated[File, "Quantize this ONNX classifier, which another tool wrote; needs --data or --calibrate."]
+    onnx: Annotated[File, "Quantize this ONNX file, which another tool wrote; needs --data or --calibrate."]
     calibrate: Annotated[File, "With --onnx: a folder of images without labels; what the file answers stands for them."]
     fold_constants: Annotated[bool, "First make a constant of what is nearly the same for all images, as export-onnx does."]
     images: Annotated[int, "Calibration images, drawn evenly from the classes.  [default: 512]"]
@@ -160,7 +168,7 @@ class MeasureOptions(TypedDict, total=False):
     quick: Annotated[bool, "Leave out other batch sizes and numbers of threads, and further launches where five leave a speedup wide."]
 
 
-class BenchmarkOptions(MeasureOptions, PretrainedOptions, total=False):
+class BenchmarkOptions(MeasureOptions, PretrainedOptions, ScoreOptions, total=False):
     calibrate: Annotated[File, "Measure files on this folder of images without labels; latency and size only.  [default: random pixels]"]
     runtimes: Annotated[Sequence[str], "onnxruntime, openvino, torch, torch.compile, or all.  [default: onnxruntime and torch]"]
     out: Annotated[File, "Where the artifact goes.  [default: runs/MODEL/STAGE/KEY]"]
@@ -168,7 +176,9 @@ class BenchmarkOptions(MeasureOptions, PretrainedOptions, total=False):
 
 
 class LimitOptions(TypedDict, total=False):
-    max_drop: Annotated[float, "Balanced accuracy that may be lost, in points, as a 95% bound.  [default: 0.5]"]
+    max_drop: Annotated[
+        float, "Balanced accuracy that may be lost, in points, or of --score, as a 95% bound.  [default: 0.5, or 0.5% of the score]"
+    ]
     accept_unproved: Annotated[bool, "Let the loss as counted decide where the images are too few to bound it."]
     max_latency: Annotated[float, "Largest p50 allowed, in milliseconds."]
     max_size: Annotated[int, "Largest file allowed, in bytes."]
@@ -204,4 +214,4 @@ class ThroughputOptions(TypedDict, total=False):
 
 class CompareOptions(TypedDict, total=False):
     fail_if_slower: Annotated[Percent, "Fail where a latency surely grew by more than this, e.g. 5%."]
-    fail_if_less_accurate: Annotated[float, "Fail where surely more points of balanced accuracy were lost."]
+    fail_if_less_accurate: Annotated[float, "Fail where surely more points of balanced accuracy, or of --score, were lost."]

@@ -29,14 +29,14 @@ from datetime import UTC, datetime
 from functools import partial
 from importlib import metadata
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Any, Literal, get_args
 
-from msgspec import UNSET, Meta, UnsetType
+from msgspec import UNSET, UnsetType
 
 from ..errors import ArtifactError, shown
 from ..files import claimed, identity, publish
 from ..train.resize import STRETCH, Resize
-from .parts import Data, Facts, Metrics, Model, Name, Step
+from .parts import Data, Facts, Metrics, Model, Name, OwnScore, Step
 from .records import plain, read_record
 
 SCHEMA: Literal[1] = 1
@@ -45,7 +45,7 @@ MANIFEST = "artifact.json"
 Kind = Literal["network", "graph", "benchmark", "folds", "sensitivity", "choice", "noise"]
 PAYLOAD: dict[Kind, str] = {kind: f"{kind}.json" for kind in get_args(Kind)} | {"network": "weights.safetensors", "graph": "model.onnx"}
 MOST_VALUES = 2**24  # of one image; 3x2048x2048 are fewer
-Classes = Annotated[tuple[str, ...], Meta(min_length=1)]
+Classes = tuple[str, ...]  # none of a network for another task
 LIBRARIES = ("torch", "torchvision", "onnx", "onnxruntime", "onnxscript", "numpy", "scikit-learn", "safetensors")
 
 
@@ -53,13 +53,15 @@ LIBRARIES = ("torch", "torchvision", "onnx", "onnxruntime", "onnxscript", "numpy
 class InputSpec:
     """The image a network takes: uint8 (C, H, W); it is fed (pixel / 255 - mean) / std, per channel, as float32.
 
-    ``resize``: how pictures came to its size in training; not said where they were stretched.
+    ``resize``: how pictures came to its size in training; not said where they were stretched. ``pixels``: where images are floats already,
+    which are fed as they are.
     """
 
     shape: tuple[int, int, int] = (1, 28, 28)
     mean: tuple[float, ...] = (0.0,)
     std: tuple[float, ...] = (1.0,)
     resize: Resize | UnsetType = UNSET
+    pixels: Literal["float32"] | UnsetType = UNSET
 
     @property
     def resized(self) -> Resize:
@@ -69,12 +71,17 @@ class InputSpec:
     @property
     def as_pixels(self) -> "InputSpec":
         """The same image for a network that takes pixels of 0 to 255, as float32."""
-        return InputSpec(shape=self.shape, std=(1 / 255,))
+        return self if self.pixels else InputSpec(shape=self.shape, std=(1 / 255,))
 
     def __post_init__(self) -> None:
         for name in ("shape", "mean", "std"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
-        if len(self.shape) != 3 or min(self.shape) < 1 or self.shape[0] not in (1, 3) or math.prod(self.shape) > MOST_VALUES:
+        if (
+            len(self.shape) != 3
+            or min(self.shape) < 1
+            or not (self.pixels or self.shape[0] in (1, 3))
+            or math.prod(self.shape) > MOST_VALUES
+        ):
             raise ArtifactError(
                 f"image shape (={'x'.join(map(str, self.shape))}) must be CxHxW with 1 or 3 channels and at most {MOST_VALUES:,} "
                 "values; 1x28x28 is the default"
@@ -93,7 +100,7 @@ class InputSpec:
 class Manifest:
     """What ``artifact.json`` says. Stages fill in the upper part; the lower part is added on writing.
 
-    A copy keeps the time, the versions and the machine of what it is a copy of.
+    ``task``: the score of a network that reads no classes. A copy keeps the time, the versions and the machine of what it is a copy of.
     """
 
     kind: Kind
@@ -105,6 +112,7 @@ class Manifest:
     config: Mapping[str, Any]
     data: Data
     lineage: tuple[Step, ...] = ()
+    task: OwnScore | UnsetType = UNSET
     parent: str | None = None
     metrics: Metrics = field(default_factory=Metrics)
     facts: Facts = field(default_factory=Facts)
@@ -118,6 +126,8 @@ class Manifest:
 
     def __post_init__(self) -> None:
         _ = self.step  # refuses a configuration that later stages cannot read
+        if not self.classes and not self.task:
+            raise ArtifactError("must have classes, or a task with a score")
         if self.kind == "network" and self.model.reference is UNSET:
             raise ArtifactError("model of a network must have a reference")
 
@@ -242,8 +252,8 @@ def _known(file: Path, raw: Any) -> Any:
         has = f"has schema {shown(raw['schema'])}, this version reads {SCHEMA}"
         raise ArtifactError(f"{file} {has}; take the version of compress that wrote it, or make it again")
     names = {entry.name for entry in dataclasses.fields(Manifest)}
-    if raw.keys() != names:
-        wrong = shown(", ".join(sorted(names ^ raw.keys())), 160)
+    if different := names ^ (raw.keys() | {"task"}):  # a classifier has none
+        wrong = shown(", ".join(sorted(different)), 160)
         raise ArtifactError(f"{file} is damaged: missing or unknown entries {wrong}; {AGAIN}")
     if raw["hash"] != digest_of({name: value for name, value in raw.items() if name != "hash"}):
         raise ArtifactError(f"{file} was changed after it was written: its hash does not fit; {AGAIN}")

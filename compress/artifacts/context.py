@@ -27,9 +27,11 @@ from ..train.stored import Images as ImageArray
 from .artifact import Artifact, InputSpec, Manifest, digest_of, read_artifact, sha256_of
 from .model_reference import BUILT_IN, ModelReference
 from .parts import Data, Images
-from .project import Console, Project, Silent, find_parent
+from .project import Console, Project, Silent, find_parent, trained_on
 from .recipe import FOREIGN, Recipe, load_recipe
 from .records import component, plain, read_record, refuse_odd
+from .task.function import Function, is_function
+from .task.own import fitting, load_own, refuse_half, refuse_other
 
 WEIGHTS = Path(__file__).parents[1] / "weights"
 VALIDATION, UNLABELLED = 0.1, 0.3  # of images without labels more are asked, as nobody is trained on them
@@ -43,7 +45,7 @@ class Context:
     """What was said, by options of a command or in Python; None where nothing was.
 
     ``start``, ``weights``, ``pretrained``: the network to start from. ``out``, ``force``, ``fresh``: what becomes of what is made.
-    ``calibrate``: images without labels, for an ONNX file.
+    ``calibrate``: images without labels, for an ONNX file. ``score``: a function of the user's own, where ``data`` is one too.
     """
 
     model: str | None = None
@@ -73,10 +75,12 @@ class Context:
     force: bool = False
     fresh: bool = False
     calibrate: Path | None = None
+    score: str | None = None
     loaded: dict[Any, Any] = field(default_factory=dict, compare=False, repr=False)  # data sets that were read for an earlier call
 
     def __post_init__(self) -> None:
         refuse_odd(self.options, "option")
+        refuse_half(self)
         if self.device not in ("auto", "cpu", "cuda"):
             raise CompressError(f"device (={self.device}) must be auto, cpu or cuda")
 
@@ -107,7 +111,8 @@ class Context:
         given = {name: getattr(self, names.get(name, name)) for name in ("shape", "mean", "std", "way", "crop", "interpolation")}
         found = known | {name: value for name, value in given.items() if value is not None}
         resize = Resize(**{name: found.pop(name) for name in ("way", "crop", "interpolation") if name in found})
-        return InputSpec(**found, resize=UNSET if resize == STRETCH else resize)
+        floats: Any = UNSET if self.score is None else "float32"  # settled when the data are there
+        return InputSpec(**found, resize=UNSET if resize == STRETCH else resize, pixels=floats)
 
     def load_recipe(self, model: str | None = None) -> Recipe:
         data = None if self.data is None else str(self.data)
@@ -121,8 +126,10 @@ class Context:
         data, source = self.load(recipe.data, recipe.seed, spec)
         other = "" if self.names_data else "; --data names other data"
         other = f"; {data.about.skipped:,} that cannot be used left out{other}" if data.about.skipped else other
-        told = f"{data.name}, {sum(vars(source.images).values()):,} images in {len(data.classes)} classes{other}"
-        return dataclasses.replace(self._project(model, model.slug, spec, data, source), told=told)
+        kinds = f"in {len(data.classes)} classes" if data.classes else "with targets"
+        told = f"{data.name}, {sum(vars(source.images).values()):,} images {kinds}{other}"
+        project = self._project(model, model.slug, spec, data, source, known=self.image_shape is not None)
+        return dataclasses.replace(project, told=told)
 
     def folder(self, recipe: Recipe) -> Path:
         """``runs/<model>``."""
@@ -205,9 +212,10 @@ class Context:
 
     def _with_parent(self, parent: Artifact, given: tuple[DataSet, Data] | None) -> tuple[Project, Recipe]:
         about = parent.manifest
+        refuse_other(self, parent)
         model = ModelReference.of(about.model)  # None: a graph that another tool wrote; it has no network here
         recipe = self.load_recipe(model.reference if model else FOREIGN)
-        known = _trained_on(parent)
+        known = trained_on(parent) if parent.path.resolve().parent == WEIGHTS.resolve() else ""
         if given is None:
             source = self.data or about.data.source
             if known and not self.names_data and source not in NAMES and not Path(str(source)).is_dir():
@@ -235,7 +243,7 @@ class Context:
         if shape is not None and shape != spec.shape:
             given_shape = "x".join(map(str, spec.shape))
             raise CompressError(f"image-shape (={given_shape}) is not what onnx (={path}) takes, {shape}; leave --image-shape out")
-        if shape is None and self.image_shape is None:
+        if shape is None and self.image_shape is None and self.score is None:
             raise CompressError(f"onnx (={path}) leaves the size of its images open; name it with --image-shape CxHxW")
         if self.names_data == (self.calibrate is not None):
             raise CompressError(
@@ -245,7 +253,8 @@ class Context:
                 else f"calibrate (={self.calibrate}) names images without labels and --data others; leave one of them out"
             )
         if self.calibrate is None:
-            return self._project(None, path.stem, spec, *self.load(self.data, self.seed or 0, spec))
+            known = shape is not None or self.image_shape is not None
+            return self._project(None, path.stem, spec, *self.load(self.data, self.seed or 0, spec), known=known)
         return self._project(None, path.stem, spec, *self.load((self.calibrate, path), self.seed or 0, spec, UNLABELLED))
 
     def project_of_files(self, first: Artifact | None, path: Path, shape: tuple[int, int, int] | None = None) -> Project:
@@ -258,7 +267,8 @@ class Context:
             return self._with_parent(first, None)[0]
         spec = dataclasses.replace(self, image_shape=self.image_shape or shape).spec_of(self.model)
         if self.names_data:
-            return self._project(None, path.stem, spec, *self.load(self.data, self.seed or 0, spec))
+            known = shape is not None or self.image_shape is not None
+            return self._project(None, path.stem, spec, *self.load(self.data, self.seed or 0, spec), known=known)
         if shape is None:
             raise CompressError(f"{path} does not say which images to measure it with; name them with --data")
         source, data = str(self.calibrate or "random pixels"), DataSet.of_noise(spec.shape)
@@ -277,7 +287,9 @@ class Context:
 
     def load(self, source: Any, seed: int, spec: InputSpec, validation: float = VALIDATION) -> tuple[DataSet, Data]:
         """Load a data set; returns it with what artifacts record of it. ``source``: a name, a folder, four paths, or
-        a folder of images without labels and the ONNX file whose answers are their labels."""
+        a folder of images without labels and the ONNX file whose answers are their labels, or a function of the user's own."""
+        if is_function(source):
+            return load_own(self, source, seed)
         files, answering = self.files, None
         if isinstance(source, tuple) and len(source) == 2:
             source, answering = (str(Path(one).absolute()) for one in source)
@@ -331,17 +343,9 @@ class Context:
         data = read() if about is None else DataSet(about, lambda: read().read())
         return dataclasses.replace(data, note=note)
 
-    def _project(self, model: ModelReference | None, folder: str, spec: InputSpec, data: DataSet, source: Data) -> Project:
+    def _project(self, model: Any, folder: str, spec: InputSpec, data: DataSet, source: Data, known: bool = True) -> Project:
         component(folder, "the name of the file")
         how: dict[str, Any] = {name: getattr(self, name) for name in ("console", "device", "force", "fresh")}
+        if data.targets is not None:
+            spec, how["score"] = fitting(self, spec, data, known), Function("score", str(self.score))
         return Project(folder=self.runs / folder, model=model, spec=spec, data=data, source=source, **how)
-
-
-def _trained_on(parent: Artifact) -> str:
-    """Of weights that come with this package, which data a user of theirs has to find; else nothing."""
-    if parent.path.resolve().parent != WEIGHTS.resolve():
-        return ""
-    data = parent.manifest.data
-    count, title = data.images, data.title or data.name
-    known = f"{count.train + count.validation:,} images and {count.test:,} for test"
-    return f"the weights of {parent.path.name} were trained on {title}, {known}"

@@ -95,19 +95,21 @@ class Clock:
         baseline: float32 (B, C, H, W) to logits; the uncut network. It and all others are left as they are.
         spec: the images it takes.
         folder: where the graphs lie; the caller removes it.
-        rounds: 2 to 30; one ratio each. seed: of the order and the images.
+        rounds: 2 to 30; one ratio each. seed: of the order and the images. classes: they give logits, see ``export_onnx``.
 
     Raises:
         CompressError: wrong ``rounds``, or ``baseline`` cannot be exported.
     """
 
-    def __init__(self, baseline: nn.Module, spec: InputSpec, folder: Path, *, rounds: int = 12, seed: int = 0) -> None:
+    def __init__(
+        self, baseline: nn.Module, spec: InputSpec, folder: Path, *, rounds: int = 12, seed: int = 0, classes: bool = True
+    ) -> None:
         if not 2 <= rounds <= MOST_LAUNCHES:
             raise CompressError(f"rounds (={rounds}) must lie in 2 to {MOST_LAUNCHES}; an interval needs two, 12 are the default")
         self.spec, self.rounds, self._folder = spec, rounds, folder
         self._generator = np.random.default_rng(seed)
         self._images = random_images(spec, self._generator)
-        self._template = Template(Prepare(spec), torch.from_numpy(np.concatenate(self._images[:2])))
+        self._template = Template(Prepare(spec), torch.from_numpy(np.concatenate(self._images[:2])), classes=classes)
         self._files: dict[Any, Path] = {}
         self._baseline = self._file(baseline)
 
@@ -158,7 +160,7 @@ class Clock:
         return self._files[key]
 
 
-def in_turns(files: Sequence[Path], images: list[NDArray[np.uint8]], rounds: int, generator: np.random.Generator) -> NDArray[np.float64]:
+def in_turns(files: Sequence[Path], images: list[NDArray[Any]], rounds: int, generator: np.random.Generator) -> NDArray[np.float64]:
     """Median seconds per call of each graph in each round, float64 (rounds, files), all in turns as the module says.
 
     Args:
@@ -175,8 +177,10 @@ def in_turns(files: Sequence[Path], images: list[NDArray[np.uint8]], rounds: int
     return seconds
 
 
-def random_images(spec: InputSpec, generator: np.random.Generator) -> list[NDArray[np.uint8]]:
-    """What timed calls cycle over: images of noise, uint8 (1, C, H, W)."""
+def random_images(spec: InputSpec, generator: np.random.Generator) -> list[NDArray[Any]]:
+    """What timed calls cycle over: images of noise, uint8 (1, C, H, W), or float32 in [0, 1) where the network takes such."""
+    if spec.pixels:
+        return [generator.random((1, *spec.shape), dtype=np.float32) for _ in range(INPUTS)]
     return [generator.integers(0, 256, (1, *spec.shape), dtype=np.uint8) for _ in range(INPUTS)]
 
 
@@ -232,7 +236,7 @@ def _attention_on_cpu(query: torch.Size, key: torch.Size, value: torch.Size, *_:
     return int(sdpa_flop_count(query, key, value))
 
 
-def _turn(session: Any, images: list[NDArray[np.uint8]]) -> float:
+def _turn(session: Any, images: list[NDArray[Any]]) -> float:
     """Median seconds of calls with one image, as many as fit into a turn."""
     [entry] = session.get_inputs()
     timed = partial(time_calls, lambda image: session.run(None, {entry.name: image})[0], [as_taken(entry, image) for image in images])

@@ -29,6 +29,7 @@ from ..channels.cut import cut_to, evaluating
 from ..errors import NetworkError, first_line, need_file, shown
 from ..models.errors import ModelError
 from ..pruning.attention import separate_heads
+from ..pruning.passes import tensors_in
 from ..train.settings import heads
 from .artifact import Artifact, InputSpec
 from .model_reference import FACTORY_FAILURES, ModelReference
@@ -44,7 +45,10 @@ DAMAGED_PICKLE = (
 
 
 class Prepare(nn.Module):
-    """uint8 images (B, C, H, W) to the network's float32 input, (pixel / 255 - mean) / std; exported into the graph."""
+    """uint8 images (B, C, H, W) to the network's float32 input, (pixel / 255 - mean) / std; exported into the graph.
+
+    Where images are floats already they stay as they are.
+    """
 
     scale: Tensor
     offset: Tensor
@@ -54,19 +58,24 @@ class Prepare(nn.Module):
         mean, std = torch.tensor(spec.mean, dtype=torch.float64), torch.tensor(spec.std, dtype=torch.float64)
         self.register_buffer("scale", (1 / (255 * std)).float().view(1, -1, 1, 1))
         self.register_buffer("offset", (-mean / std).float().view(1, -1, 1, 1))
-        self.shifts = any(spec.mean)
+        self.shifts, self.as_they_are = any(spec.mean), bool(spec.pixels)
 
     def forward(self, images: Tensor) -> Tensor:
+        if self.as_they_are:
+            return images.float()
         scaled = images.float() * self.scale
         return scaled + self.offset if self.shifts else scaled
 
 
 def build_network(model: ModelReference, classes: int, spec: InputSpec) -> nn.Module:
-    """A new network with initial weights from torch's generator; its contract (shapes, type) is checked on an example."""
+    """A new network with initial weights from torch's generator; its contract (shapes, type) is checked on an example.
+
+    ``classes``: 0 where its outputs are none; then any tensors with a place for the batch do.
+    """
     factory = model.factory()
     takes = inspect.signature(factory).parameters
     any_name = any(one.kind is one.VAR_KEYWORD for one in takes.values())
-    arguments = {**model.options, **({"classes": classes} if any_name or "classes" in takes else {})}
+    arguments = {**model.options, **({"classes": classes} if classes and (any_name or "classes" in takes) else {})}
     if unknown := [name for name in arguments if not any_name and name not in takes]:
         raise NetworkError(
             f"model (={model.reference}): its factory takes no {', '.join(unknown)}; it takes {', '.join(takes) or 'nothing'}"
@@ -145,7 +154,7 @@ def load_network(artifact: Artifact) -> nn.Module:
         from ..graphs.as_torch.network import OnnxNetwork
         from ..graphs.floats import read_float
 
-        return OnnxNetwork(read_float(artifact.payload), str(artifact.path)).eval()
+        return OnnxNetwork(read_float(artifact.payload), str(artifact.path), whole=bool(about.task)).eval()
     model = ModelReference.of(about.model)
     assert model is not None, "an artifact of a network has a reference"
     if model.identity()["source"] != about.model.source:
@@ -193,9 +202,11 @@ def _check_contract(network: nn.Module, reference: str, classes: int, spec: Inpu
     # Not inference_mode: a tensor that a network keeps from its first call could not be trained with.
     with evaluating(network), torch.random.fork_rng(devices=[]), torch.no_grad():
         try:
-            given = [(network(pixels.clone()), "")]
+            made = network(pixels.clone())
+            given = [(made, "")]
             before = [(value, value.clone()) for value in network.buffers()]  # running statistics, which training moves
-            given += [(head, " in training") for _, head in heads(network.train()(pixels.clone()))]
+            if classes:
+                given += [(head, " in training") for _, head in heads(network.train()(pixels.clone()))]
         except (*FACTORY_FAILURES, IndexError, AssertionError) as error:
             when = " in training" if network.training else ""
             raise NetworkError(
@@ -204,7 +215,11 @@ def _check_contract(network: nn.Module, reference: str, classes: int, spec: Inpu
             ) from error
         for value, old in before:
             value.copy_(old)
-        for logits, when in given:
+        tensors = tensors_in(made)
+        if not classes and (not tensors or any(not one.dim() or len(one) != 2 for one in tensors)):
+            got = ", ".join(str(tuple(one.shape)) for one in tensors) or f"a {type(made).__name__}"
+            raise NetworkError(f"model (={reference}) returned {got} for 2 images; tensors of shape (2, ...) are needed")
+        for logits, when in given if classes else ():
             if not isinstance(logits, Tensor) or logits.shape != (2, classes):
                 got = f"shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else f"a {type(logits).__name__}"
                 raise NetworkError(
@@ -226,8 +241,8 @@ def _mixes_images(network: nn.Module, pixels: Tensor) -> str:
         seen: list[tuple[str, Tensor]] = []
 
         def see(name: str, layer: nn.Module, inputs: Any, output: Any) -> None:
-            if isinstance(output, Tensor):
-                seen.append((name, output.clone()))
+            if isinstance(output, Tensor) or layer is network:
+                seen.extend((name, one.clone()) for one in tensors_in(output))
 
         # A batch norm without running statistics may fail on a single image.
         with ExitStack() as hooks, suppress(*FACTORY_FAILURES, IndexError, AssertionError):

@@ -90,7 +90,7 @@ class ModelReference:
 
     def identity(self) -> dict[str, Any]:
         """What artifacts record: the reference, its options, and the hash of the user's files, so that an edit is noticed."""
-        source = None if self.is_built_in or self.in_package else digest_of(sorted(map(sha256_of, _users_files(self.file))))
+        source = None if self.is_built_in or self.in_package else source_of(self.file)
         return {"reference": self.reference, "options": dict(self.options), "source": source}
 
     def factory(self) -> Callable[..., Any]:
@@ -124,22 +124,11 @@ class ModelReference:
         return trained_weights(*self.in_package, cache)
 
     def _import(self) -> ModuleType:
-        """The user's module. Their folders lie first on ``sys.path`` meanwhile, and last afterwards, for what it imports later."""
         file = self.file
-        name, folders, before = f"_network_{file.stem}_{sha256_of(file)[:12]}", [str(file.parent), str(Path.cwd())], list(sys.path)
-        sys.path[:0] = folders
         try:
-            if name not in sys.modules:
-                spec = importlib.util.spec_from_file_location(name, file)
-                assert spec is not None and spec.loader is not None, "a path that ends in .py always has a loader"
-                sys.modules[name] = module = importlib.util.module_from_spec(spec)
-                spec.loader.exec_module(module)
-            return sys.modules[name]
+            return import_file(file)
         except FACTORY_FAILURES as error:
-            del sys.modules[name]
             raise NetworkError(f"{file} cannot be imported: {first_line(error)}") from error
-        finally:
-            sys.path[:] = before + [folder for folder in folders if folder not in before]
 
     def _split(self) -> tuple[str, str]:
         file, colon, factory = self.reference.rpartition(":")
@@ -147,6 +136,31 @@ class ModelReference:
             known = ", ".join((*BUILT_IN, *(f"{package}:NAME" for package in PACKAGES)))
             raise NetworkError(f"model (={self.reference}) must be one of {known}, or path/net.py:factory for a network of your own")
         return file, factory
+
+
+def import_file(file: Path) -> ModuleType:
+    """The user's module. Their folders lie first on ``sys.path`` meanwhile, and last afterwards, for what it imports later."""
+    name, folders, before = f"_network_{file.stem}_{sha256_of(file)[:12]}", [str(file.parent), str(Path.cwd())], list(sys.path)
+    if name in sys.modules:
+        return sys.modules[name]
+    sys.path[:0] = folders
+    spec = importlib.util.spec_from_file_location(name, file)
+    assert spec is not None and spec.loader is not None, "a path that ends in .py always has a loader"
+    sys.modules[name] = module = importlib.util.module_from_spec(spec)
+    whole = False
+    try:
+        spec.loader.exec_module(module)
+        whole = True
+    finally:
+        if not whole:
+            del sys.modules[name]
+        sys.path[:] = before + [folder for folder in folders if folder not in before]
+    return module
+
+
+def source_of(file: Path) -> str:
+    """The hash of the user's file and of all that it imports beside it, so that an edit is noticed."""
+    return digest_of(sorted(map(sha256_of, _users_files(file))))
 
 
 def _users_files(file: Path) -> set[Path]:

@@ -113,7 +113,10 @@ SCORES = ("accuracy", "balanced_accuracy", "macro_f1", "macro_precision")
 
 @dataclass(frozen=True, kw_only=True)
 class Scores:
-    """Of the images of one part, each from 0 to 1; with the epoch (from 1, or the mean of several) and what else is known of it."""
+    """Of the images of one part, each from 0 to 1; with the epoch (from 1, or the mean of several) and what else is known of it.
+
+    ``mean_average_precision``: where labels do not exclude each other.
+    """
 
     epoch: int | float | UnsetType = UNSET
     train_loss: float | UnsetType = UNSET
@@ -122,7 +125,18 @@ class Scores:
     balanced_accuracy: Share
     macro_f1: Share
     macro_precision: Share
+    mean_average_precision: Share | UnsetType = UNSET
     images_per_second: float | UnsetType = UNSET
+
+
+@dataclass(frozen=True, kw_only=True)
+class OwnScore:
+    """A score of the user's own, higher is better: its ``name``, the hash of its ``source``, and its ``value``; of how many ``images``."""
+
+    name: Name
+    source: str
+    value: float | UnsetType = UNSET
+    images: Count | UnsetType = UNSET
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -242,13 +256,18 @@ class Folded:
 class Metrics:
     """Scores are those of validation images, but for ``test``.
 
-    ``one_shot``: before fine-tuning. ``fine_tuned``: of the best epoch. ``points_lost``: of balanced accuracy, by quantization.
+    ``score``: by a score of the user's own; ``score_lost``: of that, by quantization, and ``units``, its name, are then those of ``drop``
+    and of the drops in ``choice`` too. ``one_shot``: before fine-tuning. ``fine_tuned``: of the best epoch. ``points_lost``: of balanced
+    accuracy, by quantization.
     ``teacher`` (its content) to ``features`` (the inputs of the last layer that are left): of channel removal. ``widths``: of each group
     before all steps and now. ``repair``: what made up for them before fine-tuning. ``drop``: beside the teacher, where no image
     of the validation part chose anything. ``folds``, ``mean``, ``spread``: of a
     cross-validation. ``images``, ``baseline``: what a sensitivity saw.
     """
 
+    score: OwnScore | UnsetType = UNSET
+    score_lost: float | UnsetType = UNSET
+    units: Name | UnsetType = UNSET
     one_shot: Scores | UnsetType = UNSET
     validation: Scores | UnsetType = UNSET
     best_epoch: Count | UnsetType = UNSET

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from msgspec import Meta
+from msgspec import UNSET, Meta, UnsetType
 
 from ..benchmarks.errors import BenchmarkError
 from ..benchmarks.results import SCHEMA, VERSION, Result, damage, upgraded
@@ -15,11 +15,11 @@ from ..benchmarks.statistics import Count, Interval, Share
 from ..errors import ArtifactError, shown
 from ..quantization.records import Tried
 from .artifact import AGAIN, Artifact
-from .parts import Baseline, Scores
+from .parts import Baseline, OwnScore, Scores
 from .records import read_record
 
 T = TypeVar("T")
-READ_VERSIONS = (2, 3, VERSION)
+READ_VERSIONS = (2, 3, 4, VERSION)
 Some = Annotated[tuple[T, ...], Meta(min_length=1)]
 
 
@@ -28,15 +28,16 @@ class Search:
     """``choice.json``: the verdict, the groups of nodes, a row for everything that was tried, and what decides of the machine.
 
     ``decided``, ``complete``: as ``Choice``. ``before``, ``after``: what the float32 file scores on the validation images, and the best
-    one, whose graph has the hash ``graph``.
+    one, whose graph has the hash ``graph``; ``own``: both by a score of the user's own, in whose units ``max_drop`` is then.
     """
 
     verdict: str
     decided: Literal["bound", "point estimate"]
     complete: bool
     max_drop: float
-    before: Scores
-    after: Scores
+    before: Scores | None
+    after: Scores | None
+    own: tuple[OwnScore, OwnScore] | UnsetType = UNSET
     graph: str
     groups: Mapping[str, tuple[str, ...]]
     best: Tried

@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+from msgspec import UNSET
+
 from ..errors import ArtifactError
 from ..files import claimed, identity, publish
 from ..train.data_set import DataSet
@@ -19,6 +21,8 @@ from .artifact import MANIFEST, Artifact, InputSpec, Kind, Manifest, digest_of, 
 from .model_reference import ModelReference
 from .parts import Data, Facts, Metrics, Model, StepSettings
 from .records import plain, write_record
+from .task.function import Function
+from .task.score import Task
 
 # Stages that make networks; those of the first kind are what pruning starts from where no parent is named.
 TRAINED_STAGES = ("train", "import")
@@ -59,11 +63,17 @@ class Project:
     device: str = "auto"
     force: bool = False
     fresh: bool = False
+    score: Function | None = None  # of the user's own, where the data have targets in place of classes
     told: str = ""  # what to say of the data where nothing was made from them before
 
     @property
     def classes(self) -> int:
         return len(self.data.classes)
+
+    @property
+    def task(self) -> Task | None:
+        """What the network is good for, where it reads no classes."""
+        return Task(score=self.score, targets=self.data.targets) if self.score is not None else None
 
 
 def find_parent(folder: Path, stages: tuple[str, ...], fingerprint: str | None = None) -> Artifact:
@@ -79,6 +89,14 @@ def find_parent(folder: Path, stages: tuple[str, ...], fingerprint: str | None =
         names = ", ".join(sorted({artifact.manifest.data.name for artifact in found}))
         raise ArtifactError(f"{folder} has networks trained on {names} only, none on the data given; train one, or name one with --from")
     return max(fitting, key=lambda artifact: artifact.manifest.created)
+
+
+def trained_on(shipped: Artifact) -> str:
+    """Of weights that come with this package, which data a user of theirs has to find."""
+    data = shipped.manifest.data
+    count, title = data.images, data.title or data.name
+    known = f"{count.train + count.validation:,} images and {count.test:,} for test"
+    return f"the weights of {shipped.path.name} were trained on {title}, {known}"
 
 
 def variants_of(project: Project, root: Artifact) -> list[Artifact]:
@@ -118,8 +136,9 @@ def variant_name(artifact: Artifact) -> str:
 
 def described(artifact: Artifact) -> str:
     """``runs/k49/train/3f9a0c51be27 (fp32, 90.52%)``: where it lies, what it is, and its balanced accuracy where that was measured."""
-    scores = artifact.manifest.metrics.validation
+    scores, own = artifact.manifest.metrics.validation, artifact.manifest.metrics.score
     told = f", {100 * scores.balanced_accuracy:.2f}%" if scores else ""
+    told = f", {own.name} {own.value:.4g}" if own and own.value is not UNSET else told
     return f"{artifact.path} ({variant_name(artifact)}{told})"
 
 
@@ -200,6 +219,7 @@ def _sealed(project: Project, new: New, kind: Kind, config: Any, parent: Artifac
     else:
         model = Model(**project.model.identity() if project.model else {"file": project.folder.name})
         inherited = {"model": model, "input": project.spec, "classes": project.data.classes}
+    inherited |= {"task": project.task.named} if project.task else {}
     own: dict[str, Any] = {"config": plain(config), "data": project.source, "metrics": new.metrics, "facts": new.facts}
     return sealed(Manifest(kind=kind, stage=new.stage, key=new.key, **own, **inherited), new.folder)
 
@@ -227,5 +247,6 @@ def network_identity(project: Project) -> dict[str, Any]:
 
 
 def data_identity(project: Project) -> dict[str, Any]:
-    """Which images are in which part."""
-    return {name: getattr(project.source, name) for name in ("fingerprint", "seed", "validation")}
+    """Which images are in which part, and what they are scored by where that is of the user's own."""
+    own = {"score": project.task.identity} if project.task else {}
+    return {name: getattr(project.source, name) for name in ("fingerprint", "seed", "validation")} | own

@@ -27,7 +27,8 @@ PATH = click.Path(path_type=Path)
 NAMES = {"options": "option", "sparsities": "sparsity", "groups": "group", "runtimes": "runtime", "variants": "variant", "start": "from"}
 START = Annotated[of.File, "Start from this artifact.  [default: the newest fitting one; train: a new network]"]
 METAVARS = {
-    "data": "NAME|FOLDER",
+    "data": "NAME|FOLDER|FILE.py:FUNCTION",
+    "score": "FILE.py:FUNCTION",
     "model": "NAME",
     "recipe": "FILE|NAME",
     "start": "FOLDER",

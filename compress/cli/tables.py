@@ -9,14 +9,16 @@ from typing import Any
 import click
 from msgspec import UNSET
 
-from ..artifacts.artifact import Artifact
+from ..artifacts.artifact import PAYLOAD, Artifact
 from ..artifacts.parts import SCORES, Chosen, Folded, Gains, Metrics, Repair, Scores
 from ..artifacts.payloads import Folds, read_payload, read_results
 from ..artifacts.project import described
 from ..artifacts.records import plain
-from ..benchmarks.formats import MISSING, ZEROS, milliseconds, percent, size, title
+from ..artifacts.vectors import VECTORS
+from ..benchmarks.drops import loss
+from ..benchmarks.formats import MISSING, ZEROS, Units, milliseconds, percent, size, title, units
 from ..benchmarks.results import LayerZeros, Measurement, Result
-from ..benchmarks.tables import as_json
+from ..benchmarks.tables import OF_SIGMOIDS, as_json
 from ..graphs.records import Parity
 from ..quantization.records import Tried
 from ..stages.report import Outcome
@@ -93,7 +95,9 @@ NEXT: Mapping[str, tuple[str, ...]] = {
 
 def next_commands(artifact: Artifact) -> list[str]:
     unscored = artifact.manifest.kind == "benchmark" and not read_results(artifact.payload).scored
-    return [] if unscored else [one.format(artifact.path) for one in NEXT.get(artifact.manifest.stage, ())]
+    if unscored or (artifact.manifest.task and artifact.manifest.kind != "benchmark"):  # the functions have to be named again
+        return []
+    return [one.format(artifact.path) for one in NEXT.get(artifact.manifest.stage, ())]
 
 
 def _page(artifact: Artifact) -> str:
@@ -125,11 +129,16 @@ def artifact_text(artifact: Artifact) -> str:
         return f"{result_text(read_results(artifact.payload))}\n\nResult: {artifact.payload}"
     if about.kind == "folds":
         return f"{folds_text(read_payload(artifact, Folds))}\nartifact  {artifact.path}"
-    metrics = about.metrics
+    metrics, told = about.metrics, _units(about.metrics)
     rows = ({"from": described(artifact.parent)} if artifact.parent else {}) | {"artifact": str(artifact.path)}
     for part in ("validation", "test"):
         if scores := getattr(metrics, part):
-            rows |= {f"{part} {name.replace('_', ' ')}": percent(getattr(scores, name)) for name in SCORES}
+            names = (*SCORES, *["mean_average_precision"] * (scores.mean_average_precision is not UNSET))
+            rows |= {f"{part} {name.replace('_', ' ')}": percent(getattr(scores, name)) for name in names}
+    if (own := metrics.score) and own.value is not UNSET:
+        rows[f"{own.name} of validation images"] = f"{told.value(own.value)}, higher is better ({own.images:,} images)"
+    if metrics.score_lost is not UNSET:
+        rows[f"{told.score} lost by it"] = told.drop(metrics.score_lost)
     if metrics.one_shot and metrics.best_epoch is not UNSET:  # without training it is that of the validation images above
         rows["balanced accuracy before fine-tuning"] = percent(metrics.one_shot.balanced_accuracy)
     if metrics.parity:
@@ -154,9 +163,9 @@ def artifact_text(artifact: Artifact) -> str:
     width = max(map(len, rows))
     return paragraphs(
         "\n".join(f"{name.ljust(width)}  {value}" for name, value in rows.items()),
-        _choice_text(metrics.choice) if metrics.choice else "",
+        _choice_text(metrics.choice, told) if metrics.choice else "",
         _removal_text(metrics, metrics.gains) if metrics.gains else "",
-        _repair_text(metrics.repair, "as zeroed") if metrics.repair and not metrics.gains else "",
+        _repair_text(metrics.repair, "as zeroed", told) if metrics.repair and not metrics.gains else "",
         _layers_text(metrics.layers) if metrics.layers else "",
     )
 
@@ -182,13 +191,17 @@ def _constant_rows(folded: Folded) -> dict[str, str]:
     return rows | ({"  left": folded.left} if folded.left else {})
 
 
-def _choice_text(choice: Chosen) -> str:
+def _units(metrics: Metrics) -> Units:
+    return Units(metrics.score.name if metrics.score else "")
+
+
+def _choice_text(choice: Chosen, told: Units) -> str:
     """The last candidates of the search, side by side, and why one of them was taken."""
     rows = [
         {"": "*" if one == choice.best else "", "computed in int8": tried_name(one)}
         | {"latency of float32's (95%)": f"{one.ratio:.2f}x ({one.low:.2f} to {one.high:.2f})"}
-        | {"points lost": MISSING if one.drop is None else f"{one.drop:.2f}"}
-        | {"at most (95%)": MISSING if one.bound is None else f"{one.bound:.2f}", "size": size(one.size or 0)}
+        | {f"{told.score or 'points'} lost": MISSING if one.drop is None else told.drop(one.drop)}
+        | {"at most (95%)": MISSING if one.bound is None else told.drop(one.bound), "size": size(one.size or 0)}
         for one in choice.finalists
     ]
     more = f"{choice.tried} candidates were tried before: {choice.artifact}"
@@ -203,11 +216,12 @@ def tried_name(one: Tried) -> str:
     return f"{', '.join(groups)} ({one.setting})"
 
 
-def _repair_text(repair: Repair, bare: str) -> str:
+def _repair_text(repair: Repair, bare: str, told: Units) -> str:
     """What made up for what went before any fine-tuning, and what else was tried; the losses are those of training images."""
     names = {"cut": bare, "batch norm": "batch norm re-estimated", "least squares": "least squares", "both": "both"}
+    measure = f"{told.score}, negated" if told.score else "cross-entropy"
     rows = [
-        {"before fine-tuning": names.get(name, f"importance {name}"), "cross-entropy": f"{loss:.3f}"}
+        {"before fine-tuning": names.get(name, f"importance {name}"), measure: f"{loss:.3g}" if told.score else f"{loss:.3f}"}
         | {"": "taken" if name in (repair.how, repair.importance) else ""}
         for name, loss in (*(repair.importances or {}).items(), *repair.losses.items())
     ]
@@ -220,11 +234,11 @@ def _removal_text(metrics: Metrics, gains: Gains) -> str:
     measured = f"{gains.latency.value:.2f}x ({gains.latency.low:.2f} to {gains.latency.high:.2f})"
     parts = [f"Of the teacher's: MACs {gains.macs:.2f}x, parameters {gains.size:.2f}x, latency on this machine {measured}"]
     if drop := metrics.drop:
-        parts.append(
-            f"Balanced accuracy lost: {drop.value:.2f} points, at most {drop.bound:.2f} with 95% confidence ({drop.images:,} images)"
-        )
+        told = _units(metrics)
+        lost = f"{told.score} lost: {told.drop(drop.value)}" if told.score else f"Balanced accuracy lost: {drop.value:.2f} points"
+        parts.append(f"{lost}, at most {told.drop(drop.bound)} with 95% confidence ({drop.images:,} images)")
     if repair := metrics.repair:
-        parts.append(_repair_text(repair, "as cut"))
+        parts.append(_repair_text(repair, "as cut", _units(metrics)))
     if metrics.widths:
         parts.append(table([{"group": name, "width": str(was), "now": str(now)} for name, (was, now) in metrics.widths.items()]))
     if (rounding := metrics.rounding) and rounding.measured:
@@ -277,7 +291,8 @@ def outcome_text(outcome: Outcome) -> str:
     """For each machine the table of its variants and the verdict; then where the report lies."""
     told = zip(outcome.results, outcome.verdicts, strict=True)
     sections = (part for result, verdict in told for part in (result_text(result, verdict.ship), verdict.headline))
-    shipped = f"Shipped: {outcome.shipped}; next: compress verify {outcome.shipped}" if outcome.shipped else ""
+    proved = outcome.shipped and (outcome.shipped if (outcome.shipped / VECTORS).is_file() else outcome.shipped / PAYLOAD["graph"])
+    shipped = f"Shipped: {outcome.shipped}; next: compress verify {proved}" if outcome.shipped else ""
     return paragraphs(*sections, f"Report: {outcome.folder / 'report.html'}", shipped)
 
 
@@ -285,7 +300,7 @@ def result_text(result: Result, ship: str | None = None) -> str:
     """The table of a benchmark, the variant to ``ship`` marked, and what was not measured."""
     baseline = result.measurements[result.baseline]
     missing = [f"not measured: {title(one)}: {one.reason}" for one in result.measurements if one.latency is None]
-    rows = [_row(one, baseline, ship) for one in result.measurements if one.latency is not None]
+    rows = [_row(one, baseline, ship, result) for one in result.measurements if one.latency is not None]
     if not result.scored:
         rows = [{name: cell for name, cell in row.items() if name not in ("balanced acc.", "accuracy")} for row in rows]
         missing.append(f"{result.data.get('name')}, without labels: latency and size only, no scores; --data names labelled images")
@@ -301,7 +316,7 @@ def outcome_summary(outcome: Outcome) -> dict[str, Any]:
     }
 
 
-def _row(one: Measurement, baseline: Measurement, ship: str | None) -> dict[str, str]:
+def _row(one: Measurement, baseline: Measurement, ship: str | None, result: Result) -> dict[str, str]:
     chosen = (one.name, one.runtime, one.device) == (ship, "onnxruntime", "cpu")
     assert one.latency is not None, "only what was measured has a row"
     speedup = f"{one.speedup.value:.2f} ({one.speedup.low:.2f} to {one.speedup.high:.2f})" if one.speedup else MISSING
@@ -311,11 +326,21 @@ def _row(one: Measurement, baseline: Measurement, ship: str | None) -> dict[str,
         "p50": milliseconds(one.latency.p50) + (" (?)" if one.doubts else ""),
         "p90": milliseconds(one.latency.p90) if one.latency.p90 is not None else MISSING,
         "speedup (95%)": "baseline" if one is baseline else speedup,
-        "balanced acc.": percent(one.scores.get("balanced_accuracy")),
-        "accuracy": percent(one.scores.get("accuracy")),
+        **_scores(one, baseline, result),
         "size": size(one.size_bytes),
         "gzipped": size(one.gzip_bytes),
     }
+
+
+def _scores(one: Measurement, baseline: Measurement, result: Result) -> dict[str, str]:
+    """Accuracies, or the user's own score and what is lost of it."""
+    if (told := units(result)).score:
+        drop = None if one is baseline or baseline.reason else loss(result, baseline, result, one).drop
+        lost = f"{told.drop(drop.value)} (at most {told.drop(drop.bound)})" if drop else MISSING
+        return {told.score: told.value(one.score), "lost (95%)": lost}
+    cells = {"balanced acc.": percent(one.scores.get("balanced_accuracy")), "accuracy": percent(one.scores.get("accuracy"))}
+    independent = any(OF_SIGMOIDS in other.scores for other in result.measurements)
+    return cells | ({"mean avg. precision": percent(one.scores.get(OF_SIGMOIDS))} if independent else {})
 
 
 show_artifact = shown(_page, summary)

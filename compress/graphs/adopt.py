@@ -1,4 +1,5 @@
-"""A classifier that somebody else exported becomes a graph like this toolkit's own: raw ``uint8`` image in, logits and probabilities out.
+"""A network that somebody else exported becomes a graph like this toolkit's own. Of a classifier: raw ``uint8`` image in, logits and
+probabilities out. Of any other (``adopt_any``) the outputs stay as they are.
 
 By hand: a file that takes float32 (1, 3, 32, 32), normalised by mean and std, gets a Cast, a Mul by 1 / (255 std) and an Add of
 -mean / std before it, its input becomes ``image`` uint8 (batch, 3, 32, 32), and its output ``logits``, with a Softmax behind it to
@@ -47,12 +48,13 @@ class _Taken:
         """(C, H, W) as the file has it."""
         return (*shape[1:], shape[0]) if self.last else shape
 
-    def fed(self, images: NDArray[np.uint8], mean: Sequence[float], std: Sequence[float]) -> NDArray[Any]:
-        """Images uint8 (B, C, H, W) as its maker fed them."""
-        dtype = helper.tensor_dtype_to_np_dtype(self.kind)
+    def fed(self, images: NDArray[Any], mean: Sequence[float], std: Sequence[float]) -> NDArray[Any]:
+        """Images uint8 (B, C, H, W) as its maker fed them; floats are so already."""
         if self.kind != TensorProto.UINT8:
-            factor, offset = (np.asarray(values, np.float32).reshape(1, -1, 1, 1) for values in (std, mean))
-            images = ((images.astype(np.float32) / 255 - offset) / factor).astype(dtype)
+            if images.dtype == np.uint8:
+                factor, offset = (np.asarray(values, np.float32).reshape(1, -1, 1, 1) for values in (std, mean))
+                images = (images.astype(np.float32) / 255 - offset) / factor
+            images = images.astype(helper.tensor_dtype_to_np_dtype(self.kind))
         return np.ascontiguousarray(images.transpose(0, 2, 3, 1) if self.last else images)
 
 
@@ -110,6 +112,72 @@ def adopt(
             return model
         del model.graph.input[0]
     raise CompressError(_no_classes(path, shape))
+
+
+def adopt_any(
+    path: Path, images: NDArray[Any], mean: Sequence[float], std: Sequence[float], metadata: Mapping[str, str]
+) -> onnx.ModelProto:
+    """The network in ``path`` with its outputs as they are, proved on ``images`` to give what it gave; the file itself is not changed.
+
+    Args:
+        images: (N, C, H, W): uint8, whose normalisation by ``mean`` and ``std`` comes into the graph, or float32 as the file takes them.
+
+    Raises:
+        CompressError: for what the module refuses of inputs, or images of another shape or type than the file takes.
+    """
+    theirs = read_onnx(path)
+    taken = _entry(theirs, path)
+    fits = all(have in (0, want) for have, want in zip(taken.shape, images.shape[1:], strict=True))
+    if taken.batch > 1 or not fits or (taken.kind == TensorProto.UINT8) > (images.dtype == np.uint8):
+        takes = f"{taken.batch or 'N'} images of {TensorProto.DataType.Name(taken.kind).lower()} {taken.shape}"
+        raise CompressError(
+            f'"{path}" takes {takes}, and the data give {images.dtype} {images.shape[1:]}; one at a time of its kind are needed'
+        )
+    session = open_session(theirs, f'"{path}"')
+    try:
+        expected = [session.run(None, {taken.name: taken.fed(image[None], mean, std)}) for image in images]
+    except RUNTIME_ERRORS as error:
+        raise CompressError(f'"{path}" does not run on images {images.shape[1:]} ({first_line(error)})') from error
+    model = as_float(theirs, path, taken.order(images.shape[1:]))
+    with edited(model) as graph:
+        image = named(graph)[taken.name]
+        graph.inputs.remove(image)
+        image = _channels_first(graph, image) if taken.last else image
+        image = _prepare(graph, image, mean, std) if taken.kind != TensorProto.UINT8 and images.dtype == np.uint8 else image
+        rename(graph, image, IMAGE)
+        for one in graph.outputs:  # the batch may be another one now
+            one.shape = ir.Shape([None] * len(one.shape)) if one.shape is not None else None
+    del model.graph.value_info[:]
+    note(model, model, metadata)
+    kind = helper.np_dtype_to_tensor_dtype(images.dtype)
+    for size in ("batch", 1):
+        model.graph.input.insert(0, helper.make_tensor_value_info(IMAGE, kind, (size, *images.shape[1:])))
+        if _gives(model, path, images, size, expected, half=model is not theirs):
+            return model
+        del model.graph.input[0]
+    raise CompressError(f'"{path}" answers otherwise with its image preparation inside; please report this file')
+
+
+def _gives(
+    model: onnx.ModelProto, path: Path, images: NDArray[Any], size: int | str, expected: Sequence[Sequence[Any]], half: bool
+) -> bool:
+    """Whether it gives for each image what is expected, one at a time, or of any batch size all at once."""
+    try:
+        session = open_session(model, f'"{path}"')
+        if size == 1:
+            found = [session.run(None, {IMAGE: image[None]}) for image in images]
+        else:
+            together = session.run(None, {IMAGE: images})
+            if any(np.ndim(one) == 0 or len(one) != len(images) for one in together):
+                return False
+            found = [[one[at : at + 1] for one in together] for at in range(len(images))]
+    except (CompressError, *RUNTIME_ERRORS):
+        return False
+    pairs = [pair for got, wanted in zip(found, expected, strict=True) for pair in zip(got, wanted, strict=True)]
+    return all(
+        one.shape == want.shape and np.allclose(one, want, rtol=0, atol=allowed(np.nan_to_num(want), half), equal_nan=True)
+        for one, want in pairs
+    )
 
 
 def classes_of(model: onnx.ModelProto) -> int:

@@ -27,6 +27,7 @@ import numpy as np
 import onnx
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from ..errors import CompressError, first_line
 from .file import RUNTIME_ERRORS, as_taken, mixes_images, note, open_session, read_onnx, write_onnx
@@ -55,7 +56,7 @@ class _Deployed(nn.Module):
             ) from error
         self.cpu().eval()
 
-    def forward(self, image: Tensor) -> Tensor:
+    def forward(self, image: Tensor) -> Any:
         return self.network(self.prepare(image if self.scale == 1 else image * self.scale))
 
 
@@ -73,6 +74,7 @@ def export_onnx(
     metadata: Mapping[str, str],
     opset: int = OPSET,
     image: str = "uint8",
+    classes: bool = True,
 ) -> tuple[str, ...]:
     """Write ``prepare`` and ``network`` as one ONNX file.
 
@@ -84,6 +86,7 @@ def export_onnx(
         metadata: goes into the file's ``metadata_props``, sorted by name; ``compress.rewrites`` is added where something was rewritten.
         opset: the ONNX operator set, at least 18.
         image: what the graph takes, "uint8" or "float32" in [0, 1]. For the latter ``prepare`` gets float32 in [0, 255].
+        classes: it gives logits; else tensors of any kind, which become ``output_0`` and so on, and images may be floats of any range.
 
     Returns:
         What was rewritten, in words.
@@ -91,15 +94,16 @@ def export_onnx(
     Raises:
         CompressError: for what the module refuses; nothing is written then.
     """
-    if example.dtype != torch.uint8 or example.ndim != 4 or len(example) < 2:
+    if (example.dtype != torch.uint8 and classes) or example.ndim != 4 or len(example) < 2:
         raise CompressError(f"example (={example.dtype} {tuple(example.shape)}) must be torch.uint8 (B, C, H, W) with at least 2 images")
     if opset < OPSET:
         raise CompressError(f"opset (={opset}) must be at least {OPSET}, which the exporter writes without converting")
     if image not in IMAGES:
         raise CompressError(f'image (="{image}") must be {" or ".join(IMAGES)}; uint8 takes the pixels as a camera or file has them')
-    example = example.cpu() if image == "uint8" else example.cpu().float() / 255
-    model = trace(deployed(prepare, network, 1.0 if image == "uint8" else 255.0), example, opset)
-    rewrites = finished(model)
+    scaled = image != "uint8" and example.dtype == torch.uint8
+    example = example.cpu().float() / 255 if scaled else example.cpu()
+    model = trace(deployed(prepare, network, 255.0 if scaled else 1.0), example, opset, classes=classes)
+    rewrites = finished(model, classes=classes)
     notes = {"compress.rewrites": json.dumps(rewrites)} if rewrites else {}
     note(model, model, dict(metadata) | notes)
     _check_batch_is_free(model, example)
@@ -167,13 +171,20 @@ def _check_logits(deployed: nn.Module, example: Tensor) -> None:
         raise CompressError(f"network must give float32 logits (B, K) for an example of {len(example)} images, but gives {found}")
 
 
-def trace(deployed: nn.Module, example: Tensor, opset: int = OPSET, *, optimise: bool = True) -> onnx.ModelProto:
+def trace(deployed: nn.Module, example: Tensor, opset: int = OPSET, *, optimise: bool = True, classes: bool = True) -> onnx.ModelProto:
     """What the exporter writes of a network with its preparation; ``optimise``: with constants and batch norms folded.
+
+    ``classes``: it gives logits; else tensors of any kind.
 
     Raises:
         CompressError: it cannot be exported, or gives no logits.
     """
-    _check_logits(deployed, example)
+    names = ["logits"]
+    if classes:
+        _check_logits(deployed, example)
+    else:
+        with torch.inference_mode():
+            names = [f"output_{number}" for number, _ in enumerate(tree_leaves(deployed(example)))]
     chatter = io.StringIO()  # the exporter logs whole graphs when it fails; the reason is in the exception
     try:
         with contextlib.redirect_stdout(chatter), contextlib.redirect_stderr(chatter), warnings.catch_warnings(record=True) as caught:
@@ -184,7 +195,7 @@ def trace(deployed: nn.Module, example: Tensor, opset: int = OPSET, *, optimise:
                 (example,),
                 dynamo=True,
                 input_names=["image"],
-                output_names=["logits"],
+                output_names=names,
                 dynamic_shapes={"image": {0: torch.export.Dim("batch")}},
                 opset_version=opset,
                 verbose=False,
@@ -206,11 +217,12 @@ def trace(deployed: nn.Module, example: Tensor, opset: int = OPSET, *, optimise:
     return model
 
 
-def finished(model: onnx.ModelProto) -> tuple[str, ...]:
-    """Drop notes of shapes, add the probabilities and rewrite; returns what was rewritten, in words."""
+def finished(model: onnx.ModelProto, *, classes: bool = True) -> tuple[str, ...]:
+    """Drop notes of shapes, add the probabilities of ``classes`` and rewrite; returns what was rewritten, in words."""
     # A quantizer that transposes a weight trips over the shape noted for it ("Inferred shape and existing shape differ").
     del model.graph.value_info[:]
-    _add_probabilities(model)
+    if classes:
+        _add_probabilities(model)
     return simplify(model)
 
 

@@ -17,6 +17,7 @@ import onnx
 import onnx_ir as ir
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from ..errors import CompressError
 from .export import deployed, finished, trace
@@ -31,11 +32,11 @@ class Template:
     """The graphs that ``export_onnx`` would write, but for metadata.
 
     Args:
-        prepare, example: as for :func:`compress.graphs.export.export_onnx`; those of all networks.
+        prepare, example, classes: as for :func:`compress.graphs.export.export_onnx`; those of all networks.
     """
 
-    def __init__(self, prepare: nn.Module, example: Tensor) -> None:
-        self._prepare, self._example = prepare, example
+    def __init__(self, prepare: nn.Module, example: Tensor, *, classes: bool = True) -> None:
+        self._prepare, self._example, self._classes = prepare, example, classes
         self._traced: dict[Any, onnx.ModelProto] = {}
 
     def write(self, network: nn.Module, target: Path) -> bool:
@@ -51,8 +52,8 @@ class Template:
         if kinds in self._traced and (model := self._filled(self._traced[kinds], network)) is not None:
             write_onnx(model, target)
             return False
-        traced = trace(deployed(self._prepare, network), self._example, optimise=False)
-        write_onnx(_optimised(traced), target)
+        traced = trace(deployed(self._prepare, network), self._example, optimise=False, classes=self._classes)
+        write_onnx(_optimised(traced, self._classes), target)
         del traced.graph.value_info[:]  # shapes, which change with the weights
         self._traced.setdefault(kinds, traced)
         return True
@@ -75,24 +76,25 @@ class Template:
                     if attribute.name == "group" and attribute.i > 1:
                         attribute.i = attribute.i * now // before
         try:
-            model = _optimised(model, fit=True)
-            [logits] = open_session(model, "the graph").run(["logits"], {"image": self._example.numpy()})
+            model = _optimised(model, self._classes, fit=True)
+            made = open_session(model, "the graph").run(["logits"] if self._classes else None, {"image": self._example.numpy()})
         except (CompressError, ValueError, *RUNTIME_ERRORS):  # a number that does not fit these weights
             return None
         with torch.inference_mode():
-            wanted = deployed(self._prepare, network)(self._example).numpy()
-        near = logits.shape == wanted.shape and np.abs(logits - wanted).max() <= TOLERANCE * np.abs(wanted).max()
-        return model if near else None
+            wanted = [one.numpy() for one in tree_leaves(deployed(self._prepare, network)(self._example))]
+        pairs = zip(made, wanted, strict=True)
+        near = (one.shape == want.shape and np.abs(one - want).max() <= TOLERANCE * np.abs(want).max() for one, want in pairs)
+        return model if all(near) else None
 
 
-def _optimised(model: onnx.ModelProto, fit: bool = False) -> onnx.ModelProto:
+def _optimised(model: onnx.ModelProto, classes: bool, fit: bool = False) -> onnx.ModelProto:
     """What the exporter and ``export_onnx`` make of a traced graph; ``fit``: its reshapes to the weights that it has now."""
     program = torch.onnx.ONNXProgram(ir.from_proto(model), None)
     program.optimize()
     made = program.model_proto
     if fit:
         _fit_reshapes(made)
-    finished(made)
+    finished(made, classes=classes)
     return made
 
 

@@ -112,6 +112,25 @@ class Choice:
     complete: bool
 
 
+@dataclass(frozen=True)
+class Lost:
+    """Of what a loss is a number, and how it is written: points of balanced accuracy, or ``score`` of the user's own."""
+
+    score: str = ""
+
+    def told(self, drop: float) -> str:
+        """``0.10``, ``0.0031``."""
+        return f"{drop:.3g}" if self.score else f"{drop:.2f}"
+
+    @property
+    def units(self) -> str:
+        """``points``, ``of iou``."""
+        return f"of {self.score}" if self.score else "points"
+
+
+POINTS = Lost()
+
+
 def described(finalists: Sequence[Tried]) -> list[str]:
     """Each of the finalists in words: ``fp32``, ``int8 weights``, ``static int8 of last layer; minmax, per channel``.
 
@@ -140,50 +159,56 @@ def listed(names: Sequence[str]) -> str:
     return ", ".join(names) if len(names) <= 4 else f"{', '.join(names[:3])} and {len(names) - 3} more groups"
 
 
-def verdict_on(winner: Tried, waiting: Tried | None, finalists: Sequence[Tried], ends: Sequence[Tried], max_drop: float) -> str:
+def verdict_on(
+    winner: Tried, waiting: Tried | None, finalists: Sequence[Tried], ends: Sequence[Tried], max_drop: float, units: Lost = POINTS
+) -> str:
     """What to do and why, in a few sentences.
 
     Args:
-        winner: what is taken. waiting: what was wanted more, but keeps ``max_drop`` (points) only as counted.
+        winner: what is taken. waiting: what was wanted more, but keeps ``max_drop`` (in ``units``) only as counted.
         finalists: float32 first. ends: the fastest sets of groups, int8 everywhere among them, the fastest first.
     """
-    own = f"{winner.ratio:.2f}x of float32's latency, {_lost(winner)}, {(winner.size or 0) / (finalists[0].size or 1):.2f}x of its size"
-    waits = f" {_capital(what(waiting))} is {_doubt(waiting, max_drop)}; --accept-unproved takes it." if waiting else ""
-    accepted = "" if winner.proved else f" It is {_doubt(winner, max_drop)}; that was accepted."
+    size = (winner.size or 0) / (finalists[0].size or 1)
+    own = f"{winner.ratio:.2f}x of float32's latency, {_lost(winner, units)}, {size:.2f}x of its size"
+    waits = f" {_capital(what(waiting))} is {_doubt(waiting, max_drop, units)}; --accept-unproved takes it." if waiting else ""
+    accepted = "" if winner.proved else f" It is {_doubt(winner, max_drop, units)}; that was accepted."
     if winner.computes_int8:
         told = f"Compute {what(winner)}" if winner.mode == "static" else "Quantize dynamically"
         return f"{told}: {own}.{accepted}{waits}"
     store = f"Store the weights as {winner.mode.removesuffix('-weights')} and compute in float32: {own}."
     keep = "Keep the float32 file." if winner.mode == "float32" else store
     if waiting is not None and waiting.computes_int8:
-        faster = f"{what(waiting)} takes {waiting.ratio:.2f}x of float32's latency, but is {_doubt(waiting, max_drop)}"
+        faster = f"{what(waiting)} takes {waiting.ratio:.2f}x of float32's latency, but is {_doubt(waiting, max_drop, units)}"
         return f"Nothing in int8 is proved: {faster}. {keep}{accepted} --accept-unproved computes it in int8."
-    return f"Do not compute in int8 on this machine: {_why_not(finalists, ends, max_drop)}. {keep}{accepted}{waits}"
+    return f"Do not compute in int8 on this machine: {_why_not(finalists, ends, max_drop, units)}. {keep}{accepted}{waits}"
 
 
-def _lost(one: Tried) -> str:
+def _lost(one: Tried, units: Lost) -> str:
     drop, bound = one.drop or 0.0, one.bound or 0.0
-    return f"{drop:.2f} points lost" + (f" (at most {bound:.2f} with 95% confidence)" if one.proved and one.mode != "float32" else "")
+    return f"{units.told(drop)} {units.units} lost" + (
+        f" (at most {units.told(bound)} with 95% confidence)" if one.proved and one.mode != "float32" else ""
+    )
 
 
-def _doubt(one: Tried, max_drop: float) -> str:
+def _doubt(one: Tried, max_drop: float, units: Lost) -> str:
     """``not proved within 0.3 points with 1,000 images: 0.10 lost as counted, at most 0.55 with 95% ...; about 4,000 would tell``."""
     tells = f"; about {one.tells:,} would tell" if one.tells else ""
-    counted = f"{one.drop:.2f} lost as counted, at most {one.bound:.2f} with 95% confidence"
-    return f"not proved within {max_drop:g} points with {one.images:,} images: {counted}{tells}"
+    counted = f"{units.told(one.drop or 0.0)} lost as counted, at most {units.told(one.bound or 0.0)} with 95% confidence"
+    return f"not proved within {max_drop:.4g} {units.units} with {one.images:,} images: {counted}{tells}"
 
 
 def _capital(text: str) -> str:
     return text[:1].upper() + text[1:]
 
 
-def _why_not(finalists: Sequence[Tried], ends: Sequence[Tried], max_drop: float) -> str:
+def _why_not(finalists: Sequence[Tried], ends: Sequence[Tried], max_drop: float, units: Lost) -> str:
     fast = [one for one in finalists if one.mode == "static" and one.drop is not None and one.drop > max_drop]
     if fast:
         least = min(fast, key=lambda one: one.drop or 0.0)
+        lost = f"{units.told(least.drop or 0.0)} {units.units}"
         return (
-            f"what is faster ({listed(least.groups)}, {least.ratio:.2f}x) loses {least.drop:.2f} points, and {max_drop:g} are allowed; "
-            "fine-tuning may bring them back (--epochs)"
+            f"what is faster ({listed(least.groups)}, {least.ratio:.2f}x) loses {lost}, and {max_drop:.4g} are "
+            f"allowed{'' if units.score else '; fine-tuning may bring them back (--epochs)'}"
         )
     everything = max(ends, key=lambda one: len(one.groups))
     if not ends[0].groups or ends[0] is everything:

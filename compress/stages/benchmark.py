@@ -4,6 +4,8 @@ What is measured: ONNX graphs in ONNX Runtime, and the network they came from in
 there is a device, else a row says why not.
 """
 
+import dataclasses
+import importlib.util
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -27,7 +29,7 @@ from ..benchmarks.runtimes import Candidate, about_file
 from ..benchmarks.verdict import Limits, Verdict, decide
 from ..errors import CompressError, first_line, need_file, onnxruntime_errors
 from ..quantization.records import described
-from ..train.metrics import score
+from ..train.metrics import mean_average_precision, score
 
 CHOICES = ("onnxruntime", "openvino", "torch", "torch.compile")
 USUAL = ("onnxruntime", "torch")  # the others on request: OpenVINO is an extra, and torch.compile takes a minute or more before it starts
@@ -149,7 +151,9 @@ def shape_of(files: Sequence[Path], given: tuple[int, int, int] | None) -> tuple
 def benchmark(
     project: Project, candidates: Sequence[Candidate], config: BenchmarkConfig, root: Artifact | None, out: Path | None = None
 ) -> Artifact:
-    """Measure ``candidates`` on the test images; the first ONNX candidate is the baseline. Without labels there are no scores."""
+    """Measure ``candidates`` on the test images; the first ONNX candidate is the baseline. Without labels there are no scores, but those of
+    the user's own where there are targets.
+    """
     baseline = next((c.name for c in candidates if c.runtime == "onnxruntime"), candidates[0].name)
     seen = [{"name": c.name, "runtime": c.runtime, "device": c.device, "artifact": c.artifact} for c in candidates]
     key = stage_key("benchmark", config, candidates=seen, data=data_identity(project))
@@ -157,8 +161,10 @@ def benchmark(
     with making(project, "benchmark", "benchmark", key, config, root, out) as new:
         if not new.wanted:
             return new.artifact
-        test, about = project.data.test, project.data.about
+        test, about, task = project.data.test, project.data.about, project.task
         labelled = about.labelled
+        if task is not None:
+            candidates = [dataclasses.replace(one, whole=True) for one in candidates]
         names = list(about.classes) if labelled else []
         data = Data(name=about.name, network=project.folder.name, fingerprint=about.fingerprint, part="test", class_names=names)
         result = run_benchmark(
@@ -171,6 +177,8 @@ def benchmark(
             baseline=baseline,
             data=data,
             progress=project.console.progress,
+            precision=mean_average_precision if importlib.util.find_spec("sklearn") else None,
+            own=(task.judge(test), task.identity) if task is not None else None,
         )
         failed = [f"{title(one)}: {one.reason}" for one in result.measurements if one.reason is not None]
         if len(failed) == len(candidates):
@@ -197,7 +205,8 @@ def measure(context: Context, recipe: Recipe, files: Sequence[Path], config: Ben
             raise CompressError(
                 f"calibrate (={context.calibrate}) is of images for files of which no labels are known; leave it or --data out"
             )
-        project = context.project_of_files(first, files[0], None if first else shape_of(files, context.image_shape))
+        shape = None if first or context.score else shape_of(files, context.image_shape)
+        project = context.project_of_files(first, files[0], shape)
         candidates = candidates_of(list(artifacts.values()), project.device, runtimes)
         candidates += [one for path in files if path not in artifacts for one in candidates_of_file(path, runtimes, project.spec)]
     else:

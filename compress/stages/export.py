@@ -31,6 +31,8 @@ from ..errors import CompressError, onnxruntime_errors
 from ..train.split import stratified_sample
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from ..graphs.probe import Steady
     from .int8_files import Answers
 
@@ -70,32 +72,50 @@ def export(project: Project, parent: Artifact, config: ExportConfig, out: Path |
     with making(project, "graph", "export", key, settings, parent, out) as new:
         if not new.wanted:
             return new.artifact
-        import torch
+        from ..artifacts.load import load_network
+        from .own_task import score_of
 
-        from ..artifacts.load import Prepare, as_runner, load_network
-        from ..graphs.export import export_onnx, parity
-
-        network, prepare = load_network(parent), Prepare(parent.manifest.input)
-        images = _real_images(project, config.parity_images)
-        target = new.folder / PAYLOAD["graph"]
-        example, metadata = torch.from_numpy(images[:2].copy()), graph_metadata(parent, config)
-        rewrites = export_onnx(network, target, prepare=prepare, example=example, metadata=metadata, opset=config.opset, image=config.input)
-        size = scoring_batch(images[0].nbytes)
-        proof = parity(network, prepare, target, images, batch=size)
-        if max(proof.largest_difference, proof.probabilities if isinstance(proof.probabilities, float) else 0.0) > PARITY_TOLERANCE:
-            raise CompressError(
-                f"the exported graph does not compute what {parent.path} does: logits differ by {proof.largest_difference:.2g} "
-                f"on {proof.images} images, {PARITY_TOLERANCE:g} is allowed; please report this with the network"
-            )
-        expected = as_runner(torch.nn.Sequential(prepare, network))
-        new.metrics, new.facts = Metrics(parity=proof, rewrites=rewrites), parent.manifest.facts
-        if config.fold_constants:
-            folded, expected = fold_constants(project, "export", target, expected)
-            if folded.tensors:
-                folded = dataclasses.replace(folded, parity=parity(network, prepare, target, images, batch=size))
-            new.metrics = dataclasses.replace(new.metrics, constants=folded)
-        write_vectors(new.folder, expected, project.data.validation.images, TOLERANCE["export"])
+        network = load_network(parent)
+        new.metrics, new.facts = _exported(project, parent, network, config, new.folder), parent.manifest.facts
+        if project.score is not None:
+            own = score_of(project, new.folder / PAYLOAD["graph"])
+            new.metrics = dataclasses.replace(new.metrics, score=own, units=own.name)
     return new.artifact
+
+
+def _exported(project: Project, parent: Artifact, network: "nn.Module", config: ExportConfig, folder: Path) -> Metrics:
+    """Write the graph into ``folder``, with its test vectors, and prove it."""
+    import torch
+
+    from ..artifacts.load import Prepare, as_runner
+    from ..graphs.export import export_onnx, parity
+    from .own_task import prove_graph
+
+    prepare, target = Prepare(parent.manifest.input), folder / PAYLOAD["graph"]
+    images = _real_images(project, config.parity_images)
+    example, metadata = torch.from_numpy(images[:2].copy()), graph_metadata(parent, config)
+    how: dict[str, Any] = {"opset": config.opset, "image": config.input, "classes": project.score is None}
+    rewrites = export_onnx(network, target, prepare=prepare, example=example, metadata=metadata, **how)
+    if project.score is not None:
+        if config.fold_constants:
+            raise CompressError("fold_constants (=True) is proved by the answers of a classifier; leave it out")
+        prove_graph(project, network, target)
+        return Metrics(rewrites=rewrites)
+    size = scoring_batch(images[0].nbytes)
+    proof = parity(network, prepare, target, images, batch=size)
+    if max(proof.largest_difference, proof.probabilities if isinstance(proof.probabilities, float) else 0.0) > PARITY_TOLERANCE:
+        raise CompressError(
+            f"the exported graph does not compute what {parent.path} does: logits differ by {proof.largest_difference:.2g} "
+            f"on {proof.images} images, {PARITY_TOLERANCE:g} is allowed; please report this with the network"
+        )
+    expected, metrics = as_runner(torch.nn.Sequential(prepare, network)), Metrics(parity=proof, rewrites=rewrites)
+    if config.fold_constants:
+        folded, expected = fold_constants(project, "export", target, expected)
+        if folded.tensors:
+            folded = dataclasses.replace(folded, parity=parity(network, prepare, target, images, batch=size))
+        metrics = dataclasses.replace(metrics, constants=folded)
+    write_vectors(folder, expected, project.data.validation.images, TOLERANCE["export"])
+    return metrics
 
 
 def fold_constants(project: Project, stage: str, target: Path, expected: Run) -> tuple[Folded, Run]:
@@ -220,7 +240,10 @@ def graph_metadata(parent: Artifact, config: ExportConfig) -> dict[str, str]:
 
     about = parent.manifest
     image = {"dtype": config.input, "shape": ["batch", *about.input.shape], "range": [0, 255] if config.input == "uint8" else [0, 1]}
+    if about.input.pixels:
+        image = {"dtype": about.input.pixels, "shape": image["shape"]}
     output = {"dtype": "float32", "shape": ["batch", len(about.classes)]}
+    outputs = {"compress.outputs": json.dumps({"logits": output, "probabilities": output})} if about.classes else {}
     lineage = [{"stage": step.stage, "config": step.config} for step in parent.steps]
     return {
         "compress.version": __version__,
@@ -228,7 +251,7 @@ def graph_metadata(parent: Artifact, config: ExportConfig) -> dict[str, str]:
         "compress.classes": json.dumps(about.classes, ensure_ascii=False),
         "compress.image": json.dumps(image),
         "compress.input": json.dumps(plain(about.input)),
-        "compress.outputs": json.dumps({"logits": output, "probabilities": output}),
+        **outputs,
         "compress.model": json.dumps(plain(about.model)),
         "compress.lineage": json.dumps(lineage),
         "compress.data": json.dumps({"name": about.data.name, "fingerprint": about.data.fingerprint}),

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from msgspec import UNSET, UnsetType
 from numpy.typing import NDArray
 from safetensors.torch import save
 from torch import Tensor, nn
@@ -44,10 +45,12 @@ from ..train.fit import Fitted, choose_device, fit, predict_logits
 from ..train.metrics import score, tempered_loss
 from ..train.settings import FitConfig
 from ..train.stored import Images
+from .own_task import outputs_loss, own_score, prove_graph, score_network, value_of
 
 PROVED_ON = 1000  # validation images on which a graph is compared with torch
 JUDGED_BY = 2048  # training images that judge what was made of a pruned network; 512 took the worse of two by chance
 DIFFERENTIATED = 16e6  # bytes of the largest activation of a batch whose activations all stay
+OWN_JUDGED_BY = 256  # the same by a score of the user's own: all their outputs are held in memory
 MOST_CHUNKS, FEW_CHUNKS = 8, 1  # of images that a network is solved on, and for a trial (see ``pruning.layerwise``)
 PIXELS = 2**24  # of all images that importance looks at, or that judge or are solved on: 2,048 of 90 by 90, 334 of 224 by 224
 
@@ -84,6 +87,8 @@ def ease_dropout(network: nn.Module, teacher: nn.Module) -> None:
 def batch_losses(project: Project, network: nn.Module, part: Part, batch: int = 64) -> Iterator[Tensor]:
     """The mean cross-entropy of each batch of ``part`` in eval mode, without distortions, to be differentiated; on the project's device.
 
+    Of a network whose outputs are no classes :func:`outputs_loss`.
+
     Of large pictures a batch has fewer, as all activations stay until it is differentiated.
     """
     device = choose_device(project.device)
@@ -94,7 +99,8 @@ def batch_losses(project: Project, network: nn.Module, part: Part, batch: int = 
     for start in range(0, len(part.labels), batch):
         project.console.progress("importance", start, len(part.labels))
         images, labels = (torch.from_numpy(of[start : start + batch]).to(device) for of in (part.images, part.labels))
-        yield functional.cross_entropy(network(prepare(images)), labels)
+        made = network(prepare(images))
+        yield functional.cross_entropy(made, labels) if project.score is None else outputs_loss(made, start)
     project.console.progress("importance", len(part.labels), len(part.labels))
 
 
@@ -169,10 +175,13 @@ def save_network(project: Project, new: New, network: nn.Module, metrics: Metric
     write_whole(new.folder / PAYLOAD["network"], save(weights))
 
 
-def _save_graph(project: Project, new: New, network: OnnxNetwork) -> Parity:
+def _save_graph(project: Project, new: New, network: OnnxNetwork) -> Parity | UnsetType:
     """Write the graph of a network that is one, with its test vectors, and prove on validation images that it computes what torch does."""
     target, images = new.folder / PAYLOAD["graph"], project.data.validation.images[:PROVED_ON]
     write_onnx(network.to_onnx(), target)
+    if project.score is not None:
+        prove_graph(project, network, target)
+        return UNSET
 
     def run(images: NDArray[np.uint8]) -> NDArray[np.float32]:
         return logits_of(project, target, images)
@@ -224,14 +233,21 @@ class Bench:
         solving, judging = affordable(self.solved_on, self.project), affordable(JUDGED_BY, self.project, least=512)
         chosen = train.sample(min(solving + judging, len(train.labels)), seed=0)
         order = np.random.default_rng(0).permutation(len(chosen.labels))
-        judging = min(judging, len(order) // 2)
+        judging = min(judging if self.project.score is None else OWN_JUDGED_BY, len(order) // 2)
         self.solving, self.judging = chosen.take(order[judging:][:solving]), chosen.take(order[:judging])
         self.device = choose_device(self.project.device)
         if self.device.type == "mps":  # which knows no float64
             self.device = torch.device("cpu")
 
+    @property
+    def measure(self) -> str:
+        """What :meth:`score` is called."""
+        return "cross-entropy" if self.project.score is None else f"{self.project.score.name}, negated,"
+
     def score(self, network: nn.Module) -> float:
-        """The cross-entropy of the images that judge, whatever the network's temperature."""
+        """The cross-entropy of the images that judge, whatever the network's temperature; of the user's own score its negative."""
+        if self.project.score is not None:
+            return -value_of(self.project, network, self.judging)
         return tempered_loss(self.judging.labels, read_logits(self.project, network, self.judging.images))
 
     def reconstructed(
@@ -289,6 +305,14 @@ class Bench:
         yield
         for one in networks:
             one.cpu()
+
+
+def validated(project: Project, network: nn.Module) -> Metrics:
+    """What it scores on the validation images, by whatever its outputs are scored."""
+    if project.score is not None:
+        own = own_score(project, score_network(project, network))
+        return Metrics(score=own, units=own.name)
+    return Metrics(validation=validate(project, network))
 
 
 def validate(project: Project, network: nn.Module) -> Scores:

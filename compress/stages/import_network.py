@@ -1,4 +1,4 @@
-"""The stage ``import-onnx``: an ONNX classifier that another tool wrote becomes an artifact, so that every later stage takes it.
+"""The stage ``import-onnx``: an ONNX file that another tool wrote becomes an artifact, so that every later stage takes it.
 
 What comes out takes the raw image (``adopt``), and is proved on validation images to answer as the file did. It has no weights to train; to
 prune it, take in the network it came from.
@@ -6,6 +6,7 @@ prune it, take in the network it came from.
 
 import dataclasses
 import json
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,11 +26,12 @@ from ..graphs.records import Parity
 
 STAGE = "import-onnx"
 PARITY_IMAGES = 1000
+PROVED_ON = 4  # images, of a network whose outputs may be large
 SAME = 0.99  # of the answers: float32 turns a few of half precision's
 
 
 def import_onnx(project: Project, path: Path, *, fold: bool = False) -> Artifact:
-    """Take in the classifier in ``path``, whose classes are those of the project's data, in their order.
+    """Take in the network in ``path``: a classifier, whose classes are those of the project's data, in their order, or for another task.
 
     ``fold``: what is constant in it too, as :func:`compress.stages.export.fold_constants` does.
     """
@@ -46,6 +48,8 @@ def import_onnx(project: Project, path: Path, *, fold: bool = False) -> Artifact
             "compress.data": json.dumps({"name": project.data.name, "fingerprint": project.data.fingerprint}),
             "compress.source": f"{path.name} {config['onnx']}",
         }
+        if project.task is not None:
+            return _import_other(project, path, key, config, about)
         made = adopt(path, spec.shape, spec.mean, spec.std, about)
         if (count := classes_of(made)) != project.classes:
             raise CompressError(
@@ -58,8 +62,8 @@ def import_onnx(project: Project, path: Path, *, fold: bool = False) -> Artifact
         from .finetune import logits_of
 
         target = new.folder / PAYLOAD["graph"]
-        answers = partial(logits_of, project, target)
         write_onnx(made, target)
+        answers = partial(logits_of, project, target)
         images = project.data.validation.images[:PARITY_IMAGES]
         new.metrics = Metrics(parity=_parity(project, path, target, images))
         if fold:
@@ -68,6 +72,22 @@ def import_onnx(project: Project, path: Path, *, fold: bool = False) -> Artifact
             folded, _ = fold_constants(project, STAGE, target, answers)
             new.metrics = dataclasses.replace(new.metrics, constants=folded)
         write_vectors(new.folder, answers, images, TOLERANCE["export"])
+    return new.artifact
+
+
+def _import_other(project: Project, path: Path, key: str, config: Mapping[str, Any], about: Mapping[str, str]) -> Artifact:
+    """A network whose outputs are no classes; they stay as they are."""
+    from ..graphs.adopt import adopt_any
+    from ..graphs.file import write_onnx
+    from .own_task import score_of
+
+    if config.get("fold_constants"):
+        raise CompressError("fold_constants (=True) is proved by the answers of a classifier; leave it out")
+    made = adopt_any(path, project.data.validation.images[:PROVED_ON], project.spec.mean, project.spec.std, about)
+    with making(project, "graph", STAGE, key, config) as new:
+        if new.wanted:
+            write_onnx(made, new.folder / PAYLOAD["graph"])
+            new.metrics = Metrics(score=score_of(project, new.folder / PAYLOAD["graph"]))
     return new.artifact
 
 
@@ -108,14 +128,14 @@ def import_weights(project: Project, weights: Path, *, new_head: bool = False) -
     network = None
     if not is_made(project, place_of(project, "import", key, None)):  # refused before anything is said or written
         from ..artifacts.load import load_weights
-        from .finetune import new_network, save_network, validate
+        from .finetune import new_network, save_network, validated
 
         network = new_network(project, 0)
         if told := load_weights(network, weights, classes=project.classes if new_head else None):
             project.console.say(f"import: {weights.name}, {told}")
     with making(project, "network", "import", key, config) as new:
         if network is not None and new.wanted:
-            save_network(project, new, network, Metrics(validation=validate(project, network)))
+            save_network(project, new, network, validated(project, network))
     return new.artifact
 
 

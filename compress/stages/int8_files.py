@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+from msgspec import UNSET
 from numpy.typing import NDArray
 
 from ..artifacts.artifact import PAYLOAD, Artifact
@@ -20,6 +21,7 @@ from ..artifacts.vectors import TOLERANCE, write_vectors
 from ..benchmarks.paired import images_to_tell, paired_drop
 from ..benchmarks.runtimes import Candidate, open_model
 from ..errors import CompressError
+from ..graphs.adopt import is_sigmoid
 from ..graphs.file import write_onnx
 from ..graphs.records import MINIMUM_IMAGES
 from ..pruning.masks import apply_masks
@@ -32,9 +34,10 @@ from ..quantization.weights_only import store_in, store_weights
 from ..train.data_set import Part
 from ..train.distil import Teacher
 from ..train.fit import choose_device
-from ..train.metrics import score
+from ..train.metrics import mean_average_precision, score
 from ..train.split import stratified_sample
 from .finetune import fit_network, logits_of, sure_of
+from .own_task import score_of
 from .quantize import QuantizeConfig
 
 SCORED = 10_000  # validation images that decide, evenly drawn where there are more
@@ -117,7 +120,8 @@ class Answers:
         max_drop: points of balanced accuracy that may be lost.
     """
 
-    def __init__(self, project: Project, float32: Path, calibrated: NDArray[np.int64], max_drop: float) -> None:
+    def __init__(self, project: Project, float32: Path, calibrated: NDArray[np.int64], max_drop: float | None) -> None:
+        assert max_drop is not None, "given, or the usual one"
         self.project, self.max_drop = project, max_drop
         train = project.data.train
         others = np.setdiff1d(np.arange(len(train.labels)), calibrated)
@@ -135,7 +139,7 @@ class Answers:
 
     def scores(self, file: Path) -> Scores:
         """Its scores on them."""
-        return Scores(**score(self.validation.labels, self.of(file), self.project.classes))
+        return scores_of(self.project, file, self.of(file))
 
     def moved(self, file: Path) -> float:
         """Points of probability that move to another class, on average over training images: 0.9 and 0.1 that become 0.7 and 0.3 are 20.
@@ -170,11 +174,16 @@ def make_file(
     """Write the file that ``config`` asks for, with its test vectors, and return what is to be said of it; ``found``: how it was chosen."""
     target = new.folder / PAYLOAD["graph"]
     metrics = _make(project, new, parent, config, tutoring)
+    if project.task is not None:
+        had, has = found.own if found and found.own else (score_of(project, parent.payload), UNSET)
+        has = has if found and has and found.graph == graph_of(target) else score_of(project, target)
+        assert had.value is not UNSET and has.value is not UNSET, "scored"
+        return dataclasses.replace(metrics, score=has, score_lost=had.value - has.value, units=has.name)
     # Test vectors are what it answers here, as no other runtime computes in int8 what this one does.
     run = open_model(Candidate(name="int8", path=target), project.spec.shape, project.classes, threads=1).predict
     write_vectors(new.folder, run, project.data.validation.images, TOLERANCE["quantize"])
-    before = found.before if found else scores_of(project, parent.payload)
-    scores = found.after if found and found.graph == graph_of(target) else scores_of(project, target)
+    before = found.before if found and found.before else scores_of(project, parent.payload)
+    scores = found.after if found and found.after and found.graph == graph_of(target) else scores_of(project, target)
     return dataclasses.replace(metrics, validation=scores, points_lost=100 * (before.balanced_accuracy - scores.balanced_accuracy))
 
 
@@ -237,10 +246,14 @@ def graph_of(file: Path) -> str:
     return hashlib.sha256(onnx.load(file).graph.SerializeToString(deterministic=True)).hexdigest()
 
 
-def scores_of(project: Project, file: Path) -> Scores:
-    """The scores of a file on the validation images."""
-    part = _scored(project)
-    return Scores(**score(part.labels, logits_of(project, file, part.images).argmax(axis=1), project.classes))
+def scores_of(project: Project, file: Path, answers: NDArray[np.int64] | None = None) -> Scores:
+    """The scores of a file on the validation images, of which its ``answers`` may be known."""
+    part, many = _scored(project), is_sigmoid(file)
+    logits = logits_of(project, file, part.images) if many or answers is None else None
+    found: dict[str, Any] = {"mean_average_precision": mean_average_precision(part.labels, logits)} if many and logits is not None else {}
+    answers = logits.argmax(axis=1) if logits is not None else answers
+    assert answers is not None, "known or asked for"
+    return Scores(**score(part.labels, answers, project.classes), **found)
 
 
 def _scored(project: Project) -> Part:

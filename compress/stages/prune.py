@@ -13,13 +13,14 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from msgspec import Meta
 
 from ..artifacts.artifact import Artifact
-from ..artifacts.parts import Metrics, Repair
+from ..artifacts.parts import Repair
 from ..artifacts.project import New, Project, data_identity, making, stage_key
 from ..artifacts.recipe import Tutoring
 from ..benchmarks.results import LayerZeros
 from ..errors import CompressError
 from ..pruning.schedule import cubic_sparsities, parse_pattern
 from ..train.settings import DistilConfig, FitConfig
+from .own_task import refuse_training
 from .remove_channels import SOLVED_ON
 
 if TYPE_CHECKING:
@@ -82,6 +83,7 @@ SEEN = 2048  # training images whose gradients say which weights the loss feels
 
 def prune(project: Project, parent: Artifact, config: PruneConfig, tutoring: Tutoring, out: Path | None = None) -> Artifact:
     """Zero weights of ``parent`` in ``config.steps`` and fine-tune after each with the mask kept; every step is an artifact."""
+    refuse_training(project, max(config.epochs, config.between if config.steps > 1 else 0))
     origin, sparsities = tutoring.teacher or parent, cubic_sparsities(config.zeros, config.steps)
     for number, sparsity in enumerate(sparsities, 1):
         last = number == len(sparsities)
@@ -106,7 +108,7 @@ def _prune(
     from ..pruning.regrow import Regrowing
     from ..train.distil import Teacher
     from ..train.fit import choose_device, steps_in_epoch
-    from .finetune import Bench, batch_losses, ease_dropout, fit_and_save, save_network, validate, zeros_kept
+    from .finetune import Bench, batch_losses, ease_dropout, fit_and_save, save_network, validated, zeros_kept
 
     network = load_network(parent)
     if config.pattern:
@@ -128,9 +130,9 @@ def _prune(
     repaired = Bench(project=project, solved_on=SOLVED_ON).made_up(whole, network, "stay" if config.pattern else "move")
     network = repaired.network
     masks = {name: (network.get_parameter(name) != 0) | (mask & (whole.get_parameter(name) == 0)) for name, mask in masks.items()}
-    before = validate(project, network)
+    before = validated(project, network)
     if config.epochs == 0:
-        save_network(project, new, network, Metrics(validation=before))
+        save_network(project, new, network, before)
     else:
         masks = {name: mask.to(choose_device(project.device)) for name, mask in masks.items()}
         lessons = Teacher(network=load_network(origin), config=distil)
@@ -145,7 +147,7 @@ def _prune(
             after_step, finish = lambda: apply_masks(network, masks), None
         fit_and_save(project, new, network, tuning, teacher=lessons, after_step=after_step, finish=finish)
     layers = tuple(LayerZeros(**dataclasses.asdict(layer)) for layer in sparsity_by_layer(network))
-    new.metrics = dataclasses.replace(new.metrics, one_shot=before, layers=layers, repair=_told(repaired))
+    new.metrics = dataclasses.replace(new.metrics, one_shot=before.validation, layers=layers, repair=_told(repaired))
     new.facts = dataclasses.replace(new.facts, layers=layers)  # facts go on to what is made of this network
 
 

@@ -44,22 +44,25 @@ from ..benchmarks.statistics import Interval, over_launches
 from ..errors import CompressError
 from ..graphs.records import MINIMUM_IMAGES
 from ..quantization.choice.search import SURE, Judges, choose
-from ..quantization.records import Setting
+from ..quantization.records import Lost, Setting
 from .import_network import refuse_sigmoid
+from .own_task import OwnAnswers, refuse_training
 
 if TYPE_CHECKING:
     from ..quantization.noise import GroupCost, LayerNoise
     from .int8_files import Maker
 
 EXPLAIN, SEEN = "explain-int8", 1024
+USUAL_DROP = 0.3  # points of balanced accuracy
 SEARCH = 2  # raised when a search chooses otherwise, so that what older versions chose is not taken for its own
 
 
 @dataclass(frozen=True, kw_only=True)
 class QuantizeConfig:
     """int8. ``mode``: auto searches by measurement for the fastest file that is proved to lose at most ``max_drop`` points of balanced
-    accuracy, by a 95% bound, or loses no more as counted where ``accept_unproved`` says that this is enough, for at most ``time_limit``;
-    static, dynamic, int8-weights and fp16-weights (stored so, computed in float32) make one by hand; float32 is a copy.
+    accuracy (0.3), or of the user's own score (0.3% of it), by a 95% bound, or loses no more as counted where ``accept_unproved`` says that
+    this is enough, for at most ``time_limit``; static, dynamic, int8-weights and fp16-weights (stored so, computed in float32) make one by
+    hand; float32 is a copy.
 
     The rest concerns static, and but for ``images`` and ``seed`` (calibration images drawn by it) auto finds it: ``method`` and
     ``per_channel`` as ``Setting`` has them, ``groups`` of nodes to take (none: all), see ``node_groups``, ``equalise`` and
@@ -74,7 +77,7 @@ class QuantizeConfig:
     correct_bias: bool = False
     images: Annotated[int, Meta(ge=MINIMUM_IMAGES, description="256 to 1024 of the training images do well")] = 512
     seed: Annotated[int, Meta(ge=0)] = 0
-    max_drop: Annotated[float, Meta(ge=0, le=100, description="points of balanced accuracy, 0.3 is the default")] = 0.3
+    max_drop: Annotated[float, Meta(ge=0, le=100, description="points of balanced accuracy, 0.3 is the default")] | None = None
     accept_unproved: bool = False
     time_limit: str | float | None = None
     epochs: Annotated[int, Meta(ge=0, description="0 does no fine-tuning")] = 0
@@ -100,6 +103,9 @@ def quantize(
 ) -> Artifact:
     """Quantize the graph of ``parent`` as ``config`` says; ``tutoring`` is that of fine-tuning, if it says so."""
     refuse_sigmoid(parent, config.epochs)
+    refuse_training(project, config.epochs)
+    if config.max_drop is None and project.task is None:
+        config = dataclasses.replace(config, max_drop=USUAL_DROP)
     chosen: Chosen | UnsetType = UNSET
     found, inputs = None, dict[str, Any]()
     if config.mode == "auto":
@@ -147,11 +153,12 @@ def choose_quantization(project: Project, parent: Artifact, config: QuantizeConf
         from .int8_files import Answers, Maker, calibration_images, graph_of
 
         generator = np.random.default_rng(config.seed)
-        images = random_images(project.spec, generator)
+        images, units = random_images(project.spec, generator), Lost(project.score.name if project.score else "")
         calibrated, calibration = calibration_images(project, config)
         with tempfile.TemporaryDirectory(dir=new.folder) as scratch:
             maker = Maker(project, parent.payload, calibration, Path(scratch))
-            answers = Answers(project, parent.payload, calibrated, config.max_drop)
+            answers = (OwnAnswers if project.task else Answers)(project, parent.payload, calibrated, config.max_drop)
+            limit_of_drop = answers.max_drop
             judges = Judges(
                 times=lambda files, rounds: in_turns(list(files), images, rounds, generator),
                 interval=over_launches,
@@ -160,12 +167,13 @@ def choose_quantization(project: Project, parent: Artifact, config: QuantizeConf
                 progress=lambda told: project.console.progress(told, 0, 1),
                 late=lambda: limit is not None and time.monotonic() - begun > limit,
             )
-            found = choose(maker, judges, max_drop=config.max_drop, accept_unproved=config.accept_unproved)
+            found = choose(maker, judges, max_drop=limit_of_drop, accept_unproved=config.accept_unproved, units=units)
             best = maker.file(found.best)
-            scored: dict[str, Any] = {"before": answers.scores(parent.payload), "after": answers.scores(best)}
-            search = Search(
-                **vars(found), **scored, graph=graph_of(best), max_drop=config.max_drop, groups=maker.groups_of, machine=machine
-            )
+            before, after = answers.scores(parent.payload), answers.scores(best)
+            scored: dict[str, Any] = {"before": before, "after": after}
+            if project.task is not None:
+                scored = {"before": None, "after": None, "own": (before, after)}
+            search = Search(**vars(found), **scored, graph=graph_of(best), max_drop=limit_of_drop, groups=maker.groups_of, machine=machine)
             project.console.progress("chosen", 1, 1)
         write_record(new.folder / PAYLOAD["choice"], search)
         new.metrics = Metrics(verdict=found.verdict)
@@ -202,6 +210,8 @@ def explain_quantization(project: Project, parent: Artifact, config: QuantizeCon
     int8 alone: how far the logits move, how many answers change, and the latency, measured in turns with the float32 graph. So the one
     table says where the noise arises, the other which groups to leave out. Seen are validation images; nothing is chosen by it.
     """
+    if project.task is not None:
+        raise CompressError("explain shows what int8 costs the logits of a classifier; leave it out")
     settings = {name: getattr(config, name) for name in ("method", "per_channel", "groups", "equalise", "correct_bias", "images", "seed")}
     key = stage_key(EXPLAIN, settings, parent=parent.content, data=data_identity(project))
     setting = Setting(method=config.method, per_channel=config.per_channel, equalise=config.equalise, correct_bias=config.correct_bias)

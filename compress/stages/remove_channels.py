@@ -25,13 +25,13 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from msgspec import Meta
 
 from ..artifacts.artifact import Artifact
-from ..artifacts.parts import Metrics
 from ..artifacts.project import GOALS, New, Project, data_identity, is_made, making, place_of, stage_key
 from ..artifacts.recipe import Recipe, Tutoring
 from ..artifacts.records import seconds_of, write_kept
 from ..errors import CompressError
 from ..train.settings import FitConfig
 from .import_network import refuse_sigmoid
+from .own_task import refuse_training
 from .sensitivity import spare_modules
 
 if TYPE_CHECKING:
@@ -140,7 +140,7 @@ class Job:
         from ..artifacts.cost import Clock
         from ..artifacts.load import load_to_cut
 
-        return Clock(load_to_cut(self.origin), self.project.spec, self.place)
+        return Clock(load_to_cut(self.origin), self.project.spec, self.place, classes=self.project.score is None)
 
 
 def remove_in_steps(
@@ -152,6 +152,9 @@ def remove_in_steps(
     is measured, for scope "sensitivity" and bypass "auto". Raises CompressError for what the module refuses.
     """
     project, stage = _of_kind(project, parent, config)
+    if project.score is not None and (AUTO in config.bypass or config.scope == "sensitivity"):
+        named = "bypass (=auto)" if AUTO in config.bypass else "scope (=sensitivity)"
+        raise CompressError(f"{named} is measured by the accuracy of a classifier; leave it out, or name the modules")
     if AUTO in config.bypass:
         begun, limit = time.monotonic(), None if config.time_limit is None else seconds_of(config.time_limit, "time_limit")
         cheap = spare_modules(project, recipe, parent, limit)
@@ -161,6 +164,7 @@ def remove_in_steps(
     config = dataclasses.replace(config, bypass=_names(project, parent, config.bypass))
     steps = config.in_steps()
     refuse_sigmoid(parent, max(step.epochs for step in steps))
+    refuse_training(project, max(step.epochs for step in steps))
     with tempfile.TemporaryDirectory() as place:
         job = Job(
             project=project,
@@ -269,7 +273,7 @@ def _remove(job: Job, new: New, parent: Artifact, config: RemoveConfig, tuning: 
     from ..pruning.masks import apply_masks
     from ..train.distil import Teacher
     from ..train.fit import choose_device
-    from .finetune import Bench, ease_dropout, fit_and_save, save_network, validate, zeros_kept
+    from .finetune import Bench, ease_dropout, fit_and_save, save_network, validated, zeros_kept
     from .removal.plan import Cutter
     from .removal.told import drop_of, features_of, gains_of, repair_of
     from .removal.trial import planned, taken_up
@@ -283,9 +287,9 @@ def _remove(job: Job, new: New, parent: Artifact, config: RemoveConfig, tuning: 
     bench = Bench(project=project, solved_on=min(config.images, SOLVED_ON))
     repaired = bench.repaired(load_to_cut(parent), cut, cutter.groups, plan.keep, "stay" if kept_zeros else "")
     network = repaired.network
-    before = validate(project, network)
+    before = validated(project, network)
     if config.epochs == 0:
-        save_network(project, new, network, Metrics(validation=before))
+        save_network(project, new, network, before)
     else:
         features = {name: torch.tensor(index) for name, index in features_of(cutter, plan.keep).items()}
         lessons = Teacher(network=load_to_cut(job.origin), config=job.tutoring.distil, features=features)
@@ -298,7 +302,7 @@ def _remove(job: Job, new: New, parent: Artifact, config: RemoveConfig, tuning: 
         gains["drop"] = drop_of(project, load_to_cut(job.origin), network)
     if missed := _missed(job, config, gains["gains"].latency):
         project.console.say(f"{STAGE}: {missed}")
-    new.metrics = dataclasses.replace(new.metrics, one_shot=before, repair=repair_of(plan, repaired), **gains)
+    new.metrics = dataclasses.replace(new.metrics, one_shot=before.validation, repair=repair_of(plan, repaired), **gains)
 
 
 def _missed(job: Job, config: RemoveConfig, latency: Interval) -> str:

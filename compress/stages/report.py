@@ -5,7 +5,7 @@
     folder/
         model.onnx     the file that ships, as it was measured
         vectors.npz    images and the logits expected of them, for `compress verify folder`; where the file came with some
-        labels.txt     a class per line
+        labels.txt     a class per line, where there are classes
         verdict.txt    why this one; verdict.json: the same for programs, with the figures of its row
         DATA.txt       what it was made from, and that data's licence where it is known; with the data folder's own LICENSE and NOTICE
 
@@ -94,7 +94,8 @@ def _ship(file: Path, result: Result, verdict: Verdict, target: Path) -> None:
         if (source.parent / VECTORS).is_file():
             shutil.copyfile(source.parent / VECTORS, partial / VECTORS)
         labels = artifact.manifest.classes if artifact else result.data.get("class_names", [])
-        _write(partial / "labels.txt", map(printable, labels))
+        if labels:
+            _write(partial / "labels.txt", map(printable, labels))
         _write(partial / "verdict.txt", [verdict.headline, "", *(f"- {reason}" for reason in verdict.reasons)])
         about = {"created": result.created, "machine": result.machine, "data": result.data, "settings": result.settings}
         told = {"schema": "compress-verdict", "version": 1, "verdict": dataclasses.asdict(verdict), "variant": plain(result, one), **about}

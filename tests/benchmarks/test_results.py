@@ -25,7 +25,7 @@ def test_result_reads_back_as_it_was_written(made: Any, tmp_path: Path) -> None:
     write_results(result, tmp_path / "new" / "benchmark.json")
     assert read_results(tmp_path / "new" / "benchmark.json") == result
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["benchmark.json"]
-    assert json.loads((tmp_path / "new" / "benchmark.json").read_text())["version"] == 4
+    assert json.loads((tmp_path / "new" / "benchmark.json").read_text())["version"] == 5
 
 
 def test_lists_of_samples_take_one_line_and_names_stay_as_they_are(made: Any, tmp_path: Path) -> None:
@@ -44,7 +44,7 @@ def test_lists_of_samples_take_one_line_and_names_stay_as_they_are(made: Any, tm
         ("\udcff", r"is damaged: .*can't decode byte 0xff.*; write it anew"),
         ("[1, 2]", "is not a benchmark's result"),
         ('{"cpu": "x"}', "is not a benchmark's result"),
-        ('{"schema": "compress-benchmark", "version": 1}', "has schema version 1, this program reads version 4; write it anew"),
+        ('{"schema": "compress-benchmark", "version": 1}', "has schema version 1, this program reads version 5; write it anew"),
         ('{"schema": "compress-benchmark", "version": 3}', "is damaged: .*missing required field `?created`?; write it anew"),
     ],
 )

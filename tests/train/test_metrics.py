@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn import metrics
 
-from compress.train.metrics import confusion_matrix, score
+from compress.train.metrics import confusion_matrix, mean_average_precision, score
 
 
 def test_hand_worked_example_of_the_docstring() -> None:
@@ -35,3 +35,9 @@ def test_agrees_with_scikit_learn(extra: list[int], random: object) -> None:
 
 def test_classes_that_occur_nowhere_do_not_count() -> None:
     assert score(np.array([0, 1]), np.array([0, 1]), 47)["macro_f1"] == 1.0
+
+
+def test_average_precision_by_hand() -> None:
+    """Class 0 ranks its two images first and third: (1 + 2/3) / 2; class 2 its one second: 1/2; class 1 has no image and does not count."""
+    labels, logits = np.array([0, 2, 0]), np.array([[3.0, 0, 9], [2, 0, 5], [1, 0, 0]])
+    assert mean_average_precision(labels, logits) == pytest.approx(((1 + 2 / 3) / 2 + 1 / 2) / 2)

@@ -45,7 +45,7 @@ class _Graph:
 
     model: onnx.ModelProto
     entry: str
-    exit: str
+    exits: tuple[str, ...]
     steps: list[Step] = field(default_factory=list)
     held: list[str] = field(default_factory=list)  # constants that steps read, in the order of the buffers
     free: dict[str, str] = field(default_factory=dict)  # constants that are parameters, with the names of these
@@ -69,18 +69,21 @@ class OnnxNetwork(nn.Module):
     Args:
         model: a float32 graph with one input, an image of known size; kept as it is.
         name: what errors call it.
+        whole: it is no classifier; what comes out are all its outputs, a tuple where there are several.
 
     Raises:
         CompressError: for what the module refuses.
     """
 
-    def __init__(self, model: onnx.ModelProto, name: str) -> None:
+    def __init__(self, model: onnx.ModelProto, name: str, *, whole: bool = False) -> None:
         super().__init__()
         folded = fold(model, name)
         settle(folded, name)
-        _refuse_other_outputs(folded, name)
+        if not whole:
+            _refuse_other_outputs(folded, name)
         note(folded, model, {})
-        self.about = _Graph(model=folded, entry=image_inputs(folded)[0].name, exit=folded.graph.output[0].name)
+        exits = tuple(output.name for output in folded.graph.output)
+        self.about = _Graph(model=folded, entry=image_inputs(folded)[0].name, exits=exits if whole else exits[:1])
         made: dict[Any, Any] = {}
         taken: set[ir.Node] = set()  # sums that belong to the matrix product before them
         graph, steps = index(folded), list[Step]()
@@ -91,16 +94,17 @@ class OnnxNetwork(nn.Module):
                 steps += self._layer(node, made, taken) or self._function(node)
             except CompressError as error:
                 raise CompressError(f"{name}: {str(error).partition(';')[0]}; {INSTEAD}") from error
-        self.about.steps.extend(let_go(steps, [self.about.exit]))
+        self.about.steps.extend(let_go(steps, self.about.exits))
         self._drop_unused()
 
-    def forward(self, image: Tensor) -> Tensor:
+    def forward(self, image: Tensor) -> Any:
         buffers = [self._buffers[f"held_{number}"] for number in range(len(self.about.held))]
         values: dict[str, Any] = dict(zip(self.about.held, buffers, strict=True))
         values.update({constant: self._parameters[name] for constant, name in self.about.free.items()})
         values[self.about.entry] = image.float()
         walk(self.about.steps, values, self._modules)  # type: ignore[arg-type]
-        return values[self.about.exit]
+        found = tuple(values[name] for name in self.about.exits)
+        return found if len(found) > 1 else found[0]
 
     def to_onnx(self) -> onnx.ModelProto:
         """The graph with the weights, widths and groups of convolutions as they are now."""

@@ -30,7 +30,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from ..records import FASTER, METHODS, Certified, Choice, Setting, Tried, verdict_on
+from ..records import FASTER, METHODS, POINTS, Certified, Choice, Lost, Setting, Tried, verdict_on
 from .latency_model import Groups, LatencyModel
 
 Times = Callable[[Sequence[Path], int], NDArray[np.float64]]  # files, rounds -> seconds per call (rounds, files), taken in turns
@@ -90,7 +90,7 @@ class Judges:
     late: Callable[[], bool] = lambda: False
 
 
-def choose(maker: Maker, judges: Judges, *, max_drop: float, accept_unproved: bool = False) -> Choice:
+def choose(maker: Maker, judges: Judges, *, max_drop: float, accept_unproved: bool = False, units: Lost = POINTS) -> Choice:
     """Search as the module says.
 
     Args:
@@ -98,6 +98,7 @@ def choose(maker: Maker, judges: Judges, *, max_drop: float, accept_unproved: bo
         judges: measure and judge them.
         max_drop: points of balanced accuracy that may be lost.
         accept_unproved: whether it is enough that no more are lost as counted.
+        units: of ``max_drop``, where it is not of balanced accuracy.
     """
     search = _Search(maker, judges)
     ends = search.ends()
@@ -112,7 +113,7 @@ def choose(maker: Maker, judges: Judges, *, max_drop: float, accept_unproved: bo
 
     finalists, winner, waiting = _decide(finalists, certify, max_drop, accept_unproved)
     tried = (*sorted(search.found.values(), key=lambda one: one.ratio), *scored)
-    verdict = verdict_on(winner, waiting, finalists, ends, max_drop)
+    verdict = verdict_on(winner, waiting, finalists, ends, max_drop, units)
     if search.cut:
         verdict += " The search was cut short; with more time it may find a faster file."
     decided: Any = "bound" if winner.proved else "point estimate"

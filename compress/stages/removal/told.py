@@ -12,6 +12,7 @@ from ...artifacts.project import Project
 from ...benchmarks.paired import Drop, paired_drop
 from ...channels.reconstruct import Repaired
 from ..finetune import read_logits
+from ..own_task import lost_in_torch
 from .plan import Cutter
 
 
@@ -51,7 +52,9 @@ def repair_of(plan: Plan, repaired: Repaired) -> Repair:
 
 
 def drop_of(project: Project, teacher: nn.Module, network: nn.Module) -> Drop:
-    """The points of balanced accuracy that the network loses beside its teacher, on the validation images."""
+    """What the network loses beside its teacher on the validation images: points of balanced accuracy, or of the user's own score."""
+    if project.score is not None:
+        return lost_in_torch(project, teacher, network)
     part = project.data.validation
     before, after = (read_logits(project, one, part.images).argmax(axis=1) for one in (teacher, network))
     return paired_drop(part.labels, before, after)

@@ -135,7 +135,7 @@ def _rounding_that_pays(cutter: Cutter, jury: _Jury) -> Rounding:
     times = fast.ratio / next(row.ratio for row in taken.measured if row.round_to == best)
     say(
         f"{STAGE}: takes multiples of {best}, although multiples of {fast.round_to} take {times:.2g} of their time: "
-        f"cut until they are as fast, they lose less (cross-entropy {losses[best]:.3g} against {loss:.3g})"
+        f"cut until they are as fast, they lose less ({jury.bench.measure} {losses[best]:.3g} against {loss:.3g})"
     )
     return dataclasses.replace(taken, round_to=best)
 

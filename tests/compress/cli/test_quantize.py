@@ -11,6 +11,7 @@ from foreign import NORMALISED, foreign
 from onnx import TensorProto, helper, numpy_helper
 from onnxruntime.quantization import quantize_dynamic
 from PIL import Image
+from sklearn.metrics import average_precision_score
 from stand_ins import Commands
 
 from compress.artifacts.artifact import read_artifact
@@ -81,6 +82,16 @@ def test_a_sigmoid_is_one_all_the_way(here: Path, theirs: Path, run: Commands) -
     logits, probabilities = onnxruntime.InferenceSession(quantized / "model.onnx").run(["logits", "probabilities"], {"image": images})
     np.testing.assert_allclose(probabilities, 1 / (1 + np.exp(-logits)), atol=1e-6)
     assert verify(quantized).holds and made["metrics"]["validation"]["accuracy"] > 0.3
+    assert 0.3 < made["metrics"]["validation"]["mean_average_precision"] < 1
+
+    data = load_data("digits").test
+    own = ("--data", "digits", *NORMALISED, "--quick", "--rounds", "2", "--samples", "5")
+    measured = run.done("benchmark", str(path), str(theirs), *own)
+    scores = {one["name"]: one["scores"] for one in measured["variants"]}
+    given = session.run(None, {session.get_inputs()[0].name: ((data.images.astype(np.float32) / 255 - 0.5) / 0.25)})[0]
+    truth = np.mean([average_precision_score(data.labels == kind, given[:, kind]) for kind in range(10)])
+    assert scores["many"]["mean_average_precision"] == pytest.approx(truth, abs=1e-3) and "mean_average_precision" not in scores["net"]
+
     found = run.done("predict", *files, "--from", str(quantized))["predictions"]
     np.testing.assert_allclose([one["probability"] for one in found], probabilities.max(axis=1), atol=1e-6)
 
