@@ -31,7 +31,7 @@ from .stored import Stored
 
 HIDDEN = ".pictures"  # in the folder of downloads, which may be the folder of the data too
 IMAGES, ABOUT = "images.u8", "about.json"
-HELD = 512 << 20  # bytes of images that are read into memory at most, a quarter of it where that is less
+HELD = 256 << 20  # bytes of images that are read into memory at most, a quarter of it where that is less
 
 
 Pictures = Callable[[dict[int, str]], Iterable[np.ndarray]]

@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal
 
 from msgspec import Meta
 
+MOST_AT_ONCE, FEWEST, PIXELS = 128, 8, 1 << 20  # images per step, and pixels of them, where nobody says how many
 AUXILIARY = 0.3  # weight of the loss of each auxiliary head; Szegedy et al. 2014, arXiv:1409.4842, section 5
 
 
@@ -50,7 +51,8 @@ class FitConfig:
     """How a network is trained.
 
     ``batch`` is at most a 32nd of the training images, so that small data still gets 32 steps per epoch, which batch norm's running
-    averages need. ``warmup`` is the fraction of all steps in which the learning rate rises linearly.
+    averages need; where nobody says it, it is :func:`usual_batch`. ``warmup`` is the fraction of all steps in which the learning rate
+    rises linearly.
 
     ``ema``: decay per step of the exponential moving average of the weights, which then is what is scored and kept; 0 for none.
     ``imbalance``: ``weighted`` counts each class's loss equally, ``logit-adjusted`` adds the log frequency of each class to its logit
@@ -59,7 +61,7 @@ class FitConfig:
     """
 
     epochs: Annotated[int, Meta(ge=1)] = 10
-    batch: Annotated[int, Meta(ge=2, description="batch norm needs two images, 256 is the default")] = 256
+    batch: Annotated[int, Meta(ge=2, description="batch norm needs two images; left out: 128, fewer of large images")] = MOST_AT_ONCE
     optimiser: Literal["adam", "adamw"] = "adam"
     lr: Annotated[float, Meta(gt=0, description="0.001 is a good start for Adam")] = 0.001
     weight_decay: Annotated[float, Meta(ge=0)] = 0.0
@@ -73,6 +75,17 @@ class FitConfig:
     precision: Annotated[Literal["auto", "fp32", "bf16"], Meta(description="auto is bf16 on CUDA and fp32 on the CPU")] = "auto"
     seed: Annotated[int, Meta(ge=0, lt=2**31)] = 0
     augment: AugmentConfig = AugmentConfig()
+
+
+def usual_batch(height: int, width: int) -> int:
+    """Images per step where nobody says how many: 128, halved until they have at most 2**20 pixels, but 8 at least; 16 of 224x224.
+
+    Memory goes with the pixels, as the activations of a step do. The learning rate stays as it is.
+    """
+    batch = MOST_AT_ONCE
+    while batch > FEWEST and batch * height * width > PIXELS:
+        batch //= 2
+    return batch
 
 
 def heads(output: Any) -> list[tuple[float, Any]]:

@@ -62,8 +62,8 @@ class ResumeOptions(MakeOptions, total=False):
 
 class TrainOptions(ResumeOptions, total=False):
     epochs: Annotated[int, "Passes over the training images."]
-    batch: Annotated[int, "Images per step."]
-    lr: Annotated[float, "Largest learning rate."]
+    batch: Annotated[int, "Images per step.  [default: the recipe's, else 128, halved until they have at most 2^20 pixels: 16 of 224x224]"]
+    lr: Annotated[float, "Largest learning rate; it does not follow the batch."]
     label_smoothing: Annotated[float, "0 for none; 0.1 is usual."]
     folds: Annotated[int, "Cross-validate instead: train this many networks, each scored on the images it did not see."]
 

@@ -185,7 +185,7 @@ def sealed(about: Manifest, folder: Path) -> Manifest:
     full = dataclasses.replace(
         about,
         created=about.created or datetime.now(UTC).isoformat(timespec="microseconds"),
-        versions=about.versions or {"python": platform.python_version()} | {name: _version(name) for name in LIBRARIES},
+        versions=about.versions or {"python": platform.python_version()} | {name: installed(name) for name in LIBRARIES},
         machine=about.machine or {"system": platform.platform(), "processor": platform.machine()},
         files={path.name: sha256_of(path) for path in sorted(folder.iterdir())},
     )
@@ -250,7 +250,8 @@ def _known(file: Path, raw: Any) -> Any:
     return raw
 
 
-def _version(library: str) -> str:
+def installed(library: str) -> str:
+    """Its version; loads nothing of it."""
     try:
         return metadata.version(library)
     except metadata.PackageNotFoundError:

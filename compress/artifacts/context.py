@@ -100,7 +100,7 @@ class Context:
 
     def spec_of(self, model: str | None) -> InputSpec:
         """The image that the user's network takes: as was said, else as one of a package was trained."""
-        known = {} if model is None else dict(ModelReference(reference=model).images)
+        known = {} if model is None else ModelReference(reference=model).images(self.runs)
         if self.resize not in (None, "crop"):
             known.pop("crop", None)
         names = {"shape": "image_shape", "way": "resize"}

@@ -17,17 +17,20 @@ import itertools
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib.machinery import all_suffixes
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from msgspec import UNSET
+from msgspec import UNSET, UnsetType
 
-from ..errors import NetworkError, first_line
-from .artifact import digest_of, sha256_of
+from ..errors import CompressError, NetworkError, first_line
+from ..train.resize import Interpolation, Way
+from .artifact import digest_of, installed, sha256_of
 from .parts import Model
+from .records import plain, read_record, write_record
 
 PACKAGES = ("torchvision", "timm")
 BUILT_IN = {"k49": "compress.models.k49", "emnist": "compress.models.emnist"}
@@ -35,6 +38,18 @@ BUILT_IN = {"k49": "compress.models.k49", "emnist": "compress.models.emnist"}
 FACTORY_FAILURES = (
     SyntaxError, ImportError, NameError, AttributeError, TypeError, ValueError, KeyError, RuntimeError, OSError, OverflowError, MemoryError
 )  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trained:
+    """What is noted of the images that a network of a package was trained on; nothing where the package does not say."""
+
+    shape: tuple[int, int, int] | UnsetType = UNSET
+    mean: tuple[float, ...] | UnsetType = UNSET
+    std: tuple[float, ...] | UnsetType = UNSET
+    way: Way | UnsetType = UNSET
+    crop: float | UnsetType = UNSET
+    interpolation: Interpolation | UnsetType = UNSET
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,14 +122,29 @@ class ModelReference:
             raise NetworkError(f"{file} has no function {name}; the reference is path/net.py:factory")
         return made
 
-    @property
-    def images(self) -> dict[str, Any]:
-        """What images a network of a package was trained on, see :func:`compress.models.packages.images`; nothing of any other."""
+    def images(self, runs: Path) -> dict[str, Any]:
+        """What images a network of a package was trained on, see :func:`compress.models.packages.images`; nothing of any other.
+
+        Taken from what is noted in ``runs``, so that the package, and torch with it, is not loaded for this.
+        """
         if not self.in_package:
             return {}
+        with suppress(CompressError):
+            if (note := self._note(runs)).is_file():
+                return plain(read_record(note, Trained, again="delete it"))
         from ..models.packages import images
 
         return images(*self.in_package)
+
+    def note_images(self, runs: Path) -> None:
+        """Note them in ``runs`` for the next command."""
+        if self.in_package and not (note := self._note(runs)).exists():
+            with suppress(OSError):  # without the note the next command only asks the package once more
+                write_record(note, Trained(**self.images(runs)))
+
+    def _note(self, runs: Path) -> Path:
+        assert self.in_package is not None
+        return runs / ".data" / f"{digest_of([self.reference, installed(self.in_package[0])])[:16]}.json"
 
     def trained_weights(self, cache: Path) -> Path:
         """See :func:`compress.models.packages.trained_weights`."""

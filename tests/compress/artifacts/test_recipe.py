@@ -89,6 +89,22 @@ def test_augmentation_is_part_of_the_training_settings(write: Callable[[str], Pa
         training_config(load_recipe(write("[augment]\nrotat = 12"), model="emnist"))
 
 
+@pytest.mark.parametrize(
+    ("height", "width", "batch"),
+    [(28, 28, 128), (90, 90, 128), (90, 92, 64), (92, 92, 64), (224, 224, 16), (256, 256, 16), (256, 257, 8), (4096, 4096, 8)],
+)
+def test_the_batch_that_nobody_named_follows_the_pixels(height: int, width: int, batch: int, write: Callable[[str], Path]) -> None:
+    """Worked by hand: 128 * 90 * 92 = 1,059,840 > 2**20 = 1,048,576 = 16 * 256 * 256."""
+    shape, plain = (3, height, width), load_recipe(None, model="net.py:make")
+    assert training_config(plain, shape).batch == batch
+    assert training_config(plain, shape, batch=None, epochs=3).batch == batch
+    assert training_config(plain, shape, batch=96).batch == 96
+    said = load_recipe(write("[train]\nbatch = 48"), model="net.py:make")
+    assert training_config(said, shape).batch == 48
+    assert training_config(load_recipe(None, model="k49"), shape).batch == 128, "its recipe says so"
+    assert training_config(plain).batch == 128
+
+
 def test_the_command_line_wins_over_the_recipe_and_that_over_the_defaults(write: Callable[[str], Path]) -> None:
     path = write('model = "emnist"\ndata = "folder"\nseed = 5\n[train]\nepochs = 2\nbatch = 32\n')
     recipe = load_recipe(path)
