@@ -1,6 +1,6 @@
 """The settings of training. Their types say what they may be; whoever reads them from outside has them checked by these. Loads no torch."""
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from msgspec import Meta
@@ -17,6 +17,10 @@ class AugmentConfig:
     axis. ``shift``: largest shift in pixels, per axis. ``elastic``: standard deviation of the control points' displacement in pixels;
     ``grid``: control points along one side. ``mixup``, ``cutmix``: both parameters of the Beta distribution of the share; with both,
     each batch gets one of them.
+
+    ``hflip``: share of the images that are mirrored left to right. ``resized_crop``: a part of the image, of at least this share of its
+    area and 3:4 to 4:3 in shape, fills all of it; 1 for none. ``trivial_augment``: one change out of fourteen, of colour or place, of
+    random strength (Mueller and Hutter 2021, arXiv:2103.10158).
     """
 
     rotate: Annotated[float, Meta(ge=0, le=180, description="degrees, 10 suits characters")] = 0.0
@@ -27,10 +31,19 @@ class AugmentConfig:
     grid: Annotated[int, Meta(ge=2, le=64, description="4 control points a side are usual")] = 4
     mixup: Annotated[float, Meta(ge=0, le=100, description="Beta's parameter, 0.2 is usual")] = 0.0
     cutmix: Annotated[float, Meta(ge=0, le=100, description="Beta's parameter, 1 is usual")] = 0.0
+    hflip: Annotated[float, Meta(ge=0, le=1, description="0.5 suits photographs; mirrored characters are others")] = 0.0
+    resized_crop: Annotated[float, Meta(gt=0, le=1, description="smallest share of the area, 0.35 suits photographs, 1 for none")] = 1.0
+    trivial_augment: bool = False
 
     @property
     def distorts(self) -> bool:
-        return any(getattr(self, entry.name) for entry in fields(self) if entry.name not in ("grid", "mixup", "cutmix"))
+        """Whether a batch is distorted as a whole."""
+        return any(getattr(self, name) for name in ("rotate", "shear", "scale", "shift", "elastic"))
+
+    @property
+    def varies(self) -> bool:
+        """Whether each image is changed by itself."""
+        return self.hflip > 0 or self.resized_crop < 1 or self.trivial_augment
 
 
 @dataclass(frozen=True, kw_only=True)

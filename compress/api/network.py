@@ -60,7 +60,9 @@ class Network:
         from ..stages.train import train
 
         context, recipe = opened(self._context, start, options)
-        settings = some(options, "epochs", "batch", "lr", "label_smoothing") | {"seed": context.seed}
+        settings = some(options, "epochs", "batch", "lr", "label_smoothing", "hflip", "resized_crop", "trivial_augment") | {
+            "seed": context.seed
+        }
         training_config(recipe, **settings)
         if "folds" in options:
             from ..stages.cross_validate import cross_validate

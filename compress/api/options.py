@@ -65,6 +65,9 @@ class TrainOptions(ResumeOptions, total=False):
     batch: Annotated[int, "Images per step.  [default: the recipe's, else 128, halved until they have at most 2^20 pixels: 16 of 224x224]"]
     lr: Annotated[float, "Largest learning rate; it does not follow the batch."]
     label_smoothing: Annotated[float, "0 for none; 0.1 is usual."]
+    hflip: Annotated[float, "Share of the images that are mirrored left to right; 0.5 suits photographs, not characters."]
+    resized_crop: Annotated[float, "Train on parts of the images, of at least this share of their area; 0.35 suits photographs, 1 is none."]
+    trivial_augment: Annotated[bool, "Change each image in one way of fourteen, of colour or place, as TrivialAugment does."]
     folds: Annotated[int, "Cross-validate instead: train this many networks, each scored on the images it did not see."]
 
 

@@ -96,7 +96,11 @@ def training_config(recipe: Recipe, shape: tuple[int, int, int] | None = None, *
     """
     if shape is not None and given.get("batch") is None and "batch" not in recipe.table("train"):
         given["batch"] = usual_batch(*shape[1:])
-    return recipe.stage(FitConfig, "train", **given, augment=recipe.stage(AugmentConfig, "augment"))
+    changes = {entry.name: given.pop(entry.name) for entry in fields(AugmentConfig) if entry.name in given}
+    augment = recipe.stage(AugmentConfig, "augment", **changes)
+    if augment.trivial_augment and shape is not None and shape[0] not in (1, 3):
+        raise CompressError(f"trivial_augment (=True) changes colours, for images of 1 or 3 channels; these have {shape[0]}: leave it out")
+    return recipe.stage(FitConfig, "train", **given, augment=augment)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -241,7 +241,14 @@ def test_a_cache_in_the_folder_of_the_data_is_none_of_the_data(folder: Path, kep
     assert alike(load_data(str(folder), shape=SHAPE, kept=inside), first)
 
 
-@pytest.mark.parametrize("augment", [AugmentConfig(), AugmentConfig(mixup=0.3, cutmix=1, rotate=5)])
+@pytest.mark.parametrize(
+    "augment",
+    [
+        AugmentConfig(),
+        AugmentConfig(mixup=0.3, cutmix=1, rotate=5),
+        AugmentConfig(hflip=0.5, resized_crop=0.5, trivial_augment=True, cutmix=1),
+    ],
+)
 def test_training_from_disk_gives_the_weights_of_training_from_memory(
     augment: AugmentConfig, folder: Path, kept: Cache, streamed: None
 ) -> None:
