@@ -29,6 +29,9 @@ class OpenOptions(TypedDict, total=False):
     interpolation: Annotated[
         Literal["nearest", "bilinear", "bicubic", "lanczos"], "How pixels between pixels are found in that.  [default: bilinear]"
     ]
+    range: Annotated[
+        tuple[float, float], "LOW,HIGH: the values that become black and white, in 256 steps between, where data are floats or 16 bits."
+    ]
     data: Annotated[File, "digits, k49, emnist, kmnist, or a folder (npz, IDX or image files).  [default: the recipe's]"]
     train_images: Annotated[File, "The train images by hand (.npz or IDX), all four."]
     train_labels: Annotated[File, "The train labels by hand (.npz or IDX), all four."]

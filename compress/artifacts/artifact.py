@@ -35,6 +35,7 @@ from msgspec import UNSET, Meta, UnsetType
 
 from ..errors import ArtifactError, shown
 from ..files import claimed, identity, publish
+from ..train.levels import MOST_CHANNELS, Levels
 from ..train.resize import STRETCH, Resize
 from .parts import Data, Facts, Metrics, Model, Name, Step
 from .records import plain, read_record
@@ -53,13 +54,20 @@ LIBRARIES = ("torch", "torchvision", "onnx", "onnxruntime", "onnxscript", "numpy
 class InputSpec:
     """The image a network takes: uint8 (C, H, W); it is fed (pixel / 255 - mean) / std, per channel, as float32.
 
-    ``resize``: how pictures came to its size in training; not said where they were stretched.
+    ``resize``: how pictures came to its size in training; not said where they were stretched. ``range``: the values that became 0 and 255
+    where data are no bytes, see :mod:`compress.train.levels`; whoever feeds the network does the same.
     """
 
     shape: tuple[int, int, int] = (1, 28, 28)
     mean: tuple[float, ...] = (0.0,)
     std: tuple[float, ...] = (1.0,)
     resize: Resize | UnsetType = UNSET
+    range: tuple[float, float] | UnsetType = UNSET
+
+    @property
+    def levels(self) -> Levels:
+        """How values become pixels."""
+        return Levels(self.range or None)
 
     @property
     def resized(self) -> Resize:
@@ -74,10 +82,11 @@ class InputSpec:
     def __post_init__(self) -> None:
         for name in ("shape", "mean", "std"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
-        if len(self.shape) != 3 or min(self.shape) < 1 or self.shape[0] not in (1, 3) or math.prod(self.shape) > MOST_VALUES:
+        _ = self.levels  # refuses a range that is none
+        if len(self.shape) != 3 or min(self.shape) < 1 or self.shape[0] > MOST_CHANNELS or math.prod(self.shape) > MOST_VALUES:
             raise ArtifactError(
-                f"image shape (={'x'.join(map(str, self.shape))}) must be CxHxW with 1 or 3 channels and at most {MOST_VALUES:,} "
-                "values; 1x28x28 is the default"
+                f"image shape (={'x'.join(map(str, self.shape))}) must be CxHxW with 1 to {MOST_CHANNELS} channels and at most "
+                f"{MOST_VALUES:,} values; 1x28x28 is the default"
             )
         for name, values in (("mean", self.mean), ("std", self.std)):
             if len(values) not in (1, self.shape[0]):
