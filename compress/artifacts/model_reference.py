@@ -27,6 +27,7 @@ from typing import Any
 from msgspec import UNSET, UnsetType
 
 from ..errors import CompressError, NetworkError, first_line
+from ..files import write_whole
 from ..train.resize import Interpolation, Way
 from .artifact import digest_of, installed, sha256_of
 from .parts import Model
@@ -129,29 +130,42 @@ class ModelReference:
         """
         if not self.in_package:
             return {}
-        with suppress(CompressError):
-            if (note := self._note(runs)).is_file():
-                return plain(read_record(note, Trained, again="delete it"))
+        if (known := self._noted(runs)) is not None:
+            return plain(known)
         from ..models.packages import images
 
         return images(*self.in_package)
 
     def note_images(self, runs: Path) -> None:
         """Note them in ``runs`` for the next command."""
-        if self.in_package and not (note := self._note(runs)).exists():
+        if self.in_package and self._noted(runs) is None:
             with suppress(OSError):  # without the note the next command only asks the package once more
-                write_record(note, Trained(**self.images(runs)))
+                write_record(self._note(runs), Trained(**self.images(runs)))
+
+    def _noted(self, runs: Path) -> Trained | None:
+        with suppress(CompressError):
+            return read_record(self._note(runs), Trained, again="delete it")
+        return None
 
     def _note(self, runs: Path) -> Path:
-        assert self.in_package is not None
+        assert self.in_package is not None, "of no other is anything noted"
         return runs / ".data" / f"{digest_of([self.reference, installed(self.in_package[0])])[:16]}.json"
 
     def trained_weights(self, cache: Path) -> Path:
-        """See :func:`compress.models.packages.trained_weights`."""
+        """See :func:`compress.models.packages.trained_weights`; where they lie is noted in ``cache``, so that the package is asked once."""
+        assert self.in_package is not None, "only packages have some to download"
+        package, name = self.in_package
+        note = cache / package / f"{name}-{installed(package)}.path"
+        with suppress(OSError, ValueError):
+            if (known := Path(note.read_text("utf-8"))).is_file():
+                return known
         from ..models.packages import trained_weights
 
-        assert self.in_package is not None, "only packages have some to download"
-        return trained_weights(*self.in_package, cache)
+        file = trained_weights(package, name, cache).absolute()
+        with suppress(OSError):
+            note.parent.mkdir(parents=True, exist_ok=True)
+            write_whole(note, str(file).encode())
+        return file
 
     def _import(self) -> ModuleType:
         """The user's module. Their folders lie first on ``sys.path`` meanwhile, and last afterwards, for what it imports later."""

@@ -230,10 +230,26 @@ def test_what_is_done_for_a_network_of_a_package_is_found_without_loading_it(
     assert done.returncode == 0 and "unchanged" in done.stderr, done.stderr
     [made] = here.glob("runs/*/train/*/artifact.json")
     assert json.loads(made.read_text())["input"]["mean"] == [0.485, 0.456, 0.406]
-    for note in here.glob("runs/.data/*.json"):
-        note.write_text('{"mean": "red"}')
+    [note] = [file for file in here.glob("runs/.data/*.json") if "mean" in file.read_text()]
+    note.write_text('{"mean": "red"}')
     code, _, err = run(capfd, monkeypatch, *command)
     assert code == 0 and "unchanged" in err
+
+    # Its trained weights too: where they lie is asked once, and again where they have gone from there.
+    import torch
+    from torchvision import models
+
+    where = Path(models.MobileNet_V3_Small_Weights.DEFAULT.url).name
+    monkeypatch.setenv("TORCH_HOME", str(here / "hub"))
+    (here / "hub" / "hub" / "checkpoints").mkdir(parents=True)
+    torch.save(models.mobilenet_v3_small().state_dict(), here / "hub" / "hub" / "checkpoints" / where)
+    assert run(capfd, monkeypatch, *command, "--pretrained")[0] == 0
+    done = subprocess.run([sys.executable, "-c", HEAVY, *command, "--pretrained"], capture_output=True, text=True)
+    assert done.returncode == 0 and done.stderr.count("unchanged") == 2, done.stderr
+    (here / "hub").rename(here / "moved")
+    monkeypatch.setenv("TORCH_HOME", str(here / "moved"))
+    code, _, err = run(capfd, monkeypatch, *command, "--pretrained")
+    assert code == 0 and err.count("unchanged") == 2
 
 
 def test_large_images_are_trained_on_few_at_a_time_and_that_is_said(
