@@ -1,4 +1,7 @@
-"""Random changes to a batch of training images, computed for the whole batch at once on the device that trains.
+"""Random changes to a batch of training images.
+
+First those that suit photographs, of each image by itself and still in whole numbers: mirrored, a part of it, TrivialAugment, by
+torchvision's transforms. All others are computed for the whole batch at once on the device that trains.
 
 Affine and elastic distortions become one sampling grid, so that each image is interpolated once. A point p of the output, in pixels from
 the centre, is taken from the input at A p + t + d(p): A rotates, shears and scales, t shifts, and d is smooth noise, Gaussian
@@ -14,6 +17,7 @@ arXiv:1505.04597 (coarse grid); Zhang et al. 2017, arXiv:1710.09412 (mixup); Yun
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -30,6 +34,36 @@ class Mix:
     partner: Tensor
     share: float
     box: tuple[int, int, int, int] | None = None
+
+
+def draw_seeds(config: AugmentConfig, count: int) -> Tensor | None:
+    """What each of the ``count`` images of a global batch is varied by, int64 (B,), or None where they stay as they are."""
+    return torch.randint(2**62, (count,)) if config.varies else None
+
+
+def transform_of(config: AugmentConfig, height: int, width: int) -> Callable[[Tensor], Tensor]:
+    """What varies one image, uint8 (C, H, W), by torch's own generator."""
+    from torchvision.transforms import v2
+
+    steps: list[Callable[[Tensor], Tensor]] = []
+    if config.resized_crop < 1:
+        steps.append(v2.RandomResizedCrop((height, width), (config.resized_crop, 1.0)))
+    if config.hflip:
+        steps.append(v2.RandomHorizontalFlip(config.hflip))
+    if config.trivial_augment:
+        steps.append(v2.TrivialAugmentWide(interpolation=v2.InterpolationMode.BILINEAR))
+    return v2.Compose(steps)
+
+
+def vary(images: Tensor, seeds: Tensor, config: AugmentConfig) -> Tensor:
+    """Images uint8 (B, C, H, W), each varied by its own of ``seeds``, int64 (B,), whatever others stand beside it."""
+    transform = transform_of(config, *images.shape[2:])
+    with torch.random.fork_rng(devices=[]):
+        varied = []
+        for image, seed in zip(images, seeds.tolist(), strict=True):
+            torch.default_generator.manual_seed(seed)  # manual_seed would set CUDA's generators too
+            varied.append(transform(image))
+    return torch.stack(varied)
 
 
 def draw_grid(config: AugmentConfig, count: int, height: int, width: int, device: torch.device, rows: slice = slice(None)) -> Tensor:

@@ -1,4 +1,4 @@
-"""Decoded pictures, kept on disk so that a data set is decoded once and need not fit into memory.
+"""Decoded pictures and large arrays, kept on disk so that a data set is decoded once and need not fit into memory.
 
 ::
 
@@ -18,9 +18,9 @@ import math
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import msgspec
@@ -31,19 +31,28 @@ from .stored import Stored
 
 HIDDEN = ".pictures"  # in the folder of downloads, which may be the folder of the data too
 IMAGES, ABOUT = "images.u8", "about.json"
-HELD = 512 << 20  # bytes of images that are read into memory at most, a quarter of it where that is less
+HELD = 256 << 20  # bytes of images that are read into memory at most, a quarter of it where that is less
 
 
-Pictures = Callable[[dict[int, str]], Iterable[np.ndarray]]
+@dataclass
+class Left:
+    """What is wrong with pictures that are left out, by position, and how many values were clipped."""
+
+    broken: dict[int, str] = field(default_factory=dict)
+    clipped: int = 0
+
+
+Pictures = Callable[[Left], Iterable[np.ndarray]]
 
 
 class Entry(msgspec.Struct, frozen=True, kw_only=True):
-    """What was decoded: the folder ``of`` the pictures, how many, their (C, H, W), and what is wrong with those left out, by position."""
+    """What was decoded: the folder ``of`` the pictures, or the file, how many, their (C, H, W), and what :class:`Left` says."""
 
     of: str
     images: int
     shape: tuple[int, int, int]
     broken: dict[int, str] = {}
+    clipped: int = 0
 
     @property
     def bytes(self) -> int:
@@ -60,9 +69,9 @@ class Cache:
     claim: Callable[[Path], AbstractContextManager[Path]]
     publish: Callable[[Path, Path], None]
 
-    def images(self, key: str, entry: Entry, pictures: Pictures) -> tuple[Stored, Mapping[int, str]]:
-        """The images of ``key``, and what is wrong with those left out; made, where they are not there yet, of at most ``entry.images``
-        ``pictures``, uint8 (C, H, W) each, which note what is wrong with the others in the ``dict`` that they are given.
+    def images(self, key: str, entry: Entry, pictures: Pictures) -> tuple[Stored, Entry]:
+        """The images of ``key``, and what is known of them; made, where they are not there yet, of at most ``entry.images``
+        ``pictures``, uint8 (C, H, W) or several (N, C, H, W), which note what is wrong with the others in what they are given.
         """
         target = self.folder / key[:16]
         if (found := _opened(target)) is not None:
@@ -84,11 +93,11 @@ class Cache:
             told = f"{entry.images:,} images of shape {entry.shape} take {entry.bytes:,} bytes, but {free:,} are free"
             raise TrainError(f"cache (={self.folder}): {told}; make room there, name another --cache, or use smaller images")
         with (folder / IMAGES).open("wb") as file:
-            broken: dict[int, str] = {}
-            for picture in pictures(broken):
+            left = Left()
+            for picture in pictures(left):
                 file.write(picture.data)
-        said = {index: _text(why) for index, why in broken.items()}
-        made = Entry(of=_text(entry.of), images=entry.images - len(broken), shape=entry.shape, broken=said)
+        said = {index: _text(why) for index, why in left.broken.items()}
+        made = Entry(of=_text(entry.of), images=entry.images - len(said), shape=entry.shape, broken=said, clipped=left.clipped)
         (folder / ABOUT).write_bytes(msgspec.json.encode(made))
 
     def entries(self) -> dict[Path, Entry]:
@@ -119,19 +128,23 @@ def _entry(path: Path) -> Entry | None:
     return None
 
 
-def _opened(path: Path) -> tuple[Stored, Mapping[int, str]] | None:
-    """The images that lie there, if they are whole, and what is wrong with those left out."""
+def _opened(path: Path) -> tuple[Stored, Entry] | None:
+    """The images that lie there, if they are whole, and what is known of them."""
     entry = _entry(path)
     with suppress(FileNotFoundError):
         if entry is not None and (path / IMAGES).stat().st_size == entry.bytes:
-            return Stored(path / IMAGES, entry.shape), entry.broken
+            return Stored(path / IMAGES, entry.shape), entry
     return None
 
 
 def fits_memory(size: int) -> bool:
     """Whether images of so many bytes are read into memory, rather than batch by batch."""
-    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 4 * HELD
-    return size <= min(HELD, memory // 4)
+    return size <= min(HELD, quarter())
+
+
+def quarter() -> int:
+    """Of the memory, in bytes."""
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 4 if hasattr(os, "sysconf") else HELD
 
 
 def remembered(stored: Stored, name: str, make: Callable[[], str]) -> str:

@@ -49,13 +49,24 @@ class Part:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Raw:
+    """A data set before the validation part is taken out of ``train``, and the test part too where there is none yet."""
+
+    name: str
+    classes: tuple[str, ...]
+    train: Part
+    test: Part | None = None
+    labelled: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
 class About:
     """What is known of a data set without its images; K is ``len(classes)``.
 
     ``fingerprint``: sha256 (hex) of all images and labels as they were read, the same from whichever kind of file, split or seed.
     ``has_test``: the test part was given as such, not cut off. ``counts``: images of train, validation and test. ``skipped``: pictures that
-    were left out, as they cannot be used. ``labelled``: its labels say something; else there is one class, and only latency can be measured
-    with it.
+    were left out, as they cannot be used. ``clipped``: values that lay outside of the range that was said. ``labelled``: its labels say
+    something; else there is one class, and only latency can be measured with it.
     """
 
     name: str
@@ -66,6 +77,7 @@ class About:
     has_test: bool
     skipped: int = 0
     labelled: bool = True
+    clipped: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from .allocator import keep_freed_memory
-from .augment import distort, draw_grid, draw_mix, mix
+from .augment import distort, draw_grid, draw_mix, draw_seeds, mix, vary
 from .data_set import Part
 from .distil import Lessons, Teacher
 from .distributed import Team, this_team
@@ -258,12 +258,19 @@ def _batch(loop: _Loop, chosen: Tensor, config: AugmentConfig) -> tuple[Tensor, 
     """This process's share of the ``chosen`` images, augmented and prepared, and their labels with the share of the loss of each."""
     rows = loop.team.rows(len(chosen))
     mine = chosen[rows]
-    x, labels = _images(loop, mine), [(1.0, loop.labels[mine])]
+    seeds = draw_seeds(config, len(chosen))
+
+    def images(positions: Tensor | slice) -> Tensor:
+        found = _images(loop, chosen[positions])
+        return found if seeds is None else vary(found, seeds[positions], config)
+
+    x, labels = images(rows), [(1.0, loop.labels[mine])]
     height, width = x.shape[2:]
     how = draw_mix(config, len(chosen), height, width)
     if how is not None:
-        partner = chosen[how.partner.to(chosen.device)][rows]
-        x = mix(x.float(), _images(loop, partner).float(), how)
+        other = how.partner[rows]
+        partner = chosen[other.to(chosen.device)]
+        x = mix(x.float(), images(other).float(), how)
         labels = [(how.share, loop.labels[mine]), (1 - how.share, loop.labels[partner])]
     if config.distorts:
         x = distort(x.float(), draw_grid(config, len(chosen), height, width, x.device, rows))

@@ -5,7 +5,7 @@ gzipped). The first bytes decide which, not the file's name. Pictures come throu
 
 Refused with one line that names the file: a missing, foreign, damaged or truncated file; Python objects (only pickle could read them,
 and pickle runs code); more than one array; a header that promises nothing or more than ``MAX_BYTES``, or a body that holds more or less
-than promised; a class map with gaps.
+than promised; a class map with gaps. What is read in parts, into a cache, may be more than that; there the disk is the limit.
 
 Sources: https://numpy.org/doc/stable/reference/generated/numpy.lib.format.html, http://yann.lecun.com/exdb/mnist/ (IDX),
 APPNOTE.TXT 6.3.10 (zip).
@@ -22,18 +22,21 @@ import warnings
 import zipfile
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 
 from .errors import TrainError
+from .levels import SIXTEEN_BITS, Levels, as_pixels
 from .resize import STRETCH, Resize
 
 if TYPE_CHECKING:
     from PIL.Image import Image as Picture
 
+BYTES = Levels()
 MAX_BYTES = 8 << 30
 IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 # Named one by one because Pillow would also open EPS, for which it starts Ghostscript.
@@ -72,39 +75,94 @@ _PICTURE_DAMAGE = (
 _IDX_TYPES = {0x08: ">u1", 0x09: ">i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
 
 
+@dataclass(frozen=True)
+class Header:
+    """What a file says of its array; ``fortran``: it lies there column by column."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    fortran: bool
+
+    @property
+    def bytes(self) -> int:
+        return math.prod(self.shape) * self.dtype.itemsize
+
+
 def read_array(path: Path) -> np.ndarray:
     """The one array in an ``.npz``, IDX or gzipped IDX file: rank 1 to 4, a plain number type, as stored (IDX: big-endian).
 
     Raises TrainError for everything the module's head lists.
     """
+    with _opened(path) as (about, stream):
+        if about.bytes > MAX_BYTES:
+            told = f"its header promises {about.bytes} bytes (shape {about.shape}), the limit is {MAX_BYTES}"
+            raise TrainError(f"{path}: {told}; is it a decompression bomb?")
+        data = _body(path, stream, about, about.bytes, 0)
+        _refuse_more(path, stream, about)
+        return np.ndarray(about.shape, about.dtype, buffer=data, order="F" if about.fortran else "C")
+
+
+def read_header(path: Path) -> Header:
+    """What the file at ``path`` says of its array."""
+    with _opened(path) as (about, _):
+        return about
+
+
+def read_rows(path: Path, piece: int) -> Iterator[np.ndarray]:
+    """The array of :func:`read_array` in parts of its first axis, of about ``piece`` bytes each, which may be more in all than the memory.
+
+    One that lies there column by column is read whole.
+    """
+    with _opened(path) as (about, stream):
+        if not about.fortran or len(about.shape) == 1:
+            row, (count, *rest) = about.bytes // about.shape[0], about.shape
+            some = max(1, piece // row)
+            for start in range(0, count, some):
+                rows = min(some, count - start)
+                yield np.ndarray((rows, *rest), about.dtype, buffer=_body(path, stream, about, rows * row, start * row))
+            _refuse_more(path, stream, about)
+            return
+    whole = read_array(path)
+    some = max(1, piece // (about.bytes // len(whole)))
+    yield from (whole[start : start + some] for start in range(0, len(whole), some))
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[tuple[Header, IO[bytes] | gzip.GzipFile]]:
+    """The header, and the stream of what follows it."""
     _refuse_no_file(path)
     try:
-        with path.open("rb") as file:
+        with ExitStack() as stack:
+            file = stack.enter_context(path.open("rb"))
             magic = file.read(4)
             file.seek(0)
             if magic[:2] == b"PK":
-                return _read_npz(path, file)
-            if magic[:2] == b"\x1f\x8b":
-                with gzip.GzipFile(fileobj=file) as stream:
-                    return _read_idx(path, stream)
-            if magic[:2] == b"\0\0":
-                return _read_idx(path, file)
+                stream = stack.enter_context(_member(path, stack.enter_context(zipfile.ZipFile(file))))
+                yield _checked(path, _npy_header(path, stream)), stream
+            elif magic[:2] == b"\x1f\x8b":
+                unpacked = stack.enter_context(gzip.GzipFile(fileobj=file))
+                yield _checked(path, _idx_header(path, unpacked)), unpacked
+            elif magic[:2] == b"\0\0":
+                yield _checked(path, _idx_header(path, file)), file
+            else:
+                start = magic.hex(" ") or "nothing: it is empty"
+                raise TrainError(f"{path} must be .npz (first bytes 50 4b), IDX (00 00) or gzipped IDX (1f 8b), but starts with {start}")
     except FileNotFoundError as error:
         raise TrainError(f"{path} does not exist; check the path") from error
     except _DAMAGE as error:
         raise TrainError(f"{path} cannot be read ({error}): cut short or damaged? Copy or download it again") from error
-    start = magic.hex(" ") or "nothing: it is empty"
-    raise TrainError(f"{path} must be .npz (first bytes 50 4b), IDX (00 00) or gzipped IDX (1f 8b), but starts with {start}")
 
 
-def read_image(path: Path, shape: tuple[int, int, int], resize: Resize = STRETCH) -> np.ndarray:
+def read_image(path: Path, shape: tuple[int, int, int], resize: Resize = STRETCH, levels: Levels = BYTES) -> np.ndarray:
     """A picture as ``uint8 (C, H, W)`` of ``shape``: grey for C = 1, RGB for C = 3, turned as its EXIF data says.
 
+    ``levels``: how grey of more than 8 bits becomes bytes; 16 bits by their whole range where it says none.
+
     ``resize`` says how it comes to H x W, antialiased; what is transparent becomes white, as picture viewers show it. Raises TrainError for
-    an unreadable file, a decompression bomb (more than ``PIL.Image.MAX_IMAGE_PIXELS``) and pixels of more than 8 bits per channel.
+    an unreadable file, a decompression bomb (more than ``PIL.Image.MAX_IMAGE_PIXELS``) and pixels of 32 bits without a range.
     """
     with strictly():
-        return decode_image(path, shape, resize)
+        return decode_image(path, shape, resize, levels)[0]
 
 
 @contextmanager
@@ -117,8 +175,8 @@ def strictly() -> Iterator[None]:
         yield
 
 
-def decode_image(path: Path, shape: tuple[int, int, int], resize: Resize) -> np.ndarray:
-    """As :func:`read_image`, for several threads at once, all :func:`strictly`."""
+def decode_image(path: Path, shape: tuple[int, int, int], resize: Resize, levels: Levels = BYTES) -> tuple[np.ndarray, int]:
+    """As :func:`read_image`, for several threads at once, all :func:`strictly`; and how many values were clipped."""
     from PIL import Image, ImageOps
 
     channels, height, width = shape
@@ -127,17 +185,30 @@ def decode_image(path: Path, shape: tuple[int, int, int], resize: Resize) -> np.
     _refuse_no_file(path)
     try:
         with Image.open(path, formats=_IMAGE_FORMATS) as opened:
-            if opened.mode[0] in "IF":  # Pillow would clip these to 255
-                raise ValueError(f"more than 8 bits per channel, mode {opened.mode}; save it with 8")
             ImageOps.exif_transpose(opened, in_place=True)
-            mode = "L" if channels == 1 else "RGB"
-            flat = _on_white(opened, mode) if opened.has_transparency_data else opened.convert(mode)
+            mode, clipped = "L" if channels == 1 else "RGB", 0
+            if opened.mode[0] in "IF":  # Pillow would clip these to 255
+                grey, clipped = _as_bytes(opened, levels)
+                flat = grey.convert(mode)
+            else:
+                flat = _on_white(opened, mode) if opened.has_transparency_data else opened.convert(mode)
             image = resize.apply(flat, width, height)
     except FileNotFoundError as error:
         raise TrainError(f"{path} does not exist; check the path") from error
     except (*_PICTURE_DAMAGE, Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
         raise TrainError(f"{path} is not a usable image ({error}); mend it or take it out of the data") from error
-    return np.ascontiguousarray(np.asarray(image).reshape(height, width, channels).transpose(2, 0, 1))
+    return np.ascontiguousarray(np.asarray(image).reshape(height, width, channels).transpose(2, 0, 1)), clipped
+
+
+def _as_bytes(image: "Picture", levels: Levels) -> tuple["Picture", int]:
+    """Grey of 16 or 32 bits, or floats, in bytes, and how many values were clipped."""
+    from PIL import Image
+
+    values = np.asarray(image)
+    if image.mode == "I" and image.format in ("PNG", "PPM"):  # of 16 bits, as Pillow opens some of these
+        values = values.astype(np.uint16)
+    pixels, clipped = as_pixels(values, levels.of(values.dtype, "it", lambda: [values]) or SIXTEEN_BITS, "it")
+    return Image.fromarray(pixels), clipped
 
 
 def _on_white(image: "Picture", mode: str) -> "Picture":
@@ -171,18 +242,15 @@ def read_class_map(path: Path, count: int) -> tuple[str, ...]:
     return tuple(names[index] for index in range(count))
 
 
-def _read_npz(path: Path, file: IO[bytes]) -> np.ndarray:
-    with zipfile.ZipFile(file) as archive:
-        names = [member.filename for member in archive.infolist()]
-        if names != ["arr_0.npy"]:
-            found = ", ".join(ascii(name[:40]) for name in names[:3]) or "none"
-            raise TrainError(f"{path} must hold one array, arr_0, but holds {len(names)} ({found}); write it with numpy.savez(path, array)")
-        with archive.open("arr_0.npy") as stream:
-            shape, dtype, fortran = _npy_header(path, stream)
-            return _read_body(path, stream, shape, dtype, fortran)
+def _member(path: Path, archive: zipfile.ZipFile) -> IO[bytes]:
+    names = [member.filename for member in archive.infolist()]
+    if names != ["arr_0.npy"]:
+        found = ", ".join(ascii(name[:40]) for name in names[:3]) or "none"
+        raise TrainError(f"{path} must hold one array, arr_0, but holds {len(names)} ({found}); write it with numpy.savez(path, array)")
+    return archive.open("arr_0.npy")
 
 
-def _npy_header(path: Path, stream: IO[bytes] | gzip.GzipFile) -> tuple[tuple[int, ...], np.dtype, bool]:
+def _npy_header(path: Path, stream: IO[bytes]) -> Header:
     """Read by hand: numpy's own reader allocates a declared length of up to 4 GiB before it looks at it."""
     start = stream.read(10)
     if start[:8] != b"\x93NUMPY\x01\x00":
@@ -197,10 +265,10 @@ def _npy_header(path: Path, stream: IO[bytes] | gzip.GzipFile) -> tuple[tuple[in
         raise TrainError(f"{path}: arr_0 holds Python objects (dtype {descr}), which only pickle could read; save it as whole numbers")
     if not re.fullmatch("[<>|=]?(b1|[iu][1248]|f[248])", descr) or not all(type(size) is int for size in shape):
         raise TrainError(f"{path}: arr_0 (=dtype {descr}, shape {shape}) must be a plain array of numbers; save it as whole numbers")
-    return shape, np.dtype(descr), bool(fortran)
+    return Header(shape, np.dtype(descr), bool(fortran))
 
 
-def _read_idx(path: Path, stream: IO[bytes] | gzip.GzipFile) -> np.ndarray:
+def _idx_header(path: Path, stream: IO[bytes] | gzip.GzipFile) -> Header:
     magic = stream.read(4)
     if len(magic) < 4 or magic[:2] != b"\0\0" or magic[2] not in _IDX_TYPES or not 1 <= magic[3] <= 4:
         raise TrainError(
@@ -209,22 +277,28 @@ def _read_idx(path: Path, stream: IO[bytes] | gzip.GzipFile) -> np.ndarray:
     sizes = stream.read(4 * magic[3])
     if len(sizes) < 4 * magic[3]:
         raise TrainError(f"{path} ends inside its IDX header; copy or download it again")
-    return _read_body(path, stream, struct.unpack(f">{magic[3]}I", sizes), np.dtype(_IDX_TYPES[magic[2]]), fortran=False)
+    return Header(struct.unpack(f">{magic[3]}I", sizes), np.dtype(_IDX_TYPES[magic[2]]), fortran=False)
 
 
-def _read_body(path: Path, stream: IO[bytes] | gzip.GzipFile, shape: tuple[int, ...], dtype: np.dtype, fortran: bool) -> np.ndarray:
-    """Never takes more than the header promises plus one byte, and memory only for what really comes."""
-    promised = math.prod(shape) * dtype.itemsize
-    if not 1 <= len(shape) <= 4 or min(shape) < 1:
-        raise TrainError(f"{path}: the array's shape (={shape}) must have 1 to 4 sizes of at least 1; it holds no data")
-    if promised > MAX_BYTES:
-        raise TrainError(
-            f"{path}: its header promises {promised} bytes (shape {shape}), the limit is {MAX_BYTES}; is it a decompression bomb?"
-        )
+def _checked(path: Path, about: Header) -> Header:
+    if not 1 <= len(about.shape) <= 4 or min(about.shape) < 1:
+        raise TrainError(f"{path}: the array's shape (={about.shape}) must have 1 to 4 sizes of at least 1; it holds no data")
+    return about
+
+
+def _body(path: Path, stream: IO[bytes] | gzip.GzipFile, about: Header, size: int, before: int) -> bytearray:
+    """The next ``size`` bytes of the array, ``before`` which so many came; takes memory only for what really comes."""
     data = bytearray()
-    while piece := stream.read(min(_PIECE, promised + 1 - len(data))):
+    while len(data) < size and (piece := stream.read(min(_PIECE, size - len(data)))):
         data += piece
-    if len(data) != promised:
-        found = "more follow" if len(data) > promised else f"only {len(data)} are there"
-        raise TrainError(f"{path}: its header promises {promised} bytes (shape {shape}), but {found}; copy or download it again")
-    return np.ndarray(shape, dtype, buffer=data, order="F" if fortran else "C")
+    if len(data) < size:
+        told = f"its header promises {about.bytes} bytes (shape {about.shape}), but only {before + len(data)} are there"
+        raise TrainError(f"{path}: {told}; copy or download it again")
+    return data
+
+
+def _refuse_more(path: Path, stream: IO[bytes] | gzip.GzipFile, about: Header) -> None:
+    """At the end of the array, which is where a zip's or gzip's own sum is looked at too."""
+    if stream.read(1):
+        told = f"its header promises {about.bytes} bytes (shape {about.shape}), but more follow"
+        raise TrainError(f"{path}: {told}; copy or download it again")

@@ -12,7 +12,7 @@ import json
 import math
 import os
 import unicodedata
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -21,13 +21,14 @@ from pathlib import Path
 
 import numpy as np
 
-from .cache import Cache, Entry
+from .cache import Cache, Entry, Left
 from .errors import TrainError
-from .formats import IMAGE_SUFFIXES, MAX_BYTES, decode_image, strictly
+from .formats import BYTES, IMAGE_SUFFIXES, MAX_BYTES, decode_image, strictly
+from .levels import Levels
 from .resize import STRETCH, Resize
 from .stored import Images
 
-VERSION = 1  # of how pictures become pixels
+VERSION = 2  # of how pictures become pixels
 MANY, WORTH = 4096, 32 << 20  # files, and bytes of files or of pixels, from which on they are kept: a second or two of decoding
 _PIECE, _AHEAD, _MOST_THREADS = 1 << 20, 16, 4  # bytes of pixels that a thread decodes at a time; how many such wait for each thread
 
@@ -49,15 +50,18 @@ class BrokenPictures(TrainError):
 class Reader:
     """Reads pictures as uint8 (C, H, W) of ``shape``, to which they come as ``resize`` says.
 
-    ``progress`` is told (folder, pictures so far, pictures in all); ``cache``: where they are kept decoded. What cannot be used is left
-    out, and said in ``broken``, of all that was read with this.
+    ``levels``: how what is more than a byte becomes one. ``progress`` is told (folder, pictures so far, pictures in all); ``cache``: where
+    they are kept decoded. Of all that was read with this, what cannot be used is left out, and said in ``broken``; ``clipped``: how many
+    values were, of each folder or file.
     """
 
     shape: tuple[int, int, int]
     resize: Resize = STRETCH
+    levels: Levels = BYTES
     progress: Progress | None = None
     cache: Cache | None = None
     broken: list[str] = field(default_factory=list)
+    clipped: list[int] = field(default_factory=list)
 
     def read(self, folder: Path, names: Sequence[str]) -> tuple[Images, np.ndarray]:
         """All pictures of the folders ``folder/name``: uint8 (N, C, H, W), and for each the index of its name: int64 (N,).
@@ -73,33 +77,35 @@ class Reader:
                 raise TrainError(f"{folder / name} holds no images ({' '.join(IMAGE_SUFFIXES)}); add some or remove the folder")
             files += found
             labels += [index] * len(found)
-        images, broken = self._kept(folder, files)
-        self.broken.extend(broken.values())
+        images, left = self._kept(folder, files)
+        self.broken.extend(left.broken.values())
+        self.clipped.append(left.clipped)
         if not len(images):
             raise BrokenPictures(str(folder), self.broken, len(self.broken))
-        return images, np.delete(np.array(labels, np.int64), list(broken))
+        return images, np.delete(np.array(labels, np.int64), list(left.broken))
 
-    def _kept(self, folder: Path, files: Sequence[Stamp]) -> tuple[Images, Mapping[int, str]]:
+    def _kept(self, folder: Path, files: Sequence[Stamp]) -> tuple[Images, Left | Entry]:
         paths, size = [Path(one[0]) for one in files], len(files) * math.prod(self.shape)
         if self.cache is not None and (len(files) >= MANY or max(size, sum(one[1] for one in files)) >= WORTH):
             entry = Entry(of=str(folder.absolute()), images=len(files), shape=self.shape)
-            key = hashlib.sha256(json.dumps([VERSION, entry.of, self.shape, vars(self.resize), files]).encode()).hexdigest()
-            return self.cache.images(key, entry, lambda broken: self._sound(folder, paths, broken))
+            key = hashlib.sha256(json.dumps([VERSION, entry.of, self.shape, vars(self.resize), self.levels.range, files]).encode())
+            return self.cache.images(key.hexdigest(), entry, lambda left: self._sound(folder, paths, left))
         if size > MAX_BYTES:
             told = f"{len(paths)} images of shape {self.shape} take {size} bytes, the limit is {MAX_BYTES}"
             raise TrainError(f"{folder}: {told}; use smaller images")
-        images, wrong, count = np.empty((len(paths), *self.shape), np.uint8), dict[int, str](), 0
-        for count, picture in enumerate(self._sound(folder, paths, wrong), 1):
+        images, left, count = np.empty((len(paths), *self.shape), np.uint8), Left(), 0
+        for count, picture in enumerate(self._sound(folder, paths, left), 1):
             images[count - 1] = picture
-        return images[:count], wrong
+        return images[:count], left
 
-    def _sound(self, folder: Path, paths: Sequence[Path], broken: dict[int, str]) -> Iterator[np.ndarray]:
-        """The pictures that can be used; into ``broken`` goes what is wrong with the others, by position."""
-        for index, picture in enumerate(_decoded(paths, self.shape, self.resize)):
-            if isinstance(picture, TrainError):
-                broken[index] = str(picture)
+    def _sound(self, folder: Path, paths: Sequence[Path], left: Left) -> Iterator[np.ndarray]:
+        """The pictures that can be used; ``left`` is told what is wrong with the others."""
+        for index, found in enumerate(_decoded(paths, self.shape, self.resize, self.levels)):
+            if isinstance(found, TrainError):
+                left.broken[index] = str(found)
             else:
-                yield picture
+                left.clipped += found[1]
+                yield found[0]
             if self.progress:
                 self.progress(str(folder), index + 1, len(paths))
 
@@ -119,16 +125,18 @@ def stamps(folder: Path | str, deep: bool = False) -> Iterator[Stamp]:
             yield (entry.path, about.st_size, about.st_mtime_ns, about.st_ctime_ns) if about else (entry.path, 0, 0, 0)
 
 
-def _decoded(paths: Sequence[Path], shape: tuple[int, int, int], resize: Resize) -> Iterator[np.ndarray | TrainError]:
-    """Each picture, uint8 (C, H, W), or what is wrong with it, in order. Pillow frees the interpreter."""
+def _decoded(
+    paths: Sequence[Path], shape: tuple[int, int, int], resize: Resize, levels: Levels
+) -> Iterator[tuple[np.ndarray, int] | TrainError]:
+    """Each picture, uint8 (C, H, W), and how many values were clipped, or what is wrong with it, in order. Pillow frees the interpreter."""
 
-    def one(path: Path) -> np.ndarray | TrainError:
+    def one(path: Path) -> tuple[np.ndarray, int] | TrainError:
         try:
-            return decode_image(path, shape, resize)
+            return decode_image(path, shape, resize, levels)
         except TrainError as error:
             return error
 
-    def some(start: int) -> list[np.ndarray | TrainError]:
+    def some(start: int) -> list[tuple[np.ndarray, int] | TrainError]:
         return [one(path) for path in paths[start : start + piece]]
 
     threads = min(_MOST_THREADS, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)

@@ -1,4 +1,4 @@
-"""Data sets as arrays: by name, or from a folder of one of three layouts. In memory, but for pictures that need too much of it.
+"""Data sets as arrays: by name, or from a folder of one of three layouts. In memory, but for those that need too much of it.
 
 ::
 
@@ -10,8 +10,7 @@
 Where there is one set of images only (digits, class folders without train/ and test/, a single pair of npz or IDX files), a fifth
 of every class is cut off as the test part, the same for everyone.
 
-Refused with one line that names the file: images that are not ``uint8 (N, H, W)``, or ``(N, H, W, 3)`` for RGB, of the expected size,
-labels that are not whole numbers from 0 to K-1 (K: the largest training label plus 1), unequal counts, and all that ``formats`` refuses.
+Refused with one line: another source, and all that ``arrays``, ``pictures`` and ``formats`` refuse.
 
 Sources: scikit-learn's ``load_digits`` (UCI optdigits); Clanuwat et al. 2018, arXiv:1812.01718 (Kuzushiji-49, Kuzushiji-MNIST);
 Cohen et al. 2017, arXiv:1702.05373 (EMNIST).
@@ -22,17 +21,19 @@ import math
 import re
 import zipfile
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from importlib.metadata import distributions
 from pathlib import Path
 
 import numpy as np
 
+from .arrays import CLASS_NAMES, Files, idx_files, npz_files, only_pair, read_files, read_pair
 from .cache import Cache, fits_memory
-from .data_set import About, DataSet, Part, Parts, fingerprint
+from .data_set import About, DataSet, Part, Parts, Raw, fingerprint
 from .download import fetch
 from .errors import TrainError
-from .formats import IMAGE_SUFFIXES, read_array, read_class_map
+from .formats import BYTES, IMAGE_SUFFIXES
+from .levels import Levels
 from .pictures import BrokenPictures, Progress, Reader, Stamp, stamps, subfolders
 from .resize import STRETCH, Resize
 from .split import divide
@@ -46,38 +47,10 @@ K49_MD5 = {
     "k49-test-imgs.npz": "d352e201d846ce6b94f42c990966f374",
     "k49-train-imgs.npz": "7ac088b20481cf51dcd01ceaab89d821",
 }
-# Told by how the file of training images begins and how many classes there are, where no class map lies beside it.
-_CLASS_NAMES = {
-    "emnist": tuple("0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabdefghnqrt"),
-    "k49": tuple("あいうえおかきくけこさしすせそたちつてとなにぬねのはひふへほまみむめもやゆよらりるれろわゐゑをんゝ"),
-    "kmnist": tuple("おきすつなはまやれを"),
-}
-_MAX_CLASSES = 100_000
 # Neither depends on the user's seed: the test part of a data set must be the same for everyone.
 _TEST_FRACTION, _TEST_SEED = 0.2, 0
 
 Answer = Callable[[Images], tuple[np.ndarray, int]]  # images uint8 (N, C, H, W) to a class for each, int64 (N,), of so many
-
-
-@dataclass(frozen=True, kw_only=True)
-class Files:
-    """Four files, each ``.npz`` or IDX, plain or gzipped."""
-
-    train_images: Path
-    train_labels: Path
-    test_images: Path
-    test_labels: Path
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Raw:
-    """A data set before the validation part is taken out of ``train``, and the test part too where there is none yet."""
-
-    name: str
-    classes: tuple[str, ...]
-    train: Part
-    test: Part | None = None
-    labelled: bool = True
 
 
 def load_data(
@@ -87,6 +60,7 @@ def load_data(
     validation: float = 0.1,
     shape: tuple[int, int, int] = (1, 28, 28),
     resize: Resize = STRETCH,
+    levels: Levels = BYTES,
     cache: Path = Path("data"),
     files: Files | None = None,
     answer: Answer | None = None,
@@ -98,7 +72,8 @@ def load_data(
     """Read the data set ``source``: a name of ``NAMES`` or the path of a folder (``./digits`` for a folder that has such a name).
 
     ``validation`` in (0, 0.5] is the fraction of every class that ``seed`` (>= 0) moves from train to validation. ``shape`` is the
-    (C, H, W) the network takes: pictures are converted to it, as ``resize`` says, arrays must have it. Downloads lie in ``cache``.
+    (C, H, W) the network takes: pictures are converted to it, as ``resize`` says, arrays must have it; ``levels`` says how what is no byte
+    becomes one. Downloads lie in ``cache``.
     ``files`` replaces ``source``. ``answer`` labels the images of a folder that has no labels; nobody does where it is not ``labelled``.
     ``progress`` is told (file or folder, done, of how many: bytes or images). ``kept``: where decoded pictures are kept; without it they
     are decoded each time, into memory. ``skip_broken``: pictures that cannot be used are left out; else they are refused, all at once.
@@ -109,9 +84,9 @@ def load_data(
         raise TrainError(f"validation (={validation}) must lie in (0, 0.5]; 0.1 keeps 10% of the training images for validation")
     if seed < 0:
         raise TrainError(f"seed (={seed}) must be a whole number of at least 0; 0 is the default")
-    reader = Reader(shape=shape, resize=resize, progress=progress, cache=kept)
+    reader = Reader(shape=shape, resize=resize, levels=levels, progress=progress, cache=kept)
     if files is not None:
-        raw = _read_files(files, shape)
+        raw = read_files(files, reader)
     elif answer is not None or not labelled:
         raw = _read_unlabelled(Path(source), reader, answer)
     else:
@@ -121,10 +96,10 @@ def load_data(
         raise BrokenPictures(source, reader.broken, read + len(reader.broken))
     if raw.train.images.shape[1:] != shape:
         raise TrainError(f"data (={source}) has images of shape {raw.train.images.shape[1:]}, the network takes {shape}; choose other data")
-    return _parted(raw, seed, validation, len(reader.broken))
+    return _parted(raw, seed, validation, reader)
 
 
-def _parted(raw: _Raw, seed: int, validation: float, skipped: int) -> DataSet:
+def _parted(raw: Raw, seed: int, validation: float, reader: Reader) -> DataSet:
     train, test, order = raw.train, raw.test, np.arange(len(raw.train.labels))
     cut, (_, *shape) = order[:0], train.images.shape
     if test is None:
@@ -143,42 +118,42 @@ def _parted(raw: _Raw, seed: int, validation: float, skipped: int) -> DataSet:
         counts=(len(rest), len(held), len(test.labels)),
         fingerprint=known,
         has_test=raw.test is not None,
-        skipped=skipped,
+        skipped=len(reader.broken),
+        clipped=sum(reader.clipped),
         labelled=raw.labelled,
     )
     return DataSet(about, lambda: (about, parts))
 
 
-def _read_source(source: str, cache: Path, reader: Reader) -> _Raw:
-    shape, progress = reader.shape, reader.progress
+def _read_source(source: str, cache: Path, reader: Reader) -> Raw:
     match source:
         case "digits":
+            reader.levels.of(np.dtype(np.uint8), source, tuple)  # takes no range
             return _read_digits()
         case "k49":
             for file, md5 in K49_MD5.items():
-                fetch(K49_URL + file, cache / "k49" / file, md5=md5, progress=progress)
-            return replace(_read_files(_npz_files(cache / "k49"), shape), name="k49")
+                fetch(K49_URL + file, cache / "k49" / file, md5=md5, progress=reader.progress)
+            return replace(read_files(npz_files(cache / "k49"), reader), name="k49")
         case "emnist":
-            raw = _read_files(_torchvision_files("EMNIST", cache, "emnist-balanced-train", "emnist-balanced-test"), shape)
+            raw = read_files(_torchvision_files("EMNIST", cache, "emnist-balanced-train", "emnist-balanced-test"), reader)
             assert raw.test is not None, "four files were read"
             return replace(raw, name="emnist", train=_upright(raw.train), test=_upright(raw.test))
         case "kmnist":
-            raw = _read_files(_torchvision_files("KMNIST", cache, "train", "t10k"), shape)
-            return replace(raw, name="kmnist", classes=_CLASS_NAMES["kmnist"])
+            raw = read_files(_torchvision_files("KMNIST", cache, "train", "t10k"), reader)
+            return replace(raw, name="kmnist", classes=CLASS_NAMES["kmnist"])
     folder = Path(source)
     if not folder.is_dir():
         raise TrainError(_unknown(source))
-    if pair := _only_pair(folder):
-        part = _read_part(*pair, shape)
-        return _Raw(name=folder.resolve().name, classes=_class_names(pair[0], int(part.labels.max()) + 1), train=part)
+    if pair := only_pair(folder):
+        return read_pair(*pair, reader)
     if any(folder.glob("*-imgs.npz")) or any(folder.glob("*-labels.npz")):
-        return _read_files(_npz_files(folder), shape)
+        return read_files(npz_files(folder), reader)
     if any(folder.glob("*-idx[13]-ubyte*")):
-        return _read_files(_idx_files(folder, "train", "t10k"), shape)
+        return read_files(idx_files(folder, "train", "t10k"), reader)
     return _read_image_folder(folder, reader)
 
 
-def _read_unlabelled(folder: Path, reader: Reader, answer: Answer | None) -> _Raw:
+def _read_unlabelled(folder: Path, reader: Reader, answer: Answer | None) -> Raw:
     """All pictures in a folder and below it; hidden ones are passed over."""
     if not folder.is_dir():
         raise TrainError(f"calibrate (={folder}) is not a folder; name one that holds images such as the network is to read")
@@ -189,7 +164,7 @@ def _read_unlabelled(folder: Path, reader: Reader, answer: Answer | None) -> _Ra
     images, _ = reader.read(folder, inside)
     labels, count = answer(images) if answer else (np.zeros(len(images), np.int64), 1)
     classes = tuple(map(str, range(count))) if answer else ("",)
-    return _Raw(name=folder.resolve().name, classes=classes, train=Part(images, labels), labelled=answer is not None)
+    return Raw(name=folder.resolve().name, classes=classes, train=Part(images, labels), labelled=answer is not None)
 
 
 def stamp(source: str, cache: Path, files: Files | None = None) -> list[Stamp]:
@@ -212,7 +187,7 @@ def _unknown(source: str) -> str:
     return f"data (={source}) is neither a known name nor a folder{hint} {known}"
 
 
-def _read_digits() -> _Raw:
+def _read_digits() -> Raw:
     """1,797 digits of 8x8, made 20x20 in the middle of 28x28 as in MNIST.
 
     Bilinear with half-pixel centres (scale 2.5), in whole tenths: the same bytes, hence the same fingerprint, on every machine.
@@ -227,59 +202,17 @@ def _read_digits() -> _Raw:
     weights[np.arange(20), low] += 10 - tenths
     values = weights @ digits.images.astype(np.int64) @ weights.T  # 0..16 * 100
     images = np.pad(((values * 255 + 800) // 1600).astype(np.uint8), ((0, 0), (4, 4), (4, 4)))
-    return _Raw(name="digits", classes=tuple("0123456789"), train=Part(images[:, None], digits.target.astype(np.int64)))
-
-
-def _only_pair(folder: Path) -> tuple[Path, Path] | None:
-    """Images and labels of a folder that holds one file of each only, under the same name (``t10k-images-...``, ``t10k-labels-...``)."""
-    images, labels = (
-        [(match[1], path) for path in folder.iterdir() if (match := re.fullmatch(pattern, path.name))]
-        for pattern in (r"(.*)-(?:imgs\.npz|images-idx3-ubyte(?:\.gz)?)", r"(.*)-labels(?:\.npz|-idx1-ubyte(?:\.gz)?)")
-    )
-    same = len(images) == len(labels) == 1 and images[0][0] == labels[0][0]
-    return (images[0][1], labels[0][1]) if same else None
-
-
-def _npz_files(folder: Path) -> Files:
-    def one(ending: str) -> Path:
-        found = sorted(folder.glob(f"*{ending}"))
-        if len(found) != 1:
-            raise TrainError(
-                f"{folder} has {len(found)} files *{ending}, but must have one; mend the folder or give the four files by name"
-            )
-        return found[0]
-
-    return Files(
-        train_images=one("train-imgs.npz"),
-        train_labels=one("train-labels.npz"),
-        test_images=one("test-imgs.npz"),
-        test_labels=one("test-labels.npz"),
-    )
-
-
-def _idx_files(folder: Path, train: str, test: str) -> Files:
-    def one(name: str) -> Path:
-        for path in (folder / name, folder / f"{name}.gz"):
-            if path.exists():
-                return path
-        raise TrainError(f"{folder} has no {name}[.gz], which the IDX layout needs; complete the folder or give the four files by name")
-
-    return Files(
-        train_images=one(f"{train}-images-idx3-ubyte"),
-        train_labels=one(f"{train}-labels-idx1-ubyte"),
-        test_images=one(f"{test}-images-idx3-ubyte"),
-        test_labels=one(f"{test}-labels-idx1-ubyte"),
-    )
+    return Raw(name="digits", classes=tuple("0123456789"), train=Part(images[:, None], digits.target.astype(np.int64)))
 
 
 def _torchvision_files(name: str, cache: Path, train: str, test: str) -> Files:
     """torchvision only downloads; its files are read like anyone else's, so a damaged one gets the same clear line."""
     folder = cache / name / "raw"
     try:
-        return _idx_files(folder, train, test)
+        return idx_files(folder, train, test)
     except TrainError:
         _download(name, cache, f"put its IDX files {train}-... and {test}-... into {folder}")
-    return _idx_files(folder, train, test)
+    return idx_files(folder, train, test)
 
 
 def _download(name: str, cache: Path, by_hand: str) -> None:
@@ -299,52 +232,13 @@ def _upright(part: Part) -> Part:
     return Part(np.ascontiguousarray(part.images[:].swapaxes(2, 3)), part.labels)
 
 
-def _read_files(files: Files, shape: tuple[int, int, int]) -> _Raw:
-    train = _read_part(files.train_images, files.train_labels, shape)
-    test = _read_part(files.test_images, files.test_labels, shape)
-    count, largest = int(train.labels.max()) + 1, int(test.labels.max())
-    if largest >= count:
-        raise TrainError(
-            f"{files.test_labels}: label {largest} is beyond {count - 1}, the largest in training; do the files belong together?"
-        )
-    return _Raw(name=files.train_images.resolve().parent.name, classes=_class_names(files.train_images, count), train=train, test=test)
-
-
-def _read_part(images_path: Path, labels_path: Path, shape: tuple[int, int, int]) -> Part:
-    labels = read_array(labels_path)
-    if labels.ndim != 1 or labels.dtype.kind not in "iu":
-        raise TrainError(f"{labels_path}: labels (={labels.dtype} {labels.shape}) must be whole numbers of shape (N,); are they images?")
-    if labels.min() < 0 or labels.max() >= _MAX_CLASSES:
-        raise TrainError(f"{labels_path}: labels (={labels.min()}..{labels.max()}) must lie in 0..{_MAX_CLASSES - 1}; number them from 0")
-    images = read_array(images_path)
-    if images.dtype != np.uint8 or (images.ndim != 3 and images.shape[3:] != (3,)):
-        told = f"{images_path}: images (={images.dtype} {images.shape}) must be uint8 of shape (N, H, W), or (N, H, W, 3) for RGB"
-        raise TrainError(f"{told}, 0 to 255; convert them")
-    images = images[:, None] if images.ndim == 3 else np.moveaxis(images, 3, 1)
-    if images.shape[1:] != shape:
-        raise TrainError(f"{images_path}: images (={images.shape[1:]}) must have the network's input shape {shape}; resize them")
-    if len(images) != len(labels):
-        raise TrainError(f"{images_path}: {len(images)} images, but {len(labels)} labels in {labels_path}; there must be one each")
-    return Part(np.ascontiguousarray(images), labels.astype(np.int64))
-
-
-def _class_names(train_images: Path, count: int) -> tuple[str, ...]:
-    maps = sorted(train_images.parent.glob("*classmap.csv"))
-    if len(maps) > 1:
-        raise TrainError(f"{maps[0]} and {maps[1].name} both name the classes; leave one of them in the folder")
-    if maps:
-        return read_class_map(maps[0], count)
-    known = (names for prefix, names in _CLASS_NAMES.items() if train_images.name.startswith(prefix) and len(names) == count)
-    return next(known, tuple(map(str, range(count))))
-
-
-def _read_image_folder(folder: Path, reader: Reader) -> _Raw:
+def _read_image_folder(folder: Path, reader: Reader) -> Raw:
     name = folder.resolve().name
     if not ((folder / "train").is_dir() and (folder / "test").is_dir()):
         classes = subfolders(folder)
-        return _Raw(name=name, classes=classes, train=Part(*reader.read(folder, classes)))
+        return Raw(name=name, classes=classes, train=Part(*reader.read(folder, classes)))
     classes = subfolders(folder / "train")
     if lonely := set(classes) ^ set(subfolders(folder / "test")):
         raise TrainError(f"{folder}: class folder {min(lonely)} must be in both train and test; add it where it is missing, or remove it")
     train, test = (Part(*reader.read(folder / part, classes)) for part in ("train", "test"))
-    return _Raw(name=name, classes=classes, train=train, test=test)
+    return Raw(name=name, classes=classes, train=train, test=test)

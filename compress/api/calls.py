@@ -102,7 +102,7 @@ def begin(context: "Context", start: Start, options: Options, cls: type, table: 
     def begun(project: Any, recipe: "Recipe", parent: "Artifact | None") -> Begun:
         config: Any = recipe.stage(cls, table, **fields_of(cls, {"seed": context.seed, **options}))
         tutoring = Tutoring(
-            training=training_config(recipe, seed=context.seed),
+            training=training_config(recipe, project.spec.shape if project else None, seed=context.seed),
             distil=recipe.stage(DistilConfig, "distil", **fields_of(DistilConfig, {"weight": options.get("distil"), **options})),
             teacher=context.teacher(options["teacher"], parent) if parent and "teacher" in options else None,
         )

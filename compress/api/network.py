@@ -60,8 +60,10 @@ class Network:
         from ..stages.train import train
 
         context, recipe = opened(self._context, start, options)
-        settings = some(options, "epochs", "batch", "lr", "label_smoothing") | {"seed": context.seed}
-        config = training_config(recipe, **settings)
+        settings = some(options, "epochs", "batch", "lr", "label_smoothing", "hflip", "resized_crop", "trivial_augment") | {
+            "seed": context.seed
+        }
+        training_config(recipe, **settings)
         if "folds" in options:
             from ..stages.cross_validate import cross_validate
             from ..train.folds import check_folds
@@ -70,16 +72,17 @@ class Network:
                 raise CompressError(f"folds (={options['folds']}) start from new networks; leave --from, --weights and --pretrained out")
             refuse_torchrun(f"folds (={options['folds']}) are trained by one process; start `compress train` without torchrun")
             check_folds(options["folds"])
-            return cross_validate(context.project(recipe), config, options["folds"], context.out)
+            project = context.project(recipe)
+            return cross_validate(project, training_config(recipe, project.spec.shape, **settings), options["folds"], context.out)
         if file := context.weights:
             refuse_torchrun(
                 f"weights (={file}) are taken in by one process; `compress export-onnx --weights {file}` first, then train --from"
             )
         if context.starts_from_parent:
             project, recipe, parent = start_of(context, TRAINED_STAGES, (*TRAINED_STAGES, "remove-channels"), new_head=True)
-            made = train(project, training_config(recipe, **settings), context.out, parent)
         else:
-            made = train(context.project(recipe), config, context.out)
+            project, parent = context.project(recipe), None
+        made = train(project, training_config(recipe, project.spec.shape, **settings), context.out, parent)
         if made is None:
             raise SystemExit
         return made
@@ -244,8 +247,9 @@ class Network:
         from ..stages.throughput import measure_throughput
 
         context, recipe = opened(self._context, None, options)
-        config = training_config(recipe, seed=context.seed)
-        return measure_throughput(context.project(recipe), config, **options)
+        training_config(recipe, seed=context.seed)
+        project = context.project(recipe)
+        return measure_throughput(project, training_config(recipe, project.spec.shape, seed=context.seed), **options)
 
 
 @takes(of.CompareOptions)

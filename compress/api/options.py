@@ -29,6 +29,9 @@ class OpenOptions(TypedDict, total=False):
     interpolation: Annotated[
         Literal["nearest", "bilinear", "bicubic", "lanczos"], "How pixels between pixels are found in that.  [default: bilinear]"
     ]
+    range: Annotated[
+        tuple[float, float], "LOW,HIGH: the values that become black and white, in 256 steps between, where data are floats or 16 bits."
+    ]
     data: Annotated[
         File, "digits, k49, emnist, kmnist, a folder (npz, IDX or image files), or with --score path/data.py:load.  [default: the recipe's]"
     ]
@@ -68,9 +71,12 @@ class ScoreOptions(TypedDict, total=False):
 
 class TrainOptions(ResumeOptions, total=False):
     epochs: Annotated[int, "Passes over the training images."]
-    batch: Annotated[int, "Images per step."]
-    lr: Annotated[float, "Largest learning rate."]
+    batch: Annotated[int, "Images per step.  [default: the recipe's, else 128, halved until they have at most 2^20 pixels: 16 of 224x224]"]
+    lr: Annotated[float, "Largest learning rate; it does not follow the batch."]
     label_smoothing: Annotated[float, "0 for none; 0.1 is usual."]
+    hflip: Annotated[float, "Share of the images that are mirrored left to right; 0.5 suits photographs, not characters."]
+    resized_crop: Annotated[float, "Train on parts of the images, of at least this share of their area; 0.35 suits photographs, 1 is none."]
+    trivial_augment: Annotated[bool, "Change each image in one way of fourteen, of colour or place, as TrivialAugment does."]
     folds: Annotated[int, "Cross-validate instead: train this many networks, each scored on the images it did not see."]
 
 

@@ -35,6 +35,7 @@ from msgspec import UNSET, UnsetType
 
 from ..errors import ArtifactError, shown
 from ..files import claimed, identity, publish
+from ..train.levels import MOST_CHANNELS, Levels
 from ..train.resize import STRETCH, Resize
 from .parts import Data, Facts, Metrics, Model, Name, OwnScore, Step
 from .records import plain, read_record
@@ -53,15 +54,22 @@ LIBRARIES = ("torch", "torchvision", "onnx", "onnxruntime", "onnxscript", "numpy
 class InputSpec:
     """The image a network takes: uint8 (C, H, W); it is fed (pixel / 255 - mean) / std, per channel, as float32.
 
-    ``resize``: how pictures came to its size in training; not said where they were stretched. ``pixels``: where images are floats already,
-    which are fed as they are.
+    ``resize``: how pictures came to its size in training; not said where they were stretched. ``range``: the values that became 0 and 255
+    where data are no bytes, see :mod:`compress.train.levels`; whoever feeds the network does the same. ``pixels``: where images are floats
+    already, which are fed as they are.
     """
 
     shape: tuple[int, int, int] = (1, 28, 28)
     mean: tuple[float, ...] = (0.0,)
     std: tuple[float, ...] = (1.0,)
     resize: Resize | UnsetType = UNSET
+    range: tuple[float, float] | UnsetType = UNSET
     pixels: Literal["float32"] | UnsetType = UNSET
+
+    @property
+    def levels(self) -> Levels:
+        """How values become pixels."""
+        return Levels(self.range or None)
 
     @property
     def resized(self) -> Resize:
@@ -76,15 +84,12 @@ class InputSpec:
     def __post_init__(self) -> None:
         for name in ("shape", "mean", "std"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
-        if (
-            len(self.shape) != 3
-            or min(self.shape) < 1
-            or not (self.pixels or self.shape[0] in (1, 3))
-            or math.prod(self.shape) > MOST_VALUES
-        ):
+        _ = self.levels  # refuses a range that is none
+        few = min(self.shape) >= 1 and bool(self.pixels or self.shape[0] <= MOST_CHANNELS)
+        if len(self.shape) != 3 or not few or math.prod(self.shape) > MOST_VALUES:
             raise ArtifactError(
-                f"image shape (={'x'.join(map(str, self.shape))}) must be CxHxW with 1 or 3 channels and at most {MOST_VALUES:,} "
-                "values; 1x28x28 is the default"
+                f"image shape (={'x'.join(map(str, self.shape))}) must be CxHxW with 1 to {MOST_CHANNELS} channels and at most "
+                f"{MOST_VALUES:,} values; 1x28x28 is the default"
             )
         for name, values in (("mean", self.mean), ("std", self.std)):
             if len(values) not in (1, self.shape[0]):
@@ -195,7 +200,7 @@ def sealed(about: Manifest, folder: Path) -> Manifest:
     full = dataclasses.replace(
         about,
         created=about.created or datetime.now(UTC).isoformat(timespec="microseconds"),
-        versions=about.versions or {"python": platform.python_version()} | {name: _version(name) for name in LIBRARIES},
+        versions=about.versions or {"python": platform.python_version()} | {name: installed(name) for name in LIBRARIES},
         machine=about.machine or {"system": platform.platform(), "processor": platform.machine()},
         files={path.name: sha256_of(path) for path in sorted(folder.iterdir())},
     )
@@ -260,7 +265,8 @@ def _known(file: Path, raw: Any) -> Any:
     return raw
 
 
-def _version(library: str) -> str:
+def installed(library: str) -> str:
+    """Its version; loads nothing of it."""
     try:
         return metadata.version(library)
     except metadata.PackageNotFoundError:

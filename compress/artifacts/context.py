@@ -20,13 +20,14 @@ from ..errors import ArtifactError, CompressError, need_file, shown
 from ..files import claimed, publish
 from ..train.cache import HIDDEN, Cache
 from ..train.data_set import About, DataSet
+from ..train.levels import Range
 from ..train.pictures import BrokenPictures
 from ..train.resize import STRETCH, Interpolation, Resize, Way
 from ..train.sources import NAMES, Files, load_data, stamp
 from ..train.stored import Images as ImageArray
 from .artifact import Artifact, InputSpec, Manifest, digest_of, read_artifact, sha256_of
 from .model_reference import BUILT_IN, ModelReference
-from .parts import Data, Images
+from .parts import Data
 from .project import Console, Project, Silent, find_parent, trained_on
 from .recipe import FOREIGN, Recipe, load_recipe
 from .records import component, plain, read_record, refuse_odd
@@ -35,7 +36,7 @@ from .task.own import fitting, load_own, refuse_half, refuse_other
 
 WEIGHTS = Path(__file__).parents[1] / "weights"
 VALIDATION, UNLABELLED = 0.1, 0.3  # of images without labels more are asked, as nobody is trained on them
-VERSION = 1  # of what is noted of data sets
+VERSION = 2  # of what is noted of data sets
 PARTS = ("train_images", "train_labels", "test_images", "test_labels")
 Start = Artifact | Path | str
 
@@ -56,6 +57,7 @@ class Context:
     resize: Way | None = None
     crop: float | None = None
     interpolation: Interpolation | None = None
+    range: Range | None = None
     data: str | Path | None = None
     train_images: Path | None = None
     train_labels: Path | None = None
@@ -104,11 +106,11 @@ class Context:
 
     def spec_of(self, model: str | None) -> InputSpec:
         """The image that the user's network takes: as was said, else as one of a package was trained."""
-        known = {} if model is None else dict(ModelReference(reference=model).images)
+        known = {} if model is None else ModelReference(reference=model).images(self.runs)
         if self.resize not in (None, "crop"):
             known.pop("crop", None)
         names = {"shape": "image_shape", "way": "resize"}
-        given = {name: getattr(self, names.get(name, name)) for name in ("shape", "mean", "std", "way", "crop", "interpolation")}
+        given = {name: getattr(self, names.get(name, name)) for name in (*names, "mean", "std", "crop", "interpolation", "range")}
         found = known | {name: value for name, value in given.items() if value is not None}
         resize = Resize(**{name: found.pop(name) for name in ("way", "crop", "interpolation") if name in found})
         floats: Any = UNSET if self.score is None else "float32"  # settled when the data are there
@@ -126,8 +128,9 @@ class Context:
         data, source = self.load(recipe.data, recipe.seed, spec)
         other = "" if self.names_data else "; --data names other data"
         other = f"; {data.about.skipped:,} that cannot be used left out{other}" if data.about.skipped else other
+        count, scaled = sum(vars(source.images).values()), spec.levels.told(data.about.clipped)
         kinds = f"in {len(data.classes)} classes" if data.classes else "with targets"
-        told = f"{data.name}, {sum(vars(source.images).values()):,} images {kinds}{other}"
+        told = f"{data.name}, {count:,} images {kinds}{scaled}{other}"
         project = self._project(model, model.slug, spec, data, source, known=self.image_shape is not None)
         return dataclasses.replace(project, told=told)
 
@@ -272,13 +275,9 @@ class Context:
         if shape is None:
             raise CompressError(f"{path} does not say which images to measure it with; name them with --data")
         source, data = str(self.calibrate or "random pixels"), DataSet.of_noise(spec.shape)
-        how: dict[str, Any]
         if self.calibrate is not None:
-            how = {"shape": spec.shape, "resize": spec.resized, "kept": self.kept, "progress": self.console.progress}
-            data = load_data(source, validation=VALIDATION, labelled=False, skip_broken=self.skip_broken, **how)
-        counts = Images(**dict(zip(("train", "validation", "test"), data.about.counts, strict=True)))
-        how = {"name": data.name, "fingerprint": data.fingerprint, "seed": 0, "validation": VALIDATION, "images": counts}
-        return self._project(None, path.stem, spec, data, Data(source=source, **how))
+            data = load_data(source, validation=VALIDATION, labelled=False, **self._reading(spec))
+        return self._project(None, path.stem, spec, data, Data.of(data.about, source, 0, VALIDATION))
 
     def load_like(self, about: Manifest, source: Any) -> tuple[DataSet, Data]:
         """Load ``source`` as the data of an artifact were."""
@@ -300,29 +299,26 @@ class Context:
             self.loaded.clear()  # one at a time, as they are large
             self.loaded[key] = self._known(name, seed, validation, spec, files, answering)
         data: DataSet = self.loaded[key]
-        return data, Data(
-            source=tuple(map(str, vars(files).values())) if files else (name, answering) if answering else name,
-            name=data.name,
-            fingerprint=data.fingerprint,
-            seed=seed,
-            validation=validation,
-            images=Images(**dict(zip(("train", "validation", "test"), data.about.counts, strict=True))),
-            skipped=data.about.skipped or UNSET,
-        )
+        where = tuple(map(str, vars(files).values())) if files else (name, answering) if answering else name
+        return data, Data.of(data.about, where, seed, validation)
+
+    def _reading(self, spec: InputSpec) -> dict[str, Any]:
+        how: dict[str, Any] = {"shape": spec.shape, "resize": spec.resized, "levels": spec.levels}
+        return how | {"progress": self.console.progress, "kept": self.kept, "skip_broken": self.skip_broken}
 
     def _known(
         self, name: str, seed: int, validation: float, spec: InputSpec, files: Files | None, answering: str | None = None
     ) -> DataSet:
         """The data set, read now, or when its images are asked for where ``runs/.data`` has what is known of the same files."""
         stamped = [VERSION, name, seed, validation, spec.shape, stamp(name, self.cache, files), self.skip_broken, vars(spec.resized)]
+        stamped += [spec.range] if spec.range else []
         if answering is not None:
             need_file(Path(answering), f"onnx (={answering}), whose answers are the labels of {name},")
             stamped += [plain(spec), sha256_of(Path(answering))]
         note = self.runs / ".data" / f"{digest_of(stamped)[:16]}.json"
 
         def read() -> DataSet:
-            how: dict[str, Any] = {"seed": seed, "validation": validation, "shape": spec.shape, "cache": self.cache, "files": files}
-            how |= {"resize": spec.resized, "progress": self.console.progress, "kept": self.kept, "skip_broken": self.skip_broken}
+            how = self._reading(spec) | {"seed": seed, "validation": validation, "cache": self.cache, "files": files}
             try:
                 return load_data(name, **how, answer=answer if answering else None)
             except BrokenPictures as error:

@@ -17,17 +17,21 @@ import itertools
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib.machinery import all_suffixes
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from msgspec import UNSET
+from msgspec import UNSET, UnsetType
 
-from ..errors import NetworkError, first_line
-from .artifact import digest_of, sha256_of
+from ..errors import CompressError, NetworkError, first_line
+from ..files import write_whole
+from ..train.resize import Interpolation, Way
+from .artifact import digest_of, installed, sha256_of
 from .parts import Model
+from .records import plain, read_record, write_record
 
 PACKAGES = ("torchvision", "timm")
 BUILT_IN = {"k49": "compress.models.k49", "emnist": "compress.models.emnist"}
@@ -35,6 +39,18 @@ BUILT_IN = {"k49": "compress.models.k49", "emnist": "compress.models.emnist"}
 FACTORY_FAILURES = (
     SyntaxError, ImportError, NameError, AttributeError, TypeError, ValueError, KeyError, RuntimeError, OSError, OverflowError, MemoryError
 )  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trained:
+    """What is noted of the images that a network of a package was trained on; nothing where the package does not say."""
+
+    shape: tuple[int, int, int] | UnsetType = UNSET
+    mean: tuple[float, ...] | UnsetType = UNSET
+    std: tuple[float, ...] | UnsetType = UNSET
+    way: Way | UnsetType = UNSET
+    crop: float | UnsetType = UNSET
+    interpolation: Interpolation | UnsetType = UNSET
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,21 +123,49 @@ class ModelReference:
             raise NetworkError(f"{file} has no function {name}; the reference is path/net.py:factory")
         return made
 
-    @property
-    def images(self) -> dict[str, Any]:
-        """What images a network of a package was trained on, see :func:`compress.models.packages.images`; nothing of any other."""
+    def images(self, runs: Path) -> dict[str, Any]:
+        """What images a network of a package was trained on, see :func:`compress.models.packages.images`; nothing of any other.
+
+        Taken from what is noted in ``runs``, so that the package, and torch with it, is not loaded for this.
+        """
         if not self.in_package:
             return {}
+        if (known := self._noted(runs)) is not None:
+            return plain(known)
         from ..models.packages import images
 
         return images(*self.in_package)
 
+    def note_images(self, runs: Path) -> None:
+        """Note them in ``runs`` for the next command."""
+        if self.in_package and self._noted(runs) is None:
+            with suppress(OSError):  # without the note the next command only asks the package once more
+                write_record(self._note(runs), Trained(**self.images(runs)))
+
+    def _noted(self, runs: Path) -> Trained | None:
+        with suppress(CompressError):
+            return read_record(self._note(runs), Trained, again="delete it")
+        return None
+
+    def _note(self, runs: Path) -> Path:
+        assert self.in_package is not None, "of no other is anything noted"
+        return runs / ".data" / f"{digest_of([self.reference, installed(self.in_package[0])])[:16]}.json"
+
     def trained_weights(self, cache: Path) -> Path:
-        """See :func:`compress.models.packages.trained_weights`."""
+        """See :func:`compress.models.packages.trained_weights`; where they lie is noted in ``cache``, so that the package is asked once."""
+        assert self.in_package is not None, "only packages have some to download"
+        package, name = self.in_package
+        note = cache / package / f"{name}-{installed(package)}.path"
+        with suppress(OSError, ValueError):
+            if (known := Path(note.read_text("utf-8"))).is_file():
+                return known
         from ..models.packages import trained_weights
 
-        assert self.in_package is not None, "only packages have some to download"
-        return trained_weights(*self.in_package, cache)
+        file = trained_weights(package, name, cache).absolute()
+        with suppress(OSError):
+            note.parent.mkdir(parents=True, exist_ok=True)
+            write_whole(note, str(file).encode())
+        return file
 
     def _import(self) -> ModuleType:
         file = self.file

@@ -16,6 +16,7 @@ from ..benchmarks.statistics import Count, Interval, Share
 from ..errors import ArtifactError
 from ..graphs.records import Parity
 from ..quantization.records import Quantized, Stored, Tried
+from ..train.data_set import About
 from .records import component, plain
 
 # What messages and paths may be made of: one line of text.
@@ -55,7 +56,7 @@ class Images:
 class Data:
     """Which images, and how they were split. ``source``: a name, a folder or four files, or a folder of images without
     labels and the ONNX file whose answers stand for them; ``title``: what messages call shipped data; ``skipped``: pictures that
-    were left out, as they cannot be used."""
+    were left out, as they cannot be used; ``clipped``: values outside of the range of the input."""
 
     source: str | tuple[str, ...]
     name: Name
@@ -65,12 +66,28 @@ class Data:
     images: Images
     title: Name | UnsetType = UNSET
     skipped: Count | UnsetType = UNSET
+    clipped: Count | UnsetType = UNSET
 
     def __post_init__(self) -> None:
         # Not in the type: msgspec 0.22 corrupts memory over a union of texts and tuples where either has a limit.
         parts = (self.source,) if isinstance(self.source, str) else self.source
         if len(parts) not in (1, 2, 4) or not all(part.isprintable() and len(part) <= MOST_PATH for part in parts):
             raise ArtifactError("source must be a name, a folder, a folder and a file, or four files, each one line of text")
+
+    @classmethod
+    def of(cls, about: About, source: str | tuple[str, ...], seed: int, validation: float) -> "Data":
+        """What is recorded of a data set that was read."""
+        train, held, test = about.counts
+        return cls(
+            source=source,
+            name=about.name,
+            fingerprint=about.fingerprint,
+            seed=seed,
+            validation=validation,
+            images=Images(train=train, validation=held, test=test),
+            skipped=about.skipped or UNSET,
+            clipped=about.clipped or UNSET,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -225,6 +225,8 @@ def _sealed(project: Project, new: New, kind: Kind, config: Any, parent: Artifac
 
 
 def _note(project: Project) -> None:
+    if project.model is not None:
+        project.model.note_images(project.folder.parent)
     if (note := project.data.note) and not note.exists():
         with suppress(OSError):  # the artifact is there; without the note the next command only reads the images once more
             write_record(note, project.data.about)

@@ -21,7 +21,7 @@ from typing import Annotated, Any, TypeVar
 from msgspec import Meta
 
 from ..errors import CompressError
-from ..train.settings import AugmentConfig, DistilConfig, FitConfig
+from ..train.settings import AugmentConfig, DistilConfig, FitConfig, usual_batch
 from .artifact import Artifact
 from .records import checked, read_toml, refuse_unknown
 
@@ -89,9 +89,18 @@ def load_recipe(path: Path | None, model: str | None = None, data: str | None = 
     return checked(Recipe, top | {"tables": tables}, str(path or "recipe"))
 
 
-def training_config(recipe: Recipe, **given: Any) -> FitConfig:
-    """The settings of training: the recipe's [train] and [augment], then whatever of ``given`` (the command line, Python) is not None."""
-    return recipe.stage(FitConfig, "train", **given, augment=recipe.stage(AugmentConfig, "augment"))
+def training_config(recipe: Recipe, shape: tuple[int, int, int] | None = None, **given: Any) -> FitConfig:
+    """The settings of training: the recipe's [train] and [augment], then whatever of ``given`` (the command line, Python) is not None.
+
+    Where neither says the batch, it is what is usual for images of ``shape`` (C, H, W); None where that is not known yet.
+    """
+    if shape is not None and given.get("batch") is None and "batch" not in recipe.table("train"):
+        given["batch"] = usual_batch(*shape[1:])
+    changes = {entry.name: given.pop(entry.name) for entry in fields(AugmentConfig) if entry.name in given}
+    augment = recipe.stage(AugmentConfig, "augment", **changes)
+    if augment.trivial_augment and shape is not None and shape[0] not in (1, 3):
+        raise CompressError(f"trivial_augment (=True) changes colours, for images of 1 or 3 channels; these have {shape[0]}: leave it out")
+    return recipe.stage(FitConfig, "train", **given, augment=augment)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -60,16 +60,30 @@ def _shape(text: str) -> tuple[int, int, int]:
     return channels, height, width
 
 
+def _pair(text: str) -> tuple[float, float]:
+    low, high = map(float, text.split(","))
+    return low, high
+
+
 SHAPE = Text("CxHxW", _shape, "must be CxHxW, such as 1x28x28")
 NUMBERS = Text(
     "N[,N,N]", lambda text: tuple(map(float, text.split(","))), "must be one number or one per channel, such as 0.5 or 0.4,0.5,0.5"
 )
+RANGE = Text("LOW,HIGH", _pair, "must be two numbers, such as -80,0")
 SHARE = Text("0.35x", lambda text: float(text.removesuffix("x")), "must be a share of what the unpruned network costs, such as 0.35x")
 PERCENT = Text("PERCENT", lambda text: float(text.strip().removesuffix("%")), "must be a percentage, such as 5%")
 SETTING = Text("NAME=VALUE", tomllib.loads, "must be NAME=VALUE with a TOML value, such as widths=[8,16] or dropout=0.2")
 EITHER = {"per_channel": "--per-channel/--per-tensor", "per_cost": "--per-cost/--as-it-is"}
 # Where click's own type is another one than Python's, or the mark beside Python's.
-TYPES = {of.File: PATH, of.Time: str, "share": SHARE, "percent": PERCENT, tuple[int, int, int]: SHAPE, tuple[float, ...]: NUMBERS}
+TYPES = {
+    of.File: PATH,
+    of.Time: str,
+    "share": SHARE,
+    "percent": PERCENT,
+    tuple[int, int, int]: SHAPE,
+    tuple[float, ...]: NUMBERS,
+    tuple[float, float]: RANGE,
+}
 
 
 def option(name: str, hint: Any) -> click.Option:

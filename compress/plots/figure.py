@@ -20,8 +20,8 @@ def new_figure(width: float, height: float, *, dpi: int = 120, layout: Any = "co
 
 
 def show_image(axes: Any, image: NDArray[np.uint8]) -> None:
-    """``image``: (C, H, W), of one channel or three."""
-    axes.imshow(image[0] if len(image) == 1 else image.transpose(1, 2, 0), cmap="gray", vmin=0, vmax=255)
+    """``image``: (C, H, W), of one channel, three (RGB), or others, of which the mean is drawn."""
+    axes.imshow(image.transpose(1, 2, 0) if len(image) == 3 else image.mean(axis=0), cmap="gray", vmin=0, vmax=255)
     axes.axis("off")
 
 

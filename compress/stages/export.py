@@ -234,14 +234,21 @@ def graph_of(project: Project, parent: Artifact, config: ExportConfig) -> Artifa
 def graph_metadata(parent: Artifact, config: ExportConfig) -> dict[str, str]:
     """What an ONNX file says of itself: everything here follows from the inputs, so that the same export gives the same bytes.
 
-    ``compress.image`` is what to feed it. ``compress.input`` is what the graph makes of the image itself: nobody else has to normalise.
+    ``compress.image`` is what to feed it; ``values``: which values the ends of its range stand for, of data that were no bytes.
+    ``compress.input`` is what the graph makes of the image itself: nobody else has to normalise.
     """
     import torch
 
     about = parent.manifest
-    image = {"dtype": config.input, "shape": ["batch", *about.input.shape], "range": [0, 255] if config.input == "uint8" else [0, 1]}
+    image: dict[str, Any] = {
+        "dtype": config.input,
+        "shape": ["batch", *about.input.shape],
+        "range": [0, 255] if config.input == "uint8" else [0, 1],
+    }
     if about.input.pixels:
         image = {"dtype": about.input.pixels, "shape": image["shape"]}
+    if about.input.range:
+        image["values"] = list(about.input.range)
     output = {"dtype": "float32", "shape": ["batch", len(about.classes)]}
     outputs = {"compress.outputs": json.dumps({"logits": output, "probabilities": output})} if about.classes else {}
     lineage = [{"stage": step.stage, "config": step.config} for step in parent.steps]

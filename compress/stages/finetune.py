@@ -43,7 +43,7 @@ from ..train.data_set import Part
 from ..train.distributed import this_team
 from ..train.fit import Fitted, choose_device, fit, predict_logits
 from ..train.metrics import score, tempered_loss
-from ..train.settings import FitConfig
+from ..train.settings import MOST_AT_ONCE, FitConfig, usual_batch
 from ..train.stored import Images
 from .own_task import outputs_loss, own_score, prove_graph, score_network, value_of
 
@@ -128,6 +128,10 @@ def fit_network(
 
     ``how``: what else :func:`fit_parts` takes.
     """
+    _, height, width = project.spec.shape
+    if config.batch == usual_batch(height, width) < MOST_AT_ONCE and this_team().rank == 0:
+        told = f"{config.batch} images of {height}x{width} a step, as large ones take memory, with a learning rate of {config.lr:g} all"
+        project.console.say(f"{new.stage}: {told} the same; `batch` and `lr` of a recipe's [train] say otherwise")
     state = state_file(project, new.stage, new.key) if this_team().rank == 0 else None  # the first process has it
     if state is not None and project.fresh:
         state.unlink(missing_ok=True)

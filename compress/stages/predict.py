@@ -23,8 +23,10 @@ from ..benchmarks.errors import refuse_odd_name
 from ..benchmarks.runtimes import Candidate, open_model
 from ..errors import CompressError, first_line, need_file, onnxruntime_errors
 from ..plots.predictions import Prediction, draw_grid
+from ..train.arrays import read_images
 from ..train.formats import read_image
 from ..train.metrics import sigmoid, softmax
+from ..train.pictures import Reader
 from .benchmark import shape_of
 from .import_network import start_of
 
@@ -63,7 +65,8 @@ def read(
     invert: bool = False,
     grid: Path | None = None,
 ) -> Predictions:
-    """Read image ``files``, or ``random`` test images, drawn by the seed; the picture goes to ``grid``, if matplotlib is there.
+    """Read image ``files``, ``.npz`` files of arrays of images among them, or ``random`` test images, drawn by the seed; the picture goes
+    to ``grid``, if matplotlib is there.
 
     Raises :class:`CompressError` where there is nothing to read, or two kinds of images.
     """
@@ -80,9 +83,17 @@ def read(
 
 def _read_files(context: Context, files: Sequence[Path], onnx: Path | None, invert: bool) -> tuple[list[Prediction], NDArray[np.uint8]]:
     sure, classes, spec = _open_file(onnx, context) if onnx else _open_artifact(_chosen(context))
-    images = np.stack([read_image(path, spec.shape, spec.resized) for path in files])
+    names, parts = list[str](), list[NDArray[np.uint8]]()
+    for path in files:
+        if path.suffix == ".npz":
+            parts.append(read_images(path, Reader(shape=spec.shape, levels=spec.levels))[:])
+            names += [f"{path}, {index}" for index in range(len(parts[-1]))]
+        else:
+            parts.append(read_image(path, spec.shape, spec.resized, spec.levels)[None])
+            names.append(str(path))
+    images = np.concatenate(parts)
     images = 255 - images if invert else images
-    return predict_images(sure, images, [str(path) for path in files], classes), images
+    return predict_images(sure, images, names, classes), images
 
 
 def _chosen(context: Context) -> Artifact:

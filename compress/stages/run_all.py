@@ -54,7 +54,8 @@ def run_all(context: Context, recipe: Recipe, measuring: Mapping[str, Any], limi
     removing = recipe.stage(RemoveConfig, "remove-channels") if recipe.table("remove-channels") else None
     if removing is not None:
         removing.in_steps()
-    tutoring = Tutoring(training=training_config(recipe), distil=recipe.stage(DistilConfig, "distil"))
+    training_config(recipe)
+    distil = recipe.stage(DistilConfig, "distil")
     exporting = recipe.stage(ExportConfig, "export")
     quantizing = recipe.stage(QuantizeConfig, "quantize", accept_unproved=limits.get("accept_unproved"))
     dynamic, static = (QuantizeConfig(mode=mode, images=quantizing.images, seed=quantizing.seed) for mode in ("dynamic", "static"))
@@ -67,8 +68,10 @@ def run_all(context: Context, recipe: Recipe, measuring: Mapping[str, Any], limi
 
     if context.starts_from_parent:
         project, _, root = start_of(context, TRAINED_STAGES)
+        tutoring = Tutoring(training=training_config(recipe, project.spec.shape), distil=distil)
     else:
         project = context.project(recipe)
+        tutoring = Tutoring(training=training_config(recipe, project.spec.shape), distil=distil)
         if removing is not None:
             _refuse_unreachable(project, tutoring.training, removing)
         trained = train(project, tutoring.training)

@@ -40,7 +40,7 @@ from ..artifacts.project import Project
 from ..benchmarks.statistics import Interval, over_launches
 from ..errors import CompressError, first_line
 from ..train.allocator import keep_freed_memory
-from ..train.augment import distort, draw_grid
+from ..train.augment import distort, draw_grid, draw_seeds, transform_of, vary
 from ..train.data_set import Part
 from ..train.fit import choose_device, fit
 from ..train.settings import AugmentConfig, FitConfig, heads
@@ -153,13 +153,14 @@ class _Pictures(Dataset[tuple[Tensor, int]]):
             alpha = 4 * config.elastic * math.sqrt(3 * math.pi) * sigma
             steps.append(transforms.ElasticTransform(alpha, sigma))
         self.transform = transforms.Compose([*steps, transforms.Normalize(spec.mean, spec.std)])
-        self.part = part
+        self.part, self.vary = part, transform_of(config, height, width) if config.varies else None
 
     def __len__(self) -> int:
         return len(self.part.labels)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        return self.transform(torch.from_numpy(self.part.images[index]).float() / 255), int(self.part.labels[index])
+        image = torch.from_numpy(self.part.images[index])
+        return self.transform((self.vary(image) if self.vary else image).float() / 255), int(self.part.labels[index])
 
 
 def _plain(job: Job, workers: int = 0) -> Block:
@@ -179,6 +180,8 @@ def _in_memory(job: Job, channels_last: bool = False, keep: bool = False, compil
         order = torch.randperm(len(labels)).to(device)
         for i in range(0, len(labels) - size + 1, size):
             x = images[order[i : i + size]]
+            if (seeds := draw_seeds(config, size)) is not None:
+                x = vary(x, seeds, config)
             if config.distorts:
                 x = distort(x.float(), draw_grid(config, size, x.shape[2], x.shape[3], device))
             x = prepare(x)

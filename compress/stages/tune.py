@@ -26,7 +26,7 @@ from ..models.k49 import K49Config
 from ..plots.tune import draw_history, draw_importances, draw_slices
 from ..train.errors import TrainError
 from ..train.fit import choose_device
-from ..train.settings import AugmentConfig, FitConfig
+from ..train.settings import MOST_AT_ONCE, AugmentConfig, FitConfig, usual_batch
 from ..train.space import Dimension, Space, as_plain, parse_space
 from ..train.storage import opened
 from ..train.tune import Attempt, Hopeless, Summary, Trial, TuneConfig, tune
@@ -104,7 +104,7 @@ def best_recipe(project: Project, recipe: Recipe, tuning: Tuning, tuned: Tuned) 
     """The best trial as TOML for `compress train --recipe`: every setting of training by its value, defaults too."""
     best = tuned.summary.best
     assert best is not None and project.model is not None
-    config = dataclasses.asdict(training_config(with_values(recipe, best.values)))
+    config = dataclasses.asdict(training_config(with_values(recipe, best.values), project.spec.shape))
     tables = {"model-options": options_with(project, best.values), "augment": config.pop("augment"), "train": config}
     source = project.source.source
     spec = {name: value for name, value in dataclasses.asdict(project.spec).items() if value != getattr(type(project.spec)(), name)}
@@ -137,6 +137,8 @@ def tune_project(project: Project, recipe: Recipe, tuning: Tuning) -> Tuned:
     """Run the trials that are missing, and write what all of them say. Raises CompressError when none was completed."""
     assert project.model is not None, "only files are measured without a model"
     space = read_space(project.model, recipe, tuning)
+    if tuning.space is None and usual_batch(*project.spec.shape[1:]) < MOST_AT_ONCE:  # what is built in is for small images
+        space.pop("train.batch", None)
     choose_device(project.device)
     study = tuning.study or re.sub(r"[^\w.-]+", "-", project.data.name).lstrip("-.") or "study"
     storage = tuning.storage or str(project.folder / "tune" / f"{study}.journal")
@@ -154,7 +156,8 @@ def tune_project(project: Project, recipe: Recipe, tuning: Tuning) -> Tuned:
     project.console.say(f"tune: study {study} in {re.sub(r'//.*@', '//', storage)}")
     # What the scores of a study depend on: trials under anything else are not to be compared with them.
     identity: dict[str, Any] = {"space": {name: json.dumps(one) for name, one in as_plain(space).items()}, "data": data_identity(project)}
-    identity |= {"network": network_identity(project), "training": dataclasses.asdict(training_config(recipe, epochs=tuning.epochs))}
+    training = training_config(recipe, project.spec.shape, epochs=tuning.epochs)
+    identity |= {"network": network_identity(project), "training": dataclasses.asdict(training)}
     identity |= {name: getattr(tuning, name) for name in ("fraction", "max_params", "max_macs")}
     with opened(storage) as store:
         objective = _objective(project, recipe, tuning)
@@ -223,7 +226,7 @@ def _objective(project: Project, recipe: Recipe, tuning: Tuning) -> Callable[[At
 
     def trained(attempt: Attempt) -> float:
         assert project.model is not None
-        config = training_config(with_values(recipe, attempt.values), epochs=tuning.epochs)
+        config = training_config(with_values(recipe, attempt.values), project.spec.shape, epochs=tuning.epochs)
         model = dataclasses.replace(project.model, options=options_with(project, attempt.values))
         try:
             # As `compress train` does it, so that the same settings give the same weights.

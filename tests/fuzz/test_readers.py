@@ -66,7 +66,7 @@ from compress.stages.cross_validate import _read_fold
 from compress.stages.predict import _open_file
 from compress.stages.tune import Tuning, read_space
 from compress.stages.verify import verify
-from compress.train.formats import read_array, read_class_map, read_image
+from compress.train.formats import read_array, read_class_map, read_image, read_rows
 from compress.train.state import State, _digest, fits, read_snapshot, save_snapshot, take_snapshot
 from compress.train.storage import opened
 
@@ -290,7 +290,9 @@ def space(path: Path) -> None:
 
 READERS: dict[str, tuple[str, Callable[[Path], bytes], Callable[[Path], Any]]] = {
     "npz": ("images.npz", npz, read_array),
+    "npz in parts": ("images.npz", npz, lambda path: [*read_rows(path, 100)]),
     "IDX": ("images-idx3-ubyte", idx, read_array),
+    "IDX in parts": ("images-idx3-ubyte", idx, lambda path: [*read_rows(path, 100)]),
     "PNG": ("a.png", picture("PNG"), lambda path: read_image(path, SHAPE)),
     "JPEG": ("a.jpg", picture("JPEG"), lambda path: read_image(path, SHAPE)),
     "GIF": ("a.gif", picture("GIF"), lambda path: read_image(path, SHAPE)),

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from compress.train.augment import Mix, distort, draw_grid, draw_mix, mix
+from compress.train.augment import Mix, distort, draw_grid, draw_mix, draw_seeds, mix, vary
 from compress.train.settings import AugmentConfig
 
 CPU = torch.device("cpu")
@@ -97,3 +97,58 @@ def test_the_box_of_cutmix_has_the_area_that_was_drawn(monkeypatch: pytest.Monke
     monkeypatch.setattr(torch, "rand", lambda size: torch.full((size,) if size else (), 0.5))
     how = draw_mix(AugmentConfig(cutmix=1.0), 4, 20, 12)
     assert how is not None and how.box == (5, 15, 3, 9) and how.share == 0.75
+
+
+def varied(config: AugmentConfig, x: Tensor) -> Tensor:
+    torch.manual_seed(4)
+    seeds = draw_seeds(config, len(x))
+    assert seeds is not None
+    return vary(x, seeds, config)
+
+
+def test_mirrored_are_as_many_as_was_asked_and_to_the_last_bit() -> None:
+    x = images(400).to(torch.uint8)
+    assert torch.equal(varied(AugmentConfig(hflip=1.0), x), x.flip(3))
+    found = varied(AugmentConfig(hflip=0.25), x)
+    mirrored = (found == x.flip(3)).flatten(1).all(1)
+    assert 70 < mirrored.sum() < 130 and torch.equal(found[~mirrored], x[~mirrored])
+
+
+def test_a_crop_has_the_share_and_the_shape_that_were_asked() -> None:
+    """Each pixel says where it stands: two channels of rows and columns, of which a crop sees a part, made as large as before."""
+    place = torch.arange(240, dtype=torch.uint8)
+    x = torch.stack([place[:, None].expand(240, 240), place.expand(240, 240)]).expand(100, 2, 240, 240)
+    found = varied(AugmentConfig(resized_crop=0.5), x)
+    assert found.shape == x.shape and found.dtype == torch.uint8
+    height, width = (found[:, channel].flatten(1).float().aminmax(dim=1) for channel in (0, 1))
+    tall, wide = height.max - height.min + 1, width.max - width.min + 1
+    share, ratio = tall * wide / 240**2, wide / tall
+    assert 0.48 < share.min() < 0.6 and 0.9 < share.max() <= 1
+    assert 0.73 < ratio.min() < 0.9 and 1.1 < ratio.max() < 1.36
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 16])
+def test_each_image_is_varied_by_its_own_seed_whoever_stands_beside_it(channels: int) -> None:
+    x = torch.randint(0, 256, (6, channels, 12, 10), dtype=torch.uint8)
+    config = AugmentConfig(hflip=0.5, resized_crop=0.3, trivial_augment=channels in (1, 3))
+    torch.manual_seed(4)
+    seeds = draw_seeds(config, 6)
+    before = torch.get_rng_state()
+    assert seeds is not None
+    whole = vary(x, seeds, config)
+    assert torch.equal(vary(x[2:4], seeds[2:4], config), whole[2:4]) and not torch.equal(whole, x)
+    assert torch.equal(torch.get_rng_state(), before), "what follows is drawn as if nothing had been"
+
+
+def test_trivial_augment_changes_most_images_each_in_another_way() -> None:
+    """Of its fourteen changes one is none, and many are that at their least."""
+    x = images(1, 20, 20)[:, :1].to(torch.uint8).expand(200, 1, 20, 20)
+    found = varied(AugmentConfig(trivial_augment=True), x)
+    assert 100 < (found != x).flatten(1).any(1).sum() < 200
+    assert len({one.numpy().tobytes() for one in found}) > 50
+
+
+def test_nothing_is_drawn_where_no_image_is_varied() -> None:
+    before = torch.get_rng_state()
+    assert draw_seeds(AugmentConfig(rotate=10, mixup=0.2), 5) is None
+    assert torch.equal(torch.get_rng_state(), before)

@@ -23,6 +23,7 @@ from compress.train.cache import ABOUT, IMAGES, Cache, Entry
 from compress.train.data_set import DataSet, Part
 from compress.train.errors import TrainError
 from compress.train.fit import fit
+from compress.train.levels import Levels
 from compress.train.pictures import BrokenPictures
 from compress.train.settings import AugmentConfig, FitConfig
 from compress.train.sources import load_data, stamp
@@ -241,7 +242,30 @@ def test_a_cache_in_the_folder_of_the_data_is_none_of_the_data(folder: Path, kep
     assert alike(load_data(str(folder), shape=SHAPE, kept=inside), first)
 
 
-@pytest.mark.parametrize("augment", [AugmentConfig(), AugmentConfig(mixup=0.3, cutmix=1, rotate=5)])
+def test_what_is_clipped_of_deep_pictures_is_counted_from_the_cache_too(tmp_path: Path, kept: Cache) -> None:
+    """Half of the pixels of each lie above the range."""
+    (tmp_path / "deep" / "a").mkdir(parents=True)
+    for index in range(12):
+        pixels = np.repeat(np.array([[1000], [9000]], np.uint16) + index, 5, axis=1)
+        Image.fromarray(pixels).save(tmp_path / "deep" / "a" / f"{index}.{'png' if index % 2 else 'tif'}")
+    sets = [
+        load_data(str(tmp_path / "deep"), shape=(1, 2, 5), levels=Levels(span), kept=cache)
+        for span in ((0.0, 4000.0), (0.0, 10000.0), None)
+        for cache in (None, kept, kept)
+    ]
+    assert [one.about.clipped for one in sets] == [12 * 5] * 3 + [0] * 6
+    assert len({one.fingerprint for one in sets}) == len(kept.entries()) == 3
+    assert set(sets[0].train.images[:][:, 0, 0].flat) == {64} and set(sets[-1].train.images[:][:, 0, 0].flat) == {4}
+
+
+@pytest.mark.parametrize(
+    "augment",
+    [
+        AugmentConfig(),
+        AugmentConfig(mixup=0.3, cutmix=1, rotate=5),
+        AugmentConfig(hflip=0.5, resized_crop=0.5, trivial_augment=True, cutmix=1),
+    ],
+)
 def test_training_from_disk_gives_the_weights_of_training_from_memory(
     augment: AugmentConfig, folder: Path, kept: Cache, streamed: None
 ) -> None:

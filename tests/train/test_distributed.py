@@ -47,7 +47,7 @@ def train(folder: Path, seed: int, rank: int, name: str, stopping: bool = False)
         nn.Flatten(),
     ]
     network = nn.Sequential(*features, nn.Linear(36, 8), nn.BatchNorm1d(8), nn.Linear(8, 3)).double()
-    augment = AugmentConfig(rotate=10, elastic=0.5, mixup=0.3, cutmix=1.0)
+    augment = AugmentConfig(rotate=10, elastic=0.5, mixup=0.3, cutmix=1.0, hflip=0.5, resized_crop=0.5, trivial_augment=True)
     config = FitConfig(epochs=2, batch=6, lr=0.01, ema=0.9, imbalance="logit-adjusted", augment=augment)
     part = arrays[0][:51], arrays[1][:51]
     fitted = fit(

@@ -95,6 +95,7 @@ SETTINGS = [
     FitConfig(epochs=4, batch=32, lr=0.01, precision="bf16"),
     FitConfig(epochs=4, batch=32, lr=0.01, ema=0.9, imbalance="weighted", augment=AugmentConfig(rotate=5, shift=1, elastic=1)),
     FitConfig(epochs=4, batch=32, lr=0.01, ema=0.9, imbalance="logit-adjusted", augment=AugmentConfig(mixup=0.3, cutmix=1)),
+    FitConfig(epochs=4, batch=32, lr=0.01, augment=AugmentConfig(hflip=0.5, resized_crop=0.5, trivial_augment=True, rotate=5, mixup=0.2)),
 ]
 
 

@@ -3,6 +3,7 @@
 import gzip
 import io
 import os
+import struct
 import subprocess
 import sys
 import tracemalloc
@@ -16,7 +17,9 @@ from real_data import DATA, needs_data
 
 from compress.train.errors import TrainError
 from compress.train.formats import read_array, read_class_map, read_image
+from compress.train.levels import Levels
 from compress.train.pictures import Reader
+from compress.train.resize import STRETCH
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (5, 4, 3), dtype=np.uint8)
 
@@ -210,15 +213,41 @@ def test_unusable_images_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     Image.fromarray(np.random.default_rng(4).integers(0, 256, (40, 40), dtype=np.uint8)).save(tmp_path / "a.png")
     with pytest.raises(TrainError, match=r"cut\.png is not a usable image"):
         read_image(written(tmp_path, (tmp_path / "a.png").read_bytes()[:900], "cut.png"), (1, 4, 4))
-    Image.fromarray(np.zeros((4, 4), np.uint16)).save(tmp_path / "deep.png")
-    with pytest.raises(TrainError, match=r"deep\.png .*more than 8 bits per channel"):
-        read_image(tmp_path / "deep.png", (1, 4, 4))
+    Image.fromarray(np.linspace(-1.5, 1, 16, dtype=np.float32).reshape(4, 4)).save(tmp_path / "deep.tif")
+    with pytest.raises(TrainError, match=r"deep\.tif is not a usable image \(.*float32, of -1\.5 to 1; .* --range -1\.5,1\)"):
+        read_image(tmp_path / "deep.tif", (1, 4, 4))
     with pytest.raises(TrainError, match=r"channels \(=2\)"):
         read_image(tmp_path / "a.png", (2, 4, 4))
     for limit in (1000, 100):  # Pillow warns of more pixels than the limit, and raises from twice as many on
         monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
         with pytest.raises(TrainError, match=r"a\.png is not a usable image .*decompression bomb"):
             read_image(tmp_path / "a.png", (1, 4, 4))
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.tif", "big.tif", "a.pgm"])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_grey_of_16_bits_is_read_by_its_whole_range_or_the_one_that_was_said(name: str, channels: int, tmp_path: Path) -> None:
+    values = np.array([[0, 257, 4095], [32896, 65535, 2048]], np.uint16)
+    if name == "big.tif":  # the other order of bytes, as some microscopes write it
+        entries = [(256, 3, 3), (257, 3, 2), (258, 3, 16), (259, 3, 1), (262, 3, 1), (273, 3, 8), (277, 3, 1), (278, 3, 2), (279, 3, 12)]
+        tags = b"".join(struct.pack(">HHIHH", tag, kind, 1, value, 0) for tag, kind, value in entries)
+        header, pixels = struct.pack(">2sHI", b"MM", 42, 20), values.astype(">u2").tobytes()
+        (tmp_path / name).write_bytes(header + pixels + struct.pack(">H", len(entries)) + tags + bytes(4))
+    else:
+        Image.fromarray(values).save(tmp_path / name)
+    shape = (channels, 2, 3)
+    assert read_image(tmp_path / name, shape)[-1].tolist() == [[0, 1, 16], [128, 255, 8]]  # value / 257, rounded
+    assert read_image(tmp_path / name, shape, STRETCH, Levels((0, 4095)))[0].tolist() == [[0, 16, 255], [255, 255, 128]]
+
+
+def test_grey_of_floats_needs_a_range_and_rgb_of_8_bits_takes_none(tmp_path: Path) -> None:
+    Image.fromarray(np.array([[-1.0, 0.0, 1.0]], np.float32)).save(tmp_path / "a.tif")
+    assert read_image(tmp_path / "a.tif", (1, 1, 3), STRETCH, Levels((-1, 1))).tolist() == [[[0, 128, 255]]]
+    Image.fromarray(np.array([[np.nan, 0.0, 1.0]], np.float32)).save(tmp_path / "b.tif")
+    with pytest.raises(TrainError, match=r"b\.tif is not a usable image \(it holds 1 values that are no finite numbers, such as nan"):
+        read_image(tmp_path / "b.tif", (1, 1, 3), STRETCH, Levels((-1, 1)))
+    Image.fromarray(np.array([[[1, 2, 3]]], np.uint8)).save(tmp_path / "a.png")
+    assert read_image(tmp_path / "a.png", (3, 1, 1), STRETCH, Levels((0, 7))).ravel().tolist() == [1, 2, 3]
 
 
 def test_a_tag_of_another_type_is_damage(tmp_path: Path) -> None:

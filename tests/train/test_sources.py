@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 from real_data import DATA, needs_data
 
-from compress.train import sources
+from compress.train import arrays, sources
 from compress.train.data_set import DataSet, Part
 from compress.train.download import fetch
 from compress.train.errors import TrainError
@@ -149,7 +149,7 @@ def test_official_kuzushiji_49_labels_pass_their_md5_and_name_their_classes(tmp_
         assert fetch("http://127.0.0.1:9/never-asked", here, md5=sources.K49_MD5[name]) == here
         labels = read_array(here)
         assert labels.shape == (count,) and labels.max() == 48
-    assert read_class_map(DATA / "k49" / "k49_classmap.csv", 49) == sources._CLASS_NAMES["k49"]
+    assert read_class_map(DATA / "k49" / "k49_classmap.csv", 49) == arrays.CLASS_NAMES["k49"]
 
 
 @needs_data
@@ -180,14 +180,19 @@ def test_k49_is_read_from_the_cache_and_else_fetched_by_its_official_md5(tmp_pat
     assert ("http://codh.rois.ac.jp/kmnist/dataset/k49/" + name, tmp_path / "k49" / name, "7ac088b20481cf51dcd01ceaab89d821") in asked
 
 
-def test_emnist_is_turned_upright_and_kmnist_is_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write_idx(tmp_path / "EMNIST" / "raw", "emnist-balanced-train", "emnist-balanced-test")
-    write_idx(tmp_path / "KMNIST" / "raw")
-    monkeypatch.setattr(sources, "read_array", lambda path: np.resize(TEST, (20, 4, 4)) if "images" in path.name else TEST_LABELS)
+def test_emnist_is_turned_upright_and_kmnist_is_not(tmp_path: Path) -> None:
+    square = np.resize(TEST, (20, 4, 4))
+    for folder, names in (("EMNIST", ("emnist-balanced-train", "emnist-balanced-test")), ("KMNIST", ("train", "t10k"))):
+        write_idx(tmp_path / folder / "raw", *names)
+        for name in names:
+            content = bytes([0, 0, 8, 3]) + np.array(square.shape, ">u4").tobytes() + square.tobytes()
+            (tmp_path / folder / "raw" / f"{name}-images-idx3-ubyte").write_bytes(content)
+            content = bytes([0, 0, 8, 1]) + np.array([20], ">u4").tobytes() + TEST_LABELS.astype(np.uint8).tobytes()
+            (tmp_path / folder / "raw" / f"{name}-labels-idx1-ubyte").write_bytes(content)
     emnist, kmnist = (load_data(name, shape=(1, 4, 4), cache=tmp_path) for name in ("emnist", "kmnist"))
     check(emnist)
     np.testing.assert_array_equal(emnist.test.images[:, 0], kmnist.test.images[:, 0].transpose(0, 2, 1))
-    np.testing.assert_array_equal(kmnist.test.images[:, 0], np.resize(TEST, (20, 4, 4)))
+    np.testing.assert_array_equal(kmnist.test.images[:, 0], square)
 
 
 def test_torchvision_downloads_what_is_missing_and_its_failure_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -202,7 +207,7 @@ def test_torchvision_downloads_what_is_missing_and_its_failure_is_one_line(tmp_p
 
     stub = types.SimpleNamespace(datasets=types.SimpleNamespace(KMNIST=kmnist, EMNIST=emnist))
     monkeypatch.setitem(sys.modules, "torchvision", stub)
-    monkeypatch.setitem(sources._CLASS_NAMES, "kmnist", tuple("abcd"))
+    monkeypatch.setitem(arrays.CLASS_NAMES, "kmnist", tuple("abcd"))
     assert load_data("kmnist", shape=SHAPE, cache=tmp_path).classes == tuple("abcd")
     assert calls == [(str(tmp_path), {"download": True})]
     with pytest.raises(TrainError, match=r"EMNIST could not be downloaded \(no route to host\); .*emnist-balanced-train-.*EMNIST/raw"):
@@ -318,8 +323,15 @@ def test_a_class_without_training_images_is_allowed(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arrays", "line"),
     [
-        ({"train_imgs": TRAIN[..., None]}, r"tiny-train-imgs\.npz: images \(=uint8 \(40, 4, 5, 1\)\) must be uint8 of shape \(N, H, W\)"),
-        ({"train_imgs": TRAIN.astype(np.float32)}, r"tiny-train-imgs\.npz: images \(=float32 \(40, 4, 5\)\) must be uint8"),
+        (
+            {"train_imgs": TRAIN[..., None].repeat(17, axis=3)},
+            r"tiny-train-imgs\.npz: images \(=uint8 \(40, 4, 5, 17\)\) must be of shape \(N, H, W\), or \(N, H, W, C\) with 1 to 16",
+        ),
+        ({"train_imgs": TRAIN[..., None].repeat(3, axis=3)}, r"images \(=\(3, 4, 5\)\) must have the network's input shape \(1, 4, 5\)"),
+        (
+            {"train_imgs": TRAIN / np.float32(255)},
+            r"tiny-train-imgs\.npz: images are float32, of 0 to 1; say which values become black and white, .* --range 0,1$",
+        ),
         ({"test_imgs": TEST[:, :3]}, r"tiny-test-imgs\.npz: images \(=\(1, 3, 5\)\) must have the network's input shape \(1, 4, 5\)"),
         ({"test_imgs": TEST[:-1]}, r"tiny-test-imgs\.npz: 19 images, but 20 labels in .*tiny-test-labels\.npz"),
         ({"train_labels": TRAIN_LABELS.astype(float)}, r"tiny-train-labels\.npz: labels \(=float64 \(40,\)\) must be whole numbers"),

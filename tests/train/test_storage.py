@@ -121,16 +121,20 @@ def test_trials_that_say_something_of_another_type_are_named(attributes: dict[st
 
 
 def test_workers_that_start_together_on_a_new_database_all_get_it(tmp_path: Path) -> None:
+    """Each keeps a study there, and whoever comes later finds all of them."""
+    names = {"a", "b", "c", "d"}
     for number in range(4):
-        gate = threading.Barrier(4)
+        gate, where = threading.Barrier(len(names)), f"sqlite:///{tmp_path}/{number}.db"
 
-        def start(where: str, gate: threading.Barrier = gate) -> None:
+        def start(name: str, gate: threading.Barrier = gate, where: str = where) -> None:
             gate.wait()
             with opened(where) as storage:
-                storage.get_all_studies()
+                optuna.create_study(study_name=name, storage=storage)
 
-        with ThreadPoolExecutor(4) as pool:
-            list(pool.map(start, [f"sqlite:///{tmp_path}/{number}.db"] * 4))
+        with ThreadPoolExecutor(len(names)) as pool:
+            list(pool.map(start, sorted(names)))
+        with opened(where) as storage:
+            assert {study.study_name for study in storage.get_all_studies()} == names
 
 
 def test_a_database_that_never_opens_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -27,6 +27,7 @@ from compress.artifacts.artifact import (
 from compress.artifacts.parts import Data, Images, Metrics, Model, Step
 from compress.artifacts.records import parse_record, plain
 from compress.errors import ArtifactError, CompressError
+from compress.train.errors import TrainError
 from compress.train.resize import Resize
 
 PAYLOAD = b"\x08\x0a" * 500
@@ -313,8 +314,8 @@ def test_artifacts_are_found_newest_first_and_others_passed_over(tmp_path: Path)
 @pytest.mark.parametrize(
     ("given", "told"),
     [
-        ({"shape": (28, 28)}, r"image shape \(=28x28\) must be CxHxW with 1 or 3 channels"),
-        ({"shape": (2, 28, 28)}, r"image shape \(=2x28x28\)"),
+        ({"shape": (28, 28)}, r"image shape \(=28x28\) must be CxHxW with 1 to 16 channels"),
+        ({"shape": (17, 28, 28)}, r"image shape \(=17x28x28\)"),
         ({"shape": (1, 0, 28)}, r"image shape \(=1x0x28\)"),
         ({"mean": (0.1, 0.2, 0.3)}, r"mean \(=\(0\.1, 0\.2, 0\.3\)\) must have one value or one per channel \(1\)"),
         ({"shape": (3, 8, 8), "std": (1.0, 1.0)}, r"std .* one per channel \(3\)"),
@@ -338,3 +339,9 @@ def test_an_input_read_from_json_equals_the_one_written() -> None:
         assert parse_record(json.dumps(plain(one)), InputSpec, where="input", again="make it again") == one
     with pytest.raises(CompressError, match=r"input is damaged: .*crop \(=7\.0\) must lie in"):
         parse_record('{"shape": [1, 4, 4], "resize": {"way": "crop", "crop": 7.0}}', InputSpec, where="input", again="make it again")
+
+
+@pytest.mark.parametrize("span", [(0.0, 0.0), (0.0, float("inf")), (1.0, 2.0, 3.0)])
+def test_a_range_of_values_that_is_none_is_refused(span: Any) -> None:
+    with pytest.raises(TrainError, match=r"range \(=.*\) must be LOW,HIGH, two finite numbers of which the first is smaller"):
+        InputSpec(range=span)

@@ -104,10 +104,17 @@ def test_a_file_that_does_not_give_a_factory_is_refused(write: Write, source: st
             model.factory()
 
 
-def test_a_network_of_a_package_needs_no_file() -> None:
+def test_a_network_of_a_package_needs_no_file(tmp_path: Path) -> None:
     named = ModelReference(reference="torchvision:mobilenet_v3_small", options={"dropout": 0.1})
     assert named.slug == "torchvision-mobilenet_v3_small" and not named.is_built_in
     assert named.identity() == {"reference": named.reference, "options": {"dropout": 0.1}, "source": None}
-    assert named.images["shape"] == (3, 224, 224) and ModelReference(reference="k49").images == {}
+    asked = named.images(tmp_path)
+    assert asked["shape"] == (3, 224, 224) and ModelReference(reference="k49").images(tmp_path) == {}
+    assert not [*tmp_path.iterdir()], "nothing is noted before something was made"
+    named.note_images(tmp_path)
+    [note] = tmp_path.rglob("*.json")
+    assert named.images(tmp_path) == asked
+    note.write_text(note.read_text().replace("0.485", "0.25"))
+    assert named.images(tmp_path)["mean"] == (0.25, 0.456, 0.406), "it is read"
     with pytest.raises(NetworkError, match=r"model \(=timm:\.\./x\) must name a network of timm"):
         _ = ModelReference(reference="timm:../x").slug

@@ -45,6 +45,7 @@ def test_every_recipe_file_is_one_of_a_network_or_for_all_others() -> None:
         "k49",
         "emnist",
         "any",
+        "any-rgb",
         "k49-digits",
         "k49-reference",
         "k49-second",
@@ -87,6 +88,36 @@ def test_augmentation_is_part_of_the_training_settings(write: Callable[[str], Pa
     assert (config.augment.rotate, config.ema, config.epochs) == (12.0, 0.5, 3)
     with pytest.raises(CompressError, match=r"rotat in \[augment\] is unknown; did you mean rotate\?"):
         training_config(load_recipe(write("[augment]\nrotat = 12"), model="emnist"))
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "batch"),
+    [(28, 28, 128), (90, 90, 128), (90, 92, 64), (92, 92, 64), (224, 224, 16), (256, 256, 16), (256, 257, 8), (4096, 4096, 8)],
+)
+def test_the_batch_that_nobody_named_follows_the_pixels(height: int, width: int, batch: int, write: Callable[[str], Path]) -> None:
+    """Worked by hand: 128 * 90 * 92 = 1,059,840 > 2**20 = 1,048,576 = 16 * 256 * 256."""
+    shape, plain = (3, height, width), load_recipe(None, model="net.py:make")
+    assert training_config(plain, shape).batch == batch
+    assert training_config(plain, shape, batch=None, epochs=3).batch == batch
+    assert training_config(plain, shape, batch=96).batch == 96
+    said = load_recipe(write("[train]\nbatch = 48"), model="net.py:make")
+    assert training_config(said, shape).batch == 48
+    assert training_config(load_recipe(None, model="k49"), shape).batch == 128, "its recipe says so"
+    assert training_config(plain).batch == 128
+
+
+def test_the_recipe_for_photographs_is_for_any_network_and_its_changes_may_be_said_by_hand(write: Callable[[str], Path]) -> None:
+    recipe = load_recipe(Path("any-rgb"), model="net.py:make")
+    config = training_config(recipe, (3, 224, 224))
+    assert recipe.model == "net.py:make" and config.batch == 16
+    assert (config.augment.hflip, config.augment.resized_crop, config.augment.trivial_augment) == (0.5, 0.35, True)
+    by_hand = training_config(load_recipe(None, model="net.py:make"), hflip=0.25, resized_crop=0.5, lr=0.1)
+    assert by_hand.augment == AugmentConfig(hflip=0.25, resized_crop=0.5) and by_hand.lr == 0.1
+    with pytest.raises(CompressError, match=r"hflip \(=2.0\) must lie in \[0, 1\]; 0\.5 suits photographs"):
+        training_config(recipe, hflip=2.0)
+    with pytest.raises(CompressError, match=r"trivial_augment \(=True\) changes colours, for images of 1 or 3 channels; these have 4"):
+        training_config(recipe, (4, 32, 32))
+    assert not training_config(load_recipe(None, model="net.py:make"), (4, 32, 32)).augment.varies
 
 
 def test_the_command_line_wins_over_the_recipe_and_that_over_the_defaults(write: Callable[[str], Path]) -> None:
@@ -158,7 +189,7 @@ def test_a_bool_may_not_be_a_number(write: Callable[[str], Path]) -> None:
 
 
 def test_a_recipe_that_is_missing_or_no_text_is_refused(tmp_path: Path) -> None:
-    told = r"recipe \(=.*none\.toml\): there is no such file, and no recipe of the toolkit has this name \(any, emnist, "
+    told = r"recipe \(=.*none\.toml\): there is no such file, and no recipe of the toolkit has this name \(any, any-rgb, emnist, "
     with pytest.raises(CompressError, match=told):
         load_recipe(tmp_path / "none.toml")
     with pytest.raises(CompressError, match=r"recipe \(=.*\) is not a file"):

@@ -18,7 +18,7 @@ from compress.train.settings import AugmentConfig, DistilConfig, FitConfig
 NAN = float("nan")
 REFUSED: list[tuple[type, str, Any, str]] = [
     (FitConfig, "epochs", 0, "must be at least 1"),
-    (FitConfig, "batch", 1, "must be at least 2; batch norm needs two images, 256 is the default"),
+    (FitConfig, "batch", 1, "must be at least 2; batch norm needs two images; left out: 128, fewer of large images"),
     (FitConfig, "optimiser", "sgdd", "must be adam or adamw"),
     (FitConfig, "lr", 0.0, "must be a positive number; 0.001 is a good start for Adam"),
     (FitConfig, "lr", NAN, "must be a positive number"),

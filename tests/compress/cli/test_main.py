@@ -190,7 +190,7 @@ import sys
 from compress.cli.main import main
 
 assert main() == 0
-heavy = {"torch", "onnx", "onnx_ir", "onnxruntime", "sklearn", "scipy", "matplotlib", "PIL"} & set(sys.modules)
+heavy = {"torch", "torchvision", "onnx", "onnx_ir", "onnxruntime", "sklearn", "scipy", "matplotlib", "PIL"} & set(sys.modules)
 assert not heavy, heavy
 """
 
@@ -214,6 +214,62 @@ def test_what_is_done_already_is_found_without_loading_torch_or_reading_an_image
         done = subprocess.run([sys.executable, "-c", HEAVY, *command], capture_output=True, text=True)
         assert done.returncode == 0, (command, done.stderr)
         assert "unchanged" in done.stderr
+
+
+def test_what_is_done_for_a_network_of_a_package_is_found_without_loading_it(
+    here: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Even though its mean, std and crop are the package's; where the note of them is damaged, the package is asked again."""
+    for name, value in (("dark", 40), ("light", 200)):
+        (here / "photos" / name).mkdir(parents=True)
+        for index in range(20):
+            Image.new("RGB", (32, 32), (value + index, value, value)).save(here / "photos" / name / f"{index}.png")
+    command = ["train", "--model", "torchvision:mobilenet_v3_small", "--image-shape", "3x32x32", "--data", "photos", "--epochs", "1"]
+    assert run(capfd, monkeypatch, *command)[0] == 0
+    done = subprocess.run([sys.executable, "-c", HEAVY, *command], capture_output=True, text=True)
+    assert done.returncode == 0 and "unchanged" in done.stderr, done.stderr
+    [made] = here.glob("runs/*/train/*/artifact.json")
+    assert json.loads(made.read_text())["input"]["mean"] == [0.485, 0.456, 0.406]
+    [note] = [file for file in here.glob("runs/.data/*.json") if "mean" in file.read_text()]
+    note.write_text('{"mean": "red"}')
+    code, _, err = run(capfd, monkeypatch, *command)
+    assert code == 0 and "unchanged" in err
+
+    # Its trained weights too: where they lie is asked once, and again where they have gone from there.
+    import torch
+    from torchvision import models
+
+    where = Path(models.MobileNet_V3_Small_Weights.DEFAULT.url).name
+    monkeypatch.setenv("TORCH_HOME", str(here / "hub"))
+    (here / "hub" / "hub" / "checkpoints").mkdir(parents=True)
+    torch.save(models.mobilenet_v3_small().state_dict(), here / "hub" / "hub" / "checkpoints" / where)
+    assert run(capfd, monkeypatch, *command, "--pretrained")[0] == 0
+    done = subprocess.run([sys.executable, "-c", HEAVY, *command, "--pretrained"], capture_output=True, text=True)
+    assert done.returncode == 0 and done.stderr.count("unchanged") == 2, done.stderr
+    (here / "hub").rename(here / "moved")
+    monkeypatch.setenv("TORCH_HOME", str(here / "moved"))
+    code, _, err = run(capfd, monkeypatch, *command, "--pretrained")
+    assert code == 0 and err.count("unchanged") == 2
+
+
+def test_large_images_are_trained_on_few_at_a_time_and_that_is_said(
+    here: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (here / "net.py").write_text(
+        "from torch import nn\n\ndef make(classes):\n"
+        "    return nn.Sequential(nn.AvgPool2d(32), nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, classes))\n"
+    )
+    for name, value in (("dark", 40), ("light", 200)):
+        (here / "photos" / name).mkdir(parents=True)
+        for index in range(10):
+            Image.new("RGB", (224, 224), (value + index, value, value)).save(here / "photos" / name / f"{index}.png")
+    command = ["train", "--model", "net.py:make", "--image-shape", "3x224x224", "--data", "photos", "--epochs", "1"]
+    code, _, err = run(capfd, monkeypatch, *command)
+    assert code == 0
+    assert "train: 16 images of 224x224 a step, as large ones take memory, with a learning rate of 0.001 all the same" in err
+    assert run(capfd, monkeypatch, *command, "--batch", "4")[0] == 0
+    batches = {json.loads(file.read_text())["config"]["batch"] for file in here.glob("runs/net-make/train/*/artifact.json")}
+    assert batches == {4, 16}
 
 
 def test_an_interrupted_training_starts_anew_where_that_is_asked_for(

@@ -21,6 +21,7 @@ from compress.artifacts.recipe import load_recipe, training_config
 from compress.cli import main as cli
 from compress.errors import CompressError
 from compress.models.k49 import K49Config
+from compress.stages import tune as tune_module
 from compress.stages.train import train
 from compress.stages.tune import SPACES, Tuning, read_space, tune_project
 from compress.train.data_set import DataSet, Part
@@ -116,6 +117,30 @@ def test_the_built_in_spaces_are_read_and_every_choice_of_k49_can_be_built() -> 
         for depths in space["model-options.depths"].extremes:
             K49Config(classes=47, widths=widths, depths=depths)
     assert {path.stem for path in SPACES.glob("*.toml")} == {"emnist", "k49", "any"}
+
+
+def test_the_built_in_batches_are_for_small_images_and_large_ones_keep_the_batch_that_follows_their_pixels(
+    tmp_path: Path, few: DataSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Tried are 64 to 256 images a step, which are gigabytes of 224x224; a space of the user's own is taken as it is."""
+
+    class Seen(Exception):
+        pass
+
+    def see(objective: Any, space: Any, *others: Any) -> None:
+        raise Seen(*sorted(space))
+
+    monkeypatch.setattr(tune_module, "tune", see)
+    model = ModelReference(reference="torchvision:mobilenet_v3_small")
+    small, large = (InputSpec(shape=(3, side, side)) for side in (32, 224))
+    for spec, more, there in (
+        (small, {}, True),
+        (large, {}, False),
+        (large, {"space": tuning(tmp_path, "[space]\ntrain.batch = {choices = [4, 8]}").space}, True),
+    ):
+        with pytest.raises(Seen) as seen:
+            tune_project(project_in(tmp_path, few, model=model, spec=spec), load_recipe(None, model=model.reference), Tuning(**more))
+        assert ("train.batch" in seen.value.args) == there
 
 
 def test_options_of_a_users_factory_can_be_tuned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
