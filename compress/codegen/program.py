@@ -15,12 +15,23 @@ Refuses, naming the node and before anything is written: operators, types and sh
 Source: ONNX operators, onnx.ai/onnx/operators; the integers are those of QuantizeLinear and DequantizeLinear there.
 """
 
+import math
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import onnx
 
+from ..errors import shown
+from .calls import Call, Contract
+from .emit import body, margins
+from .expressions import Tensor
+from .lower import lower
+from .plan import place
+from .read import CodegenError, Graph, read
 from .target import Target
+from .text import Text
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,4 +78,112 @@ def generate(model: onnx.ModelProto | Path, *, name: str, target: Target) -> Pro
     Raises:
         CompressError: for what the module refuses.
     """
-    raise NotImplementedError
+    if not re.fullmatch("[A-Za-z_][A-Za-z0-9_]*", name):
+        raise CodegenError(f'name (="{shown(name)}") must be a C identifier: letters, digits and _, no digit first')
+    graph = read(model)
+    calls, image, outputs = lower(graph)
+    text = Text(target.lanes)
+    arena, lives = place(calls, target.lanes)
+    start = 0
+    for output in outputs:
+        output.offset, start = start, start + math.prod(output.shape)
+    functions, layers, begun = [], [], set[Tensor]()
+    for number, (call, bytes_) in enumerate(zip(calls, lives, strict=True)):
+        before = text.flash
+        lines = [line for tensor in call.writes if tensor.whole not in begun for line in margins(tensor.whole, target.lanes)]
+        begun.update(tensor.whole for tensor in call.writes)
+        lines += body(text, call)
+        functions.append(_function(f"{name}_{number}", call, lines))
+        layers.append(Layer(name=call.name, kind=_kind(call), macs=call.macs(), weights=text.flash - before, arena=bytes_))
+    port = Port(name=graph.input, shape=image.shape, dtype="uint8" if image.dtype == "u8" else "float32")
+    ports = tuple(Port(name=one.name, shape=one.shape, dtype="float32") for one in outputs)
+    files = {
+        f"{name}.h": _header(name, graph, port, ports, arena, text.flash),
+        f"{name}.c": _source(name, graph.labels, text, functions, calls, target),
+        "kernels.h": (Path(__file__).parent / "kernels.h").read_text(encoding="utf-8"),
+    }
+    return Program(files=files, arena_bytes=arena, flash_bytes=text.flash, layers=tuple(layers), input=port, outputs=ports)
+
+
+def _kind(call: Call) -> str:
+    if isinstance(call, Contract):
+        shape = "matrix" if call.matrix else "depthwise" if call.depthwise() else "conv"
+        return shape + (" int8" if call.scale is not None else "")
+    return type(call).__name__.lower()
+
+
+def _needs(call: Call) -> list[str]:
+    """Which of the caller's memory it takes."""
+    places = {tensor.whole.place for tensor in (*call.reads(), *call.writes)}
+    return [one for one in ("image", "outputs", "arena") if one in places]
+
+
+def _type(call: Call, which: str) -> str:
+    if which == "arena":
+        return "uint8_t *arena"
+    if which == "outputs":
+        return "k_f32 *outputs"
+    byte = any(tensor.dtype == "u8" for tensor in call.reads() if tensor.whole.place == "image")
+    return f"const {'uint8_t' if byte else 'k_f32'} *image"
+
+
+def _function(name: str, call: Call, lines: Sequence[str]) -> str:
+    arguments = ", ".join(_type(call, one) for one in _needs(call))
+    inner = "\n".join(f"  {line}" for line in lines)
+    return f"/* {_kind(call)}: {_comment(call.name)} */\nK_LAYER void {name}({arguments}) {{\n{inner}\n}}"
+
+
+def _comment(text: str) -> str:
+    return shown(text).replace("*/", "* /").encode("ascii", "replace").decode().replace("??", "? ?")
+
+
+def _string(text: str) -> str:
+    """A C string of UTF-8, escapes as three octal digits so that no digit behind one joins it."""
+    return '"' + "".join(chr(b) if 32 <= b < 127 and chr(b) not in '"\\?' else f"\\{b:03o}" for b in text.encode()) + '"'
+
+
+def _header(name: str, graph: Graph, port: Port, ports: Sequence[Port], arena: int, flash: int) -> str:
+    upper, pixel = name.upper(), "uint8_t" if port.dtype == "uint8" else "float"
+    macros = [
+        ("ARENA_BYTES", arena), ("FLASH_BYTES", flash), ("INPUT_SIZE", math.prod(port.shape)), ("OUTPUTS", sum(math.prod(one.shape) for one in ports)),
+        ("CLASSES", ports[0].shape[-1] if ports[0].shape else 1), *((f"INPUT_DIM{axis}", size) for axis, size in enumerate(port.shape)),
+    ]  # fmt: skip
+    start = 0
+    for number, one in enumerate(ports):
+        macros += [(f"OUTPUT{number}_START", start), (f"OUTPUT{number}_SIZE", math.prod(one.shape))]
+        start += math.prod(one.shape)
+    defines = "\n".join(f"#define {upper}_{key} {value}" for key, value in macros)
+    told = "; ".join(f"{_comment(one.name)} {list(one.shape)}" for one in ports)
+    return f"""/* One image {list(port.shape)} in, as it is in memory; out: {told}, float, one after the other.
+ * The arena is {upper}_ARENA_BYTES bytes of the caller's, aligned to 64; what is in it does not matter. Reentrant: an arena for each thread. */
+#ifndef {upper}_H
+#define {upper}_H
+#include <stdint.h>
+#ifdef __cplusplus
+extern "C" {{
+#endif
+{defines}
+typedef {pixel} {name}_pixel;
+void {name}_run(const {name}_pixel *image, float *outputs, void *arena);
+const char *{name}_label(int index); /* of the class, "" for one that there is not */
+#ifdef __cplusplus
+}}
+#endif
+#endif
+"""
+
+
+def _source(name: str, labels: Sequence[str], text: Text, functions: Sequence[str], calls: Sequence[Call], target: Target) -> str:
+    steps = "\n".join(f"  {name}_{number}({', '.join(_needs(call))});" for number, call in enumerate(calls))
+    listed = ", ".join(_string(one) for one in labels) or '""'
+    return "\n\n".join(
+        [
+            f"/* For {target.name}; compile with: -std=c11 -O3 {' '.join(target.flags)} */",
+            f'#include "{name}.h"\n#define K_LANES {text.lanes}\n#include "kernels.h"',
+            *text.weights,
+            *functions,
+            f"void {name}_run(const {name}_pixel *image, float *outputs, void *memory) {{\n  uint8_t *arena = (uint8_t *)memory;\n  (void)image;\n  (void)arena;\n{steps}\n}}",
+            f"const char *{name}_label(int index) {{\n  static const char *const labels[] = {{{listed}}};\n"
+            f'  return index >= 0 && index < {max(1, len(labels))} ? labels[index] : "";\n}}\n',
+        ]
+    )

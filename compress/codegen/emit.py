@@ -1,0 +1,187 @@
+"""From calls to C: one function for each call, with its sizes as constants."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .calls import Call, Contract, Fill, Loop, Product, Reduce, Resize, Softmax, Window
+from .expressions import Tensor
+from .loops import loop, reduce, window
+from .plan import Layout, layout, rounded, width
+from .text import Text, literal
+
+
+def body(text: Text, call: Call) -> list[str]:
+    """The statements of a call."""
+    return _EMIT[type(call)](text, call)
+
+
+def margins(whole: Tensor, lanes: int) -> list[str]:
+    """Write the margin of a tensor that has one."""
+    if not any(whole.halo):
+        return []
+    top, left, bottom, right = whole.halo
+    plan, (n, c, rows, columns), one = layout(whole, lanes), whole.shape, width(whole)
+    planes = whole.kind == "planes"
+    row, pixel = plan.strides[2] * one, plan.strides[3] * one
+    lines = []
+    for base in [a * plan.strides[0] + b * plan.strides[1] for a in range(n) for b in range(c if planes else 1)]:
+        at = whole.offset + base * one
+        head, across, under = top * row + left * pixel, (left + right) * pixel, bottom * row
+        lines += [f"memset(arena + {at}, {whole.fill}, {head});"] * (head > 0)
+        if across:
+            lines += [f"k_fill(arena + {at + head + columns * pixel}, {row}, {rows}, {across}, {whole.fill});"]
+        lines += [f"memset(arena + {at + (top + rows) * row}, {whole.fill}, {under});"] * (under > 0)
+    return lines
+
+
+def panels(filters: NDArray[Any], lanes: int) -> NDArray[Any]:
+    """(N, C, kh, kw) as [panel][kh kw C][lanes], float32."""
+    n = rounded(len(filters), lanes)
+    flat = np.zeros((n, filters[0].size), np.float32)
+    flat[: len(filters)] = filters.transpose(0, 2, 3, 1).reshape(len(filters), -1)
+    return np.ascontiguousarray(flat.reshape(n // lanes, lanes, -1).transpose(0, 2, 1))
+
+
+def filled(values: NDArray[Any], lanes: int) -> NDArray[Any]:
+    """Zeros behind one number per channel, up to the next multiple."""
+    return np.concatenate([values.ravel(), np.zeros(rounded(values.size, lanes) - values.size, values.dtype)])
+
+
+def stored_last(out: Tensor, n: int, lanes: int) -> int:
+    """How many numbers of the last panel are stored: the padding too where it is nobody else's."""
+    mine = out.whole is out or out.whole.shape[-1 if out.kind == "rows" else 1] == n
+    return lanes if mine else (n - 1) % lanes + 1
+
+
+def geometry(call: Contract, lanes: int) -> tuple[Layout, Layout, tuple[int, int, int, int], tuple[int, int, int, int]]:
+    """Layouts of source and output; output strides (y, x), rows and columns; source strides (y, x) per output, then per tap."""
+    [out], source = call.writes, call.source
+    plan, under = layout(out, lanes), layout(source, lanes)
+    if call.matrix:
+        rank = len(out.shape)
+        step = [plan.strides[-2] if rank > 1 else 0, under.strides[-2] if rank > 1 else 0]
+        return plan, under, (0, step[0], 1, int(np.prod(out.shape[:-1]))), (0, step[1], 0, 0)
+    rows, columns = call.limit or out.shape[2:]
+    rows, columns = min(rows, out.shape[2]), min(columns, out.shape[3])
+    taps = under.strides[2] * call.dilations[0], under.strides[3] * call.dilations[1]
+    return plan, under, (plan.strides[2], plan.strides[3], rows, columns), (under.strides[2] * call.strides[0], under.strides[3] * call.strides[1], *taps)
+
+
+def contract(text: Text, call: Contract) -> list[str]:
+    """A convolution or matrix product with weights."""
+    [out], lanes, filters = call.writes, text.lanes, call.weights
+    plan, under, (oh, ow, rows, columns), (ih, iw, ah, aw) = geometry(call, lanes)
+    corner = 0 if call.matrix else call.pads[0] * under.strides[2] + call.pads[1] * under.strides[3]
+    images = 1 if call.matrix else out.shape[0]
+    n, c, kh, kw = filters.shape
+    bounds = f"{literal(max(call.low, -2.0**127))}, {literal(min(call.high, 2.0**127))}"
+    if call.depthwise():
+        cs = rounded(n, lanes)
+        spread = np.zeros((kh * kw, cs), np.float32)
+        spread[:, :n] = filters.reshape(n, -1).T
+        h, w = call.source.shape[2:]
+        text_ = (
+            f"k_depthwise(o, {oh}, {ow}, a, {under.strides[2]}, {under.strides[3]}, {h}, {w}, {rows}, {columns}, {kh}, {kw}, {call.strides[0]}, {call.strides[1]}, "
+            f"{call.dilations[0]}, {call.dilations[1]}, {call.pads[0]}, {call.pads[1]}, {text.array(spread)}, {text.array(filled(call.bias, lanes))}, {cs}, {bounds});"
+        )
+        return images_of(text, call, plan.start, under.start, images, plan, under, [text_])
+    if out.kind == "planes":
+        values = text.array(np.ascontiguousarray(filters, np.float32)), text.array(call.bias)
+        line = f"k_planes(o, {plan.strides[1]}, {oh}, a, {under.strides[1]}, {ih}, {rows}, {columns}, {n}, {c}, {kh}, {kw}, {ah}, {aw}, {', '.join(values)}, {bounds});"
+        return images_of(text, call, plan.start, under.start - corner, images, plan, under, [line])
+    each = n // call.groups
+    if aw == c and call.groups == 1:  # a row of taps is one run
+        c, kw, aw = c * kw, 1, 0
+    if ah == c and kw == 1 and call.groups == 1:
+        c, kh, ah = c * kh, 1, 0
+    if kh == kw == 1 and ih == columns * iw and oh == columns * ow:
+        rows, columns = 1, rows * columns
+    lines = []
+    for group in range(call.groups):
+        part = filters[group * each : (group + 1) * each]
+        bias = call.bias[group * each : (group + 1) * each]
+        last = stored_last(out, n, lanes) if call.groups == 1 else (each - 1) % lanes + 1
+        lines += [
+            f"k_conv(o + {group * each}, {oh}, {ow}, a + {group * c}, {ih}, {iw}, {rows}, {columns}, {kh}, {ah}, {kw}, {aw}, {c}, "
+            f"{text.array(panels(part, lanes))}, {text.array(filled(bias, lanes))}, {each}, {last}, {bounds});"
+        ]
+    return images_of(text, call, plan.start, under.start - corner, images, plan, under, lines)
+
+
+def images_of(text: Text, call: Contract, start: int, begin: int, images: int, plan: Layout, under: Layout, lines: Sequence[str]) -> list[str]:
+    """The lines, once for each image of a batch."""
+    found = []
+    for image in range(images):
+        o, a = text.pointer("o", call.writes[0], start + image * plan.strides[0] * (images > 1), write=True), text.pointer("a", call.source, begin + image * under.strides[0] * (images > 1))
+        found += ["{", o, a, *lines, "}"]
+    return found
+
+
+def fill(text: Text, call: Fill) -> list[str]:
+    """One number everywhere."""
+    [out] = call.writes
+    plan, store = layout(out, text.lanes), "stu" if out.dtype == "u8" else "st"
+    begin = min(plan.start, 0)
+    return [text.pointer("o", out, begin, write=True), f"for (int i = 0; i < {plan.size}; i++) s_{store}(o + i, {literal(call.value)});"]
+
+
+def product(text: Text, call: Product) -> list[str]:
+    """Rows of the left, each number times a row of the right."""
+    [out], lanes = call.writes, text.lanes
+    *batch, rows, columns = out.shape
+    k = call.left.shape[-1]
+    plans = [layout(tensor, lanes) for tensor in (out, call.left, call.right)]
+
+    def along(tensor: Tensor, plan: Layout) -> list[int]:
+        extra = len(batch) - (len(tensor.shape) - 2)
+        return [0 if axis < extra or tensor.shape[axis - extra] == 1 else plan.strides[axis - extra] for axis in range(len(batch))]
+
+    names = [text.fresh("i") for _ in batch]
+    pointers = [text.pointer(name, tensor, plan.start, write=name == "o") for name, tensor, plan in zip("oab", (out, call.left, call.right), plans, strict=True)]
+    where = [" + ".join([name, *(f"{i} * {step}" for i, step in zip(names, along(tensor, plan), strict=True) if step)]) for name, tensor, plan in zip("oab", (out, call.left, call.right), plans, strict=True)]
+    return [
+        *pointers, *(f"for (int {name} = 0; {name} < {size}; {name}++)" for name, size in zip(names, batch, strict=True)),
+        f"for (int m = 0; m < {rows}; m++) for (int n = 0; n < {columns}; n += K_V) {{", "vf s = v_set(0.0f);",
+        f"for (int k = 0; k < {k}; k++) s = v_fma(v_set(*({where[1]} + m * {plans[1].strides[-2]} + k)), v_ld({where[2]} + k * {plans[2].strides[-2]} + n), s);",
+        f"v_stn({where[0]} + m * {plans[0].strides[-2]} + n, s, {columns} - n);", "}",
+    ]  # fmt: skip
+
+
+def softmax(text: Text, call: Softmax) -> list[str]:
+    """Along one axis, for every place of the others."""
+    [out], lanes = call.writes, text.lanes
+    plan, under, axis = layout(out, lanes), layout(call.source, lanes), call.axis
+    others = [at for at in range(len(out.shape)) if at != axis and out.shape[at] > 1]
+    names = {at: text.fresh("i") for at in others}
+    heads = [f"for (int {names[at]} = 0; {names[at]} < {out.shape[at]}; {names[at]}++)" for at in others]
+    o, a = (" + ".join([name, *(f"{names[at]} * {which.strides[at]}" for at in others)]) for name, which in (("o", plan), ("a", under)))
+    pointers = [text.pointer("o", out, plan.start, write=True), text.pointer("a", call.source, under.start)]
+    return [*pointers, *heads, f"k_softmax({o}, {plan.strides[axis]}, {a}, {under.strides[axis]}, {out.shape[axis]});"]
+
+
+def resize(text: Text, call: Resize) -> list[str]:
+    """Two rows and two columns of the source, weighted."""
+    [out], lanes, source = call.writes, text.lanes, call.source
+    plan, under = layout(out, lanes), layout(source, lanes)
+    tables = [text.array(np.array([list(map(int, one[:2])) for one in axis], np.int32)) for axis in (call.rows, call.columns)]
+    weights = [text.array(np.array([one[2] for one in axis], np.float32)) for axis in (call.rows, call.columns)]
+    n, c, rows, columns = out.shape
+    load = "s_ldu" if source.dtype == "u8" else "s_ld"
+    tap = lambda j, k: f"{load}(q + {tables[0]}[2 * y + {j}] * {under.strides[2]} + {tables[1]}[2 * x + {k}] * {under.strides[3]})"  # noqa: E731
+    linear = any(one[2] for axis in (call.rows, call.columns) for one in axis)
+    across = [f"{tap(j, 0)} + ({tap(j, 1)} - {tap(j, 0)}) * {weights[1]}[x]" for j in (0, 1)]
+    value = [f"const float s = {across[0]}, t = {across[1]};", f"const float v = s + (t - s) * {weights[0]}[y];"] if linear else [f"const float v = {tap(0, 0)};"]
+    return [
+        text.pointer("o", out, plan.start, write=True), text.pointer("a", source, under.start),
+        f"for (int n = 0; n < {n}; n++) for (int y = 0; y < {rows}; y++) for (int x = 0; x < {columns}; x++) for (int c = 0; c < {c}; c++) {{",
+        f"const {'uint8_t' if source.dtype == 'u8' else 'k_f32'} *q = a + n * {under.strides[0]} + c * {under.strides[1]};", *value,
+        f"{'s_stu' if out.dtype == 'u8' else 's_st'}(o + n * {plan.strides[0]} + c * {plan.strides[1]} + y * {plan.strides[2]} + x * {plan.strides[3]}, v);", "}",
+    ]  # fmt: skip
+
+
+_EMIT: dict[type[Call], Callable[[Text, Any], list[str]]] = {
+    Contract: contract, Fill: fill, Loop: loop, Product: product, Reduce: reduce, Resize: resize, Softmax: softmax, Window: window,
+}  # fmt: skip

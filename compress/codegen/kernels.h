@@ -1,0 +1,287 @@
+/* Kernels: small inlined functions, which the compiler specialises for the constant arguments of each call.
+ *
+ * K_LANES is the multiple that channels are padded to. Vectors (vf, vi) have K_V numbers: 16 (AVX-512), 8 (AVX2), 4 (NEON), and 1 where there
+ * are none or K_SCALAR is defined. The same text is all forms; fused products are asked for by name, so that all give the same integers.
+ * Memory of the caller's is read through types that may alias, and no pointer is restrict: a store is never presumed not to be seen. */
+#ifndef KERNELS_H
+#define KERNELS_H
+#include <math.h>
+#include <stdint.h>
+#include <string.h>
+#if !defined(K_SCALAR) && defined(__AVX2__) && defined(__FMA__)
+#include <immintrin.h>
+#elif !defined(K_SCALAR) && defined(__aarch64__)
+#include <arm_neon.h>
+#endif
+#define K_INLINE static inline __attribute__((always_inline, unused))
+#define K_LAYER static __attribute__((noinline))
+#define K_ALIGN __attribute__((aligned(64)))
+#define K_ALIAS __attribute__((may_alias))
+#if defined(__clang__)
+#define K_UNROLL _Pragma("clang loop unroll(full)")
+#else
+#define K_UNROLL _Pragma("GCC unroll 64")
+#endif
+typedef float k_f32 K_ALIAS;
+typedef int32_t k_i32 K_ALIAS;
+
+/* ---- one number ---- */
+K_INLINE float s_max(float a, float b) { return a > b ? a : b; }
+K_INLINE float s_min(float a, float b) { return a < b ? a : b; }
+K_INLINE float s_set(float a) { return a; }
+K_INLINE float s_bits(int32_t b) { float f; memcpy(&f, &b, 4); return f; }
+K_INLINE int32_t s_int(float a) { return (int32_t)a; }
+K_INLINE float s_float(int32_t a) { return (float)a; }
+K_INLINE float s_ld(const k_f32 *p) { return *p; }
+K_INLINE float s_ldu(const uint8_t *p) { return (float)*p; }
+K_INLINE void s_st(k_f32 *p, float v) { *p = v; }
+K_INLINE void s_stu(uint8_t *p, float v) { *p = (uint8_t)v; }
+K_INLINE float s_abs(float a) { return a < 0.0f ? -a : a; }
+K_INLINE float s_sqrt(float a) { return sqrtf(a); }
+
+/* ---- vectors ---- */
+#if !defined(K_SCALAR) && defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512VL__)
+#define K_V 16
+#elif !defined(K_SCALAR) && defined(__AVX2__) && defined(__FMA__)
+#define K_V 8
+#elif !defined(K_SCALAR) && defined(__aarch64__)
+#define K_V 4
+#else
+#define K_V 1
+#endif
+#if K_V > 1
+typedef float vf __attribute__((vector_size(4 * K_V)));
+typedef int32_t vi __attribute__((vector_size(4 * K_V)));
+typedef float k_vf __attribute__((vector_size(4 * K_V), aligned(4), may_alias));
+typedef int32_t k_vi __attribute__((vector_size(4 * K_V), aligned(1), may_alias));
+#else
+typedef float vf;
+typedef int32_t vi;
+#endif
+
+#if K_V == 16
+K_INLINE vf v_set(float a) { return (vf)_mm512_set1_ps(a); }
+K_INLINE vf v_max(vf a, vf b) { return (vf)_mm512_max_ps((__m512)a, (__m512)b); }
+K_INLINE vf v_min(vf a, vf b) { return (vf)_mm512_min_ps((__m512)a, (__m512)b); }
+K_INLINE vf v_fma(vf a, vf b, vf c) { return (vf)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c); }
+K_INLINE vf v_ldu(const uint8_t *p) { return (vf)_mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)(const void *)p))); }
+K_INLINE void v_stu(uint8_t *p, vf v) { _mm_storeu_si128((__m128i *)(void *)p, _mm512_cvtepi32_epi8(_mm512_cvtps_epi32((__m512)v))); }
+K_INLINE float v_sum(vf a) { return _mm512_reduce_add_ps((__m512)a); }
+K_INLINE float v_top(vf a) { return _mm512_reduce_max_ps((__m512)a); }
+K_INLINE vf v_sqrt(vf a) { return (vf)_mm512_sqrt_ps((__m512)a); }
+#elif K_V == 8
+K_INLINE vf v_set(float a) { return (vf)_mm256_set1_ps(a); }
+K_INLINE vf v_max(vf a, vf b) { return (vf)_mm256_max_ps((__m256)a, (__m256)b); }
+K_INLINE vf v_min(vf a, vf b) { return (vf)_mm256_min_ps((__m256)a, (__m256)b); }
+K_INLINE vf v_fma(vf a, vf b, vf c) { return (vf)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c); }
+K_INLINE vf v_ldu(const uint8_t *p) { return (vf)_mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)(const void *)p))); }
+K_INLINE void v_stu(uint8_t *p, vf v) {
+  const __m256i i = _mm256_cvtps_epi32((__m256)v);
+  const __m128i h = _mm_packus_epi32(_mm256_castsi256_si128(i), _mm256_extracti128_si256(i, 1));
+  _mm_storel_epi64((__m128i *)(void *)p, _mm_packus_epi16(h, h));
+}
+K_INLINE vf v_sqrt(vf a) { return (vf)_mm256_sqrt_ps((__m256)a); }
+#elif K_V == 4
+K_INLINE vf v_set(float a) { return (vf)vdupq_n_f32(a); }
+K_INLINE vf v_max(vf a, vf b) { return (vf)vmaxq_f32((float32x4_t)a, (float32x4_t)b); }
+K_INLINE vf v_min(vf a, vf b) { return (vf)vminq_f32((float32x4_t)a, (float32x4_t)b); }
+K_INLINE vf v_fma(vf a, vf b, vf c) { return (vf)vfmaq_f32((float32x4_t)c, (float32x4_t)a, (float32x4_t)b); }
+K_INLINE vf v_ldu(const uint8_t *p) {
+  uint32_t t; memcpy(&t, p, 4);
+  return (vf)vcvtq_f32_u32(vmovl_u16(vget_low_u16(vmovl_u8(vcreate_u8((uint64_t)t)))));
+}
+K_INLINE void v_stu(uint8_t *p, vf v) {
+  const uint16x4_t h = vmovn_u32(vcvtq_u32_f32((float32x4_t)v));
+  const uint32_t t = vget_lane_u32(vreinterpret_u32_u8(vmovn_u16(vcombine_u16(h, h))), 0); memcpy(p, &t, 4);
+}
+K_INLINE vf v_sqrt(vf a) { return (vf)vsqrtq_f32((float32x4_t)a); }
+#endif
+
+#if K_V > 1
+K_INLINE vf v_ld(const k_f32 *p) { return (vf)*(const k_vf *)p; }
+K_INLINE void v_st(k_f32 *p, vf v) { *(k_vf *)p = (k_vf)v; }
+K_INLINE vf v_abs(vf a) { return v_max(a, -a); }
+K_INLINE vi v_int(vf a) { return __builtin_convertvector(a, vi); }
+K_INLINE vf v_float(vi a) { return __builtin_convertvector(a, vf); }
+K_INLINE vf v_bits(vi a) { return (vf)a; }
+K_INLINE vi v_seti(int32_t a) { return a - (vi){0}; }
+K_INLINE vi v_ldi(const k_i32 *p) { return (vi)*(const k_vi *)p; }
+/* the first n numbers, of which the rest of the vector stays as it was in memory */
+K_INLINE void v_stn(k_f32 *p, vf v, int n) { if (n >= K_V) v_st(p, v); else if (n > 0) memcpy(p, &v, (size_t)n * 4); }
+K_INLINE void v_stun(uint8_t *p, vf v, int n) {
+  if (n >= K_V) v_stu(p, v); else if (n > 0) { uint8_t t[K_V]; v_stu(t, v); memcpy(p, t, (size_t)n); }
+}
+/* the first n numbers of a, and b behind them */
+K_INLINE vf v_first(vf a, int n, float b) {
+  vf r = a;
+  if (n < K_V) { float t[K_V]; memcpy(t, &a, sizeof a); for (int i = n < 0 ? 0 : n; i < K_V; i++) t[i] = b; memcpy(&r, t, sizeof r); }
+  return r;
+}
+#else
+#define v_set s_set
+#define v_max s_max
+#define v_min s_min
+#define v_ld s_ld
+#define v_ldu s_ldu
+#define v_st s_st
+#define v_stu s_stu
+#define v_abs s_abs
+#define v_int s_int
+#define v_float s_float
+#define v_bits s_bits
+#define v_sqrt s_sqrt
+#define v_sum s_set
+#define v_top s_set
+K_INLINE vf v_fma(vf a, vf b, vf c) { return a * b + c; }
+K_INLINE vi v_seti(int32_t a) { return a; }
+K_INLINE vi v_ldi(const k_i32 *p) { return *p; }
+K_INLINE void v_stn(k_f32 *p, vf v, int n) { if (n > 0) *p = v; }
+K_INLINE void v_stun(uint8_t *p, vf v, int n) { if (n > 0) *p = (uint8_t)v; }
+K_INLINE vf v_first(vf a, int n, float b) { return n > 0 ? a : b; }
+#endif
+#if K_V == 8 || K_V == 4
+K_INLINE float v_sum(vf a) { float t[K_V]; memcpy(t, &a, sizeof a); K_UNROLL for (int n = K_V / 2; n; n /= 2) K_UNROLL for (int j = 0; j < n; j++) t[j] += t[j + n]; return t[0]; }
+K_INLINE float v_top(vf a) { float t[K_V]; memcpy(t, &a, sizeof a); K_UNROLL for (int n = K_V / 2; n; n /= 2) K_UNROLL for (int j = 0; j < n; j++) t[j] = s_max(t[j], t[j + n]); return t[0]; }
+#endif
+
+/* ---- functions of a number or a vector; T is its type, I that of its bits, p the prefix ----
+ * exp by 2^n times a polynomial (Cody and Waite), relative error below 2e-7; erf after Abramowitz and Stegun 7.1.26 (2e-7). */
+#define K_FUNCTIONS(T, I, p) \
+  K_INLINE T p##_round(T x) { return (x + 12582912.0f) - 12582912.0f; } /* half to even, of at most 2^22 */ \
+  K_INLINE T p##_exp(T x) { \
+    x = p##_max(p##_min(x, p##_set(88.0f)), p##_set(-87.0f)); \
+    const T n = p##_round(x * 1.44269504f), f = (x - n * 0.693359375f) + n * 2.12194440e-4f; \
+    const T q = ((((0.000198527f * f + 0.00139304f) * f + 0.00833336f) * f + 0.0416664853f) * f + 0.166666672f) * f + 0.5f; \
+    return ((q * f) * f + f + 1.0f) * p##_bits((p##_int(n) + 127) << 23); \
+  } \
+  K_INLINE T p##_sigmoid(T x) { return 1.0f / (1.0f + p##_exp(-x)); } \
+  K_INLINE T p##_tanh(T x) { return 1.0f - 2.0f / (1.0f + p##_exp(x + x)); } \
+  K_INLINE T p##_erf(T x) { \
+    const T a = p##_abs(x), t = 1.0f / (0.3275911f * a + 1.0f); \
+    const T y = 1.0f - ((((1.061405429f * t - 1.453152027f) * t + 1.421413741f) * t - 0.284496736f) * t + 0.254829592f) * t * p##_exp(-a * a); \
+    return p##_max(p##_min(x * 1e30f, p##_set(1.0f)), p##_set(-1.0f)) * y; \
+  } \
+  /* x / s to the nearest whole number, half to even, plus z, within 0..255; i is 1 / s */ \
+  K_INLINE T p##_quantize(T x, float i, float z) { return p##_round(p##_max(p##_min(x * i, p##_set(255.0f - z)), p##_set(-z))) + z; }
+K_FUNCTIONS(float, int32_t, s)
+#if K_V > 1
+K_FUNCTIONS(vf, vi, v)
+#else
+#define v_round s_round
+#define v_exp s_exp
+#define v_sigmoid s_sigmoid
+#define v_tanh s_tanh
+#define v_erf s_erf
+#define v_quantize s_quantize
+#endif
+
+/* ---- matrix products, float32 ----
+ * Output pixels (rows x cols) times N channels. A pixel reads kh x kw runs of kc numbers; weights lie as [panel of K_LANES][kh kw kc][K_LANES]. */
+#define K_NV (K_LANES / K_V)
+#if K_V == 16
+#define K_MR 7
+#define K_NP 2
+#elif K_V == 8
+#define K_MR 6
+#define K_NP 1
+#elif K_V == 4
+#define K_MR 6
+#define K_NP 1
+#else
+#define K_MR 2
+#define K_NP 1
+#endif
+#define K_MOST 8
+K_INLINE void k_tile(k_f32 *o, int om, const k_f32 *a, int am, int kh, int ah, int kw, int aw, int kc, const k_f32 *w, const k_f32 *bias,
+                     int mr, int np, int last, float lo, float hi) {
+  vf acc[K_MR][K_MOST * K_NV];
+  const int nv = (np - 1) * K_NV + (last + K_V - 1) / K_V, K = kh * kw * kc;
+  K_UNROLL for (int m = 0; m < mr; m++) K_UNROLL for (int j = 0; j < nv; j++) acc[m][j] = v_ld(bias + j * K_V);
+  for (int y = 0; y < kh; y++) for (int x = 0; x < kw; x++) for (int k = 0; k < kc; k++) {
+    vf b[K_MOST * K_NV];
+    const k_f32 *ak = a + y * ah + x * aw + k, *wk = w + ((y * kw + x) * kc + k) * K_LANES;
+    K_UNROLL for (int j = 0; j < nv; j++) b[j] = v_ld(wk + (j / K_NV) * K * K_LANES + (j % K_NV) * K_V);
+    K_UNROLL for (int m = 0; m < mr; m++) {
+      const vf s = v_set(ak[m * am]);
+      K_UNROLL for (int j = 0; j < nv; j++) acc[m][j] = v_fma(s, b[j], acc[m][j]);
+    }
+  }
+  K_UNROLL for (int m = 0; m < mr; m++) K_UNROLL for (int j = 0; j < nv; j++) {
+    vf v = acc[m][j];
+    if (lo > -1e38f) v = v_max(v, v_set(lo));
+    if (hi < 1e38f) v = v_min(v, v_set(hi));
+    v_stn(o + m * om + j * K_V, v, (np - 1) * K_LANES + last - j * K_V);
+  }
+}
+K_INLINE void k_panels(k_f32 *o, int oh, int ow, const k_f32 *a, int ih, int iw, int rows, int cols, int kh, int ah, int kw, int aw, int kc,
+                       const k_f32 *w, const k_f32 *bias, int np, int last, float lo, float hi) {
+  for (int y = 0; y < rows; y++) {
+    int x = 0;
+    for (; x + K_MR <= cols; x += K_MR) k_tile(o + y * oh + x * ow, ow, a + y * ih + x * iw, iw, kh, ah, kw, aw, kc, w, bias, K_MR, np, last, lo, hi);
+    if (cols % K_MR) k_tile(o + y * oh + x * ow, ow, a + y * ih + x * iw, iw, kh, ah, kw, aw, kc, w, bias, cols % K_MR, np, last, lo, hi);
+  }
+}
+/* last: numbers stored of the last panel */
+K_INLINE void k_conv(k_f32 *o, int oh, int ow, const k_f32 *a, int ih, int iw, int rows, int cols, int kh, int ah, int kw, int aw, int kc,
+                     const k_f32 *w, const k_f32 *bias, int n, int last, float lo, float hi) {
+  const int panels = (n + K_LANES - 1) / K_LANES, np = rows * cols == 1 ? K_MOST - 1 : K_NP, K = kh * kw * kc;
+  int p = 0;
+  for (; p + np < panels; p += np)
+    k_panels(o + p * K_LANES, oh, ow, a, ih, iw, rows, cols, kh, ah, kw, aw, kc, w + p * K * K_LANES, bias + p * K_LANES, np, K_LANES, lo, hi);
+  k_panels(o + p * K_LANES, oh, ow, a, ih, iw, rows, cols, kh, ah, kw, aw, kc, w + p * K * K_LANES, bias + p * K_LANES, (panels - 1) % np + 1, last, lo, hi);
+}
+
+/* ---- one filter per channel, float32; weights lie as [kh kw][cs] ---- */
+#define K_DX 7
+K_INLINE void k_depthwise_part(k_f32 *o, int oh, int ow, const k_f32 *a, int ih, int iw, int H, int W, int OH, int kh, int kw, int sy, int sx, int dy,
+                               int dx, int top, int left, const k_f32 *w, const k_f32 *bias, int cs, float lo, float hi, int x0, int nx) {
+  for (int y = 0; y < OH; y++) {
+    vf acc[K_DX];
+    const vf b = v_ld(bias);
+    K_UNROLL for (int i = 0; i < nx; i++) acc[i] = b;
+    for (int ky = 0; ky < kh; ky++) {
+      const int yi = y * sy - top + ky * dy;
+      if (yi < 0 || yi >= H) continue;
+      K_UNROLL for (int kx = 0; kx < kw; kx++) {
+        const vf f = v_ld(w + (ky * kw + kx) * cs);
+        K_UNROLL for (int i = 0; i < nx; i++) {
+          const int xi = (x0 + i) * sx - left + kx * dx;
+          if (xi >= 0 && xi < W) acc[i] = v_fma(v_ld(a + yi * ih + xi * iw), f, acc[i]);
+        }
+      }
+    }
+    K_UNROLL for (int i = 0; i < nx; i++) v_st(o + y * oh + (x0 + i) * ow, v_max(v_min(acc[i], v_set(hi)), v_set(lo)));
+  }
+}
+K_INLINE void k_depthwise(k_f32 *o, int oh, int ow, const k_f32 *a, int ih, int iw, int H, int W, int OH, int OW, int kh, int kw, int sy, int sx, int dy,
+                          int dx, int top, int left, const k_f32 *w, const k_f32 *bias, int cs, float lo, float hi) {
+  for (int c = 0; c < cs; c += K_V)
+    K_UNROLL for (int x = 0; x < OW; x += K_DX)
+      k_depthwise_part(o + c, oh, ow, a + c, ih, iw, H, W, OH, kh, kw, sy, sx, dy, dx, top, left, w + c, bias + c, cs, lo, hi, x, OW - x < K_DX ? OW - x : K_DX);
+}
+
+/* ---- few output channels: vectors along a row of planes, which have a margin; weights lie as [n][c][kh][kw] ---- */
+K_INLINE void k_planes(k_f32 *o, int on, int oh, const k_f32 *a, int ic, int ih, int rows, int cols, int n, int c, int kh, int kw, int ah, int aw,
+                       const k_f32 *w, const k_f32 *bias, float lo, float hi) {
+  for (int p = 0; p < n; p++) for (int y = 0; y < rows; y++) {
+    int x = 0;
+    for (; x < cols; x += K_V) {
+      vf acc[2] = {v_set(bias[p]), v_set(0.0f)};
+      for (int q = 0; q < c; q++) for (int i = 0; i < kh; i++) K_UNROLL for (int j = 0; j < kw; j++)
+        acc[j % 2] = v_fma(v_set(w[((p * c + q) * kh + i) * kw + j]), v_ld(a + q * ic + y * ih + i * ah + j * aw + x), acc[j % 2]);
+      v_stn(o + p * on + y * oh + x, v_max(v_min(acc[0] + acc[1], v_set(hi)), v_set(lo)), cols - x);
+    }
+  }
+}
+
+/* ---- softmax of n numbers, as and os apart ---- */
+K_INLINE void k_softmax(k_f32 *o, int os, const k_f32 *a, int as, int n) {
+  float top = a[0], sum = 0.0f;
+  for (int i = 1; i < n; i++) top = s_max(top, a[i * as]);
+  for (int i = 0; i < n; i++) { const float e = s_exp(a[i * as] - top); o[i * os] = e; sum += e; }
+  for (int i = 0; i < n; i++) o[i * os] /= sum;
+}
+
+/* ---- memory of one value, w bytes of it n times, s apart ---- */
+K_INLINE void k_fill(uint8_t *o, int s, int n, int w, int value) { for (int i = 0; i < n; i++) memset(o + i * s, value, (size_t)w); }
+#endif
