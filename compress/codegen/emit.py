@@ -70,6 +70,35 @@ def geometry(call: Contract, lanes: int) -> tuple[Layout, Layout, tuple[int, int
     return plan, under, (plan.strides[2], plan.strides[3], rows, columns), (under.strides[2] * call.strides[0], under.strides[3] * call.strides[1], *taps)
 
 
+def words(runs: NDArray[Any], lanes: int) -> NDArray[np.int8]:
+    """(N, runs, C) as [panel][runs C/4][lanes][4], int8."""
+    n, c = rounded(len(runs), lanes), rounded(runs.shape[2], 4)
+    flat = np.zeros((n, runs.shape[1], c), np.int8)
+    flat[: len(runs), :, : runs.shape[2]] = runs
+    return np.ascontiguousarray(flat.reshape(n // lanes, lanes, -1, 4).transpose(0, 2, 1, 3))
+
+
+def multipliers(call: Contract, lanes: int, place: slice = slice(None)) -> NDArray[np.float32]:
+    """What an integer is in the output, one per channel."""
+    assert call.scale is not None
+    return filled(call.scale[place] / np.float32(call.quantize[0] if call.quantize else 1), lanes)
+
+
+def out_bytes(call: Contract) -> str:
+    """The pointer to the output, as bytes."""
+    return "o" if call.quantize else "(uint8_t *)(void *)o"
+
+
+def ends(call: Contract) -> str:
+    """Where numbers end, and the zero point before it where they are uint8."""
+    if call.scale is None or call.quantize is None:
+        zero = "" if call.scale is None else "0.0f, "
+        return f"{zero}{literal(max(call.low, -(2.0**127)))}, {literal(min(call.high, 2.0**127))}"
+    scale, zero_point = call.quantize
+    low, high = (float(np.rint(np.float32(one) / np.float32(scale))) for one in (call.low, call.high))
+    return f"{literal(zero_point)}, {literal(max(low, -zero_point))}, {literal(min(high, 255 - zero_point))}"
+
+
 def contract(text: Text, call: Contract) -> list[str]:
     """A convolution or matrix product with weights."""
     [out], lanes, filters = call.writes, text.lanes, call.weights
@@ -77,17 +106,21 @@ def contract(text: Text, call: Contract) -> list[str]:
     corner = 0 if call.matrix else call.pads[0] * under.strides[2] + call.pads[1] * under.strides[3]
     images = 1 if call.matrix else out.shape[0]
     n, c, kh, kw = filters.shape
-    bounds = f"{literal(max(call.low, -2.0**127))}, {literal(min(call.high, 2.0**127))}"
+    bounds, wide = ends(call), int(call.quantize is None)
     if call.depthwise():
         cs = rounded(n, lanes)
         spread = np.zeros((kh * kw, cs), np.float32)
         spread[:, :n] = filters.reshape(n, -1).T
         h, w = call.source.shape[2:]
-        text_ = (
-            f"k_depthwise(o, {oh}, {ow}, a, {under.strides[2]}, {under.strides[3]}, {h}, {w}, {rows}, {columns}, {kh}, {kw}, {call.strides[0]}, {call.strides[1]}, "
-            f"{call.dilations[0]}, {call.dilations[1]}, {call.pads[0]}, {call.pads[1]}, {text.array(spread)}, {text.array(filled(call.bias, lanes))}, {cs}, {bounds});"
-        )
-        return images_of(text, call, plan.start, under.start, images, plan, under, [text_])
+        to, of = (f"{where.strides[2]}, {where.strides[3]}" for where in (plan, under))
+        how = ", ".join(map(str, (h, w, rows, columns, kh, kw, *call.strides, *call.dilations, *call.pads)))
+        tables = [text.array(one) for one in (spread, filled(call.bias.astype(np.float32), lanes))]
+        if call.scale is None:
+            line = f"k_depthwise(o, {to}, a, {of}, {how}, {', '.join(tables)}, {cs}, {bounds});"
+        else:
+            tables.append(text.array(multipliers(call, lanes)))
+            line = f"k_depthwise8({out_bytes(call)}, {to}, {wide}, a, {of}, {literal(call.zero)}, {how}, {', '.join(tables)}, {cs}, {bounds});"
+        return images_of(text, call, plan.start, under.start, images, plan, under, [line])
     if out.kind == "planes":
         values = text.array(np.ascontiguousarray(filters, np.float32)), text.array(call.bias)
         line = f"k_planes(o, {plan.strides[1]}, {oh}, a, {under.strides[1]}, {ih}, {rows}, {columns}, {n}, {c}, {kh}, {kw}, {ah}, {aw}, {', '.join(values)}, {bounds});"
@@ -102,12 +135,19 @@ def contract(text: Text, call: Contract) -> list[str]:
     lines = []
     for group in range(call.groups):
         part = filters[group * each : (group + 1) * each]
-        bias = call.bias[group * each : (group + 1) * each]
+        place = slice(group * each, (group + 1) * each)
         last = stored_last(out, n, lanes) if call.groups == 1 else (each - 1) % lanes + 1
-        lines += [
-            f"k_conv(o + {group * each}, {oh}, {ow}, a + {group * c}, {ih}, {iw}, {rows}, {columns}, {kh}, {ah}, {kw}, {aw}, {c}, "
-            f"{text.array(panels(part, lanes))}, {text.array(filled(bias, lanes))}, {each}, {last}, {bounds});"
-        ]
+        size = f"{ih}, {iw}, {rows}, {columns}, {kh}, {ah}, {kw}, {aw}"
+        if call.scale is None:
+            tables = [text.array(panels(part, lanes)), text.array(filled(call.bias[place], lanes))]
+            lines += [f"k_conv(o + {group * each}, {oh}, {ow}, a + {group * c}, {size}, {c}, {', '.join(tables)}, {each}, {last}, {bounds});"]
+        else:
+            runs = part.transpose(0, 2, 3, 1).reshape(each, kh * kw, c)
+            sums = runs.sum((1, 2), dtype=np.int64).astype(np.int32)
+            tables = [text.array(words(runs, lanes)), text.biases(filled(call.bias[place] - call.zero * sums, lanes), filled(sums, lanes))]
+            tables.append(text.array(multipliers(call, lanes, place)))
+            start = f"{out_bytes(call)} + {group * each * (4 if wide else 1)}"
+            lines += [f"k_conv8({start}, {oh}, {ow}, {wide}, a + {group * c}, {size}, {rounded(c, 4) // 4}, {', '.join(tables)}, {each}, {last}, {bounds});"]
     return images_of(text, call, plan.start, under.start - corner, images, plan, under, lines)
 
 

@@ -102,10 +102,22 @@ def constant(values: NDArray[Any], name: str) -> Expr:
     return load(Tensor(name, values.shape, data=np.asarray(values, np.float32), place="flash"))
 
 
+def dtype_of(source: Expr) -> str:
+    """What an expression is stored as: "u8" for integers, "f32" for all else."""
+    if source.op == "load":
+        assert source.tensor is not None
+        return source.tensor.dtype
+    return "u8" if source.op == "quantize" else dtype_of(source.args[0]) if source.op == "reshape" else "f32"
+
+
 def function(op: str, *args: Expr, numbers: Sequence[float] = ()) -> Expr:
     """A function of expressions, which broadcast as in ONNX."""
-    if op == "quantize" and args[0].op == "dequantize" and args[0].numbers == tuple(numbers):
+    if op == "quantize" and args[0].op == "dequantize" and args[0].numbers == tuple(numbers) and dtype_of(args[0].args[0]) == "u8":
         return args[0].args[0]
+    if op == "quantize" and args[0].op == "dequantize":  # from one scale to another by one factor: a tie stays a tie
+        (scale, zero), (wanted, other) = args[0].numbers, numbers
+        shifted = function("sub", args[0].args[0], number(zero)) if zero else args[0].args[0]
+        return function("quantize", function("copy", shifted), numbers=(float(np.float32(wanted) / np.float32(scale)), other))
     if args[0].op == "reshape" and all(one.op == "number" for one in args[1:]):
         return reshape(function(op, args[0].args[0], *args[1:], numbers=numbers), args[0].shape)
     shape = np.broadcast_shapes(*(one.shape for one in args))

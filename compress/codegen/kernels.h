@@ -14,7 +14,12 @@
 #include <arm_neon.h>
 #endif
 #define K_INLINE static inline __attribute__((always_inline, unused))
+/* A layer is opaque to its caller: gcc 12.2 otherwise deletes calls whose stores it wrongly takes for dead (-fipa-modref, -fipa-pure-const). */
+#if defined(__clang__)
 #define K_LAYER static __attribute__((noinline))
+#else
+#define K_LAYER static __attribute__((noipa))
+#endif
 #define K_ALIGN __attribute__((aligned(64)))
 #define K_ALIAS __attribute__((may_alias))
 #if defined(__clang__)
@@ -258,6 +263,162 @@ K_INLINE void k_depthwise(k_f32 *o, int oh, int ow, const k_f32 *a, int ih, int 
   for (int c = 0; c < cs; c += K_V)
     K_UNROLL for (int x = 0; x < OW; x += K_DX)
       k_depthwise_part(o + c, oh, ow, a + c, ih, iw, H, W, OH, kh, kw, sy, sx, dy, dx, top, left, w + c, bias + c, cs, lo, hi, x, OW - x < K_DX ? OW - x : K_DX);
+}
+
+/* ---- four products of uint8 and int8, added to each int32: k_bytes are prepared four bytes, of an activation for all lanes or of weights ----
+ * Exact in every form. K_BIAS(b, s): the bias of a channel whose weights sum up to s; sdot has signed activations, 128 less. */
+#define K_BIAS(b, s) (b)
+K_INLINE int32_t k_word(const uint8_t *p) { int32_t t; memcpy(&t, p, 4); return t; }
+#if K_V == 16 && defined(__AVX512VNNI__)
+#define K_DOT "vpdpbusd"
+typedef vi k_bytes;
+K_INLINE k_bytes k_activation(const uint8_t *p) { return v_seti(k_word(p)); }
+K_INLINE k_bytes k_weights(const int8_t *p) { return (vi)*(const k_vi *)(const void *)p; }
+K_INLINE vi k_dot(vi acc, k_bytes a, k_bytes w) { return (vi)_mm512_dpbusd_epi32((__m512i)acc, (__m512i)a, (__m512i)w); }
+#elif K_V == 8 && (defined(__AVXVNNI__) || (defined(__AVX512VNNI__) && defined(__AVX512VL__)))
+#define K_DOT "vpdpbusd"
+typedef vi k_bytes;
+K_INLINE k_bytes k_activation(const uint8_t *p) { return v_seti(k_word(p)); }
+K_INLINE k_bytes k_weights(const int8_t *p) { return (vi)*(const k_vi *)(const void *)p; }
+#if defined(__AVXVNNI__)
+K_INLINE vi k_dot(vi acc, k_bytes a, k_bytes w) { return (vi)_mm256_dpbusd_avx_epi32((__m256i)acc, (__m256i)a, (__m256i)w); }
+#else
+K_INLINE vi k_dot(vi acc, k_bytes a, k_bytes w) { return (vi)_mm256_dpbusd_epi32((__m256i)acc, (__m256i)a, (__m256i)w); }
+#endif
+#elif K_V >= 8
+#define K_DOT "vpmaddwd"
+typedef struct { vi even, odd; } k_bytes;
+#if K_V == 16
+K_INLINE vi k_madd(vi a, vi b) { return (vi)_mm512_madd_epi16((__m512i)a, (__m512i)b); }
+K_INLINE k_bytes k_weights(const int8_t *p) {
+  const __m512i w = _mm512_loadu_si512(p);
+  const k_bytes r = {(vi)_mm512_srai_epi16(_mm512_slli_epi16(w, 8), 8), (vi)_mm512_srai_epi16(w, 8)}; return r;
+}
+#else
+K_INLINE vi k_madd(vi a, vi b) { return (vi)_mm256_madd_epi16((__m256i)a, (__m256i)b); }
+K_INLINE k_bytes k_weights(const int8_t *p) {
+  const __m256i w = _mm256_loadu_si256((const __m256i *)(const void *)p);
+  const k_bytes r = {(vi)_mm256_srai_epi16(_mm256_slli_epi16(w, 8), 8), (vi)_mm256_srai_epi16(w, 8)}; return r;
+}
+#endif
+K_INLINE k_bytes k_activation(const uint8_t *p) {
+  const int32_t t = k_word(p);
+  const k_bytes r = {v_seti(t & 0x00FF00FF), v_seti((int32_t)((uint32_t)t >> 8) & 0x00FF00FF)}; return r;
+}
+K_INLINE vi k_dot(vi acc, k_bytes a, k_bytes w) { return acc + k_madd(a.even, w.even) + k_madd(a.odd, w.odd); }
+#elif K_V == 4 && defined(__ARM_FEATURE_MATMUL_INT8)
+#define K_DOT "usdot"
+typedef vi k_bytes;
+K_INLINE k_bytes k_activation(const uint8_t *p) { return v_seti(k_word(p)); }
+K_INLINE k_bytes k_weights(const int8_t *p) { return (vi)*(const k_vi *)(const void *)p; }
+K_INLINE vi k_dot(vi acc, k_bytes a, k_bytes w) { return (vi)vusdotq_s32((int32x4_t)acc, (uint8x16_t)a, (int8x16_t)w); }
+#elif K_V == 4 && defined(__ARM_FEATURE_DOTPROD)
+#define K_DOT "sdot"
+#undef K_BIAS
+#define K_BIAS(b, s) ((b) + 128 * (s))
+typedef vi k_bytes;
+K_INLINE k_bytes k_activation(const uint8_t *p) { return (vi)veorq_u8((uint8x16_t)v_seti(k_word(p)), vdupq_n_u8(128)); }
+K_INLINE k_bytes k_weights(const int8_t *p) { return (vi)*(const k_vi *)(const void *)p; }
+K_INLINE vi k_dot(vi acc, k_bytes a, k_bytes w) { return (vi)vdotq_s32((int32x4_t)acc, (int8x16_t)a, (int8x16_t)w); }
+#elif K_V == 4
+#define K_DOT ""
+typedef struct { vi b[4]; } k_bytes;
+K_INLINE k_bytes k_activation(const uint8_t *p) { const k_bytes r = {{v_seti(p[0]), v_seti(p[1]), v_seti(p[2]), v_seti(p[3])}}; return r; }
+K_INLINE k_bytes k_weights(const int8_t *p) {
+  const vi w = (vi)*(const k_vi *)(const void *)p;
+  const k_bytes r = {{(w << 24) >> 24, (w << 16) >> 24, (w << 8) >> 24, w >> 24}}; return r;
+}
+K_INLINE vi k_dot(vi acc, k_bytes a, k_bytes w) { return acc + a.b[0] * w.b[0] + a.b[1] * w.b[1] + a.b[2] * w.b[2] + a.b[3] * w.b[3]; }
+#else
+#define K_DOT ""
+typedef struct { int b[4]; } k_bytes;
+K_INLINE k_bytes k_activation(const uint8_t *p) { const k_bytes r = {{p[0], p[1], p[2], p[3]}}; return r; }
+K_INLINE k_bytes k_weights(const int8_t *p) { const k_bytes r = {{p[0], p[1], p[2], p[3]}}; return r; }
+K_INLINE vi k_dot(vi acc, k_bytes a, k_bytes w) { return acc + a.b[0] * w.b[0] + a.b[1] * w.b[1] + a.b[2] * w.b[2] + a.b[3] * w.b[3]; }
+#endif
+
+/* ---- matrix products, uint8 by int8 ----
+ * As k_conv; c4: words of four in a run; weights lie as [panel][kh kw c4][K_LANES][4]. An output is acc * mul between lo and hi, then as it is
+ * where wide (float32), else rounded and zero added (uint8). */
+#if K_V == 16
+#define K_MR8 7
+#define K_NP8 2
+#elif K_V == 8
+#define K_MR8 4
+#define K_NP8 1
+#elif K_V == 4
+#define K_MR8 5
+#define K_NP8 1
+#else
+#define K_MR8 2
+#define K_NP8 1
+#endif
+K_INLINE void k_store8(uint8_t *o, int at, vf v, int wide, float zero, float lo, float hi, int n) {
+  v = v_max(v_min(v, v_set(hi)), v_set(lo));
+  if (wide) v_stn((k_f32 *)(void *)o + at, v, n); else v_stun(o + at, v_round(v) + zero, n);
+}
+K_INLINE void k_tile8(uint8_t *o, int at, int om, int wide, const uint8_t *a, int am, int kh, int ah, int kw, int aw, int c4, const int8_t *w, const k_i32 *bias,
+                      const k_f32 *mul, int mr, int np, int last, float zero, float lo, float hi) {
+  vi acc[K_MR8][K_MOST * K_NV];
+  const int nv = (np - 1) * K_NV + (last + K_V - 1) / K_V, K = kh * kw * c4;
+  K_UNROLL for (int m = 0; m < mr; m++) K_UNROLL for (int j = 0; j < nv; j++) acc[m][j] = v_ldi(bias + j * K_V);
+  for (int y = 0; y < kh; y++) for (int x = 0; x < kw; x++) for (int k = 0; k < c4; k++) {
+    k_bytes b[K_MOST * K_NV];
+    const uint8_t *ak = a + y * ah + x * aw + k * 4;
+    const int8_t *wk = w + ((y * kw + x) * c4 + k) * K_LANES * 4;
+    K_UNROLL for (int j = 0; j < nv; j++) b[j] = k_weights(wk + (j / K_NV) * K * K_LANES * 4 + (j % K_NV) * K_V * 4);
+    K_UNROLL for (int m = 0; m < mr; m++) {
+      const k_bytes s = k_activation(ak + m * am);
+      K_UNROLL for (int j = 0; j < nv; j++) acc[m][j] = k_dot(acc[m][j], s, b[j]);
+    }
+  }
+  K_UNROLL for (int m = 0; m < mr; m++) K_UNROLL for (int j = 0; j < nv; j++)
+    k_store8(o, at + m * om + j * K_V, v_float(acc[m][j]) * v_ld(mul + j * K_V), wide, zero, lo, hi, (np - 1) * K_LANES + last - j * K_V);
+}
+K_INLINE void k_panels8(uint8_t *o, int at, int oh, int ow, int wide, const uint8_t *a, int ih, int iw, int rows, int cols, int kh, int ah, int kw, int aw, int c4,
+                        const int8_t *w, const k_i32 *bias, const k_f32 *mul, int np, int last, float zero, float lo, float hi) {
+  for (int y = 0; y < rows; y++) {
+    int x = 0;
+    for (; x + K_MR8 <= cols; x += K_MR8)
+      k_tile8(o, at + y * oh + x * ow, ow, wide, a + y * ih + x * iw, iw, kh, ah, kw, aw, c4, w, bias, mul, K_MR8, np, last, zero, lo, hi);
+    if (cols % K_MR8) k_tile8(o, at + y * oh + x * ow, ow, wide, a + y * ih + x * iw, iw, kh, ah, kw, aw, c4, w, bias, mul, cols % K_MR8, np, last, zero, lo, hi);
+  }
+}
+K_INLINE void k_conv8(uint8_t *o, int oh, int ow, int wide, const uint8_t *a, int ih, int iw, int rows, int cols, int kh, int ah, int kw, int aw, int c4,
+                      const int8_t *w, const k_i32 *bias, const k_f32 *mul, int n, int last, float zero, float lo, float hi) {
+  const int panels = (n + K_LANES - 1) / K_LANES, np = rows * cols == 1 ? K_MOST - 1 : K_NP8, K = kh * kw * c4;
+  int p = 0;
+  for (; p + np < panels; p += np)
+    k_panels8(o, p * K_LANES, oh, ow, wide, a, ih, iw, rows, cols, kh, ah, kw, aw, c4, w + p * K * K_LANES * 4, bias + p * K_LANES, mul + p * K_LANES, np, K_LANES, zero, lo, hi);
+  k_panels8(o, p * K_LANES, oh, ow, wide, a, ih, iw, rows, cols, kh, ah, kw, aw, c4, w + p * K * K_LANES * 4, bias + p * K_LANES, mul + p * K_LANES, (panels - 1) % np + 1, last, zero, lo, hi);
+}
+
+/* ---- one filter per channel, uint8 by int8: whole numbers in float32, exact as none is above 2^24 ---- */
+K_INLINE void k_depthwise8_part(uint8_t *o, int oh, int ow, int wide, const uint8_t *a, int ih, int iw, float za, int H, int W, int OH, int kh, int kw, int sy, int sx, int dy,
+                                int dx, int top, int left, const k_f32 *w, const k_f32 *bias, const k_f32 *mul, int cs, float zero, float lo, float hi, int c, int x0, int nx) {
+  for (int y = 0; y < OH; y++) {
+    vf acc[K_DX];
+    const vf b = v_ld(bias);
+    K_UNROLL for (int i = 0; i < nx; i++) acc[i] = b;
+    for (int ky = 0; ky < kh; ky++) {
+      const int yi = y * sy - top + ky * dy;
+      if (yi < 0 || yi >= H) continue;
+      K_UNROLL for (int kx = 0; kx < kw; kx++) {
+        const vf f = v_ld(w + (ky * kw + kx) * cs);
+        K_UNROLL for (int i = 0; i < nx; i++) {
+          const int xi = (x0 + i) * sx - left + kx * dx;
+          if (xi >= 0 && xi < W) acc[i] = v_fma(v_ldu(a + yi * ih + xi * iw) - za, f, acc[i]);
+        }
+      }
+    }
+    K_UNROLL for (int i = 0; i < nx; i++) k_store8(o, c + y * oh + (x0 + i) * ow, acc[i] * v_ld(mul), wide, zero, lo, hi, K_V);
+  }
+}
+K_INLINE void k_depthwise8(uint8_t *o, int oh, int ow, int wide, const uint8_t *a, int ih, int iw, float za, int H, int W, int OH, int OW, int kh, int kw, int sy, int sx, int dy,
+                           int dx, int top, int left, const k_f32 *w, const k_f32 *bias, const k_f32 *mul, int cs, float zero, float lo, float hi) {
+  for (int c = 0; c < cs; c += K_V)
+    K_UNROLL for (int x = 0; x < OW; x += K_DX)
+      k_depthwise8_part(o, oh, ow, wide, a + c, ih, iw, za, H, W, OH, kh, kw, sy, sx, dy, dx, top, left, w + c, bias + c, mul + c, cs, zero, lo, hi, c, x, OW - x < K_DX ? OW - x : K_DX);
 }
 
 /* ---- few output channels: vectors along a row of planes, which have a margin; weights lie as [n][c][kh][kw] ---- */

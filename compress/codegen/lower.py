@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .calls import ACC, Call, Contract, Fill, Loop, Product, Reduce, Resize, Softmax, Window
-from .expressions import Expr, Shape, Tensor, broadcast, constant, function, load, move, number, reshape, straight
+from .expressions import Expr, Shape, Tensor, broadcast, constant, dtype_of, function, load, move, number, reshape, straight
 from .read import Constant, Graph, Node, Quantized
 
 
@@ -408,6 +408,7 @@ class Lowering:
             filters = (flat if flat.size and flat.shape == filters.shape[: flat.ndim] else flat.T if flat.ndim == 2 and flat.shape[0] != len(filters) else flat).reshape(filters.shape)
         if integers and few:  # whole numbers in float32, exact up to 2^24
             source, filters = function("sub", self.usable(source, node.name), number(zero)), filters.astype(np.float32)
+            numbers = numbers.astype(np.float32)
         tight = not matrix and filters.shape[1] <= 4 and how.get("groups", 1) == 1
         source = source if integers and not few else number_of(source)
         kind = "rows" if matrix else "planes" if few else "tight" if tight else "pixel"
@@ -490,14 +491,6 @@ def sample(mode: str, how: dict[str, str], x: int, scale: float, size: int, want
         return place, place, 0.0
     at = min(max(at, 0.0), size - 1.0)
     return int(at), min(int(at) + 1, size - 1), at - int(at)
-
-
-def dtype_of(source: Expr) -> str:
-    """What an expression is stored as: "u8" for integers, "f32" for all else."""
-    if source.op == "load":
-        assert source.tensor is not None
-        return source.tensor.dtype
-    return "u8" if source.op == "quantize" else dtype_of(source.args[0]) if source.op == "reshape" else "f32"
 
 
 def number_of(source: Expr) -> Expr:

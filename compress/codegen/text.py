@@ -44,6 +44,16 @@ class Text:
             self.flash += values.nbytes
         return self._names[key]
 
+    def biases(self, values: NDArray[np.int32], sums: NDArray[np.int32]) -> str:
+        """The name of biases, which some processors need with the sums of the weights."""
+        key = b"bias" + values.tobytes() + sums.tobytes()
+        if key not in self._names:
+            name = self._names[key] = f"w{len(self._names)}"
+            numbers = ", ".join(f"K_BIAS({value}, {one})" for value, one in zip(values.tolist(), sums.tolist(), strict=True))
+            self.weights.append(f"static const int32_t {name}[{values.size}] K_ALIGN = {{{numbers}}};")
+            self.flash += values.nbytes
+        return self._names[key]
+
     def pointer(self, name: str, tensor: Tensor, start: int, *, write: bool = False) -> str:
         """The declaration of a pointer to a number of a tensor."""
         whole, bytes_ = tensor.whole, tensor.dtype == "u8"
