@@ -130,7 +130,7 @@ def leaf_steps(leaf: Expr, rank: int, lanes: int) -> tuple[int, list[int]]:
 
 def order(plan: Layout, shape: Sequence[int]) -> list[int]:
     """The axes of a tensor from the one with the longest stride to the shortest."""
-    return sorted(range(len(shape)), key=lambda axis: (-plan.strides[axis], shape[axis] == 1, axis))
+    return sorted(range(len(shape)), key=lambda axis: (shape[axis] > 1, -plan.strides[axis], axis))
 
 
 def padded(tensor: Tensor, plan: Layout, axis: int, lanes: int) -> bool:
@@ -198,7 +198,7 @@ def reduce(text: Text, call: Reduce) -> list[str]:
     leaves = leaves_of([call.source])
     starts, steps = zip(*(leaf_steps(leaf, rank, lanes) for leaf in leaves), strict=True)
     plans = [layout(out, lanes) for out in call.writes]
-    by_stride = sorted(range(rank), key=lambda axis: (-max(one[axis] for one in steps), shape[axis] == 1, axis))
+    by_stride = sorted(range(rank), key=lambda axis: (shape[axis] > 1, -max(one[axis] for one in steps), axis))
     fast = by_stride[-1]
     kept = [axis for axis in by_stride if axis not in call.axes and axis != fast]
     gone = [axis for axis in by_stride if axis in call.axes and axis != fast]

@@ -90,8 +90,9 @@ def generate(model: onnx.ModelProto | Path, *, name: str, target: Target) -> Pro
     functions, layers, begun = [], [], set[Tensor]()
     for number, (call, bytes_) in enumerate(zip(calls, lives, strict=True)):
         before = text.flash
-        lines = [line for tensor in call.writes if tensor.whole not in begun for line in margins(tensor.whole, target.lanes)]
-        begun.update(tensor.whole for tensor in call.writes)
+        new = dict.fromkeys(tensor.whole for tensor in call.writes if tensor.whole not in begun)
+        lines = [line for whole in new for line in margins(whole, target.lanes)]
+        begun.update(new)
         lines += body(text, call)
         functions.append(_function(f"{name}_{number}", call, lines))
         layers.append(Layer(name=call.name, kind=_kind(call), macs=call.macs(), weights=text.flash - before, arena=bytes_))
