@@ -78,6 +78,20 @@ def words(runs: NDArray[Any], lanes: int) -> NDArray[np.int8]:
     return np.ascontiguousarray(flat.reshape(n // lanes, lanes, -1, 4).transpose(0, 2, 1, 3))
 
 
+def columns_of_four(filters: NDArray[Any], lanes: int) -> NDArray[np.int8]:
+    """(N, 1, kh, kw) as [panel][kh / 4][kw][lanes][4], int8."""
+    n, _, kh, kw = filters.shape
+    flat = np.zeros((rounded(n, lanes), rounded(kh, 4), kw), np.int8)
+    flat[:n, :kh] = filters[:, 0]
+    return np.ascontiguousarray(flat.reshape(-1, lanes, rounded(kh, 4) // 4, 4, kw).transpose(0, 2, 4, 1, 3))
+
+
+def biases(text: Text, call: Contract, weights: NDArray[Any], place: slice = slice(None)) -> str:
+    """The name of the biases, of which what the input's zero point adds up to is taken off."""
+    sums = weights.sum(1, dtype=np.int64).astype(np.int32)
+    return text.biases(filled(call.bias[place] - call.zero * sums, text.lanes), filled(sums, text.lanes))
+
+
 def multipliers(call: Contract, lanes: int, place: slice = slice(None)) -> NDArray[np.float32]:
     """What an integer is in the output, one per channel."""
     assert call.scale is not None
@@ -92,11 +106,11 @@ def out_bytes(call: Contract) -> str:
 def ends(call: Contract) -> str:
     """Where numbers end, and the zero point before it where they are uint8."""
     if call.scale is None or call.quantize is None:
-        zero = "" if call.scale is None else "0.0f, "
+        zero = "" if call.scale is None else "0, "
         return f"{zero}{literal(max(call.low, -(2.0**127)))}, {literal(min(call.high, 2.0**127))}"
     scale, zero_point = call.quantize
     low, high = (float(np.rint(np.float32(one) / np.float32(scale))) for one in (call.low, call.high))
-    return f"{literal(zero_point)}, {literal(max(low, -zero_point))}, {literal(min(high, 255 - zero_point))}"
+    return f"{int(zero_point)}, {literal(max(low, -zero_point))}, {literal(min(high, 255 - zero_point))}"
 
 
 def contract(text: Text, call: Contract) -> list[str]:
@@ -109,17 +123,17 @@ def contract(text: Text, call: Contract) -> list[str]:
     bounds, wide = ends(call), int(call.quantize is None)
     if call.depthwise():
         cs = rounded(n, lanes)
-        spread = np.zeros((kh * kw, cs), np.float32)
-        spread[:, :n] = filters.reshape(n, -1).T
         h, w = call.source.shape[2:]
         to, of = (f"{where.strides[2]}, {where.strides[3]}" for where in (plan, under))
         how = ", ".join(map(str, (h, w, rows, columns, kh, kw, *call.strides, *call.dilations, *call.pads)))
-        tables = [text.array(one) for one in (spread, filled(call.bias.astype(np.float32), lanes))]
         if call.scale is None:
+            spread = np.zeros((kh * kw, cs), np.float32)
+            spread[:, :n] = filters.reshape(n, -1).T
+            tables = [text.array(spread), text.array(filled(call.bias, lanes))]
             line = f"k_depthwise(o, {to}, a, {of}, {how}, {', '.join(tables)}, {cs}, {bounds});"
         else:
-            tables.append(text.array(multipliers(call, lanes)))
-            line = f"k_depthwise8({out_bytes(call)}, {to}, {wide}, a, {of}, {literal(call.zero)}, {how}, {', '.join(tables)}, {cs}, {bounds});"
+            tables = [text.array(columns_of_four(filters, lanes)), biases(text, call, filters.reshape(n, -1)), text.array(multipliers(call, lanes))]
+            line = f"k_depthwise8({out_bytes(call)}, {to}, {wide}, a, {of}, {call.zero}, {how}, {', '.join(tables)}, {cs}, {bounds});"
         return images_of(text, call, plan.start, under.start, images, plan, under, [line])
     if out.kind == "planes":
         values = text.array(np.ascontiguousarray(filters, np.float32)), text.array(call.bias)
@@ -143,9 +157,7 @@ def contract(text: Text, call: Contract) -> list[str]:
             lines += [f"k_conv(o + {group * each}, {oh}, {ow}, a + {group * c}, {size}, {c}, {', '.join(tables)}, {each}, {last}, {bounds});"]
         else:
             runs = part.transpose(0, 2, 3, 1).reshape(each, kh * kw, c)
-            sums = runs.sum((1, 2), dtype=np.int64).astype(np.int32)
-            tables = [text.array(words(runs, lanes)), text.biases(filled(call.bias[place] - call.zero * sums, lanes), filled(sums, lanes))]
-            tables.append(text.array(multipliers(call, lanes, place)))
+            tables = [text.array(words(runs, lanes)), biases(text, call, runs.reshape(each, -1), place), text.array(multipliers(call, lanes, place))]
             start = f"{out_bytes(call)} + {group * each * (4 if wide else 1)}"
             lines += [f"k_conv8({start}, {oh}, {ow}, {wide}, a + {group * c}, {size}, {rounded(c, 4) // 4}, {', '.join(tables)}, {each}, {last}, {bounds});"]
     return images_of(text, call, plan.start, under.start - corner, images, plan, under, lines)

@@ -35,6 +35,16 @@ class Body:
         name, moves = self.of(source)
         return name if moves or self.prefix == "s" else f"v_set({name})"
 
+    def store(self, source: Expr, out: Tensor, where: str, left: str = "") -> list[str]:
+        """The statements of the innermost loop, up to the store; ``left``: how many numbers of a vector there are, where they are few."""
+        partly = f"n({where}, {{}}, {left});" if left and self.prefix == "v" else f"({where}, {{}});"
+        if source.op == "quantize":  # rounded as it is stored
+            scale, zero = source.numbers
+            held = self.value(Expr("within", source.shape, source.args, source.numbers))
+            return [*self.inner, f"{self.prefix}_stq{partly.format(f'{held}, {int(zero)}')}"]
+        value = self.value(source)
+        return [*self.inner, f"{self.prefix}_{'stu' if out.dtype == 'u8' else 'st'}{partly.format(value)}"]
+
     def of(self, source: Expr) -> tuple[str, bool]:
         """A name for the value, and whether it moves in the innermost loop."""
         if source not in self.known:
@@ -56,9 +66,9 @@ class Body:
         prefix = self.prefix if moves else "s"
         wide = [name if one or prefix == "s" else f"v_set({name})" for name, one in parts]
         match source.op:
-            case "quantize":
+            case "quantize" | "within":
                 scale, zero = source.numbers
-                return self._let(f"{prefix}_quantize({wide[0]}, {literal(float(1 / np.float32(scale)))}, {literal(zero)})", moves)
+                return self._let(f"{prefix}_{source.op}({wide[0]}, {literal(float(1 / np.float32(scale)))}, {literal(zero)})", moves)
             case "dequantize":
                 scale, zero = source.numbers
                 shifted = f"({parts[0][0]} - {literal(zero)})" if zero else parts[0][0]
@@ -160,23 +170,22 @@ def loop(text: Text, call: Loop) -> list[str]:
     vector = bool(nest.sizes) and inner[0] == 1 and all(one in (0, 1) for one in inner[1:])
     lines += nest.open(1)
     index = {leaf: nest.index(f"a{place}", place + 1, 1) for place, leaf in enumerate(leaves)}
-    store = "stu" if out.dtype == "u8" else "st"
     size = nest.sizes[-1] if nest.sizes else 1
     target, moving = nest.index("o", 0, 1), dict(zip(leaves, inner[1:], strict=True))
     if vector:
-        body = Body(text, index, moving, "v")
-        value, tail = body.value(source), size % lanes
+        body, tail = Body(text, index, moving, "v"), size % lanes
+        inside = body.store(source, out, f"{target} + i")
         head = f"for (; i + K_V <= {size}; i += K_V) {{" if tail else f"for (int i = 0; i < {size}; i += K_V) {{"
-        lines += [*body.outer, *["int i = 0;"] * (tail > 0), head, *body.inner, f"v_{store}({target} + i, {value});", "}"]
+        lines += [*body.outer, *["int i = 0;"] * (tail > 0), head, *inside, "}"]
         if tail:
             body = Body(text, index, moving, "s")
-            value = body.value(source)
-            lines += [*body.outer, f"for (; i < {size}; i++) {{", *body.inner, f"s_{store}({target} + i, {value});", "}"]
+            inside = body.store(source, out, f"{target} + i")
+            lines += [*body.outer, f"for (; i < {size}; i++) {{", *inside, "}"]
     else:
         index = {leaf: f"{where} + i * {moving[leaf]}" for leaf, where in index.items()}
         body = Body(text, index, dict.fromkeys(leaves, 0), "s")
-        value = body.value(source)
-        lines += [f"for (int i = 0; i < {size}; i++) {{", *body.outer, f"s_{store}({target} + i * {inner[0]}, {value});", "}"]
+        inside = body.store(source, out, f"{target} + i * {inner[0]}")
+        lines += [f"for (int i = 0; i < {size}; i++) {{", *body.outer, *inside, "}"]
     return [*lines, *["}"] * len(nest.open(1))]
 
 
@@ -265,10 +274,8 @@ def reduce(text: Text, call: Reduce) -> list[str]:
 def _finish(text: Text, after: Expr, where: str, out: Tensor, prefix: str, acc: str, left: str = "") -> list[str]:
     """Store what was summed up."""
     body = Body(text, {}, {}, prefix, acc)
-    value = body.value(after)
-    store = "stu" if out.dtype == "u8" else "st"
-    last = f"v_{store}n({where}, {value}, {left});" if left and prefix == "v" else f"{prefix}_{store}({where}, {value});"
-    return ["{", *body.outer, *body.inner, last, "}"]
+    inside = body.store(after, out, where, left)
+    return ["{", *body.outer, *inside, "}"]
 
 
 def window(text: Text, call: Window) -> list[str]:
@@ -292,18 +299,23 @@ def window(text: Text, call: Window) -> list[str]:
         lines += [f"while ({name}0 + {name}k * {dilation} < 0) {name}k++;", f"while ({name}0 + ({name}e - 1) * {dilation} >= {size[axis]}) {name}e--;"]
         if call.count_pads:
             lines += [f"int {name}c = {kernel};", f"while ({name}0 + ({name}c - 1) * {dilation} >= {size[axis] + end}) {name}c--;"]
-    lines += [f"for (int i = 0; i < {c}; i += {step}) {{", f"{'vf' if prefix == 'v' else 'float'} s = {prefix}_set({_START[call.op]});"]
-    load = "ldu" if source.dtype == "u8" else "ld"
+    bytes_ = source.dtype == out.dtype == "u8" and call.op == "max" and call.after[0].op == "acc" and vector and padded(out, plan, 1, lanes) and padded(source, under, 1, lanes)
+    if bytes_:
+        prefix, step = "b", "K_LANES"
+    kind, load = {"v": "vf", "s": "float", "b": "vb"}[prefix], "ldu" if source.dtype == "u8" and not bytes_ else "ld"
     channel = "i" if vector else f"i * {under.strides[1]}"
+    tap = f"{prefix}_{load}(a + n * {under.strides[0]} + (y0 + {{}} * {call.dilations[0]}) * {under.strides[2]} + (x0 + {{}} * {call.dilations[1]}) * {under.strides[3]} + {channel})"
     lines += [
-        f"for (int j = yk; j < ye; j++) for (int k = xk; k < xe; k++) {{",
-        f"const {'vf' if prefix == 'v' else 'float'} t = {prefix}_{load}(a + n * {under.strides[0]} + (y0 + j * {call.dilations[0]}) * {under.strides[2]} + (x0 + k * {call.dilations[1]}) * {under.strides[3]} + {channel});",
-        f"s = {prefix}_max(s, t);" if call.op == "max" else "s += t;",
+        f"for (int i = 0; i < {c}; i += {step}) {{",
+        f"{kind} s = {tap.format('yk', 'xk') if call.op == 'max' else f'{prefix}_set(0.0f)'};",
+        "for (int j = yk; j < ye; j++) for (int k = xk; k < xe; k++) {",
+        f"s = {prefix}_max(s, {tap.format('j', 'k')});" if call.op == "max" else f"s += {tap.format('j', 'k')};",
         "}",
     ]
     if call.op == "mean":
         count = "(float)(yc * xc)" if call.count_pads and not inside else "(float)((ye - yk) * (xe - xk))"
         lines += [f"s = s * {literal(1 / (call.kernel[0] * call.kernel[1]))};" if inside else f"s = s / {count};"]
     where = f"o + n * {plan.strides[0]} + y * {plan.strides[2]} + x * {plan.strides[3]} + {'i' if vector else f'i * {plan.strides[1]}'}"
-    lines += _finish(text, call.after[0], where, out, prefix, "s", f"{c} - i" if c % lanes and not padded(out, plan, 1, lanes) else "")
+    left = f"{c} - i" if c % lanes and not padded(out, plan, 1, lanes) else ""
+    lines += [f"b_st({where}, s);"] if bytes_ else _finish(text, call.after[0], where, out, prefix, "s", left)
     return [*lines, "}", "}"]
