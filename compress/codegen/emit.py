@@ -219,11 +219,11 @@ def resize(text: Text, call: Resize) -> list[str]:
     [out], lanes, source = call.writes, text.lanes, call.source
     plan, under = layout(out, lanes), layout(source, lanes)
     tables = [text.array(np.array([list(map(int, one[:2])) for one in axis], np.int32)) for axis in (call.rows, call.columns)]
-    weights = [text.array(np.array([one[2] for one in axis], np.float32)) for axis in (call.rows, call.columns)]
     n, c, rows, columns = out.shape
     load = "s_ldu" if source.dtype == "u8" else "s_ld"
     tap = lambda j, k: f"{load}(q + {tables[0]}[2 * y + {j}] * {under.strides[2]} + {tables[1]}[2 * x + {k}] * {under.strides[3]})"  # noqa: E731
     linear = any(one[2] for axis in (call.rows, call.columns) for one in axis)
+    weights = [text.array(np.array([one[2] for one in axis], np.float32)) for axis in (call.rows, call.columns)] if linear else ["", ""]
     across = [f"{tap(j, 0)} + ({tap(j, 1)} - {tap(j, 0)}) * {weights[1]}[x]" for j in (0, 1)]
     value = [f"const float s = {across[0]}, t = {across[1]};", f"const float v = s + (t - s) * {weights[0]}[y];"] if linear else [f"const float v = {tap(0, 0)};"]
     return [

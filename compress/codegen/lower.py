@@ -163,9 +163,12 @@ class Lowering:
         if not self.after(node, change):
             self.result(node, change(self.operand(self.get(node), self.shape(node), f"{node.name}_in")))
 
-    def binary(self, node: Node, op: str) -> None:
-        left, right = self.get(node), self.get(node, 1)
-        self.result(node, self.pointwise(node, op, left, right))
+    def fold(self, node: Node, op: str) -> None:
+        """A function of two, over all inputs."""
+        source = self.get(node)
+        for place in range(1, len(node.inputs)):
+            source = self.pointwise(node, op, source, self.get(node, place))
+        self.result(node, source)
 
     # int8
 
@@ -279,6 +282,7 @@ class Lowering:
             before[axis], after[axis] = int(pads[place]), int(pads[len(axes) + place])
         cut = [max(0, -one) for one in before]
         inner = tuple(size - max(0, -a) - max(0, -b) for size, b, a in zip(source.shape, before, after, strict=True))
+        value += 128 if self.graph.types[node.inputs[0]] == np.int8 else 0
         source = move(source, inner, [(axis, start, 1) for axis, start in enumerate(cut)])
         whole = Tensor(node.outputs[0], shape, dtype_of(source))
         self.add(Fill(name=node.name, writes=[whole], value=value))
@@ -446,6 +450,8 @@ class Lowering:
         self.values[node.outputs[0]] = load(tensor)
 
     def normalise(self, node: Node) -> None:
+        if node.settings.get("training_mode", 0):
+            raise node.refuse("training_mode (=1) must be 0")
         gain, shift, mean, variance = (self.numbers(node, place, "its numbers") for place in (1, 2, 3, 4))
         factor = gain / np.sqrt(variance + np.float32(node.settings.get("epsilon", 1e-5)))
         source = self.get(node)
@@ -589,7 +595,7 @@ def _one(op: str) -> Callable[[Lowering, Node], None]:
 
 def _two(op: str) -> Callable[[Lowering, Node], None]:
     def several(lowering: Lowering, node: Node) -> None:
-        lowering.binary(node, op)
+        lowering.fold(node, op)
 
     return several
 
@@ -625,12 +631,19 @@ NODES: dict[str, Callable[[Lowering, Node], None]] = {
 }
 
 
+_MOVES = ("Reshape", "Flatten", "Squeeze", "Unsqueeze", "Identity", "Concat", "Split", "Slice", "Pad", "Transpose", "Expand", "MaxPool")
+_INTEGERS = {"QuantizeLinear", "Cast", "Dropout", *_MOVES}
+
+
 def lower(graph: Graph) -> tuple[list[Call], Tensor, list[Tensor]]:
     """The calls for a graph, the image, and its outputs. Raises CodegenError for what the module refuses."""
     lowering = Lowering(graph)
     for node in graph.nodes:
         if node.kind not in NODES:
             raise node.refuse("there is no kernel for this operator")
+        for name in node.outputs:
+            if node.kind not in _INTEGERS and graph.types.get(name, np.dtype(np.float32)) != np.float32:
+                raise node.refuse(f"its output is {graph.types[name]}, which only {', '.join(sorted(_INTEGERS))} may have")
         if node not in lowering.done:
             NODES[node.kind](lowering, node)
     outputs = []
