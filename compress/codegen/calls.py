@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .expressions import Expr, Shape, Tensor
+from .expressions import Expr, Tensor
 
 ACC = Expr("acc", ())
 
@@ -151,5 +151,3 @@ class Resize(Call):
 
     def reads(self) -> list[Tensor]:
         return [self.source]
-
-

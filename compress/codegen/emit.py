@@ -8,8 +8,9 @@ from numpy.typing import NDArray
 
 from .calls import Call, Contract, Fill, Loop, Product, Reduce, Resize, Softmax, Window
 from .expressions import Tensor
-from .loops import loop, reduce, window
+from .loops import loop, reduce
 from .plan import Layout, layout, rounded, width
+from .pools import resize, softmax, window
 from .text import Text, literal
 
 
@@ -67,7 +68,12 @@ def geometry(call: Contract, lanes: int) -> tuple[Layout, Layout, tuple[int, int
     rows, columns = call.limit or out.shape[2:]
     rows, columns = min(rows, out.shape[2]), min(columns, out.shape[3])
     taps = under.strides[2] * call.dilations[0], under.strides[3] * call.dilations[1]
-    return plan, under, (plan.strides[2], plan.strides[3], rows, columns), (under.strides[2] * call.strides[0], under.strides[3] * call.strides[1], *taps)
+    return (
+        plan,
+        under,
+        (plan.strides[2], plan.strides[3], rows, columns),
+        (under.strides[2] * call.strides[0], under.strides[3] * call.strides[1], *taps),
+    )
 
 
 def words(runs: NDArray[Any], lanes: int) -> NDArray[np.int8]:
@@ -132,12 +138,17 @@ def contract(text: Text, call: Contract) -> list[str]:
             tables = [text.array(spread), text.array(filled(call.bias, lanes))]
             line = f"k_depthwise(o, {to}, a, {of}, {how}, {', '.join(tables)}, {cs}, {bounds});"
         else:
-            tables = [text.array(columns_of_four(filters, lanes)), biases(text, call, filters.reshape(n, -1)), text.array(multipliers(call, lanes))]
+            tables = [
+                text.array(columns_of_four(filters, lanes)),
+                biases(text, call, filters.reshape(n, -1)),
+                text.array(multipliers(call, lanes)),
+            ]
             line = f"k_depthwise8({out_bytes(call)}, {to}, {wide}, a, {of}, {call.zero}, {how}, {', '.join(tables)}, {cs}, {bounds});"
         return images_of(text, call, plan.start, under.start, images, plan, under, [line])
     if out.kind == "planes":
-        values = text.array(np.ascontiguousarray(filters, np.float32)), text.array(call.bias)
-        line = f"k_planes(o, {plan.strides[1]}, {oh}, a, {under.strides[1]}, {ih}, {rows}, {columns}, {n}, {c}, {kh}, {kw}, {ah}, {aw}, {', '.join(values)}, {bounds});"
+        values = f"{text.array(np.ascontiguousarray(filters, np.float32))}, {text.array(call.bias)}"
+        size = f"{rows}, {columns}, {n}, {c}, {kh}, {kw}, {ah}, {aw}"
+        line = f"k_planes(o, {plan.strides[1]}, {oh}, a, {under.strides[1]}, {ih}, {size}, {values}, {bounds});"
         return images_of(text, call, plan.start, under.start - corner, images, plan, under, [line])
     each = n // call.groups
     if aw == c and call.groups == 1:  # a row of taps is one run
@@ -154,20 +165,31 @@ def contract(text: Text, call: Contract) -> list[str]:
         size = f"{ih}, {iw}, {rows}, {columns}, {kh}, {ah}, {kw}, {aw}"
         if call.scale is None:
             tables = [text.array(panels(part, lanes)), text.array(filled(call.bias[place], lanes))]
-            lines += [f"k_conv(o + {group * each}, {oh}, {ow}, a + {group * c}, {size}, {c}, {', '.join(tables)}, {each}, {last}, {bounds});"]
+            lines += [
+                f"k_conv(o + {group * each}, {oh}, {ow}, a + {group * c}, {size}, {c}, {', '.join(tables)}, {each}, {last}, {bounds});"
+            ]
         else:
             runs = part.transpose(0, 2, 3, 1).reshape(each, kh * kw, c)
-            tables = [text.array(words(runs, lanes)), biases(text, call, runs.reshape(each, -1), place), text.array(multipliers(call, lanes, place))]
-            start = f"{out_bytes(call)} + {group * each * (4 if wide else 1)}"
-            lines += [f"k_conv8({start}, {oh}, {ow}, {wide}, a + {group * c}, {size}, {rounded(c, 4) // 4}, {', '.join(tables)}, {each}, {last}, {bounds});"]
+            tables = [
+                text.array(words(runs, lanes)),
+                biases(text, call, runs.reshape(each, -1), place),
+                text.array(multipliers(call, lanes, place)),
+            ]
+            start = f"{out_bytes(call)} + {group * each * (4 if wide else 1)}, {oh}, {ow}, {wide}, a + {group * c}"
+            lines += [f"k_conv8({start}, {size}, {rounded(c, 4) // 4}, {', '.join(tables)}, {each}, {last}, {bounds});"]
     return images_of(text, call, plan.start, under.start - corner, images, plan, under, lines)
 
 
-def images_of(text: Text, call: Contract, start: int, begin: int, images: int, plan: Layout, under: Layout, lines: Sequence[str]) -> list[str]:
+def images_of(
+    text: Text, call: Contract, start: int, begin: int, images: int, plan: Layout, under: Layout, lines: Sequence[str]
+) -> list[str]:
     """The lines, once for each image of a batch."""
     found = []
     for image in range(images):
-        o, a = text.pointer("o", call.writes[0], start + image * plan.strides[0] * (images > 1), write=True), text.pointer("a", call.source, begin + image * under.strides[0] * (images > 1))
+        o, a = (
+            text.pointer("o", call.writes[0], start + image * plan.strides[0] * (images > 1), write=True),
+            text.pointer("a", call.source, begin + image * under.strides[0] * (images > 1)),
+        )
         found += ["{", o, a, *lines, "}"]
     return found
 
@@ -192,45 +214,20 @@ def product(text: Text, call: Product) -> list[str]:
         return [0 if axis < extra or tensor.shape[axis - extra] == 1 else plan.strides[axis - extra] for axis in range(len(batch))]
 
     names = [text.fresh("i") for _ in batch]
-    pointers = [text.pointer(name, tensor, plan.start, write=name == "o") for name, tensor, plan in zip("oab", (out, call.left, call.right), plans, strict=True)]
-    where = [" + ".join([name, *(f"{i} * {step}" for i, step in zip(names, along(tensor, plan), strict=True) if step)]) for name, tensor, plan in zip("oab", (out, call.left, call.right), plans, strict=True)]
+    pointers = [
+        text.pointer(name, tensor, plan.start, write=name == "o")
+        for name, tensor, plan in zip("oab", (out, call.left, call.right), plans, strict=True)
+    ]
+    where = [
+        " + ".join([name, *(f"{i} * {step}" for i, step in zip(names, along(tensor, plan), strict=True) if step)])
+        for name, tensor, plan in zip("oab", (out, call.left, call.right), plans, strict=True)
+    ]
     return [
         *pointers, *(f"for (int {name} = 0; {name} < {size}; {name}++)" for name, size in zip(names, batch, strict=True)),
         f"for (int m = 0; m < {rows}; m++) for (int n = 0; n < {columns}; n += K_V) {{", "vf s = v_set(0.0f);",
-        f"for (int k = 0; k < {k}; k++) s = v_fma(v_set(*({where[1]} + m * {plans[1].strides[-2]} + k)), v_ld({where[2]} + k * {plans[2].strides[-2]} + n), s);",
+        f"const k_f32 *p = {where[1]} + m * {plans[1].strides[-2]}, *q = {where[2]} + n;",
+        f"for (int k = 0; k < {k}; k++) s = v_fma(v_set(p[k]), v_ld(q + k * {plans[2].strides[-2]}), s);",
         f"v_stn({where[0]} + m * {plans[0].strides[-2]} + n, s, {columns} - n);", "}",
-    ]  # fmt: skip
-
-
-def softmax(text: Text, call: Softmax) -> list[str]:
-    """Along one axis, for every place of the others."""
-    [out], lanes = call.writes, text.lanes
-    plan, under, axis = layout(out, lanes), layout(call.source, lanes), call.axis
-    others = [at for at in range(len(out.shape)) if at != axis and out.shape[at] > 1]
-    names = {at: text.fresh("i") for at in others}
-    heads = [f"for (int {names[at]} = 0; {names[at]} < {out.shape[at]}; {names[at]}++)" for at in others]
-    o, a = (" + ".join([name, *(f"{names[at]} * {which.strides[at]}" for at in others)]) for name, which in (("o", plan), ("a", under)))
-    pointers = [text.pointer("o", out, plan.start, write=True), text.pointer("a", call.source, under.start)]
-    return [*pointers, *heads, f"k_softmax({o}, {plan.strides[axis]}, {a}, {under.strides[axis]}, {out.shape[axis]});"]
-
-
-def resize(text: Text, call: Resize) -> list[str]:
-    """Two rows and two columns of the source, weighted."""
-    [out], lanes, source = call.writes, text.lanes, call.source
-    plan, under = layout(out, lanes), layout(source, lanes)
-    tables = [text.array(np.array([list(map(int, one[:2])) for one in axis], np.int32)) for axis in (call.rows, call.columns)]
-    n, c, rows, columns = out.shape
-    load = "s_ldu" if source.dtype == "u8" else "s_ld"
-    tap = lambda j, k: f"{load}(q + {tables[0]}[2 * y + {j}] * {under.strides[2]} + {tables[1]}[2 * x + {k}] * {under.strides[3]})"  # noqa: E731
-    linear = any(one[2] for axis in (call.rows, call.columns) for one in axis)
-    weights = [text.array(np.array([one[2] for one in axis], np.float32)) for axis in (call.rows, call.columns)] if linear else ["", ""]
-    across = [f"{tap(j, 0)} + ({tap(j, 1)} - {tap(j, 0)}) * {weights[1]}[x]" for j in (0, 1)]
-    value = [f"const float s = {across[0]}, t = {across[1]};", f"const float v = s + (t - s) * {weights[0]}[y];"] if linear else [f"const float v = {tap(0, 0)};"]
-    return [
-        text.pointer("o", out, plan.start, write=True), text.pointer("a", source, under.start),
-        f"for (int n = 0; n < {n}; n++) for (int y = 0; y < {rows}; y++) for (int x = 0; x < {columns}; x++) for (int c = 0; c < {c}; c++) {{",
-        f"const {'uint8_t' if source.dtype == 'u8' else 'k_f32'} *q = a + n * {under.strides[0]} + c * {under.strides[1]};", *value,
-        f"{'s_stu' if out.dtype == 'u8' else 's_st'}(o + n * {plan.strides[0]} + c * {plan.strides[1]} + y * {plan.strides[2]} + x * {plan.strides[3]}, v);", "}",
     ]  # fmt: skip
 
 

@@ -24,9 +24,9 @@ class Tensor:
     """What lies in memory: ``dtype`` "f32" or "u8"; ``data`` of a constant.
 
     ``kind``, of the whole that it is a part of: "pixel" (channels innermost, padded), "tight" (innermost, not padded), "planes" (one after
-    the other), "rows" (padded), "plain" (as ONNX has it), or None while nobody asked. ``inside``: the tensor that it is a part of, and where
-    it begins there. ``alias``: the plain tensor whose memory it is. ``halo``: margin of zeros, as the convolutions that read it need it:
-    top, left, bottom, right. ``place``: "arena", "image", "outputs" or "flash".
+    the other), "rows" (padded), "plain" (as ONNX has it), or None while nobody asked. ``inside``: the tensor that it is part of, and where
+    it begins there. ``alias``: the plain tensor whose memory it is. ``halo``: margin of zeros that convolutions read: top, left, bottom,
+    right. ``place``: "arena", "image", "outputs" or "flash".
     """
 
     name: str
@@ -51,7 +51,7 @@ class Tensor:
 
 @dataclass(frozen=True, eq=False)
 class Expr:
-    """``op`` "load" (of ``tensor`` along ``ways``), "number", "acc" (what a reduction has summed up), "reshape", or a function of ``args``."""
+    """``op`` "load" (of ``tensor`` along ``ways``), "number", "acc" (what a reduction has summed up), "reshape", or one of ``args``."""
 
     op: str
     shape: Shape
@@ -66,6 +66,11 @@ class Expr:
             yield self
         for one in self.args:
             yield from one.leaves()
+
+    def whole_tensor(self) -> Tensor:
+        """The tensor of a load."""
+        assert self.tensor is not None
+        return self.tensor
 
     def is_whole(self) -> bool:
         """Whether it is one stored tensor, number by number."""
@@ -153,3 +158,14 @@ def move(source: Expr, shape: Shape, ways: Sequence[Way]) -> Expr:
         return Expr("load", shape, tensor=source.tensor, ways=tuple(moved))
     assert source.op != "reshape"
     return Expr(source.op, shape, tuple(move(one, shape, ways) for one in source.args), source.numbers)
+
+
+def number_of(source: Expr) -> Expr:
+    """The expression as float32 where it would be stored as integers."""
+    return function("copy", source) if dtype_of(source) == "u8" else source
+
+
+def same(one: Expr, other: Expr) -> bool:
+    """Whether two expressions are the same, written twice."""
+    alike = (one.op, one.shape, one.numbers, one.tensor, one.ways) == (other.op, other.shape, other.numbers, other.tensor, other.ways)
+    return one is other or (alike and all(same(*pair) for pair in zip(one.args, other.args, strict=True)))

@@ -1,21 +1,22 @@
 """The text of loops over numbers: expressions, reductions and pools, in vectors where the memory allows.
 
-The innermost loop runs along the axis that lies innermost in what is written. Where everything read lies so too, or stands still, it goes in
-vectors of K_V numbers, else number by number; what stands still is computed before it. Axes that follow one another without a gap are one.
+The innermost loop runs along the axis that lies innermost in what is written. Where everything read lies so too, or stands still, it goes
+in vectors of K_V numbers, else number by number; what stands still is computed before it. Axes that follow each other without a gap are
+one.
 """
 
 from collections.abc import Sequence
 
 import numpy as np
 
-from .calls import Loop, Reduce, Window
+from .calls import Loop, Reduce
 from .expressions import Expr, Tensor
 from .plan import Layout, layout, rounded
 from .text import Text, literal
 
 _INFIX = {"add": "+", "sub": "-", "mul": "*", "div": "/"}
 _CALLS = {"max": 2, "min": 2, "exp": 1, "sigmoid": 1, "tanh": 1, "erf": 1, "sqrt": 1, "abs": 1}
-_START = {"max": "-INFINITY", "min": "INFINITY", "sum": "0.0f", "mean": "0.0f"}
+START = {"max": "-INFINITY", "min": "INFINITY", "sum": "0.0f", "mean": "0.0f"}
 
 
 class Body:
@@ -39,7 +40,7 @@ class Body:
         """The statements of the innermost loop, up to the store; ``left``: how many numbers of a vector there are, where they are few."""
         partly = f"n({where}, {{}}, {left});" if left and self.prefix == "v" else f"({where}, {{}});"
         if source.op == "quantize":  # rounded as it is stored
-            scale, zero = source.numbers
+            zero = source.numbers[1]
             held = self.value(Expr("within", source.shape, source.args, source.numbers))
             return [*self.inner, f"{self.prefix}_stq{partly.format(f'{held}, {int(zero)}')}"]
         value = self.value(source)
@@ -161,11 +162,17 @@ def loop(text: Text, call: Loop) -> list[str]:
         starts.append(start)
         steps.append(moved)
     sizes = [out.shape[axis] for axis in axes]
-    if axes and padded(out, plan, axes[-1], lanes) and all(fills(leaf, axes[-1], one[axes[-1]], lanes) for leaf, one in zip(leaves, steps[1:], strict=True)):
+    if (
+        axes
+        and padded(out, plan, axes[-1], lanes)
+        and all(fills(leaf, axes[-1], one[axes[-1]], lanes) for leaf, one in zip(leaves, steps[1:], strict=True))
+    ):
         sizes[-1] = rounded(sizes[-1], lanes)
     nest = Nest(text, sizes, [[one[axis] for axis in axes] for one in steps])
     lines = [text.pointer("o", out, starts[0], write=True)]
-    lines += [text.pointer(f"a{place}", leaf.tensor, start) for place, (leaf, start) in enumerate(zip(leaves, starts[1:], strict=True))]  # type: ignore[arg-type]
+    lines += [
+        text.pointer(f"a{place}", leaf.whole_tensor(), start) for place, (leaf, start) in enumerate(zip(leaves, starts[1:], strict=True))
+    ]
     inner = [one[-1] if one else 0 for one in nest.steps]
     vector = bool(nest.sizes) and inner[0] == 1 and all(one in (0, 1) for one in inner[1:])
     lines += nest.open(1)
@@ -198,124 +205,99 @@ def fills(leaf: Expr, axis: int, step: int, lanes: int) -> bool:
         return True
     if step != 1 or whole.place not in ("arena", "flash") or len(along) != 1:
         return False
-    return leaf.ways[along[0][1]][1] == 0 and (whole.kind not in ("tight", "planes", "plain") and leaf.tensor.alias is None and (whole is leaf.tensor or whole.place == "flash"))
+    return leaf.ways[along[0][1]][1] == 0 and (
+        whole.kind not in ("tight", "planes", "plain") and leaf.tensor.alias is None and (whole is leaf.tensor or whole.place == "flash")
+    )
+
+
+class _Reduction:
+    """The text of one :class:`Reduce`: loops over what stays, within them over what goes, and the axis along which memory lies."""
+
+    def __init__(self, text: Text, call: Reduce) -> None:
+        self.text, self.call, lanes, shape = text, call, text.lanes, call.source.shape
+        self.leaves, rank = leaves_of([call.source]), len(shape)
+        starts, steps = zip(*(leaf_steps(leaf, rank, lanes) for leaf in self.leaves), strict=True)
+        self.plans = [layout(out, lanes) for out in call.writes]
+        axes = sorted(range(rank), key=lambda axis: (shape[axis] > 1, -max(one[axis] for one in steps), axis))
+        *slow, self.fast = axes
+        kept, gone = ([axis for axis in slow if (axis in call.axes) == reduced] for reduced in (False, True))
+        self.across, self.width = self.fast in call.axes, shape[self.fast]
+        unit = all(one[self.fast] in (0, 1) for one in steps) and any(one[self.fast] for one in steps)
+        self.vector = unit and (self.across or all(plan.strides[self.fast] == 1 for plan in self.plans))
+        outer_steps = [[plan.strides[axis] for axis in kept] for plan in self.plans] + [[one[axis] for axis in kept] for one in steps]
+        self.outer = Nest(text, [shape[axis] for axis in kept], outer_steps)
+        self.inside = Nest(text, [shape[axis] for axis in gone], [[one[axis] for axis in gone] for one in steps])
+        self.pointers = [
+            *(
+                text.pointer(f"o{n}", out, plan.start, write=True)
+                for n, (out, plan) in enumerate(zip(call.writes, self.plans, strict=True))
+            ),
+            *(text.pointer(f"a{n}", leaf.whole_tensor(), start) for n, (leaf, start) in enumerate(zip(self.leaves, starts, strict=True))),
+        ]
+        self.index = {leaf: self.inside.index(self.outer.index(f"a{n}", n + len(self.plans)), n) for n, leaf in enumerate(self.leaves)}
+        self.moving = dict(zip(self.leaves, (one[self.fast] for one in steps), strict=True))
+        self.targets = [self.outer.index(f"o{n}", n) for n in range(len(self.plans))]
+        self.names = [text.fresh("s") for _ in call.ops]
+
+    def add_up(self, prefix: str, left: str = "") -> list[str]:
+        """One step of the innermost loop; ``left``: how many numbers of its vector there are."""
+        index = self.index if prefix == "v" else {leaf: f"{where} + i * {self.moving[leaf]}" for leaf, where in self.index.items()}
+        body = Body(self.text, index, self.moving if prefix == "v" else dict.fromkeys(self.leaves, 0), prefix)
+        value = body.value(self.call.source)
+        lines = [*body.outer, *body.inner]
+        for op, name in zip(self.call.ops, self.names, strict=True):
+            part = f"v_first({value}, {left}, {START[op]})" if left else value
+            lines.append(f"{name} = {prefix}_{op}({name}, {part});" if op in ("max", "min") else f"{name} += {part};")
+        return lines
+
+    def begin(self, kind: str) -> list[str]:
+        """The sums before the first step."""
+        wrap = "v_set({})" if kind == "vf" else "{}"
+        return [f"{kind} {name} = {wrap.format(START[op])};" for name, op in zip(self.names, self.call.ops, strict=True)]
+
+    def end(self, prefix: str, results: Sequence[str], places: Sequence[str], left: str = "") -> list[str]:
+        """Store the results."""
+        rows = zip(self.call.after, places, self.call.writes, results, strict=True)
+        return [line for after, place, out, result in rows for line in finish(self.text, after, place, out, prefix, result, left)]
+
+    def numbers(self) -> list[str]:
+        """Number by number."""
+        head = f"for (int i = 0; i < {self.width}; i++) {{"
+        steps = [*self.inside.open(), *[head] * self.across, *self.add_up("s"), *["}"] * (len(self.inside.sizes) + self.across)]
+        places = [
+            f"{target}{'' if self.across else f' + i * {plan.strides[self.fast]}'}"
+            for target, plan in zip(self.targets, self.plans, strict=True)
+        ]
+        return [*[head] * (not self.across), *self.begin("float"), *steps, *self.end("s", self.names, places), *["}"] * (not self.across)]
+
+    def along(self) -> list[str]:
+        """Vectors of what is added up, whose lanes become one number."""
+        full, lines = self.width // self.text.lanes * self.text.lanes, [*self.begin("vf"), *self.inside.open()]
+        if full:
+            lines += [f"for (int i = 0; i < {full}; i += K_V) {{", *self.add_up("v"), "}"]
+        if full < self.width:
+            lines += [f"for (int i = {full}; i < {self.width}; i += K_V) {{", *self.add_up("v", f"{self.width} - i"), "}"]
+        joined = {"max": "v_top({0})", "min": "-v_top(-{0})"}
+        results = [joined.get(op, "v_sum({0})").format(name) for op, name in zip(self.call.ops, self.names, strict=True)]
+        return [*lines, *["}"] * len(self.inside.sizes), *self.end("s", results, self.targets)]
+
+    def beside(self) -> list[str]:
+        """Vectors of sums that lie beside one another."""
+        left = f"{self.width} - i" if self.width % self.text.lanes else ""
+        steps = [*self.inside.open(), *self.add_up("v"), *["}"] * len(self.inside.sizes)]
+        places = [f"{target} + i" for target in self.targets]
+        return [f"for (int i = 0; i < {self.width}; i += K_V) {{", *self.begin("vf"), *steps, *self.end("v", self.names, places, left), "}"]
 
 
 def reduce(text: Text, call: Reduce) -> list[str]:
     """Sums, means and extremes over axes, in one pass."""
-    lanes, shape, rank = text.lanes, call.source.shape, len(call.source.shape)
-    leaves = leaves_of([call.source])
-    starts, steps = zip(*(leaf_steps(leaf, rank, lanes) for leaf in leaves), strict=True)
-    plans = [layout(out, lanes) for out in call.writes]
-    by_stride = sorted(range(rank), key=lambda axis: (shape[axis] > 1, -max(one[axis] for one in steps), axis))
-    fast = by_stride[-1]
-    kept = [axis for axis in by_stride if axis not in call.axes and axis != fast]
-    gone = [axis for axis in by_stride if axis in call.axes and axis != fast]
-    unit = all(one[fast] in (0, 1) for one in steps) and any(one[fast] for one in steps)
-    across = fast in call.axes
-    vector = unit and (across or all(plan.strides[fast] == 1 for plan in plans))
-    lines = [text.pointer(f"o{place}", out, plan.start, write=True) for place, (out, plan) in enumerate(zip(call.writes, plans, strict=True))]
-    lines += [text.pointer(f"a{place}", leaf.tensor, start) for place, (leaf, start) in enumerate(zip(leaves, starts, strict=True))]  # type: ignore[arg-type]
-    outer = Nest(text, [shape[axis] for axis in kept], [[plan.strides[axis] for axis in kept] for plan in plans] + [[one[axis] for axis in kept] for one in steps])
-    inside = Nest(text, [shape[axis] for axis in gone], [[one[axis] for axis in gone] for one in steps])
-    width = shape[fast]
-    lines += outer.open()
-    index = {leaf: inside.index(outer.index(f"a{place}", place + len(plans)), place) for place, leaf in enumerate(leaves)}
-    moving = dict(zip(leaves, (one[fast] for one in steps), strict=True))
-    targets = [outer.index(f"o{place}", place) for place in range(len(plans))]
-
-    def accumulate(body: Body, names: list[str], prefix: str, part: str = "") -> list[str]:
-        value = body.value(call.source)
-        found = []
-        for op, name in zip(call.ops, names, strict=True):
-            if op in ("max", "min"):
-                found.append(f"{name} = {prefix}_{op}({name}, {f'v_first({value}, {part}, {_START[op]})' if part else value});")
-            else:
-                found.append(f"{name} += {f'v_first({value}, {part}, 0.0f)' if part else value};")
-        return [*body.outer, *body.inner, *found]
-
-    names = [text.fresh("s") for _ in call.ops]
-    if not vector:
-        flat = {leaf: f"{where} + i * {moving[leaf]}" for leaf, where in index.items()}
-        fixed = dict.fromkeys(leaves, 0)
-        head = f"for (int i = 0; i < {width}; i++) {{"
-        lines += [] if across else [head]
-        lines += [f"float {name} = {_START[op]};" for name, op in zip(names, call.ops, strict=True)]
-        lines += [*inside.open(), *([head] if across else []), *accumulate(Body(text, flat, fixed, "s"), names, "s")]
-        lines += ["}"] * (len(inside.sizes) + across)
-        for place, out in enumerate(call.writes):
-            where = f"{targets[place]}{'' if across else f' + i * {plans[place].strides[fast]}'}"
-            lines += _finish(text, call.after[place], where, out, "s", names[place])
-        lines += [] if across else ["}"]
-    elif across:
-        lines += [f"vf {name} = v_set({_START[op]});" for name, op in zip(names, call.ops, strict=True)]
-        full = width // lanes * lanes
-        lines += inside.open()
-        if full:
-            body = Body(text, index, moving, "v")
-            lines += [f"for (int i = 0; i < {full}; i += K_V) {{", *accumulate(body, names, "v"), "}"]
-        if width % lanes:
-            body = Body(text, index, moving, "v")
-            lines += [f"for (int i = {full}; i < {width}; i += K_V) {{", *accumulate(body, names, "v", f"{width} - i"), "}"]
-        lines += ["}"] * len(inside.sizes)
-        for place, (op, out) in enumerate(zip(call.ops, call.writes, strict=True)):
-            total = {"max": f"v_top({names[place]})", "min": f"-v_top(-{names[place]})"}.get(op, f"v_sum({names[place]})")
-            lines += _finish(text, call.after[place], targets[place], out, "s", total)
-    else:
-        lines += [f"for (int i = 0; i < {width}; i += K_V) {{"]
-        lines += [f"vf {name} = v_set({_START[op]});" for name, op in zip(names, call.ops, strict=True)]
-        lines += [*inside.open(), *accumulate(Body(text, index, moving, "v"), names, "v"), *["}"] * len(inside.sizes)]
-        for place, out in enumerate(call.writes):
-            lines += _finish(text, call.after[place], f"{targets[place]} + i", out, "v", names[place], f"{width} - i" if width % lanes else "")
-        lines += ["}"]
-    return lines + ["}"] * len(outer.sizes)
+    one = _Reduction(text, call)
+    steps = one.numbers() if not one.vector else one.along() if one.across else one.beside()
+    return [*one.pointers, *one.outer.open(), *steps, *["}"] * len(one.outer.sizes)]
 
 
-def _finish(text: Text, after: Expr, where: str, out: Tensor, prefix: str, acc: str, left: str = "") -> list[str]:
+def finish(text: Text, after: Expr, where: str, out: Tensor, prefix: str, acc: str, left: str = "") -> list[str]:
     """Store what was summed up."""
     body = Body(text, {}, {}, prefix, acc)
     inside = body.store(after, out, where, left)
     return ["{", *body.outer, *inside, "}"]
-
-
-def window(text: Text, call: Window) -> list[str]:
-    """A pool: for each output pixel, over the part of the window that is inside."""
-    [out], lanes, source = call.writes, text.lanes, call.source.tensor
-    assert source is not None
-    plan, under = layout(out, lanes), layout(source, lanes)
-    n, c, height, columns = out.shape
-    vector = plan.strides[1] == under.strides[1] == 1 or c == 1
-    prefix, step = ("v", "K_V") if vector and c > 1 else ("s", "1")
-    size = source.shape[2:]
-    lines = [text.pointer("o", out, plan.start, write=True), text.pointer("a", source, under.start)]
-    lines += [f"for (int n = 0; n < {n}; n++) for (int y = 0; y < {height}; y++) for (int x = 0; x < {columns}; x++) {{"]
-    inside = not any(call.pads) and all((out.shape[2 + a] - 1) * call.strides[a] + (call.kernel[a] - 1) * call.dilations[a] < size[a] for a in (0, 1))
-    for axis, (name, at) in enumerate((("y", "y"), ("x", "x"))):
-        kernel, stride, dilation, pad, end = call.kernel[axis], call.strides[axis], call.dilations[axis], call.pads[axis], call.pads[2 + axis]
-        if inside:
-            lines += [f"const int {name}0 = {at} * {stride}, {name}k = 0, {name}e = {kernel};"]
-            continue
-        lines += [f"const int {name}0 = {at} * {stride} - {pad};", f"int {name}k = 0, {name}e = {kernel};"]
-        lines += [f"while ({name}0 + {name}k * {dilation} < 0) {name}k++;", f"while ({name}0 + ({name}e - 1) * {dilation} >= {size[axis]}) {name}e--;"]
-        if call.count_pads:
-            lines += [f"int {name}c = {kernel};", f"while ({name}0 + ({name}c - 1) * {dilation} >= {size[axis] + end}) {name}c--;"]
-    bytes_ = source.dtype == out.dtype == "u8" and call.op == "max" and call.after[0].op == "acc" and vector and padded(out, plan, 1, lanes) and padded(source, under, 1, lanes)
-    if bytes_:
-        prefix, step = "b", "K_LANES"
-    kind, load = {"v": "vf", "s": "float", "b": "vb"}[prefix], "ldu" if source.dtype == "u8" and not bytes_ else "ld"
-    channel = "i" if vector else f"i * {under.strides[1]}"
-    tap = f"{prefix}_{load}(a + n * {under.strides[0]} + (y0 + {{}} * {call.dilations[0]}) * {under.strides[2]} + (x0 + {{}} * {call.dilations[1]}) * {under.strides[3]} + {channel})"
-    lines += [
-        f"for (int i = 0; i < {c}; i += {step}) {{",
-        f"{kind} s = {tap.format('yk', 'xk') if call.op == 'max' else f'{prefix}_set(0.0f)'};",
-        "for (int j = yk; j < ye; j++) for (int k = xk; k < xe; k++) {",
-        f"s = {prefix}_max(s, {tap.format('j', 'k')});" if call.op == "max" else f"s += {tap.format('j', 'k')};",
-        "}",
-    ]
-    if call.op == "mean":
-        count = "(float)(yc * xc)" if call.count_pads and not inside else "(float)((ye - yk) * (xe - xk))"
-        lines += [f"s = s * {literal(1 / (call.kernel[0] * call.kernel[1]))};" if inside else f"s = s / {count};"]
-    where = f"o + n * {plan.strides[0]} + y * {plan.strides[2]} + x * {plan.strides[3]} + {'i' if vector else f'i * {plan.strides[1]}'}"
-    left = f"{c} - i" if c % lanes and not padded(out, plan, 1, lanes) else ""
-    lines += [f"b_st({where}, s);"] if bytes_ else _finish(text, call.after[0], where, out, prefix, "s", left)
-    return [*lines, "}", "}"]

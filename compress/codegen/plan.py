@@ -74,7 +74,10 @@ def packed(tensor: Tensor, lanes: int) -> NDArray[np.float32]:
     assert tensor.data is not None
     plan = layout(tensor, lanes)
     memory = np.zeros(rounded(plan.size, lanes), np.float32)
-    places = sum(np.arange(size).reshape([-1 if at == axis else 1 for at in range(len(tensor.shape))]) * plan.strides[axis] for axis, size in enumerate(tensor.shape))
+    places = sum(
+        np.arange(size).reshape([-1 if at == axis else 1 for at in range(len(tensor.shape))]) * plan.strides[axis]
+        for axis, size in enumerate(tensor.shape)
+    )
     memory[plan.start + np.broadcast_to(places, tensor.shape)] = tensor.data
     return memory
 

@@ -27,7 +27,7 @@ from ..errors import shown
 from .calls import Call, Contract
 from .emit import body, margins
 from .expressions import Tensor
-from .lower import lower
+from .nodes import lower
 from .plan import place
 from .read import CodegenError, Graph, read
 from .target import Target
@@ -146,7 +146,8 @@ def _string(text: str) -> str:
 def _header(name: str, graph: Graph, port: Port, ports: Sequence[Port], arena: int, flash: int) -> str:
     upper, pixel = name.upper(), "uint8_t" if port.dtype == "uint8" else "float"
     macros = [
-        ("ARENA_BYTES", arena), ("FLASH_BYTES", flash), ("INPUT_SIZE", math.prod(port.shape)), ("OUTPUTS", sum(math.prod(one.shape) for one in ports)),
+        ("ARENA_BYTES", arena), ("FLASH_BYTES", flash), ("INPUT_SIZE", math.prod(port.shape)),
+        ("OUTPUTS", sum(math.prod(one.shape) for one in ports)),
         ("CLASSES", ports[0].shape[-1] if ports[0].shape else 1), *((f"INPUT_DIM{axis}", size) for axis, size in enumerate(port.shape)),
     ]  # fmt: skip
     start = 0
@@ -156,7 +157,8 @@ def _header(name: str, graph: Graph, port: Port, ports: Sequence[Port], arena: i
     defines = "\n".join(f"#define {upper}_{key} {value}" for key, value in macros)
     told = "; ".join(f"{_comment(one.name)} {list(one.shape)}" for one in ports)
     return f"""/* One image {list(port.shape)} in, as it is in memory; out: {told}, float, one after the other.
- * The arena is {upper}_ARENA_BYTES bytes of the caller's, aligned to 64; what is in it does not matter. Reentrant: an arena for each thread. */
+ * The arena is {upper}_ARENA_BYTES bytes of the caller's, aligned to 64; what is in it does not matter.
+ * Reentrant: an arena for each thread. */
 #ifndef {upper}_H
 #define {upper}_H
 #include <stdint.h>
@@ -183,7 +185,8 @@ def _source(name: str, labels: Sequence[str], text: Text, functions: Sequence[st
             f'#include "{name}.h"\n#define K_LANES {text.lanes}\n#include "kernels.h"',
             *text.weights,
             *functions,
-            f"void {name}_run(const {name}_pixel *image, float *outputs, void *memory) {{\n  uint8_t *arena = (uint8_t *)memory;\n  (void)image;\n  (void)arena;\n{steps}\n}}",
+            f"void {name}_run(const {name}_pixel *image, float *outputs, void *memory) {{\n"
+            f"  uint8_t *arena = (uint8_t *)memory;\n  (void)image;\n  (void)arena;\n{steps}\n}}",
             f"const char *{name}_label(int index) {{\n  static const char *const labels[] = {{{listed}}};\n"
             f'  return index >= 0 && index < {max(1, len(labels))} ? labels[index] : "";\n}}\n',
         ]

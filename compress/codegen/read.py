@@ -1,7 +1,7 @@
 """What a graph computes, for one image: a list of typed nodes, constants folded, every shape known.
 
-ONNX Runtime's basic optimisation folds what is constant, batch norm included, as in ``graphs.floats.fold``. int8 constants stay what they are,
-with their scales: ``Quantized``. By hand: ``DequantizeLinear([4, 8], 0.5, 0)`` is ``Quantized([4, 8], 0.5)``, not ``[2.0, 4.0]``.
+ONNX Runtime's basic optimisation folds what is constant, batch norm included, as in ``graphs.floats.fold``. int8 constants stay what they
+are, with their scales: ``Quantized``. By hand: ``DequantizeLinear([4, 8], 0.5, 0)`` is ``Quantized([4, 8], 0.5)``, not ``[2.0, 4.0]``.
 
 Refuses: several inputs, inputs that are neither uint8 nor float32, branches, shapes that are not known before the image.
 """
@@ -93,7 +93,9 @@ def read(model: onnx.ModelProto | Path) -> Graph:
     for number, node in enumerate(graph):
         inputs = tuple(str(value.name) if value is not None else "" for value in node.inputs)
         domain = "" if node.domain in ("", "ai.onnx", "com.microsoft") else f"{node.domain}."
-        one = Node(node.name or f"{node.op_type}_{number}", domain + node.op_type, inputs, tuple(str(o.name) for o in node.outputs), settings(node))
+        one = Node(
+            node.name or f"{node.op_type}_{number}", domain + node.op_type, inputs, tuple(str(o.name) for o in node.outputs), settings(node)
+        )
         if one.kind == "DequantizeLinear" and inputs[0] in constants:
             constants[one.outputs[0]] = _quantized(one, constants)
         else:
@@ -120,7 +122,9 @@ def _folded(model: onnx.ModelProto) -> onnx.ModelProto:
     for place, dim in enumerate(dims):
         if not dim.dim_value:
             if place:
-                raise CodegenError(f'input "{shown(entry.name)}" leaves axis {place} open; only the batch may be; export it with a fixed size')
+                raise CodegenError(
+                    f'input "{shown(entry.name)}" leaves axis {place} open; only the batch may be; export it with a fixed size'
+                )
             dim.dim_value = 1
     for output in one.graph.output:
         if output.type.tensor_type.elem_type:
@@ -134,13 +138,14 @@ def _folded(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def _quantized(node: Node, constants: dict[str, Constant]) -> Quantized:
-    values, scale, *rest = (constants.get(name) for name in node.inputs if name)
-    zero = rest[0] if rest else np.zeros(np.shape(scale), np.int32)
-    if not all(isinstance(one, np.ndarray) for one in (values, scale, zero)) or np.ndim(scale) > 1:
+    found = [one for name in node.inputs if isinstance(one := constants.get(name), np.ndarray)]
+    if len(found) < len([name for name in node.inputs if name]) or found[1].ndim > 1:
         raise node.refuse("scale and zero point must be constants, one or one per channel")
-    if np.size(scale) == 1:
-        scale, zero = np.reshape(scale, ()), np.reshape(zero, ())
-    return Quantized(values, np.asarray(scale, np.float32), np.asarray(zero), node.settings.get("axis", 1) % max(1, np.ndim(values)))
+    values, scale = found[:2]
+    zero = found[2] if len(found) > 2 else np.zeros(scale.shape, np.int32)
+    if scale.size == 1:
+        scale, zero = scale.reshape(()), zero.reshape(())
+    return Quantized(values, scale.astype(np.float32), zero, node.settings.get("axis", 1) % max(1, values.ndim))
 
 
 def _labels(model: onnx.ModelProto) -> tuple[str, ...]:
