@@ -39,7 +39,7 @@ class Body:
     def store(self, source: Expr, out: Tensor, where: str, left: str = "") -> list[str]:
         """The statements of the innermost loop, up to the store; ``left``: how many numbers of a vector there are, where they are few."""
         partly = f"n({where}, {{}}, {left});" if left and self.prefix == "v" else f"({where}, {{}});"
-        if source.op == "quantize":  # rounded as it is stored
+        if source.op == "quantize" and out.dtype == "u8":  # rounded as it is stored
             zero = source.numbers[1]
             held = self.value(Expr("within", source.shape, source.args, source.numbers))
             return [*self.inner, f"{self.prefix}_stq{partly.format(f'{held}, {int(zero)}')}"]

@@ -82,7 +82,7 @@ def generate(model: onnx.ModelProto | Path, *, name: str, target: Target) -> Pro
         raise CodegenError(f'name (="{shown(name)}") must be a C identifier: letters, digits and _, no digit first')
     graph = read(model)
     calls, image, outputs = lower(graph)
-    text = Text(target.lanes)
+    text = Text(name, target.lanes)
     arena, lives = place(calls, target.lanes)
     start = 0
     for output in outputs:

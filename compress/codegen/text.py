@@ -22,8 +22,8 @@ def literal(value: float) -> str:
 class Text:
     """Of one program. ``flash``: bytes of weights so far."""
 
-    def __init__(self, lanes: int) -> None:
-        self.lanes = lanes
+    def __init__(self, name: str, lanes: int) -> None:
+        self.name, self.lanes = name, lanes
         self.flash = 0
         self.weights: list[str] = []
         self._names: dict[bytes, str] = {}
@@ -38,7 +38,7 @@ class Text:
         """The name of a constant; the same numbers are kept once."""
         key = values.dtype.str.encode() + values.tobytes()
         if key not in self._names:
-            name = self._names[key] = f"w{len(self._names)}"
+            name = self._names[key] = f"{self.name}_w{len(self._names)}"
             numbers = ", ".join(map(literal, values.ravel().tolist()) if values.dtype == np.float32 else map(str, values.ravel().tolist()))
             self.weights.append(f"static const {_TYPES[values.dtype]} {name}[{values.size}] K_ALIGN = {{{numbers}}};")
             self.flash += values.nbytes
@@ -48,7 +48,7 @@ class Text:
         """The name of biases, which some processors need with the sums of the weights."""
         key = b"bias" + values.tobytes() + sums.tobytes()
         if key not in self._names:
-            name = self._names[key] = f"w{len(self._names)}"
+            name = self._names[key] = f"{self.name}_w{len(self._names)}"
             numbers = ", ".join(f"K_BIAS({value}, {one})" for value, one in zip(values.tolist(), sums.tolist(), strict=True))
             self.weights.append(f"static const int32_t {name}[{values.size}] K_ALIGN = {{{numbers}}};")
             self.flash += values.nbytes

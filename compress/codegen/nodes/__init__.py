@@ -26,6 +26,8 @@ def lower(graph: Graph) -> tuple[list[Call], Tensor, list[Tensor]]:
                 raise node.refuse(f"its output is {graph.types[name]}; that only {', '.join(sorted(_INTEGERS))} may be")
         if node not in lowering.done:
             NODES[node.kind](lowering, node)
+        if unknown := [name for name in node.outputs[1:] if graph.readers[name] and name not in lowering.values]:
+            raise node.refuse(f'its output "{unknown[0]}" is not computed')
     outputs = []
     for name in graph.outputs:
         if name in lowering.values:

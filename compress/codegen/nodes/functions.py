@@ -15,14 +15,14 @@ Lower = Callable[[Lowering, Node], None]
 def bounds(lowering: Lowering, node: Node, low: float, high: float) -> None:
     """Clip, Relu and Relu6."""
     call = lowering.alone(node, Contract)
-    if call is not None and call.quantize is None and call.low == -np.inf and call.high == np.inf:
+    if call is not None and call.quantize is None and call.low == -np.inf and call.high == np.inf and low <= high:
         call.low, call.high = low, high
         lowering.values[node.outputs[0]] = lowering.values[node.inputs[0]]
         return
 
     def change(x: Expr) -> Expr:
-        x = lowering.pointwise(node, "min", x, number(high)) if high < np.inf else x
-        return lowering.pointwise(node, "max", x, number(low)) if low > -np.inf else x
+        x = lowering.pointwise(node, "max", x, number(low)) if low > -np.inf else x
+        return lowering.pointwise(node, "min", x, number(high)) if high < np.inf else x
 
     if not lowering.after(node, change):
         lowering.result(node, change(lowering.get(node)))
@@ -72,6 +72,8 @@ def normalise(lowering: Lowering, node: Node) -> None:
 
 
 def same(lowering: Lowering, node: Node) -> None:
+    if len(node.inputs) > 2 and node.inputs[2] and np.any(lowering.numbers(node, 2, "training_mode")):
+        raise node.refuse("training_mode must be false")
     types = [lowering.graph.types[name] for name in (node.inputs[0], node.outputs[0])]
     if types[1] != np.float32 and types[0] != types[1]:
         raise node.refuse(f"from {types[0]} to {types[1]}")

@@ -45,8 +45,6 @@ def reduce(lowering: Lowering, node: Node) -> None:
 
 
 def window(lowering: Lowering, node: Node) -> None:
-    if len(node.outputs) > 1 and node.outputs[1] and lowering.graph.readers[node.outputs[1]]:
-        raise node.refuse("the places of the maxima")
     source, shape = spatial(lowering, node, lowering.get(node)), as_map(node, lowering.shape(node))
     kernel, strides, dilations, pads = geometry(node, source.shape, shape, node.settings["kernel_shape"])
     op = "max" if node.kind == "MaxPool" else "mean"
