@@ -2,7 +2,7 @@
 
 ::
 
-    cli > api > stages > plots, artifacts > quantization, channels > graphs, pruning > errors, files
+    cli > api > stages > plots, artifacts > quantization, channels, codegen > graphs, pruning > errors, files
 
 A room imports from floors below it, and from itself. ``models``, ``train`` and ``benchmarks`` stand alone; ``artifacts`` and what lies
 above may use them, the algorithms below may not. Only ``cli`` knows click, and prints.
@@ -22,7 +22,7 @@ ROOT = Path(__file__).parents[1]
 FOLDERS = ("models", "train", "benchmarks", "compress")
 STANDALONE = FOLDERS[:3]
 FILES = sorted(str(path.relative_to(ROOT)) for folder in FOLDERS for path in (ROOT / folder).rglob("*.py"))
-FLOORS = (("cli",), ("api",), ("stages",), ("plots", "artifacts"), ("quantization", "channels"), ("graphs", "pruning"), ("errors", "files"))
+FLOORS = (("cli",), ("api",), ("stages",), ("plots", "artifacts"), ("quantization", "channels", "codegen"), ("graphs", "pruning"), ("errors", "files"))
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 ACROSS = {room for room, number in FLOOR.items() if number <= FLOOR["artifacts"]}  # may use models, train and benchmarks
 WITHOUT_TORCH = (

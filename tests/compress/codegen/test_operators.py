@@ -1,0 +1,92 @@
+"""ONNX's own node tests of every operator that is written as C: the truth is the expected output that ONNX ships with each.
+
+What is left out is not of this kind of network: other types than float32 and uint8, three-dimensional pools, cubic resizing. The counts
+stand here, so that a case that begins to be refused is noticed.
+"""
+
+import functools
+import warnings
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from compiled_c import library, needs_gcc
+from onnx import numpy_helper
+
+from compress.codegen.nodes import NODES
+from compress.codegen.program import Program, generate
+from compress.codegen.target import TARGETS
+from compress.errors import CompressError
+
+# ONNX Runtime takes the size of the output for what the specification calls scale * size; so do we.
+AS_ONNX_RUNTIME = {"test_resize_downsample_scales_linear_align_corners"}
+COUNTS = {
+    "Abs": 1, "Add": 2, "AveragePool": 14, "BatchNormalization": 2, "Cast": 0, "Clip": 9, "Concat": 12, "Conv": 6, "DequantizeLinear": 1,
+    "Div": 3, "Dropout": 4, "Elu": 3, "Erf": 1, "Exp": 2, "Expand": 2, "Flatten": 9, "Gelu": 4, "Gemm": 11, "GlobalAveragePool": 2,
+    "GlobalMaxPool": 2, "HardSigmoid": 3, "HardSwish": 1, "Identity": 2, "LeakyRelu": 3, "MatMul": 4, "Max": 4, "MaxPool": 13, "Min": 4,
+    "Mul": 3, "Neg": 2, "PRelu": 2, "Pad": 3, "QuantizeLinear": 1, "ReduceMax": 8, "ReduceMean": 8, "ReduceMin": 8, "ReduceSum": 10,
+    "Relu": 1, "Reshape": 9, "Resize": 21, "Sigmoid": 2, "Slice": 7, "Softmax": 7, "Split": 14, "Sqrt": 2, "Squeeze": 2, "Sub": 3,
+    "Tanh": 2, "Transpose": 7, "Unsqueeze": 7,
+}  # fmt: skip
+
+
+@functools.cache
+def cases() -> dict[str, list[Any]]:
+    """The node tests with data, by operator."""
+    from onnx.backend.test.loader import load_model_tests
+
+    found = defaultdict(list)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for case in load_model_tests(kind="node"):
+            nodes = case.model.graph.node
+            if case.data_sets and len(nodes) == 1 and nodes[0].op_type in NODES and case.name not in AS_ONNX_RUNTIME:
+                found[nodes[0].op_type].append(case)
+    return found
+
+
+def one_input(model: onnx.ModelProto, values: list[np.ndarray]) -> onnx.ModelProto:
+    """The model with all inputs but the first as constants."""
+    made = onnx.ModelProto()
+    made.CopyFrom(model)
+    first, *others = list(made.graph.input)
+    made.graph.initializer.extend(
+        numpy_helper.from_array(np.asarray(value), entry.name) for value, entry in zip(values[1:], others, strict=True)
+    )
+    del made.graph.input[:]
+    made.graph.input.append(first)
+    if made.graph.node[0].op_type in ("QuantizeLinear", "DequantizeLinear"):
+        made.opset_import[0].version = min(21, made.opset_import[0].version)  # the newest that ONNX Runtime 1.24 has
+    return made
+
+
+def written(kind: str) -> tuple[list[tuple[Any, Program]], dict[str, str]]:
+    """The cases of an operator that become C, and why the others do not."""
+    programs, refused = [], {}
+    for number, case in enumerate(cases()[kind]):
+        inputs, outputs = case.data_sets[0]
+        try:
+            if not all(isinstance(one, np.ndarray | np.generic) for one in (*inputs, *outputs)) or not (inputs[0].size and outputs[0].size):
+                raise CompressError("sequences, types that numpy lacks, and tensors without numbers")
+            programs.append((case, generate(one_input(case.model, list(inputs)), name=f"op{number}", target=TARGETS["native"])))
+        except CompressError as error:
+            refused[case.name] = str(error)
+    return programs, refused
+
+
+@needs_gcc
+@pytest.mark.parametrize("kind", sorted(NODES))
+def test_a_node_gives_what_onnx_expects(kind: str, tmp_path: Path) -> None:
+    programs, refused = written(kind)
+    assert len(programs) == COUNTS[kind], refused
+    if not programs:
+        return
+    runs = library([program for _, program in programs], tmp_path, ["-O1", *TARGETS["native"].flags])
+    for (case, _), run in zip(programs, runs, strict=True):
+        inputs, outputs = case.data_sets[0]
+        for found, expected in zip(run(inputs[0]), outputs, strict=False):
+            assert found.shape == expected.shape, case.name
+            np.testing.assert_allclose(found, expected.astype(np.float32), rtol=case.rtol, atol=case.atol, err_msg=case.name)
