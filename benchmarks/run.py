@@ -73,7 +73,7 @@ def run_benchmark(
     Raises:
         BenchmarkError: as the module says.
     """
-    _check(candidates, images, labels)
+    _check(candidates, images, labels, np.uint8 if own is None else np.float32)
     index = baseline_index(candidates, baseline)
     records = [Record(candidate=one, points=points_of(one, config.threads) if config.sweeps else []) for one in candidates]
     generator = np.random.default_rng(config.seed)
@@ -115,16 +115,16 @@ def _found(
     return {"measurements": measurements, "labels": labels, "scoring": scoring}
 
 
-def _check(candidates: Sequence[Candidate], images: Any, labels: np.ndarray | None) -> None:
+def _check(candidates: Sequence[Candidate], images: Any, labels: np.ndarray | None, other: type) -> None:
     seen = set()
     for candidate in candidates:
         key = (candidate.name, candidate.runtime, candidate.device)
         if key in seen:
             raise BenchmarkError(f"candidate (={candidate.name}) stands twice for {' on '.join(key[1:])}; give each file a name of its own")
         seen.add(key)
-    if images.dtype not in (np.uint8, np.float32) or images.ndim != 4 or not len(images):
+    if images.dtype not in (np.uint8, other) or images.ndim != 4 or not len(images):
         raise BenchmarkError(
-            f"images (={images.dtype} {images.shape}) must be uint8 (N, C, H, W) with N of at least 1, or float32; hand in the test set"
+            f"images (={images.dtype} {images.shape}) must be uint8 (N, C, H, W) with N of at least 1; hand in the test set"
         )
     if labels is not None and labels.shape != (len(images),):
         raise BenchmarkError(f"labels (={labels.shape}) must be one per image, ({len(images)},); hand in the labels of the same images")
