@@ -1,6 +1,7 @@
 """Networks that the tests of generated C share: ours with the weights that come with the package, others small and random; real digits."""
 
 import functools
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 import compress
 from compress.graphs.export import export_onnx
 from compress.graphs.file import Level, open_session
+from compress.graphs.probe import with_outputs
 from compress.models import emnist, k49
 
 WEIGHTS = Path(compress.__file__).parent / "weights"
@@ -90,18 +92,24 @@ def images(name: str, count: int = 200) -> np.ndarray:
     return np.ascontiguousarray(found[: count * channels].reshape(count, channels, height, width))
 
 
-def export(name: str, folder: Path) -> Path:
-    """A float32 file of a network."""
-    target = folder / f"{name}.onnx"
-    export_onnx(network(name), target, prepare=Pixels(), example=torch.from_numpy(images(name)[:2]), metadata={})
-    return target
+@functools.cache
+def model(name: str, *, int8: bool = False) -> onnx.ModelProto:
+    """A network as a float32 graph, or with everything in int8 that ONNX Runtime quantizes."""
+    with tempfile.TemporaryDirectory() as folder:
+        source, target = Path(folder) / "float32.onnx", Path(folder) / "int8.onnx"
+        if int8:
+            source.write_bytes(model(name).SerializeToString())
+            quantize_static(source, target, images(name)[:64])
+            return onnx.load(target)
+        export_onnx(network(name), source, prepare=Pixels(), example=torch.from_numpy(images(name)[:2]), metadata={})
+        return onnx.load(source)
 
 
-def export_int8(name: str, folder: Path) -> Path:
-    """An int8 file of a network, everything quantized."""
-    target = folder / f"{name}-int8.onnx"
-    quantize_static(export(name, folder), target, images(name)[:64])
-    return target
+def with_integers(name: str) -> onnx.ModelProto:
+    """An int8 network with its logits, and then all of its integers, as outputs."""
+    made = model(name, int8=True)
+    integers = [node.output[0] for node in made.graph.node if node.op_type == "QuantizeLinear"]
+    return with_outputs(made, [made.graph.output[0].name, *integers])
 
 
 def answers(model: onnx.ModelProto, batch: np.ndarray, *, as_written: bool = False) -> list[list[np.ndarray]]:

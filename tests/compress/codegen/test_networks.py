@@ -26,7 +26,7 @@ def all_tensors(model: onnx.ModelProto) -> onnx.ModelProto:
 @needs_gcc
 @pytest.mark.parametrize("name", networks.SHAPES)
 def test_every_tensor_is_that_of_onnx_runtime(name: str, tmp_path: Path) -> None:
-    model = all_tensors(onnx.load(networks.export(name, tmp_path)))
+    model = all_tensors(networks.model(name))
     program = generate(model, name="every", target=NATIVE)
     [run] = library([program], tmp_path, FAST)
     batch = networks.images(name)[:3]
@@ -39,7 +39,7 @@ def test_every_tensor_is_that_of_onnx_runtime(name: str, tmp_path: Path) -> None
 @needs_gcc
 @pytest.mark.parametrize("name", networks.SHAPES)
 def test_float32_logits_and_answers_are_those_of_onnx_runtime(name: str, tmp_path: Path) -> None:
-    model = onnx.load(networks.export(name, tmp_path))
+    model = networks.model(name)
     [run] = library([generate(model, name="net", target=NATIVE)], tmp_path, FAST)
     batch = networks.images(name)
     found, wanted = (np.concatenate([one[0] for one in many]) for many in (map(run, batch), networks.answers(model, batch)))
@@ -54,9 +54,7 @@ def test_int8_integers_are_those_of_onnx_runtime_but_for_ties(name: str, tmp_pat
 
     So does it itself without its optimiser; all integers are outputs here, and as many of them may differ by as much.
     """
-    model = onnx.load(networks.export_int8(name, tmp_path))
-    integers = [node.output[0] for node in model.graph.node if node.op_type == "QuantizeLinear"]
-    every = with_outputs(model, [model.graph.output[0].name, *integers])
+    every = networks.with_integers(name)
     program = generate(every, name="every", target=NATIVE)
     [run] = library([program], tmp_path, FAST)
     batch = networks.images(name)[:5]
@@ -72,7 +70,7 @@ def test_int8_integers_are_those_of_onnx_runtime_but_for_ties(name: str, tmp_pat
 @needs_gcc
 def test_emnist_in_int8_is_bit_for_bit_onnx_runtime(tmp_path: Path) -> None:
     """It has convolutions, maxima and matrix products alone, whose integers have no ties: 1,000 images, every logit the same."""
-    model = onnx.load(networks.export_int8("emnist", tmp_path))
+    model = networks.model("emnist", int8=True)
     [run] = library([generate(model, name="net", target=NATIVE)], tmp_path, FAST)
     batch = networks.images("emnist", 1000)
     found, wanted = (np.concatenate([one[0] for one in many]) for many in (map(run, batch), networks.answers(model, batch)))
@@ -83,7 +81,7 @@ def test_emnist_in_int8_is_bit_for_bit_onnx_runtime(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["k49", "residual", "mixed"])
 def test_int8_answers_differ_only_where_onnx_runtime_itself_is_undecided(name: str, tmp_path: Path) -> None:
     """ONNX Runtime with and without its optimiser rounds ties differently too; how far its logits move so is how far ours may."""
-    model = onnx.load(networks.export_int8(name, tmp_path))
+    model = networks.model(name, int8=True)
     [run] = library([generate(model, name="net", target=NATIVE)], tmp_path, FAST)
     batch = networks.images(name)
     found, wanted, other = (
@@ -100,7 +98,7 @@ def test_int8_answers_differ_only_where_onnx_runtime_itself_is_undecided(name: s
 @needs_gcc
 def test_a_sum_of_int8_tensors_is_not_deleted(tmp_path: Path) -> None:
     """gcc 12.2 took the stores of this call for dead, at every level, and the output was what had been in the arena before."""
-    model = onnx.load(networks.export_int8("residual", tmp_path))
+    model = networks.model("residual", int8=True)
     [total] = [node.output[0] for node in model.graph.node if node.op_type == "Add"]
     program = generate(with_outputs(model, [total]), name="net", target=NATIVE)
     image = networks.images("residual")[0]
@@ -110,9 +108,9 @@ def test_a_sum_of_int8_tensors_is_not_deleted(tmp_path: Path) -> None:
         assert np.mean(np.abs(run(image)[0] - expected) < 1e-5 * np.abs(expected).max()) > 0.98, level
 
 
-def test_the_plan_is_told(tmp_path: Path) -> None:
+def test_the_plan_is_told() -> None:
     """By hand: emnist has two convolutions (26 * 26 * 32 * 9 and 11 * 11 * 64 * 288), and layers of 1600 * 196 and 196 * 47."""
-    program = generate(networks.export("emnist", tmp_path), name="net", target=NATIVE)
+    program = generate(networks.model("emnist"), name="net", target=NATIVE)
     macs = {layer.macs for layer in program.layers}
     assert macs == {0, 26 * 26 * 32 * 9, 11 * 11 * 64 * 288, 1600 * 196, 196 * 47}
     assert program.input.shape == (1, 1, 28, 28) and program.input.dtype == "uint8"
