@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from ..benchmarks.compare import Changes
     from ..channels.groups import Groups
     from ..stages.benchmark import Benchmark
+    from ..stages.boards.export_c import ExportedC
     from ..stages.explain import Explanation
     from ..stages.predict import Predictions
     from ..stages.report import Outcome
@@ -163,6 +164,20 @@ class Network:
 
         begun = begin(self._context, start, options, ExportConfig, "export", NETWORK_STAGES)
         return export(begun.project, begun.parent, begun.config, begun.context.out)
+
+    @takes(of.ExportCOptions)
+    def export_c(self, start: Start = None, **options: Unpack[of.ExportCOptions]) -> "ExportedC":
+        """Write a graph as C that needs nothing, for boards: a folder with its test, an example, and makefiles.
+
+        ``start`` is a graph, or a network, of which the newest export is taken; without any, the newest graph of the model is. What no
+        C is known for is refused by the name of the node. `compress verify` compiles the folder and runs its test.
+        """
+        from ..artifacts.records import checked
+        from ..stages.boards.export_c import ExportCConfig, export_c
+
+        context, recipe = opened(self._context, start, options)
+        config = checked(ExportCConfig, fields_of(ExportCConfig, options), "export-c")
+        return export_c(context, recipe, config, Path(options["onnx"]) if "onnx" in options else None)
 
     @takes(of.QuantizeOptions)
     def quantize(self, start: Start = None, **options: Unpack[of.QuantizeOptions]) -> "Artifact":

@@ -147,6 +147,14 @@ class ExportOptions(MakeOptions, ScoreOptions, total=False):
     fold_constants: Annotated[bool, "Make a constant of what is nearly the same for all images, such as a gate, where that is proved."]
 
 
+class ExportCOptions(TypedDict, total=False):
+    target: Annotated[str, "native, x86-64-v3, x86-64-v4, aarch64, aarch64+dotprod, cortex-m4, -m7, -m55, or portable.  [default: native]"]
+    name: Annotated[str, "Of the files and functions, a C identifier.  [default: the model's]"]
+    onnx: Annotated[File, "Write this ONNX file, which another tool wrote."]
+    out: Annotated[File, "Where the C goes.  [default: runs/MODEL/export-c/KEY]"]
+    force: Annotated[bool, "Replace other C in --out."]
+
+
 class QuantizeOptions(ResumeOptions, ScoreOptions, total=False):
     mode: Annotated[str, "auto (by measurement), static, dynamic, int8-weights, fp16-weights, or float32 (a copy).  [default: auto]"]
     max_drop: Annotated[

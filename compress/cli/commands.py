@@ -49,6 +49,11 @@ sensitivity = command(
     "compress sensitivity --model k49 --granularity module",
 )(shown(views.sensitivity_text, payload_summary(Sensitivity)))
 export_onnx = command(Network.export_onnx, "compress export-onnx --model k49 --out board/k49")(show_artifact)
+export_c = command(
+    Network.export_c,
+    "compress export-c --from runs/k49/quantize/3f9a0c51be27 --out board/k49",
+    "compress export-c --onnx net.onnx --target cortex-m7 --name net",
+)(shown(views.c_text, views.c_summary))
 show_noise = shown(views.noise_text, payload_summary(Noise))
 quantize = command(
     Network.quantize,
