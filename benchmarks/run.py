@@ -37,6 +37,7 @@ from .worker import WARM_RULE, Worker
 
 Progress = Callable[[str, int, int], None]
 Pairs = list[tuple[Worker, Record]]
+Own = tuple[Judge, Mapping[str, Any]]  # what scores in place of labels, and its name and source
 
 PREDICT_BATCH, PREDICT_BYTES = 256, 2**21  # images at a time, and bytes of pixels
 DISTINCT_INPUTS = 32  # timed calls cycle over so many different inputs
@@ -53,7 +54,7 @@ def run_benchmark(
     baseline: str,
     data: Data,
     progress: Progress | None = None,
-    own: tuple[Judge, Mapping[str, str]] | None = None,
+    own: Own | None = None,
     precision: Precision | None = None,
 ) -> Result:
     """Measure all candidates.
@@ -72,30 +73,24 @@ def run_benchmark(
     Raises:
         BenchmarkError: as the module says.
     """
-    _check(candidates, images, labels)
+    _check(candidates, images, labels, np.uint8 if own is None else np.float32)
     index = baseline_index(candidates, baseline)
     records = [Record(candidate=one, points=points_of(one, config.threads) if config.sweeps else []) for one in candidates]
     generator = np.random.default_rng(config.seed)
-    picked = generator.integers(0, len(images), (DISTINCT_INPUTS, config.batch))
-    inputs = [np.ascontiguousarray(images[pick]) for pick in picked]
+    inputs = [np.ascontiguousarray(images[pick]) for pick in generator.integers(0, len(images), (DISTINCT_INPUTS, config.batch))]
     machine, created, peak = machine_facts(), datetime.now(UTC).isoformat(timespec="seconds"), gemm_peak(config.threads)
-    order = np.arange(len(candidates))
-    launch, until = 0, time.monotonic() + config.time_limit
+    order, launch, until = np.arange(len(candidates)), 0, time.monotonic() + config.time_limit
     while launch < config.launches or (launch < MOST_LAUNCHES and time.monotonic() < until and _too_wide(records, records[index], config)):
         # A file against itself, always started first and barely warmed up, came out 0.6% slower in 23 of 24 benchmarks. So the order is
         # drawn anew for every second launch and reversed in the next: that takes such an effect out of the mean and into the interval.
         order = order[::-1] if launch % 2 else generator.permutation(len(candidates))
+        how: dict[str, Any] = {"inputs": inputs, "classes": classes, "threads": config.threads}
         with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
-            pairs: Pairs = []
-            for number, record in ((number, records[number]) for number in order.tolist()):
-                if record.reason is None:
-                    how: dict[str, Any] = {"inputs": inputs, "classes": classes, "threads": config.threads}
-                    pairs.append((stack.enter_context(Worker(record.candidate, **how, log=Path(folder, str(number)))), record))
+            logs = [(number, Path(folder, str(number))) for number in order.tolist() if records[number].reason is None]
+            pairs = [(stack.enter_context(Worker(records[one].candidate, **how, log=log)), records[one]) for one, log in logs]
             _open(pairs)
-            if launch == 0 and labels is not None:
-                _predict(pairs, images, progress)
-            if launch == 0 and own is not None:
-                _score(pairs, images, own[0], progress)
+            if launch == 0:
+                _read(pairs, images, labels is not None, own, progress)
             _time(pairs, launch, config, generator, progress)
             for worker, record in pairs:
                 record.reason = worker.reason
@@ -103,26 +98,33 @@ def run_benchmark(
             _look_around(pairs, launch, config, generator, progress)
         launch += 1
     judged: dict[str, Any] = {"images": images, "labels": labels, "classes": classes, "score": score, "seed": config.seed}
-    scoring = Scoring(**own[1], by_image=bool(own[0].by_image)) if own is not None else None
     answers = Answers(**judged, precision=precision) if labels is not None else None
-    measurements = tuple(measurement(record, records[index], answers or scoring, config, peak) for record in records)
     settings, energy = {**asdict(config), "launches": launch, "warm_up": WARM_RULE}, energy_source()
     seen = {**data, "images": len(images), "classes": classes or 0, "shape": list(images.shape[1:])}
     about: dict[str, Any] = {"created": created, "machine": machine, "data": seen, "settings": settings, "peak": peak, "energy": energy}
-    text = as_text(answers.labels, answers.classes) if answers else None
-    return Result(**about, baseline=index, measurements=measurements, labels=text, scoring=scoring)
+    return Result(**about, baseline=index, **_found(records, index, answers, own, config, peak))
 
 
-def _check(candidates: Sequence[Candidate], images: Any, labels: np.ndarray | None) -> None:
+def _found(
+    records: Sequence[Record], index: int, answers: Answers | None, own: Own | None, config: BenchmarkConfig, peak: float | None
+) -> dict[str, Any]:
+    """The measurements, and by what they were scored."""
+    scoring = Scoring(**own[1], by_image=bool(own[0].by_image)) if own is not None else None
+    measurements = tuple(measurement(record, records[index], answers or scoring, config, peak) for record in records)
+    labels = as_text(answers.labels, answers.classes) if answers else None
+    return {"measurements": measurements, "labels": labels, "scoring": scoring}
+
+
+def _check(candidates: Sequence[Candidate], images: Any, labels: np.ndarray | None, other: type) -> None:
     seen = set()
     for candidate in candidates:
         key = (candidate.name, candidate.runtime, candidate.device)
         if key in seen:
             raise BenchmarkError(f"candidate (={candidate.name}) stands twice for {' on '.join(key[1:])}; give each file a name of its own")
         seen.add(key)
-    if images.dtype not in (np.uint8, np.float32) or images.ndim != 4 or not len(images):
+    if images.dtype not in (np.uint8, other) or images.ndim != 4 or not len(images):
         raise BenchmarkError(
-            f"images (={images.dtype} {images.shape}) must be uint8 (N, C, H, W) with N of at least 1, or float32; hand in the test set"
+            f"images (={images.dtype} {images.shape}) must be uint8 (N, C, H, W) with N of at least 1; hand in the test set"
         )
     if labels is not None and labels.shape != (len(images),):
         raise BenchmarkError(f"labels (={labels.shape}) must be one per image, ({len(images)},); hand in the labels of the same images")
@@ -152,6 +154,13 @@ def _open(pairs: Pairs) -> None:
         worker.receive()  # imports, all at once
     for worker, record in pairs:
         record.facts += [facts] if (facts := worker.ask("open")) else []
+
+
+def _read(pairs: Pairs, images: Any, labelled: bool, own: Own | None, progress: Progress | None) -> None:
+    if labelled:
+        _predict(pairs, images, progress)
+    if own is not None:
+        _score(pairs, images, own[0], progress)
 
 
 def _predict(pairs: Pairs, images: Any, progress: Progress | None) -> None:

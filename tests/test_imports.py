@@ -22,7 +22,15 @@ ROOT = Path(__file__).parents[1]
 FOLDERS = ("models", "train", "benchmarks", "compress")
 STANDALONE = FOLDERS[:3]
 FILES = sorted(str(path.relative_to(ROOT)) for folder in FOLDERS for path in (ROOT / folder).rglob("*.py"))
-FLOORS = (("cli",), ("api",), ("stages",), ("plots", "artifacts"), ("quantization", "channels", "codegen"), ("graphs", "pruning"), ("errors", "files"))
+FLOORS = (
+    ("cli",),
+    ("api",),
+    ("stages",),
+    ("plots", "artifacts"),
+    ("quantization", "channels", "codegen"),
+    ("graphs", "pruning"),
+    ("errors", "files"),
+)
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 ACROSS = {room for room, number in FLOOR.items() if number <= FLOOR["artifacts"]}  # may use models, train and benchmarks
 WITHOUT_TORCH = (

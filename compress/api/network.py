@@ -238,7 +238,7 @@ class Network:
 
     @takes(of.PredictOptions)
     def predict(self, *files: Path | str, start: Start = None, **options: Unpack[of.PredictOptions]) -> "Predictions":
-        """Read image files, or random test images: label, probability, and a picture of them."""
+        """Read image files, arrays of images in .npz files, or random test images: label, probability, and a picture of them."""
         from ..stages.predict import read
 
         context, _ = opened(self._context, start, options)

@@ -131,8 +131,6 @@ class Manifest:
 
     def __post_init__(self) -> None:
         _ = self.step  # refuses a configuration that later stages cannot read
-        if not self.classes and not self.task:
-            raise ArtifactError("must have classes, or a task with a score")
         if self.kind == "network" and self.model.reference is UNSET:
             raise ArtifactError("model of a network must have a reference")
 
@@ -260,6 +258,8 @@ def _known(file: Path, raw: Any) -> Any:
     if different := names ^ (raw.keys() | {"task"}):  # a classifier has none
         wrong = shown(", ".join(sorted(different)), 160)
         raise ArtifactError(f"{file} is damaged: missing or unknown entries {wrong}; {AGAIN}")
+    if not raw["classes"] and "task" not in raw:
+        raise ArtifactError(f"{file} is damaged: neither classes nor a task; {AGAIN}")
     if raw["hash"] != digest_of({name: value for name, value in raw.items() if name != "hash"}):
         raise ArtifactError(f"{file} was changed after it was written: its hash does not fit; {AGAIN}")
     return raw

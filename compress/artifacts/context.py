@@ -31,8 +31,7 @@ from .parts import Data
 from .project import Console, Project, Silent, find_parent, trained_on
 from .recipe import FOREIGN, Recipe, load_recipe
 from .records import component, plain, read_record, refuse_odd
-from .task.function import Function, is_function
-from .task.own import fitting, load_own, refuse_half, refuse_other
+from .task.own import Function, fitting, is_function, load_own, refuse_half, refuse_other
 
 WEIGHTS = Path(__file__).parents[1] / "weights"
 VALIDATION, UNLABELLED = 0.1, 0.3  # of images without labels more are asked, as nobody is trained on them
@@ -113,8 +112,8 @@ class Context:
         given = {name: getattr(self, names.get(name, name)) for name in (*names, "mean", "std", "crop", "interpolation", "range")}
         found = known | {name: value for name, value in given.items() if value is not None}
         resize = Resize(**{name: found.pop(name) for name in ("way", "crop", "interpolation") if name in found})
-        floats: Any = UNSET if self.score is None else "float32"  # settled when the data are there
-        return InputSpec(**found, resize=UNSET if resize == STRETCH else resize, pixels=floats)
+        floats: Any = {} if self.score is None else {"pixels": "float32"}  # settled when the data are there
+        return InputSpec(**found, **floats, resize=UNSET if resize == STRETCH else resize)
 
     def load_recipe(self, model: str | None = None) -> Recipe:
         data = None if self.data is None else str(self.data)
@@ -131,8 +130,7 @@ class Context:
         count, scaled = sum(vars(source.images).values()), spec.levels.told(data.about.clipped)
         kinds = f"in {len(data.classes)} classes" if data.classes else "with targets"
         told = f"{data.name}, {count:,} images {kinds}{scaled}{other}"
-        project = self._project(model, model.slug, spec, data, source, known=self.image_shape is not None)
-        return dataclasses.replace(project, told=told)
+        return dataclasses.replace(self._project(model, model.slug, spec, data, source, self.image_shape is not None), told=told)
 
     def folder(self, recipe: Recipe) -> Path:
         """``runs/<model>``."""
@@ -256,8 +254,7 @@ class Context:
                 else f"calibrate (={self.calibrate}) names images without labels and --data others; leave one of them out"
             )
         if self.calibrate is None:
-            known = shape is not None or self.image_shape is not None
-            return self._project(None, path.stem, spec, *self.load(self.data, self.seed or 0, spec), known=known)
+            return self._measured(path, spec, bool(shape or self.image_shape))
         return self._project(None, path.stem, spec, *self.load((self.calibrate, path), self.seed or 0, spec, UNLABELLED))
 
     def project_of_files(self, first: Artifact | None, path: Path, shape: tuple[int, int, int] | None = None) -> Project:
@@ -270,14 +267,16 @@ class Context:
             return self._with_parent(first, None)[0]
         spec = dataclasses.replace(self, image_shape=self.image_shape or shape).spec_of(self.model)
         if self.names_data:
-            known = shape is not None or self.image_shape is not None
-            return self._project(None, path.stem, spec, *self.load(self.data, self.seed or 0, spec), known=known)
+            return self._measured(path, spec, bool(shape or self.image_shape))
         if shape is None:
             raise CompressError(f"{path} does not say which images to measure it with; name them with --data")
         source, data = str(self.calibrate or "random pixels"), DataSet.of_noise(spec.shape)
         if self.calibrate is not None:
             data = load_data(source, validation=VALIDATION, labelled=False, **self._reading(spec))
         return self._project(None, path.stem, spec, data, Data.of(data.about, source, 0, VALIDATION))
+
+    def _measured(self, path: Path, spec: InputSpec, known: bool) -> Project:
+        return self._project(None, path.stem, spec, *self.load(self.data, self.seed or 0, spec), known=known)
 
     def load_like(self, about: Manifest, source: Any) -> tuple[DataSet, Data]:
         """Load ``source`` as the data of an artifact were."""

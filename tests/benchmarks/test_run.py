@@ -128,9 +128,9 @@ def test_only_one_worker_reads_test_images_at_a_time(monkeypatch: pytest.MonkeyP
         def __init__(self, name: str) -> None:
             self.name = name
 
-        def ask(self, command: str, *images: np.ndarray) -> np.ndarray | None:
+        def ask(self, command: str, *images: np.ndarray) -> tuple[np.ndarray, None] | None:
             told.append((self.name, command))
-            return np.zeros(len(images[0]), np.int64) if images else None
+            return (np.zeros(len(images[0]), np.int64), None) if images else None
 
     monkeypatch.setattr(run, "PREDICT_BYTES", 16 * 100)
     records = [run.Record(candidate=Candidate(name=name, path=Path(name)), points=[]) for name in "ab"]

@@ -8,7 +8,7 @@ import pytest
 
 from compress.benchmarks.answers import as_text
 from compress.benchmarks.paired import Drop
-from compress.benchmarks.results import Result
+from compress.benchmarks.results import Result, Scoring, damage
 from compress.benchmarks.statistics import Speedup, speedup
 from compress.benchmarks.verdict import Limits, between, decide, surely_faster, surely_slower
 
@@ -400,3 +400,31 @@ def test_what_keeps_no_accuracy_is_named_where_the_baseline_is_no_candidate(made
     assert verdict.headline == (
         "Ship nothing yet: no variant keeps the limits. Nearest is int8: it loses 3.00 points of balanced accuracy, 0.5 are allowed."
     )
+
+
+def test_a_score_of_the_users_own_decides_in_its_own_units(made: Any) -> None:
+    """400 images: one loses 0.4, none another; that is 0.001 of iou, and proved within 0.01; nothing is said of points."""
+    before, after = (0.8,) * 400, (*(0.8,) * 399, 0.4)
+    scoring = Scoring(name="iou", source="s", by_image=True)
+    rows = [
+        dataclasses.replace(
+            made.one(name, p50, ratio=ratio), scores={}, intervals={}, answers=None, score=float(np.mean(shares)), shares=shares
+        )
+        for name, p50, ratio, shares in (("fp32", 1e-3, None, before), ("int8", 8e-4, FASTER, after))
+    ]
+    result = made.result(*rows)
+    result = dataclasses.replace(result, labels=None, scoring=scoring, data={**result.data, "images": 400})
+    assert damage(result) is None
+    found = decide(result, Limits(max_drop=0.01))
+    assert found.ship == "int8" and found.decided == "bound" and found.units == "iou"
+    assert "loses 0.001 of iou (0.8 to 0.799, at most" in found.headline and "points" not in " ".join([found.headline, *found.reasons])
+    strict = decide(result, Limits(max_drop=0.0005))
+    assert strict.ship == "fp32" and "loses 0.001 of iou, 0.0005 are allowed" in " ".join([strict.headline, *strict.reasons])
+    unsaid = decide(result, Limits())
+    assert unsaid.ship == "int8" or "not proved within 0.004 of iou with 400 images" in unsaid.headline, "half a percent of 0.8"
+
+
+def test_shares_that_are_not_those_of_the_images_are_damage(made: Any) -> None:
+    one = dataclasses.replace(made.one("fp32"), scores={}, intervals={}, answers=None, score=0.5, shares=(0.5, 0.5))
+    result = dataclasses.replace(made.result(one), labels=None, scoring=Scoring(name="iou", source="s", by_image=True))
+    assert damage(result) == f"'fp32' has no iou with {result.data['images']} shares"

@@ -11,7 +11,7 @@ from onnxruntime.transformers.float16 import convert_float_to_float16
 
 from compress.errors import CompressError
 from compress.graphs import floats
-from compress.graphs.adopt import adopt, image_shape
+from compress.graphs.adopt import adopt, adopt_any, image_shape
 from compress.graphs.file import write_onnx
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (5, 3, 8, 8), dtype=np.uint8)
@@ -400,3 +400,76 @@ def test_a_file_of_our_own_shape_is_left_as_it_is(tmp_path: Path) -> None:
     for one, two in zip(run(once, IMAGES), run(twice, IMAGES), strict=True):
         np.testing.assert_array_equal(one, two)
     assert [node.op_type for node in twice.graph.node] == [node.op_type for node in once.graph.node]
+
+
+def several(folder: Path, *, kind: int = TensorProto.FLOAT, shape: tuple[object, ...] = ("n", 3, 8, 8), mixing: bool = False) -> Path:
+    """No classifier: a map of the image's size, and the pixels above a threshold, whose number differs, with no place for the batch.
+
+    ``mixing``: the map is divided by the largest of the whole batch.
+    """
+    weights = {"w": np.random.default_rng(1).normal(size=(2, 3, 3, 3)).astype(np.float32), "t": np.array(2, np.float32)}
+    nodes = [helper.make_node("Cast", ["x"], ["f"], to=TensorProto.FLOAT)] if kind != TensorProto.FLOAT else []
+    nodes += [
+        helper.make_node("Conv", [nodes[-1].output[0] if nodes else "x", "w"], ["conv"], pads=[1, 1, 1, 1]),
+        helper.make_node("ReduceMax", ["conv"], ["most"], keepdims=0),
+        helper.make_node("Div", ["conv", "most" if mixing else "t"], ["map"]),
+        helper.make_node("Greater", ["conv", "t"], ["over"]),
+        helper.make_node("NonZero", ["over"], ["found"]),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "several",
+        [helper.make_tensor_value_info("x", kind, shape)],
+        [
+            helper.make_tensor_value_info("map", TensorProto.FLOAT, (shape[0], 2, 8, 8)),
+            helper.make_tensor_value_info("found", TensorProto.INT64, (4, "k")),
+        ],
+        [numpy_helper.from_array(value, name) for name, value in weights.items()],
+    )
+    path = folder / "several.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
+    return path
+
+
+@pytest.mark.parametrize("mixing", [False, True])
+@pytest.mark.parametrize("pixels", [False, True])
+def test_all_outputs_stay_what_they_were_of_each_image(tmp_path: Path, pixels: bool, mixing: bool) -> None:
+    """Of pixels, whose normalisation comes inside, and of floats as the file takes them; one image at a time where a batch is no such."""
+    path, floats = several(tmp_path, mixing=mixing), normalised(IMAGES)
+    made = adopt_any(path, IMAGES if pixels else floats, MEAN, STD, {"a": "b"})
+    assert [one.name for one in made.graph.output] == ["map", "found"] and made.metadata_props[0].value == "b"
+    assert made.graph.input[0].type.tensor_type.shape.dim[0].dim_value == 1
+    for raw, given in zip(IMAGES if pixels else floats, floats, strict=True):
+        (ours, found), (theirs, expected) = run(made, raw[None]), run(path, given[None])
+        np.testing.assert_allclose(ours, theirs, atol=1e-4)
+        np.testing.assert_array_equal(found, expected)
+
+
+def test_a_batch_stays_free_where_it_can(tmp_path: Path) -> None:
+    made = adopt_any(classifier(tmp_path), normalised(IMAGES), (0.0,), (1.0,), {})
+    assert made.graph.input[0].type.tensor_type.shape.dim[0].dim_param == "batch"
+    np.testing.assert_allclose(run(made, normalised(IMAGES))[0], run(tmp_path / "net.onnx", normalised(IMAGES))[0], atol=1e-5)
+
+
+def test_channels_last_become_first(tmp_path: Path) -> None:
+    path = classifier(tmp_path, shape=("n", 8, 8, 3), undone=True)
+    made = adopt_any(path, IMAGES, MEAN, STD, {})
+    np.testing.assert_allclose(run(made, IMAGES)[0], run(path, normalised(IMAGES).transpose(0, 2, 3, 1))[0], atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("kind", "shape", "images", "told"),
+    [
+        (
+            TensorProto.UINT8,
+            ("n", 3, 8, 8),
+            normalised(IMAGES),
+            r"takes N images of uint8 \(3, 8, 8\), and the data give float32 \(3, 8, 8\)",
+        ),
+        (TensorProto.FLOAT, ("n", 3, 8, 8), IMAGES[:, :, :4], r"takes N images of float \(3, 8, 8\), and the data give uint8 \(3, 4, 8\)"),
+        (TensorProto.FLOAT, (4, 3, 8, 8), IMAGES, "takes 4 images of float"),
+    ],
+)
+def test_data_of_another_kind_are_refused(tmp_path: Path, kind: int, shape: tuple[object, ...], images: np.ndarray, told: str) -> None:
+    with pytest.raises(CompressError, match=told):
+        adopt_any(several(tmp_path, kind=kind, shape=shape), images, (0.0,), (1.0,), {})
