@@ -19,7 +19,8 @@ static long number(FILE *file) {
       c = fgetc(file);
   }
   long found = -1;
-  for (; c >= '0' && c <= '9' && found < 1000000; c = fgetc(file)) found = (found < 0 ? 0 : found * 10) + (c - '0');
+  for (; c >= '0' && c <= '9'; c = fgetc(file))
+    if (found < 1000000) found = (found < 0 ? 0 : found * 10) + (c - '0');
   return found;
 }
 
