@@ -184,7 +184,7 @@ class MeasureOptions(TypedDict, total=False):
 
 class BenchmarkOptions(MeasureOptions, PretrainedOptions, ScoreOptions, total=False):
     calibrate: Annotated[File, "Measure files on this folder of images without labels; latency and size only.  [default: random pixels]"]
-    runtimes: Annotated[Sequence[str], "onnxruntime, openvino, torch, torch.compile, or all.  [default: onnxruntime and torch]"]
+    runtimes: Annotated[Sequence[str], "onnxruntime, openvino, c, torch, torch.compile, or all.  [default: onnxruntime and torch]"]
     out: Annotated[File, "Where the artifact goes.  [default: runs/MODEL/STAGE/KEY]"]
     force: Annotated[bool, "Run again even if the inputs are unchanged; replace --out."]
 
