@@ -280,14 +280,16 @@ def compare(old: Path | str, new: Path | str, **options: Unpack[of.CompareOption
     return compared(read_scored(Path(old)), read_scored(Path(new)), slower=slower, less_accurate=less_accurate)
 
 
-def verify(folder: Path | str) -> "Proof":
+@takes(of.VerifyOptions)
+def verify(folder: Path | str, **options: Unpack[of.VerifyOptions]) -> "Proof":
     """Prove again, on any machine, that a model computes what it was made to: its hash, and its logits for the images beside it.
 
     FOLDER holds model.onnx and vectors.npz, as export-onnx and quantize wrote them; or it is any .onnx file, of which less can be proved.
+    Or export-c wrote it: then its self-test is compiled here and run, which is to run what lies in that folder, so name one that you trust.
     """
     from ..stages.verify import verify as prove
 
-    return prove(Path(folder))
+    return prove(Path(folder), **options)
 
 
 def recipe_schema() -> dict[str, Any]:

@@ -226,6 +226,11 @@ class ThroughputOptions(TypedDict, total=False):
     variants: Annotated[Sequence[str], "Measure this one.  [default: all but torch.compile]"]
 
 
+class VerifyOptions(TypedDict, total=False):
+    cc: Annotated[str, "Of C: the compiler, with options if it needs some: clang, aarch64-linux-gnu-gcc.  [default: the target's]"]
+    run: Annotated[str, "Of C: what runs its programs: 'qemu-aarch64 -L /usr/aarch64-linux-gnu'.  [default: this machine]"]
+
+
 class CompareOptions(TypedDict, total=False):
     fail_if_slower: Annotated[Percent, "Fail where a latency surely grew by more than this, e.g. 5%."]
     fail_if_less_accurate: Annotated[float, "Fail where surely more points of balanced accuracy, or of --score, were lost."]

@@ -84,9 +84,11 @@ predict = command(Network.predict, "compress predict --model k49 --random 16", "
 explain = command(Network.explain, "compress explain --model k49 --index 3 --index 17", "compress explain --model k49 --misread 4")(
     shown(views.explanation_text, views.explanation_summary)
 )
-verify = command(api.verify, "compress verify board/k49")(
-    shown(views.proof_text, lambda proof: {"folder": proof.folder, "holds": proof.holds, "checks": proof.checks}, lambda proof: proof.holds)
-)
+verify = command(
+    api.verify,
+    "compress verify board/k49",
+    "compress verify board/c --cc aarch64-linux-gnu-gcc --run 'qemu-aarch64 -L /usr/aarch64-linux-gnu'",
+)(shown(views.proof_text, lambda proof: {"folder": proof.folder, "holds": proof.holds, "checks": proof.checks}, lambda proof: proof.holds))
 
 
 @click.command()
