@@ -135,7 +135,7 @@ def _function(name: str, call: Call, lines: Sequence[str]) -> str:
 
 
 def _comment(text: str) -> str:
-    return shown(text).replace("*/", "* /").encode("ascii", "replace").decode().replace("??", "? ?")
+    return shown(text).replace("*/", "* /").replace("/*", "/ *").encode("ascii", "replace").decode().replace("??", "? ?")
 
 
 def _string(text: str) -> str:

@@ -77,7 +77,7 @@ def library(programs: Sequence[Program], folder: Path, flags: Sequence[str], cc:
     """Programs of different names, compiled as one file into one library."""
     names = [write(program, folder) for program in programs]
     target = folder / f"{len(list(folder.iterdir()))}.so"
-    (folder / "all.c").write_text("\n".join(f'#include "{name}.c"' for name in names), encoding="utf-8")
+    (folder / "all.c").write_text("".join(f'#include "{name}.c"\n' for name in names), encoding="utf-8")
     subprocess.run([cc, *WARNINGS, *flags, "-shared", "-fPIC", str(folder / "all.c"), "-o", str(target), "-lm"], check=True)
     loaded = ctypes.CDLL(str(target))
     return [Compiled(program, getattr(loaded, f"{name}_run")) for program, name in zip(programs, names, strict=True)]

@@ -14,6 +14,8 @@ from ..calls import Call, Loop, Reduce, Window
 from ..expressions import Expr, Shape, Tensor, constant, dtype_of, function, load
 from ..read import Constant, Graph, Node, Quantized
 
+_THROUGH = ("QuantizeLinear", "DequantizeLinear", "Relu", "Clip")
+
 
 class Lowering:
     """The calls for a graph; ``values``: what each tensor of the graph is."""
@@ -25,6 +27,7 @@ class Lowering:
         self.makers: dict[Tensor, Call] = {}
         self.stored: dict[Expr, Tensor] = {}
         self.done: set[Node] = set()  # nodes that went into another
+        self.making = {name: node for node in graph.nodes for name in node.outputs}
         self.reading = {name: node for node in graph.nodes for name in node.inputs}
         shape, kind = graph.shapes[graph.input], graph.types[graph.input]
         self.image = Tensor(graph.input, shape, "u8" if kind == np.uint8 else "f32", kind="plain", place="image")
@@ -125,6 +128,14 @@ class Lowering:
         return found if isinstance(found, kinds) else None
 
     # Functions of one number after the other
+    def read_once(self, name: str) -> bool:
+        """Whether what a convolution gives is read in one place alone, through the steps to int8 and back."""
+        while self.graph.readers[name] == 1 and name in self.making and self.making[name].kind in (*_THROUGH, "Conv"):
+            if self.making[name].kind == "Conv":
+                return True
+            name = self.making[name].inputs[0]
+        return False
+
     def pointwise(self, node: Node, op: str, *args: Expr, numbers: tuple[float, ...] = ()) -> Expr:
         shape = np.broadcast_shapes(*(one.shape for one in args))
         if args[0].op == "reshape" and all(one.op == "number" for one in args[1:]):

@@ -57,7 +57,7 @@ def window(lowering: Lowering, node: Node) -> None:
     if not call.source.is_whole():
         call.source = load(lowering.store(call.source, f"{node.name}_in"))
     maker = lowering.makers.get(call.source.tensor)  # type: ignore[arg-type]
-    if isinstance(maker, Contract) and lowering.graph.readers[node.inputs[0]] == 1 and not maker.matrix:
+    if isinstance(maker, Contract) and lowering.read_once(node.inputs[0]):  # what no window reaches is not computed
         reach = [(shape[2 + a] - 1) * strides[a] - pads[a] + (kernel[a] - 1) * dilations[a] + 1 for a in (0, 1)]
         maker.limit = min(reach[0], source.shape[2]), min(reach[1], source.shape[3])
     integers = source.op == "dequantize" and op == "max"

@@ -1,0 +1,160 @@
+"""The same C for other processors, compilers and levels: int8 agrees bit for bit; sanitizers, C++ and threads."""
+
+import shutil
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+
+import c_networks as networks
+import numpy as np
+import pytest
+from compiled_c import WARNINGS, executable, library, needs_clang, needs_gcc, write
+
+from compress.codegen.program import generate
+from compress.codegen.target import TARGETS
+
+NATIVE = TARGETS["native"]
+CPU = Path("/proc/cpuinfo").read_text(encoding="utf-8") if Path("/proc/cpuinfo").exists() else ""
+SCALAR = ("-DK_SCALAR", *NATIVE.flags)
+FORMS: dict[str, tuple[str, Sequence[str]]] = {  # what /proc/cpuinfo must have for it
+    "avx2": ("avx2", TARGETS["x86-64-v3"].flags),
+    "avx2 with vpdpbusd": ("avx_vnni", ("-mavxvnni", *TARGETS["x86-64-v3"].flags)),
+    "avx512": ("avx512bw", TARGETS["x86-64-v4"].flags),
+    "avx512 with vpdpbusd": ("avx512_vnni", ("-mavx512vnni", *TARGETS["x86-64-v4"].flags)),
+    "avx512 with vpdpbusd and vpermb": ("avx512_vbmi", ("-mavx512vnni", "-mavx512vbmi", *TARGETS["x86-64-v4"].flags)),
+}
+SANITIZERS = ("-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
+
+
+@needs_gcc
+@pytest.mark.parametrize("name", ["emnist", "residual", "mixed"])
+def test_every_vector_form_of_int8_is_bit_for_bit_the_scalar_one(name: str, tmp_path: Path) -> None:
+    """The scalar form is the truth. mixed has sigmoids and divisions in float32 between its integers too: they have the same order."""
+    program, batch = generate(networks.with_integers(name), name="net", target=NATIVE), networks.images(name)[:20]
+    [scalar] = library([program], tmp_path / "scalar", ["-O2", *SCALAR])
+    expected = [scalar(image) for image in batch]
+    tried = 0
+    for form, (needs, flags) in FORMS.items():
+        if f" {needs}" in CPU:
+            tried += 1
+            [run] = library([program], tmp_path / form.replace(" ", "-"), ["-O2", *flags])
+            for image, wanted in zip(batch, expected, strict=True):
+                for port, one, other in zip(program.outputs[1:], run(image)[1:], wanted[1:], strict=True):
+                    np.testing.assert_array_equal(one, other, err_msg=f"{form}: {port.name}")
+    if not tried:
+        pytest.skip("this processor has none of the forms")
+
+
+@needs_gcc
+@needs_clang
+@pytest.mark.parametrize("int8", [False, True])
+def test_compilers_and_levels_agree_and_do_not_warn(int8: bool, tmp_path: Path) -> None:
+    model = networks.model("mixed", int8=int8)
+    program, batch = generate(model, name="net", target=NATIVE), networks.images("mixed")[:20]
+    expected = None
+    for cc in ("gcc", "clang"):
+        for level in ("-O1", "-O2", "-O3", "-Os"):
+            [run] = library([program], tmp_path / f"{cc}{level}", [level, *NATIVE.flags], cc)
+            found = np.concatenate([run(image)[0] for image in batch])
+            expected = found if expected is None else expected
+            np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5 * np.abs(expected).max(), err_msg=f"{cc} {level}")
+
+
+@needs_gcc
+@pytest.mark.parametrize("flags", [NATIVE.flags, SCALAR, TARGETS["x86-64-v3"].flags], ids=["native", "scalar", "avx2"])
+@pytest.mark.parametrize("name", ["mixed", "emnist"])
+@pytest.mark.parametrize("int8", [False, True])
+def test_sanitizers_find_nothing(name: str, int8: bool, flags: Sequence[str], tmp_path: Path) -> None:
+    """In buffers of exactly the sizes that the header says; the outputs are those of the library."""
+    if "-march=x86-64-v3" in flags and " avx2" not in CPU:
+        pytest.skip("needs AVX2")
+    model = networks.model(name, int8=int8)
+    program, batch = generate(model, name="net", target=NATIVE), networks.images(name)[:3]
+    [run] = library([program], tmp_path / "library", ["-O1", *flags])
+    for image, found in zip(batch, executable(program, tmp_path / "main", [*SANITIZERS, *flags], images=batch), strict=True):
+        for one, other in zip(found, run(image), strict=True):
+            np.testing.assert_array_equal(one, other)
+
+
+CALLER = """
+#include "net.h"
+#include <cstdio>
+#include <thread>
+#include <vector>
+int main(int, char **argv) {
+  std::vector<net_pixel> images(2 * NET_INPUT_SIZE);
+  std::FILE *file = std::fopen(argv[1], "rb");
+  if (!file || std::fread(images.data(), sizeof(net_pixel), images.size(), file) != images.size()) return 1;
+  std::vector<float> outputs(2 * NET_OUTPUTS);
+  struct alignas(64) Arena { unsigned char bytes[NET_ARENA_BYTES]; };
+  static Arena arenas[2];
+  auto run = [&](int which) {
+    for (int i = 0; i < 300; i++) net_run(&images[which * NET_INPUT_SIZE], &outputs[which * NET_OUTPUTS], &arenas[which]);
+  };
+  std::thread one(run, 0), other(run, 1);
+  one.join(); other.join();
+  std::fwrite(outputs.data(), sizeof(float), outputs.size(), stdout);
+  return std::fclose(file);
+}
+"""
+
+
+@needs_gcc
+@pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
+def test_two_threads_of_a_caller_in_cpp_do_not_disturb_each_other(tmp_path: Path) -> None:
+    program, batch = generate(networks.model("mixed", int8=True), name="net", target=NATIVE), networks.images("mixed")[:2]
+    [run] = library([program], tmp_path / "library", ["-O2", *NATIVE.flags])
+    write(program, tmp_path)
+    (tmp_path / "caller.cpp").write_text(CALLER, encoding="utf-8")
+    (tmp_path / "images").write_bytes(batch.tobytes())
+    subprocess.run(["gcc", *WARNINGS, "-O2", *NATIVE.flags, "-c", "net.c", "-o", "net.o"], cwd=tmp_path, check=True)
+    subprocess.run(
+        ["g++", "-std=c++17", "-Wall", "-Wextra", "-Wpedantic", "-Werror", "caller.cpp", "net.o", "-pthread", "-o", "caller"],
+        cwd=tmp_path,
+        check=True,
+    )
+    done = subprocess.run([str(tmp_path / "caller"), str(tmp_path / "images")], check=True, capture_output=True)
+    expected = np.concatenate([np.concatenate([part.ravel() for part in run(image)]) for image in batch])
+    np.testing.assert_array_equal(np.frombuffer(done.stdout, np.float32), expected)
+
+
+@needs_gcc
+def test_nothing_is_written_but_outputs_and_arena(tmp_path: Path) -> None:
+    """The object has no data that can be written, and needs from outside what string.h and math.h have."""
+    program = generate(networks.model("mixed"), name="net", target=NATIVE)
+    write(program, tmp_path)
+    subprocess.run(["gcc", *WARNINGS, "-O2", *NATIVE.flags, "-c", "net.c", "-o", "net.o"], cwd=tmp_path, check=True)
+    symbols = subprocess.run(["nm", "net.o"], cwd=tmp_path, check=True, capture_output=True, text=True).stdout.split("\n")
+    kinds = {line.split()[-2]: line.split()[-1] for line in symbols if line}
+    needed = {line.split()[-1] for line in symbols if " U " in line}
+    assert not kinds.keys() & set("bBdDC"), kinds
+    assert needed <= {"memset", "memcpy", "sqrtf", "__stack_chk_fail", "_GLOBAL_OFFSET_TABLE_"}, needed
+    assert {line.split()[-1] for line in symbols if " T " in line} == {"net_run", "net_label"}
+
+
+@pytest.mark.skipif(
+    not (shutil.which("aarch64-linux-gnu-gcc") and shutil.which("qemu-aarch64")), reason="needs an aarch64 gcc and qemu-user"
+)
+@pytest.mark.parametrize("target", ["aarch64", "aarch64+dotprod"])
+@pytest.mark.parametrize("name", ["emnist", "mixed"])
+def test_aarch64_gives_the_same_integers(name: str, target: str, tmp_path: Path) -> None:
+    program, batch = generate(networks.with_integers(name), name="net", target=TARGETS[target]), networks.images(name)[:10]
+    [scalar] = library([program], tmp_path / "scalar", ["-O2", *SCALAR])
+    flags, run = ["-O2", "-static", *TARGETS[target].flags], ("qemu-aarch64", "-cpu", "max")
+    found = executable(program, tmp_path / "main", flags, "aarch64-linux-gnu-gcc", run, batch)
+    for image, one in zip(batch, found, strict=True):
+        for port, part, wanted in zip(program.outputs[1:], one[1:], scalar(image)[1:], strict=True):
+            np.testing.assert_array_equal(part, wanted, err_msg=port.name)
+
+
+@pytest.mark.skipif(
+    not (shutil.which("aarch64-linux-gnu-gcc") and shutil.which("qemu-aarch64")), reason="needs an aarch64 gcc and qemu-user"
+)
+def test_aarch64_gives_the_same_float32_logits(tmp_path: Path) -> None:
+    model, batch = networks.model("k49"), networks.images("k49")[:20]
+    program = generate(model, name="net", target=TARGETS["aarch64"])
+    found = executable(
+        program, tmp_path / "main", ["-O2", "-static", *TARGETS["aarch64"].flags], "aarch64-linux-gnu-gcc", ("qemu-aarch64",), batch
+    )
+    for one, wanted in zip(found, networks.answers(model, batch), strict=True):
+        np.testing.assert_allclose(one[0], wanted[0], rtol=0, atol=1e-5 * np.abs(wanted[0]).max())

@@ -1,0 +1,121 @@
+"""Whole networks as C against ONNX Runtime: every tensor between, the logits, the answers."""
+
+from pathlib import Path
+
+import c_networks as networks
+import numpy as np
+import onnx
+import pytest
+from compiled_c import library, needs_gcc
+
+from compress.codegen.program import generate
+from compress.codegen.target import TARGETS
+from compress.graphs.probe import with_outputs
+
+NATIVE = TARGETS["native"]
+FAST = ["-O2", *NATIVE.flags]
+
+
+def all_tensors(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The model with every tensor as an output, those of the model first."""
+    inferred = onnx.shape_inference.infer_shapes(model)
+    names = [value.name for value in (*model.graph.output, *inferred.graph.value_info)]
+    return with_outputs(model, dict.fromkeys(names))
+
+
+@needs_gcc
+@pytest.mark.parametrize("name", networks.SHAPES)
+def test_every_tensor_is_that_of_onnx_runtime(name: str, tmp_path: Path) -> None:
+    model = all_tensors(networks.model(name))
+    program = generate(model, name="every", target=NATIVE)
+    [run] = library([program], tmp_path, FAST)
+    batch = networks.images(name)[:3]
+    for image, expected in zip(batch, networks.answers(model, batch, as_written=True), strict=True):
+        for port, found, wanted in zip(program.outputs, run(image), expected, strict=True):
+            assert found.shape == wanted.shape
+            np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-5 * np.abs(wanted).max(), err_msg=port.name)
+
+
+@needs_gcc
+@pytest.mark.parametrize("name", networks.SHAPES)
+def test_float32_logits_and_answers_are_those_of_onnx_runtime(name: str, tmp_path: Path) -> None:
+    model = networks.model(name)
+    [run] = library([generate(model, name="net", target=NATIVE)], tmp_path, FAST)
+    batch = networks.images(name)
+    found, wanted = (np.concatenate([one[0] for one in many]) for many in (map(run, batch), networks.answers(model, batch)))
+    np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-5 * np.abs(wanted).max())
+    assert (found.argmax(1) == wanted.argmax(1)).all()
+
+
+@needs_gcc
+@pytest.mark.parametrize("name", networks.SHAPES)
+def test_int8_integers_are_those_of_onnx_runtime_but_for_ties(name: str, tmp_path: Path) -> None:
+    """ONNX Runtime divides by a scale where C multiplies by its inverse, and sums up in float32: what lies at a half may round either way.
+
+    So does it itself without its optimiser; all integers are outputs here, and as many of them may differ by as much.
+    """
+    every = networks.with_integers(name)
+    program = generate(every, name="every", target=NATIVE)
+    [run] = library([program], tmp_path, FAST)
+    batch = networks.images(name)[:5]
+    found, wanted, other = (
+        np.concatenate([part.ravel() for one in many for part in one[1:]]).astype(np.float32)
+        for many in (map(run, batch), networks.answers(every, batch), networks.answers(every, batch, as_written=True))
+    )
+    for most in (0, 1, 3):
+        ours, its = (np.mean(np.abs(one - wanted) > most) for one in (found, other))
+        assert ours <= 1.25 * its + 1e-3, f"off by more than {most} steps"
+
+
+@needs_gcc
+def test_emnist_in_int8_is_bit_for_bit_onnx_runtime(tmp_path: Path) -> None:
+    """It has convolutions, maxima and matrix products alone, whose integers have no ties: 1,000 images, every logit the same."""
+    model = networks.model("emnist", int8=True)
+    [run] = library([generate(model, name="net", target=NATIVE)], tmp_path, FAST)
+    batch = networks.images("emnist", 1000)
+    found, wanted = (np.concatenate([one[0] for one in many]) for many in (map(run, batch), networks.answers(model, batch)))
+    np.testing.assert_array_equal(found, wanted)
+
+
+@needs_gcc
+@pytest.mark.parametrize("name", ["k49", "residual", "mixed"])
+def test_int8_answers_differ_only_where_onnx_runtime_itself_is_undecided(name: str, tmp_path: Path) -> None:
+    """ONNX Runtime with and without its optimiser rounds ties differently too; how far its logits move so is how far ours may."""
+    model = networks.model(name, int8=True)
+    [run] = library([generate(model, name="net", target=NATIVE)], tmp_path, FAST)
+    batch = networks.images(name)
+    found, wanted, other = (
+        np.concatenate([one[0] for one in many])
+        for many in (map(run, batch), networks.answers(model, batch), networks.answers(model, batch, as_written=True))
+    )
+    assert np.abs(found - wanted).mean() <= 1.5 * np.abs(other - wanted).mean() + 1e-6
+    changed = found.argmax(1) != wanted.argmax(1)
+    margin = np.sort(wanted, axis=1)[:, -1] - wanted[np.arange(len(wanted)), found.argmax(1)]
+    assert (margin[changed] <= 2 * np.abs(other - wanted).max()).all()
+    assert changed.sum() <= 2 + 2 * (other.argmax(1) != wanted.argmax(1)).sum()
+
+
+@needs_gcc
+def test_a_sum_of_int8_tensors_is_not_deleted(tmp_path: Path) -> None:
+    """gcc 12.2 took the stores of this call for dead, at every level, and the output was what had been in the arena before."""
+    model = networks.model("residual", int8=True)
+    [total] = [node.output[0] for node in model.graph.node if node.op_type == "Add"]
+    program = generate(with_outputs(model, [total]), name="net", target=NATIVE)
+    image = networks.images("residual")[0]
+    [[expected]] = networks.answers(with_outputs(model, [total]), image[None])
+    for level in ("-O1", "-O2", "-O3", "-Os"):
+        [run] = library([program], tmp_path / level, [level, *NATIVE.flags])
+        assert np.mean(np.abs(run(image)[0] - expected) < 1e-5 * np.abs(expected).max()) > 0.98, level
+
+
+def test_the_plan_is_told() -> None:
+    """By hand: emnist has two convolutions (26 * 26 * 32 * 9 and 11 * 11 * 64 * 288), and layers of 1600 * 196 and 196 * 47."""
+    program = generate(networks.model("emnist"), name="net", target=NATIVE)
+    macs = {layer.macs for layer in program.layers}
+    assert macs == {0, 26 * 26 * 32 * 9, 11 * 11 * 64 * 288, 1600 * 196, 196 * 47}
+    assert program.input.shape == (1, 1, 28, 28) and program.input.dtype == "uint8"
+    assert [(port.name, port.shape) for port in program.outputs] == [("logits", (1, 47)), ("probabilities", (1, 47))]
+    assert f"#define NET_ARENA_BYTES {program.arena_bytes}\n" in program.files["net.h"]
+    assert program.flash_bytes == sum(layer.weights for layer in program.layers)
+    assert max(layer.arena for layer in program.layers) <= program.arena_bytes
+    assert program.arena_bytes % 64 == 0
