@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...benchmarks.runtimes import PROBABILITIES
-from ...errors import CompressError
+from ...errors import CompressError, shown
 from .record import Made, Port
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -45,7 +45,7 @@ def compiler_of(target: str) -> str:
 def texts(made: Made, tests: Tests, taking: Taking) -> dict[str, str]:
     """The files besides those of the network and ``c.json``; an example where there are pictures that it can read."""
     example = _example(made, taking)
-    outputs = "; ".join(f"`{one.name}` {_shape(one)} float" for one in made.outputs)
+    outputs = "; ".join(f"{_named(one)} float" for one in made.outputs)
     values = {
         "programs": "test example" if example else "test",
         "target": made.target,
@@ -59,7 +59,7 @@ def texts(made: Made, tests: Tests, taking: Taking) -> dict[str, str]:
         "expected": rows(tests.expected),
         "flash": f"{made.flash_bytes:,}",
         "arena": f"{made.arena_bytes:,}",
-        "image": f"`{made.input.name}` {_shape(made.input)} {made.input.dtype}",
+        "image": f"{_named(made.input)} {made.input.dtype}",
         "outputs": f"{outputs}, one after the other" if len(made.outputs) > 1 else outputs,
         "made": f"Made from {made.origin}, SHA-256 {made.sha256[:12]}...",
         "example": f"| `example.c` | `./example picture.{example['suffix']}`: label and probability |\n" if example else "",
@@ -92,8 +92,8 @@ def number(value: float) -> str:
     return f"{text}f" if "." in text or "e" in text else f"{text}.0f"
 
 
-def _shape(port: Port) -> str:
-    return "x".join(map(str, port.shape))
+def _named(port: Port) -> str:
+    return f"`{shown(port.name).replace('`', '?')}` {'x'.join(map(str, port.shape))}"
 
 
 def _example(made: Made, taking: Taking) -> dict[str, str]:
