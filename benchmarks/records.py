@@ -120,7 +120,7 @@ def measurement(
 ) -> Measurement:
     """What a record amounts to, beside the baseline's record; `peak` as `Result` has it; without `answers` there are no scores."""
     candidate = record.candidate
-    size, zipped = cost.sizes(candidate.path)
+    size, zipped = cost.sizes(candidate.weighed)
     about = Measurement(
         name=candidate.name,
         runtime=candidate.runtime,

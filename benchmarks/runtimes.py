@@ -8,6 +8,7 @@ several outputs the first one is the logits.
 onnxruntime             cpu, cuda  an ``.onnx`` file
 onnxruntime.fp16        cuda       the same, converted to half precision
 openvino                cpu        an ``.onnx`` file, in float32 where the file is (OpenVINO's own default may be bf16)
+c                       cpu        an ``.onnx`` file as C, in a shared library; one thread, a batch is a loop
 torch                   cpu, cuda  a network, eager, float32
 torch.compile           cpu, cuda  the same, compiled for the batch of one and once more for all others
 torch.fp16              cuda       the same in half precision
@@ -15,7 +16,8 @@ torch.cudagraph         cuda       float32, recorded once per batch size and rep
 ======================  =========  ==================================================================================
 
 Refused: CUDA where there is none, an ONNX file that ``inputs`` refuses or that has another number of classes than the data, and what
-mixes the images of a batch. Torch networks are built by a function that the caller hands in, since this package knows no networks.
+mixes the images of a batch. Torch networks are built by a function that the caller hands in, since this package knows no networks, and what
+was compiled from C is handed in too.
 """
 
 from __future__ import annotations
@@ -30,6 +32,7 @@ from typing import Any
 
 import numpy as np
 
+from .compiled import Compiled, open_compiled
 from .errors import BenchmarkError, refuse_odd_name
 from .inputs import Predict, Taken, fitting, taken
 from .machine import has_cuda_driver
@@ -44,6 +47,7 @@ RUNTIMES: Mapping[str, tuple[str, ...]] = {
     "onnxruntime": BOTH,
     "onnxruntime.fp16": ("cuda",),
     "openvino": ("cpu",),
+    "c": ("cpu",),
     "torch": BOTH,
     "torch.compile": BOTH,
     "torch.fp16": ("cuda",),
@@ -66,6 +70,7 @@ class Candidate:
         whole: all outputs are asked for, as a tuple of arrays, and none of them is looked at.
         load: for torch, a module-level function ``load(path)`` that returns two modules on the CPU: one from uint8 images to the network's
             float32 input, and the network, to logits.
+        compiled: for c, what was made of the file, or why there is nothing.
 
     Raises:
         BenchmarkError: an unknown runtime, a device it does not run on, or torch without ``load``.
@@ -82,6 +87,7 @@ class Candidate:
     std: Sequence[float] = (1.0,)
     whole: bool = False
     load: Load | None = None
+    compiled: Compiled | str | None = None
 
     def __post_init__(self) -> None:
         if self.runtime not in RUNTIMES:
@@ -96,6 +102,11 @@ class Candidate:
     def decides(self) -> bool:
         """Whether a verdict may choose it: a file in ONNX Runtime on the CPU."""
         return (self.runtime, self.device) == ("onnxruntime", "cpu")
+
+    @property
+    def weighed(self) -> Path:
+        """The file or folder whose size counts."""
+        return self.compiled.path if isinstance(self.compiled, Compiled) else self.path
 
     @property
     def library(self) -> str:
@@ -138,6 +149,8 @@ def import_runtime(candidate: Candidate) -> None:
     """Import the library, so that the time to load a model holds the model only; BenchmarkError where it, or a CUDA driver, is missing."""
     if (candidate.library, candidate.device) == ("torch", "cuda") and not has_cuda_driver():
         raise BenchmarkError("no CUDA device")
+    if candidate.runtime == "c":
+        return
     try:
         importlib.import_module(candidate.library)
     except ModuleNotFoundError:
@@ -167,6 +180,10 @@ def open_model(candidate: Candidate, shape: tuple[int, int, int], classes: int |
 
         predict, probabilities = open_file(candidate, shape, threads)
         providers = ("OpenVINO CPU",)
+    elif candidate.library == "c":
+        how: dict[str, Any] = {"whole": candidate.whole, "mean": candidate.mean, "std": candidate.std}
+        predict, probabilities = open_compiled(candidate.compiled, shape, PROBABILITIES, **how)
+        providers = ("C, one thread",)
     else:
         from .torchnets import open_network
 

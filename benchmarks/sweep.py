@@ -34,11 +34,11 @@ class Sweep:
 def points_of(candidate: Candidate, threads: int) -> list[Point]:
     """All batch sizes on `threads` threads, then the least and the largest batch on all cores.
 
-    The second only where threads change anything: not on a GPU, nor for torch.compile, whose code is compiled anew for each number.
+    The second only where threads change anything: not on a GPU, in C, or for torch.compile, whose code is compiled anew for each number.
     """
     cores = usable_cores()
     points = [(batch, threads) for batch in BATCHES]
-    if candidate.device == "cpu" and candidate.runtime != "torch.compile":
+    if candidate.device == "cpu" and candidate.runtime not in ("c", "torch.compile"):
         points += [(batch, count) for count in sorted({1, cores} - {threads}) for batch in (BATCHES[0], BATCHES[-1])]
     return points
 

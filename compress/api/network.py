@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from ..benchmarks.compare import Changes
     from ..channels.groups import Groups
     from ..stages.benchmark import Benchmark
+    from ..stages.boards.export_c import ExportedC
     from ..stages.explain import Explanation
     from ..stages.predict import Predictions
     from ..stages.report import Outcome
@@ -164,6 +165,20 @@ class Network:
         begun = begin(self._context, start, options, ExportConfig, "export", NETWORK_STAGES)
         return export(begun.project, begun.parent, begun.config, begun.context.out)
 
+    @takes(of.ExportCOptions)
+    def export_c(self, start: Start = None, **options: Unpack[of.ExportCOptions]) -> "ExportedC":
+        """Write a graph as C that needs nothing, for boards: a folder with its test, an example, and makefiles.
+
+        ``start`` is a graph, or a network, of which the newest export is taken; without any, the newest graph of the model is. What no
+        C is known for is refused by the name of the node. `compress verify` compiles the folder and runs its test.
+        """
+        from ..artifacts.records import checked
+        from ..stages.boards.export_c import ExportCConfig, export_c
+
+        context, recipe = opened(self._context, start, options)
+        config = checked(ExportCConfig, fields_of(ExportCConfig, options), "export-c")
+        return export_c(context, recipe, config, Path(options["onnx"]) if "onnx" in options else None)
+
     @takes(of.QuantizeOptions)
     def quantize(self, start: Start = None, **options: Unpack[of.QuantizeOptions]) -> "Artifact":
         """Find the fastest file that still reads as well, by measurement on this machine, and say why; or make one by hand.
@@ -265,14 +280,16 @@ def compare(old: Path | str, new: Path | str, **options: Unpack[of.CompareOption
     return compared(read_scored(Path(old)), read_scored(Path(new)), slower=slower, less_accurate=less_accurate)
 
 
-def verify(folder: Path | str) -> "Proof":
+@takes(of.VerifyOptions)
+def verify(folder: Path | str, **options: Unpack[of.VerifyOptions]) -> "Proof":
     """Prove again, on any machine, that a model computes what it was made to: its hash, and its logits for the images beside it.
 
     FOLDER holds model.onnx and vectors.npz, as export-onnx and quantize wrote them; or it is any .onnx file, of which less can be proved.
+    Or export-c wrote it: then its self-test is compiled here and run, which is to run what lies in that folder, so name one that you trust.
     """
     from ..stages.verify import verify as prove
 
-    return prove(Path(folder))
+    return prove(Path(folder), **options)
 
 
 def recipe_schema() -> dict[str, Any]:

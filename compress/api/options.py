@@ -147,6 +147,14 @@ class ExportOptions(MakeOptions, ScoreOptions, total=False):
     fold_constants: Annotated[bool, "Make a constant of what is nearly the same for all images, such as a gate, where that is proved."]
 
 
+class ExportCOptions(TypedDict, total=False):
+    target: Annotated[str, "native, x86-64-v3, x86-64-v4, aarch64, aarch64+dotprod, cortex-m4, -m7, -m55, or portable.  [default: native]"]
+    name: Annotated[str, "Of the files and functions, a C identifier.  [default: the model's]"]
+    onnx: Annotated[File, "Write this ONNX file, which another tool wrote."]
+    out: Annotated[File, "Where the C goes.  [default: runs/MODEL/export-c/KEY]"]
+    force: Annotated[bool, "Replace other C in --out."]
+
+
 class QuantizeOptions(ResumeOptions, ScoreOptions, total=False):
     mode: Annotated[str, "auto (by measurement), static, dynamic, int8-weights, fp16-weights, or float32 (a copy).  [default: auto]"]
     max_drop: Annotated[
@@ -176,7 +184,7 @@ class MeasureOptions(TypedDict, total=False):
 
 class BenchmarkOptions(MeasureOptions, PretrainedOptions, ScoreOptions, total=False):
     calibrate: Annotated[File, "Measure files on this folder of images without labels; latency and size only.  [default: random pixels]"]
-    runtimes: Annotated[Sequence[str], "onnxruntime, openvino, torch, torch.compile, or all.  [default: onnxruntime and torch]"]
+    runtimes: Annotated[Sequence[str], "onnxruntime, openvino, c, torch, torch.compile, or all.  [default: onnxruntime and torch]"]
     out: Annotated[File, "Where the artifact goes.  [default: runs/MODEL/STAGE/KEY]"]
     force: Annotated[bool, "Run again even if the inputs are unchanged; replace --out."]
 
@@ -216,6 +224,11 @@ class ExplainOptions(StartOptions, total=False):
 class ThroughputOptions(TypedDict, total=False):
     rounds: Annotated[int, "Rounds in which all variants take a turn, in random order.  [default: 5]"]
     variants: Annotated[Sequence[str], "Measure this one.  [default: all but torch.compile]"]
+
+
+class VerifyOptions(TypedDict, total=False):
+    cc: Annotated[str, "Of C: the compiler, with options if it needs some: clang, aarch64-linux-gnu-gcc.  [default: the target's]"]
+    run: Annotated[str, "Of C: what runs its programs: 'qemu-aarch64 -L /usr/aarch64-linux-gnu'.  [default: this machine]"]
 
 
 class CompareOptions(TypedDict, total=False):

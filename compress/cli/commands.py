@@ -49,6 +49,11 @@ sensitivity = command(
     "compress sensitivity --model k49 --granularity module",
 )(shown(views.sensitivity_text, payload_summary(Sensitivity)))
 export_onnx = command(Network.export_onnx, "compress export-onnx --model k49 --out board/k49")(show_artifact)
+export_c = command(
+    Network.export_c,
+    "compress export-c --from runs/k49/quantize/3f9a0c51be27 --out board/k49",
+    "compress export-c --onnx net.onnx --target cortex-m7 --name net",
+)(shown(views.c_text, views.c_summary))
 show_noise = shown(views.noise_text, payload_summary(Noise))
 quantize = command(
     Network.quantize,
@@ -79,9 +84,11 @@ predict = command(Network.predict, "compress predict --model k49 --random 16", "
 explain = command(Network.explain, "compress explain --model k49 --index 3 --index 17", "compress explain --model k49 --misread 4")(
     shown(views.explanation_text, views.explanation_summary)
 )
-verify = command(api.verify, "compress verify board/k49")(
-    shown(views.proof_text, lambda proof: {"folder": proof.folder, "holds": proof.holds, "checks": proof.checks}, lambda proof: proof.holds)
-)
+verify = command(
+    api.verify,
+    "compress verify board/k49",
+    "compress verify board/c --cc aarch64-linux-gnu-gcc --run 'qemu-aarch64 -L /usr/aarch64-linux-gnu'",
+)(shown(views.proof_text, lambda proof: {"folder": proof.folder, "holds": proof.holds, "checks": proof.checks}, lambda proof: proof.holds))
 
 
 @click.command()

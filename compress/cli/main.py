@@ -58,6 +58,7 @@ COMMANDS = {
     "prune": "zero the weights that matter least",
     "remove-channels": "make it smaller and faster",
     "export-onnx": "one file, proved equal to torch",
+    "export-c": "C for boards that needs nothing",
     "quantize": "the fastest file that still reads as well",
     "benchmark": "measure variants side by side",
     "report": "which variant to ship, and why",

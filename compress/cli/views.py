@@ -10,12 +10,14 @@ import numpy as np
 
 from ..artifacts.artifact import Artifact
 from ..artifacts.payloads import Noise, Sensitivity, read_payload
+from ..artifacts.records import plain
 from ..benchmarks import compare
 from ..benchmarks.statistics import Interval
 from .tables import paragraphs, table
 
 if TYPE_CHECKING:
     from ..plots.explain import View
+    from ..stages.boards.export_c import ExportedC
     from ..stages.explain import Explanation
     from ..stages.predict import Predictions
     from ..stages.throughput import Throughput
@@ -208,3 +210,23 @@ def proof_text(proof: "Proof") -> str:
     """One line per check, and the outcome."""
     lines = [f"{'ok  ' if check.passed else 'FAIL'}  {check.name:<13} {check.detail}" for check in proof.checks]
     return "\n".join([*lines, f"{proof.folder}: {'proved' if proof.holds else 'NOT proved; copy or export the model again'}"])
+
+
+def c_text(exported: "ExportedC") -> str:
+    """A row per layer, then flash and arena of all of it."""
+    made = exported.made
+    rows = [
+        {"layer": one.name, "kind": one.kind, "MACs": f"{one.macs:,}", "flash": f"{one.weights:,}", "arena": f"{one.arena:,}"}
+        for one in made.layers
+    ]
+    told = [
+        f"C for {made.target}: {made.flash_bytes:,} bytes of weights in flash, code besides; arena {made.arena_bytes:,} bytes",
+        f"in {exported.folder}: {', '.join(sorted(made.files))}",
+        f"next: compress verify {exported.folder}",
+    ]
+    return paragraphs(table(rows, spare=("MACs", "kind")), "\n".join(told))
+
+
+def c_summary(exported: "ExportedC") -> dict[str, Any]:
+    """What ``--json`` shows: the record, and where the folder lies."""
+    return {"folder": exported.folder, **plain(exported.made), "flags": exported.made.processor.flags}

@@ -1,11 +1,12 @@
 """The stage ``benchmark``: every variant side by side. Loads no torch.
 
 What is measured: ONNX graphs in ONNX Runtime, and the network they came from in torch, on the CPU; both once more on CUDA where
-there is a device, else a row says why not.
+there is a device, else a row says why not. On request graphs as C too, compiled here for this machine.
 """
 
 import dataclasses
 import importlib.util
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -30,8 +31,10 @@ from ..benchmarks.verdict import Limits, Verdict, decide
 from ..errors import CompressError, first_line, need_file, onnxruntime_errors
 from ..quantization.records import described
 from ..train.metrics import mean_average_precision, score
+from .boards.library import compiled
 
-CHOICES = ("onnxruntime", "openvino", "torch", "torch.compile")
+OF_GRAPHS = ("onnxruntime", "openvino", "c")
+CHOICES = (*OF_GRAPHS, "torch", "torch.compile")
 USUAL = ("onnxruntime", "torch")  # the others on request: OpenVINO is an extra, and torch.compile takes a minute or more before it starts
 
 
@@ -94,9 +97,9 @@ def _chosen(runtimes: Sequence[str]) -> Sequence[str]:
 
 def _places(kind: str, runtime: str, on_cuda: bool, first: bool) -> list[tuple[str, str]]:
     """Where an artifact of this kind is measured for a choice of runtime: pairs of runtime and device."""
-    if (kind == "graph") != (runtime in ("onnxruntime", "openvino")):
+    if (kind == "graph") != (runtime in OF_GRAPHS):
         return []
-    if runtime in ("openvino", "torch.compile"):
+    if runtime in ("openvino", "c", "torch.compile"):
         return [(runtime, "cpu")]
     there = on_cuda and _has_cuda(kind)
     ways = {"torch": ("torch", "torch.fp16", "torch.cudagraph"), "onnxruntime": ("onnxruntime", "onnxruntime.fp16")}
@@ -119,7 +122,7 @@ def _has_cuda(kind: str) -> bool:
 def candidates_of_file(path: Path, runtimes: Sequence[str] = USUAL, spec: InputSpec | None = None) -> list[Candidate]:
     """An ONNX file that no stage of this toolkit wrote, in each runtime that takes one; floats are normalised as ``spec`` says."""
     need_file(path, str(path), "; name an .onnx file or the folder of an artifact")
-    takes = [runtime for runtime in _chosen(runtimes) if runtime in ("onnxruntime", "openvino")]
+    takes = [runtime for runtime in _chosen(runtimes) if runtime in OF_GRAPHS]
     if not takes:
         raise CompressError(f"runtime (={', '.join(runtimes)}) takes no .onnx file such as {path}; add --runtime onnxruntime")
     # Artifacts' files are all called model.onnx: such a one goes by its folder.
@@ -167,19 +170,20 @@ def benchmark(
             candidates = [dataclasses.replace(one, whole=True) for one in candidates]
         names = list(about.classes) if labelled else []
         data = Data(name=about.name, network=project.folder.name, fingerprint=about.fingerprint, part="test", class_names=names)
-        result = run_benchmark(
-            candidates,
-            test.images,
-            test.labels if labelled else None,
-            project.classes if labelled else None,
-            score,
-            config,
-            baseline=baseline,
-            data=data,
-            progress=project.console.progress,
-            precision=mean_average_precision if importlib.util.find_spec("sklearn") else None,
-            own=(task.judge(test), task.identity) if task is not None else None,
-        )
+        with tempfile.TemporaryDirectory() as scratch:
+            result = run_benchmark(
+                compiled(candidates, Path(scratch), project.console.progress),
+                test.images,
+                test.labels if labelled else None,
+                project.classes if labelled else None,
+                score,
+                config,
+                baseline=baseline,
+                data=data,
+                progress=project.console.progress,
+                precision=mean_average_precision if importlib.util.find_spec("sklearn") else None,
+                own=(task.judge(test), task.identity) if task is not None else None,
+            )
         failed = [f"{title(one)}: {one.reason}" for one in result.measurements if one.reason is not None]
         if len(failed) == len(candidates):
             raise CompressError(f"nothing could be measured: {failed[0]}")

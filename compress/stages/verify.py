@@ -8,6 +8,8 @@ kernel that computes something else), not forgers: nothing is signed.
 Of an ``.onnx`` file without vectors, as of one whose outputs are no classes, less is proved, on random pixels: that it loads and gives
 finite numbers, an image alone those that it gets in a batch, and without ONNX Runtime's optimisations the same.
 
+A folder of C, which ``compress export-c`` wrote, is compiled and its own test run, see ``boards.prove``.
+
 Refused: a folder without the two files, and vectors that are damaged. Nothing is pickled.
 """
 
@@ -28,6 +30,7 @@ from ..benchmarks.inputs import Taken
 from ..benchmarks.runtimes import Candidate, Opened, about_file, check_logits, onnx_session, open_model
 from ..errors import CompressError, first_line, onnxruntime_errors, shown
 from ..train.metrics import sigmoid, softmax
+from .boards.record import RECORD
 
 OPEN_SIZE = 224  # pixels, where a file leaves its sizes open
 PROBABLE_TOLERANCE = 1e-5  # of the file's own logits: float32, also in an int8 file
@@ -54,12 +57,20 @@ class Proof:
         return all(check.passed for check in self.checks)
 
 
-def verify(folder: Path) -> Proof:
+def verify(folder: Path, cc: str | None = None, run: str | None = None) -> Proof:
     """Repeat the proof for the ``model.onnx`` in ``folder``, an artifact's or any other with ``vectors.npz`` in it, or for any .onnx file.
+
+    ``cc``, ``run``: of a folder of C, which compiler makes programs, and what runs them.
 
     Raises:
         CompressError: there is nothing to prove, or nothing to prove it with.
     """
+    if (folder / RECORD).is_file():
+        from .boards.prove import prove
+
+        return prove(folder, cc, run)
+    if given := next((f"{name} (={shown(value)})" for name, value in (("cc", cc), ("run", run)) if value is not None), None):
+        raise CompressError(f"{given} is for a folder of C, and {folder} has no {RECORD}; leave it out, or name one of export-c")
     if folder.is_file() and (folder.name != PAYLOAD["graph"] or not folder.with_name(VECTORS).is_file()):
         return Proof(folder=folder, checks=(*_on_noise(folder),))
     folder = folder.parent if folder.is_file() else folder

@@ -28,7 +28,7 @@ def places(kind: str, runtimes: tuple[str, ...], *, on_cuda: bool = True, first:
         ("graph", USUAL, False, ["onnxruntime cpu", "onnxruntime cuda"]),
         ("network", USUAL, False, ["torch cpu", "torch cuda"]),
         ("network", USUAL, True, ["torch cpu", "torch cuda", "torch.fp16 cuda", "torch.cudagraph cuda"]),
-        ("graph", ("all",), True, ["onnxruntime cpu", "onnxruntime cuda", "onnxruntime.fp16 cuda", "openvino cpu"]),
+        ("graph", ("all",), True, ["onnxruntime cpu", "onnxruntime cuda", "onnxruntime.fp16 cuda", "openvino cpu", "c cpu"]),
         ("network", ("torch.compile",), True, ["torch.compile cpu"]),
         ("network", ("openvino",), True, []),
     ],
@@ -50,7 +50,7 @@ def test_runtimes_come_in_one_order_and_an_unknown_one_is_refused() -> None:
     assert _chosen(("torch", "onnxruntime")) == ["onnxruntime", "torch"]
     assert _chosen(("all",)) == list(CHOICES)
     with pytest.raises(
-        CompressError, match=r"runtime \(=tflite\) is unknown; choose of onnxruntime, openvino, torch, torch.compile, or all"
+        CompressError, match=r"runtime \(=tflite\) is unknown; choose of onnxruntime, openvino, c, torch, torch.compile, or all"
     ):
         _chosen(("torch", "tflite"))
 
@@ -58,7 +58,7 @@ def test_runtimes_come_in_one_order_and_an_unknown_one_is_refused() -> None:
 def test_a_file_is_measured_in_the_runtimes_that_take_one(tmp_path: Path) -> None:
     path = tmp_path / "net.onnx"
     path.write_bytes(b"net")
-    assert [one.runtime for one in candidates_of_file(path, ("all",))] == ["onnxruntime", "openvino"]
+    assert [one.runtime for one in candidates_of_file(path, ("all",))] == ["onnxruntime", "openvino", "c"]
     with pytest.raises(CompressError, match=r"runtime \(=torch\) takes no .onnx file such as .*net.onnx; add --runtime onnxruntime"):
         candidates_of_file(path, ("torch",))
     with pytest.raises(CompressError, match=r"none.onnx: there is no such file"):

@@ -1,0 +1,84 @@
+"""Calls a network that was compiled from C, in a shared library that the caller hands in: this package knows no compiler and writes no C.
+
+One image at a time on one thread, into memory that is there before; a batch is a loop.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .errors import BenchmarkError
+from .inputs import Predict, fitting
+
+ALIGNED = 64
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compiled:
+    """A shared library with ``void function(const void *image, float *outputs, void *arena)``.
+
+    Args:
+        taken: name, shape for one image, and type as ONNX Runtime calls it. outputs: names and shapes, which lie one after the other.
+        arena: bytes, aligned to 64.
+    """
+
+    path: Path
+    function: str
+    taken: tuple[str, tuple[int, ...], str]
+    outputs: tuple[tuple[str, tuple[int, ...]], ...]
+    arena: int
+
+
+def open_compiled(
+    library: Compiled | str | None, shape: tuple[int, ...], probabilities: str, *, whole: bool, **normalised: Any
+) -> tuple[Any, Predict | None]:
+    """What it gives for images uint8 (B, C, H, W): the first output, or all of them, and that called ``probabilities``, if it has it.
+
+    Raises BenchmarkError where there is the reason why there is none in place of a library.
+    """
+    if not isinstance(library, Compiled):
+        raise BenchmarkError(library or "it was not compiled")
+    entry = fitting([library.taken], shape, **normalised)
+    function = getattr(ctypes.CDLL(str(library.path)), library.function)
+    function.argtypes, function.restype = [ctypes.c_void_p] * 3, None
+    sizes = [math.prod(size) for _, size in library.outputs]
+    image: np.ndarray = np.empty(library.taken[1], entry.dtype)
+    found, memory = np.empty(sum(sizes), np.float32), np.empty(library.arena + ALIGNED, np.uint8)
+    arena = memory[-memory.ctypes.data % ALIGNED :]
+    places = [one.ctypes.data for one in (image, found, arena)]
+    parts = [part.reshape(size) for part, (_, size) in zip(np.split(found, np.cumsum(sizes)[:-1]), library.outputs, strict=True)]
+    held = (image, arena)  # ``places`` are bare addresses
+
+    def compute(images: np.ndarray) -> None:
+        assert held
+        image[...] = entry.fed(images)
+        function(*places)
+
+    def giving(part: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
+        part = part.reshape(1, -1) if part.ndim > 2 and part.size == max(part.shape[1:]) else part  # squeezenet's (1, K, 1, 1) is (1, K)
+
+        def predict(images: np.ndarray) -> np.ndarray:
+            given = np.empty((len(images), *part.shape[1:]), np.float32)
+            for at in range(len(images)):
+                compute(images[at : at + 1])
+                given[at] = part[0]
+            return given
+
+        return predict
+
+    def every(images: np.ndarray) -> tuple[np.ndarray, ...]:
+        for at in range(len(images)):
+            compute(images[at : at + 1])
+        return tuple(part.copy() for part in parts)
+
+    if whole:
+        return every, None
+    sure = [part for part, (name, _) in zip(parts[1:], library.outputs[1:], strict=True) if name == probabilities]
+    return giving(parts[0]), giving(sure[0]) if sure else None

@@ -1,0 +1,77 @@
+"""``compress verify`` of a folder of ``compress export-c``: its files are those that were made, they compile, and its test passes.
+
+To compile and run what lies in a folder is to run it: that happens only to files that are as ``c.json`` says, which tells accidents, not
+forgers, with the flags of the target that are known here, and in a folder of its own that is gone afterwards.
+
+Refused: no compiler, and a target that this machine is not, where nobody says what runs its programs.
+"""
+
+import shlex
+import shutil
+import signal
+import subprocess
+import tempfile
+from pathlib import Path
+
+from ...codegen.target import Target
+from ...errors import CompressError, shown
+from ..verify import Check, Proof
+from .compilers import STANDARD, failed, found, runs_here, usual
+from .record import RECORD, changed, read_made
+
+TEST = "test"
+
+
+def prove(folder: Path, cc: str | None, run: str | None) -> Proof:
+    """Compile the self-test of ``folder`` with ``cc`` and start it with ``run``, each a command, by default what is usual for the target.
+
+    Raises:
+        CompressError: as the module says, or ``c.json`` is damaged.
+    """
+    made = read_made(folder)
+    if odd := changed(folder, made):
+        detail = f"{', '.join(odd)}: changed, cut or missing, so nothing was compiled"
+        return Proof(folder=folder, checks=(Check(name="hash", passed=False, detail=detail),))
+    compiler, runner = _compiler(made.processor, cc), _command("run", run) if run is not None else []
+    if run is None and not runs_here(made.processor):
+        such = " such as --run 'qemu-aarch64 -L /usr/aarch64-linux-gnu'" if made.target.startswith("aarch64") else ""
+        raise CompressError(f"target (={made.target}) is not this machine; say with --run what runs its programs{such}")
+    checks = [Check(name="hash", passed=True, detail=f"SHA-256 of {len(made.files)} files as {RECORD} says")]
+    with tempfile.TemporaryDirectory() as scratch:
+        program, sources = Path(scratch, TEST), [folder.absolute() / name for name in (f"{TEST}.c", f"{made.name}.c")]
+        told = failed([*compiler, *STANDARD, *made.processor.flags, "-o", program, *sources, "-lm"], Path(scratch))
+        checks.append(Check(name="compiles", passed=not told, detail=told or f"{shlex.join(compiler)} for {made.target}"))
+        if not told:
+            checks.append(_self_test([*runner, str(program)], Path(scratch)))
+    return Proof(folder=folder, checks=tuple(checks))
+
+
+def _command(name: str, text: str) -> list[str]:
+    """The words of a command whose program is there."""
+    try:
+        words = shlex.split(text)
+    except ValueError as error:
+        raise CompressError(f"{name} (={shown(text)}) must be a command: {error}") from error
+    if not words or shutil.which(words[0]) is None:
+        raise CompressError(
+            f"{name} (={shown(text)}) must be a program that is installed here, with its options; install it or name another"
+        )
+    return words
+
+
+def _compiler(target: Target, cc: str | None) -> list[str]:
+    if cc is not None:
+        return _command("cc", cc)
+    names = usual(target)
+    if (name := found(names)) is None:
+        looked = f" (looked for {', '.join(names)})" if names else ""
+        raise CompressError(f"there is no C compiler for {target.name} here{looked}; install one, or name it with --cc")
+    return [name]
+
+
+def _self_test(command: list[str], folder: Path) -> Check:
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, errors="replace", stdin=subprocess.DEVNULL)
+    said = shown((done.stdout.strip() or done.stderr.strip() or "it says nothing").splitlines()[0], 160)
+    code = done.returncode
+    ended = f"; ended by {signal.Signals(-code).name}" if code < 0 else f"; exit code {code}" if code else ""
+    return Check(name="self-test", passed=code == 0, detail=f"{said}{ended}")
