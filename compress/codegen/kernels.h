@@ -12,6 +12,8 @@
 #include <immintrin.h>
 #elif !defined(K_SCALAR) && defined(__aarch64__)
 #include <arm_neon.h>
+#elif !defined(K_SCALAR) && defined(__ARM_FEATURE_DSP)
+#include <arm_acle.h>
 #endif
 #define K_INLINE static inline __attribute__((always_inline, unused))
 /* A layer is opaque to its caller: gcc 12.2 otherwise deletes calls whose stores it wrongly takes for dead (-fipa-modref, -fipa-pure-const). */
@@ -22,11 +24,6 @@
 #endif
 #define K_ALIGN __attribute__((aligned(64)))
 #define K_ALIAS __attribute__((may_alias))
-#if defined(__clang__)
-#define K_UNROLL _Pragma("clang loop unroll(full)")
-#else
-#define K_UNROLL _Pragma("GCC unroll 64")
-#endif
 typedef float k_f32 K_ALIAS;
 typedef int32_t k_i32 K_ALIAS;
 
@@ -54,6 +51,21 @@ K_INLINE float s_sqrt(float a) { return sqrtf(a); }
 #define K_V 4
 #else
 #define K_V 1
+#endif
+/* With vectors each call has a kernel of its own, made for its constants; without, where flash is dear, all calls of a kind share one. */
+#if K_V > 1
+#define K_KERNEL K_INLINE
+#else
+#define K_KERNEL K_LAYER __attribute__((unused))
+#endif
+#if K_V == 1 && !defined(__clang__)
+#define K_UNROLL _Pragma("GCC unroll 4")
+#elif K_V == 1
+#define K_UNROLL _Pragma("clang loop unroll_count(4)")
+#elif defined(__clang__)
+#define K_UNROLL _Pragma("clang loop unroll(full)")
+#else
+#define K_UNROLL _Pragma("GCC unroll 64")
 #endif
 #if K_V > 1
 typedef float vf __attribute__((vector_size(4 * K_V)));
@@ -146,7 +158,11 @@ K_INLINE vf v_first(vf a, int n, float b) {
 #define v_sqrt s_sqrt
 #define v_sum s_set
 #define v_top s_set
+#if defined(__FP_FAST_FMAF)
+K_INLINE vf v_fma(vf a, vf b, vf c) { return __builtin_fmaf(a, b, c); }
+#else
 K_INLINE vf v_fma(vf a, vf b, vf c) { return a * b + c; }
+#endif
 K_INLINE vi v_seti(int32_t a) { return a; }
 K_INLINE vi v_ldi(const k_i32 *p) { return *p; }
 K_INLINE void v_stn(k_f32 *p, vf v, int n) { if (n > 0) *p = v; }
@@ -209,10 +225,12 @@ K_FUNCTIONS(vf, vi, v)
 #define K_NP 1
 #endif
 #define K_MOST 8
+/* vectors of np panels, of the last of which so many numbers are stored */
+#define K_COLUMNS(np, last) (K_V > 1 ? ((np) - 1) * K_NV + ((last) + K_V - 1) / K_V : (np) * K_NV)
 K_INLINE void k_tile(k_f32 *o, int om, const k_f32 *a, int am, int kh, int ah, int kw, int aw, int kc, const k_f32 *w, const k_f32 *bias,
                      int mr, int np, int last, float lo, float hi) {
   vf acc[K_MR(1)][K_MOST * K_NV];
-  const int nv = (np - 1) * K_NV + (last + K_V - 1) / K_V, K = kh * kw * kc;
+  const int nv = K_COLUMNS(np, last), K = kh * kw * kc;
   K_UNROLL for (int m = 0; m < mr; m++) K_UNROLL for (int j = 0; j < nv; j++) acc[m][j] = v_ld(bias + j * K_V);
   for (int y = 0; y < kh; y++) for (int x = 0; x < kw; x++) for (int k = 0; k < kc; k++) {
     vf b[K_MOST * K_NV];
@@ -236,13 +254,13 @@ K_INLINE void k_panels(k_f32 *o, int oh, int ow, const k_f32 *a, int ih, int iw,
   for (int y = 0; y < rows; y++) {
     int x = 0;
     for (; x + mr <= cols; x += mr) k_tile(o + y * oh + x * ow, ow, a + y * ih + x * iw, iw, kh, ah, kw, aw, kc, w, bias, mr, np, last, lo, hi);
-    if (cols % mr) k_tile(o + y * oh + x * ow, ow, a + y * ih + x * iw, iw, kh, ah, kw, aw, kc, w, bias, cols % mr, np, last, lo, hi);
+    if (cols % mr) k_tile(o + y * oh + x * ow, ow, a + y * ih + x * iw, iw, kh, ah, kw, aw, kc, w, bias, K_V > 1 ? cols % mr : 1, np, last, lo, hi);
   }
 }
 /* last: numbers stored of the last panel */
-K_INLINE void k_conv(k_f32 *o, int oh, int ow, const k_f32 *a, int ih, int iw, int rows, int cols, int kh, int ah, int kw, int aw, int kc,
+K_KERNEL void k_conv(k_f32 *o, int oh, int ow, const k_f32 *a, int ih, int iw, int rows, int cols, int kh, int ah, int kw, int aw, int kc,
                      const k_f32 *w, const k_f32 *bias, int n, int last, float lo, float hi) {
-  const int panels = (n + K_LANES - 1) / K_LANES, np = rows * cols == 1 ? K_MOST - 1 : K_NP, K = kh * kw * kc;
+  const int panels = (n + K_LANES - 1) / K_LANES, np = K_V > 1 && rows * cols == 1 ? K_MOST - 1 : K_NP, K = kh * kw * kc;
   int p = 0;
   for (; p + np < panels; p += np)
     k_panels(o + p * K_LANES, oh, ow, a, ih, iw, rows, cols, kh, ah, kw, aw, kc, w + p * K * K_LANES, bias + p * K_LANES, np, K_LANES, lo, hi);
@@ -271,7 +289,7 @@ K_INLINE void k_depthwise_part(k_f32 *o, int oh, int ow, const k_f32 *a, int ih,
     K_UNROLL for (int i = 0; i < nx; i++) v_st(o + y * oh + (x0 + i) * ow, v_max(v_min(acc[i], v_set(hi)), v_set(lo)));
   }
 }
-K_INLINE void k_depthwise(k_f32 *o, int oh, int ow, const k_f32 *a, int ih, int iw, int H, int W, int OH, int OW, int kh, int kw, int sy, int sx, int dy,
+K_KERNEL void k_depthwise(k_f32 *o, int oh, int ow, const k_f32 *a, int ih, int iw, int H, int W, int OH, int OW, int kh, int kw, int sy, int sx, int dy,
                           int dx, int top, int left, const k_f32 *w, const k_f32 *bias, int cs, float lo, float hi) {
   for (int c = 0; c < cs; c += K_V)
     K_UNROLL for (int x = 0; x < OW; x += K_DX)
@@ -339,6 +357,15 @@ K_INLINE k_bytes k_weights(const int8_t *p) {
   const k_bytes r = {{(w << 24) >> 24, (w << 16) >> 24, (w << 8) >> 24, w >> 24}}; return r;
 }
 K_INLINE vi k_dot(vi acc, k_bytes a, k_bytes w) { return acc + a.b[0] * w.b[0] + a.b[1] * w.b[1] + a.b[2] * w.b[2] + a.b[3] * w.b[3]; }
+#elif !defined(K_SCALAR) && defined(__ARM_FEATURE_DSP)
+#define K_DOT "smlad"
+typedef struct { int32_t even, odd; } k_bytes;
+K_INLINE k_bytes k_prepared(vi a) { const k_bytes r = {(int32_t)__uxtb16((uint32_t)a), (int32_t)__uxtb16((uint32_t)a >> 8)}; return r; }
+K_INLINE k_bytes k_weights(const int8_t *p) {
+  int32_t w; memcpy(&w, p, 4);
+  const k_bytes r = {__sxtb16(w), __sxtb16((int32_t)((uint32_t)w >> 8))}; return r;
+}
+K_INLINE vi k_dot(vi acc, k_bytes a, k_bytes w) { return __smlad(a.odd, w.odd, __smlad(a.even, w.even, acc)); }
 #else
 #define K_DOT ""
 typedef struct { int b[4]; } k_bytes;
@@ -404,7 +431,7 @@ K_INLINE void k_store8(uint8_t *o, int at, vf v, int wide, int zero, float lo, f
 K_INLINE void k_tile8(uint8_t *o, int at, int om, int wide, const uint8_t *a, int am, int kh, int ah, int kw, int aw, int c4, const int8_t *w, const k_i32 *bias,
                       const k_f32 *mul, int mr, int np, int last, int zero, float lo, float hi) {
   vi acc[K_MR8(1)][K_MOST * K_NV];
-  const int nv = (np - 1) * K_NV + (last + K_V - 1) / K_V, K = kh * kw * c4;
+  const int nv = K_COLUMNS(np, last), K = kh * kw * c4;
   K_UNROLL for (int m = 0; m < mr; m++) K_UNROLL for (int j = 0; j < nv; j++) acc[m][j] = v_ldi(bias + j * K_V);
   for (int y = 0; y < kh; y++) for (int x = 0; x < kw; x++) for (int k = 0; k < c4; k++) {
     k_bytes b[K_MOST * K_NV];
@@ -426,12 +453,12 @@ K_INLINE void k_panels8(uint8_t *o, int at, int oh, int ow, int wide, const uint
     int x = 0;
     for (; x + mr <= cols; x += mr)
       k_tile8(o, at + y * oh + x * ow, ow, wide, a + y * ih + x * iw, iw, kh, ah, kw, aw, c4, w, bias, mul, mr, np, last, zero, lo, hi);
-    if (cols % mr) k_tile8(o, at + y * oh + x * ow, ow, wide, a + y * ih + x * iw, iw, kh, ah, kw, aw, c4, w, bias, mul, cols % mr, np, last, zero, lo, hi);
+    if (cols % mr) k_tile8(o, at + y * oh + x * ow, ow, wide, a + y * ih + x * iw, iw, kh, ah, kw, aw, c4, w, bias, mul, K_V > 1 ? cols % mr : 1, np, last, zero, lo, hi);
   }
 }
-K_INLINE void k_conv8(uint8_t *o, int oh, int ow, int wide, const uint8_t *a, int ih, int iw, int rows, int cols, int kh, int ah, int kw, int aw, int c4,
+K_KERNEL void k_conv8(uint8_t *o, int oh, int ow, int wide, const uint8_t *a, int ih, int iw, int rows, int cols, int kh, int ah, int kw, int aw, int c4,
                       const int8_t *w, const k_i32 *bias, const k_f32 *mul, int n, int last, int zero, float lo, float hi) {
-  const int panels = (n + K_LANES - 1) / K_LANES, np = rows * cols == 1 ? K_MOST - 1 : K_NP8, K = kh * kw * c4;
+  const int panels = (n + K_LANES - 1) / K_LANES, np = K_V > 1 && rows * cols == 1 ? K_MOST - 1 : K_NP8, K = kh * kw * c4;
   int p = 0;
   for (; p + np < panels; p += np)
     k_panels8(o, p * K_LANES, oh, ow, wide, a, ih, iw, rows, cols, kh, ah, kw, aw, c4, w + p * K * K_LANES * 4, bias + p * K_LANES, mul + p * K_LANES, np, K_LANES, zero, lo, hi);
@@ -474,7 +501,7 @@ K_INLINE void k_depthwise8_part(uint8_t *o, int oh, int ow, int wide, const uint
     K_UNROLL for (int i = 0; i < nx; i++) k_store8(o, c + y * oh + (x0 + i) * ow, v_float(acc[i]) * v_ld(mul), wide, zero, lo, hi, K_V);
   }
 }
-K_INLINE void k_depthwise8(uint8_t *o, int oh, int ow, int wide, const uint8_t *a, int ih, int iw, int za, int H, int W, int OH, int OW, int kh, int kw, int sy, int sx, int dy,
+K_KERNEL void k_depthwise8(uint8_t *o, int oh, int ow, int wide, const uint8_t *a, int ih, int iw, int za, int H, int W, int OH, int OW, int kh, int kw, int sy, int sx, int dy,
                            int dx, int top, int left, const int8_t *w, const k_i32 *bias, const k_f32 *mul, int cs, int zero, float lo, float hi) {
   for (int c = 0; c < cs; c += K_V)
     K_UNROLL for (int x = 0; x < OW; x += K_DX8)
@@ -501,7 +528,7 @@ K_INLINE vb b_max(vb a, vb b) { for (int i = 0; i < K_LANES; i++) a.b[i] = a.b[i
 #endif
 
 /* ---- few output channels: vectors along a row of planes, which have a margin; weights lie as [n][c][kh][kw] ---- */
-K_INLINE void k_planes(k_f32 *o, int on, int oh, const k_f32 *a, int ic, int ih, int rows, int cols, int n, int c, int kh, int kw, int ah, int aw,
+K_KERNEL void k_planes(k_f32 *o, int on, int oh, const k_f32 *a, int ic, int ih, int rows, int cols, int n, int c, int kh, int kw, int ah, int aw,
                        const k_f32 *w, const k_f32 *bias, float lo, float hi) {
   for (int p = 0; p < n; p++) for (int y = 0; y < rows; y++) {
     int x = 0;
@@ -515,7 +542,7 @@ K_INLINE void k_planes(k_f32 *o, int on, int oh, const k_f32 *a, int ic, int ih,
 }
 
 /* ---- softmax of n numbers, as and os apart ---- */
-K_INLINE void k_softmax(k_f32 *o, int os, const k_f32 *a, int as, int n) {
+K_KERNEL void k_softmax(k_f32 *o, int os, const k_f32 *a, int as, int n) {
   float top = a[0], sum = 0.0f;
   for (int i = 1; i < n; i++) top = s_max(top, a[i * as]);
   for (int i = 0; i < n; i++) { const float e = s_exp(a[i * as] - top); o[i * os] = e; sum += e; }

@@ -95,3 +95,64 @@ def executable(
     done = subprocess.run([*run, str(built), str(folder / "images")], check=True, capture_output=True)
     flat = np.frombuffer(done.stdout, np.float32).reshape(len(images), -1)
     return [split(program, one) for one in flat]
+
+
+# A board without an operating system: a vector table, the FPU on, and semihosting to write numbers in hexadecimal and to stop.
+BOARD = """
+#include "NAME.h"
+#include <string.h>
+static const NAME_pixel images[COUNT][UPPER_INPUT_SIZE] = {VALUES};
+static unsigned char arena[UPPER_ARENA_BYTES] __attribute__((aligned(64)));
+static float outputs[UPPER_OUTPUTS];
+extern unsigned long top_of_stack;
+void reset(void);
+__attribute__((section(".vectors"), used)) void *const vectors[] = {&top_of_stack, (void *)reset, (void *)reset, (void *)reset};
+static void call(int operation, const void *argument) {
+  register int r0 __asm__("r0") = operation;
+  register const void *r1 __asm__("r1") = argument;
+  __asm__ volatile("bkpt 0xAB" : "+r"(r0) : "r"(r1) : "memory");
+}
+void reset(void) {
+  *(volatile uint32_t *)0xE000ED88 |= 0xF00000; /* coprocessors 10 and 11 */
+  __asm__ volatile("dsb\\n isb");
+  for (int i = 0; i < COUNT; i++) {
+    memset(arena, 171, sizeof arena);
+    NAME_run(images[i], outputs, arena);
+    for (int j = 0; j < UPPER_OUTPUTS; j++) {
+      char text[10];
+      uint32_t bits;
+      memcpy(&bits, &outputs[j], 4);
+      for (int k = 0; k < 8; k++) text[k] = "0123456789abcdef"[(bits >> (28 - 4 * k)) & 15];
+      text[8] = '\\n'; text[9] = 0;
+      call(4, text);
+    }
+  }
+  call(0x18, (const void *)0x20026);
+  for (;;) {}
+}
+"""
+LINKER = """
+MEMORY { FLASH (rx) : ORIGIN = 0, LENGTH = 512K RAM (rwx) : ORIGIN = 0x20000000, LENGTH = 256K }
+SECTIONS {
+  .text : { KEEP(*(.vectors)) *(.text*) *(.rodata*) *(.ARM.ex*) } > FLASH
+  .data : { *(.data*) } > FLASH
+  .bss (NOLOAD) : { *(.bss*) *(COMMON) } > RAM
+  top_of_stack = ORIGIN(RAM) + LENGTH(RAM);
+}
+"""
+
+
+def board(program: Program, folder: Path, flags: Sequence[str], machine: str, images: Sequence[np.ndarray]) -> list[list[np.ndarray]]:
+    """What a program gives on a Cortex-M board that qemu emulates."""
+    name = write(program, folder)
+    values = ", ".join("{" + ", ".join(map(str, image.ravel().tolist())) + "}" for image in images)
+    text = BOARD.replace("NAME", name).replace("UPPER", name.upper()).replace("COUNT", str(len(images))).replace("VALUES", values)
+    (folder / "board.c").write_text(text, encoding="utf-8")
+    (folder / "board.ld").write_text(LINKER, encoding="utf-8")
+    built, sources = folder / "board.elf", [f"{folder / name}.c", str(folder / "board.c")]
+    link = ("-nostartfiles", "--specs=nosys.specs", "-T", str(folder / "board.ld"), "-Wl,--gc-sections")
+    subprocess.run(["arm-none-eabi-gcc", "-std=gnu11", "-Werror", *flags, *sources, *link, "-o", str(built), "-lm"], check=True)
+    emulator = ("qemu-system-arm", "-M", machine, "-nographic", "-semihosting", "-kernel", str(built))
+    done = subprocess.run(emulator, check=True, capture_output=True, text=True, timeout=300, stdin=subprocess.DEVNULL)
+    flat = np.array([int(line, 16) for line in (done.stdout + done.stderr).split()], np.uint32).view(np.float32)
+    return [split(program, one) for one in flat.reshape(len(images), -1)]

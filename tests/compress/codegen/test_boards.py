@@ -1,0 +1,40 @@
+"""Microcontrollers, emulated: Cortex-M4, M7 and M55 give the integers of the scalar form on this machine, in the memory that was planned."""
+
+import shutil
+from pathlib import Path
+
+import c_networks as networks
+import numpy as np
+import pytest
+from compiled_c import board, library, needs_gcc
+
+from compress.codegen.program import generate
+from compress.codegen.target import TARGETS
+
+MACHINES = {"cortex-m4": "mps2-an386", "cortex-m7": "mps2-an500", "cortex-m55": "mps3-an547"}
+needs_boards = pytest.mark.skipif(
+    not (shutil.which("arm-none-eabi-gcc") and shutil.which("qemu-system-arm")), reason="needs arm-none-eabi-gcc and qemu-system-arm"
+)
+
+
+@needs_gcc
+@needs_boards
+@pytest.mark.parametrize("target", MACHINES)
+@pytest.mark.parametrize("name", ["emnist", "mixed", "residual"])
+def test_a_board_gives_the_integers_of_this_machine(name: str, target: str, tmp_path: Path) -> None:
+    """Flash of 512 kB and RAM of 256 kB must do, with the images and all tensors as outputs."""
+    batch = networks.images(name)[:5]
+    program = generate(networks.model(name, int8=True), name="net", target=TARGETS[target])
+    [scalar] = library([program], tmp_path / "scalar", ["-O2", "-DK_SCALAR", *TARGETS["portable"].flags])
+    for image, found in zip(batch, board(program, tmp_path, ["-O2", *TARGETS[target].flags], MACHINES[target], batch), strict=True):
+        np.testing.assert_array_equal(found[0], scalar(image)[0])
+
+
+@needs_gcc
+@needs_boards
+def test_a_board_gives_the_float32_logits_of_onnx_runtime(tmp_path: Path) -> None:
+    batch, model = networks.images("residual")[:3], networks.model("residual")
+    program = generate(model, name="net", target=TARGETS["cortex-m4"])
+    found = board(program, tmp_path, ["-O2", *TARGETS["cortex-m4"].flags], MACHINES["cortex-m4"], batch)
+    for one, wanted in zip(found, networks.answers(model, batch), strict=True):
+        np.testing.assert_allclose(one[0], wanted[0], rtol=0, atol=1e-5 * np.abs(wanted[0]).max())
