@@ -86,10 +86,12 @@ def export_c(context: Context, recipe: Recipe, config: ExportCConfig, onnx: Path
     key = stage_key("export-c", dataclasses.replace(config, name=name), parent=source.content)
     target = context.out or source.folder / "export-c" / key[:12]
     there = _there(target, key, context.force)
-    model = read_onnx(source.file)
-    program = generate(model, name=name, target=target_of(config.target))
-    entry = _entry(context, source.file, onnx is not None)
-    tests = _tests(source.file, entry, "quantize" if any("QuantizeLinear" in node.op_type for node in model.graph.node) else "export")
+    model, processor = read_onnx(source.file), target_of(config.target)
+    program = generate(model, name=name, target=processor)
+    entry, int8 = _entry(context, source.file, onnx is not None), any("QuantizeLinear" in node.op_type for node in model.graph.node)
+    if int8 and processor.vector > 1 and not processor.dot:
+        context.console.say(f"export-c: {config.target} has no instruction for products of int8; the float32 graph may be faster there")
+    tests = _tests(source.file, entry, "quantize" if int8 else "export")
     makers = {output: node.op_type for node in model.graph.node for output in node.output}
     probable = makers.get(program.outputs[0].name) in ("Softmax", "Sigmoid")
     taking = Taking(last=entry.last, mean=entry.mean, std=entry.std, classes=source.classes, probable=probable)

@@ -154,6 +154,26 @@ def test_pictures_of_other_channels_have_no_example(run: Commands) -> None:
     assert "-mcpu=cortex-m4" in (folder / "README.md").read_text() and "-mcpu=cortex-m4" in (folder / "CMakeLists.txt").read_text()
 
 
+@pytest.mark.parametrize(("target", "told"), [("aarch64", True), ("aarch64+dotprod", False), ("cortex-m4", False)])
+def test_where_int8_gains_nothing_that_is_said(target: str, told: bool, run: Commands) -> None:
+    """On a microcontroller it still saves memory."""
+    model = onnx.load(net(Path("net.onnx"), odd="Relu"))
+    scale = [onnx.numpy_helper.from_array(np.array(value), name) for name, value in (("s", np.float32(1)), ("z", np.uint8(0)))]
+    model.graph.initializer.extend(scale)
+    relu = next(node for node in model.graph.node if node.op_type == "Relu")
+    place = list(model.graph.node).index(relu)
+    pair = [
+        onnx.helper.make_node("QuantizeLinear", ["plain", "s", "z"], ["q"]),
+        onnx.helper.make_node("DequantizeLinear", ["q", "s", "z"], ["odd"]),
+    ]
+    relu.output[0] = "plain"
+    for number, node in enumerate(pair):
+        model.graph.node.insert(place + 1 + number, node)
+    onnx.save(model, "net.onnx")
+    code, _, err = run("export-c", "--onnx", "net.onnx", "--target", target)
+    assert code == 0 and (f"export-c: {target} has no instruction for products of int8; " in err) is told
+
+
 @needs_gcc
 def test_a_network_for_another_task_has_no_example_and_is_proved_on_random_pixels(run: Commands) -> None:
     graph_artifact(Path("runs"), task=OwnScore(name="iou", source="0" * 64))
