@@ -11,7 +11,7 @@ from onnx import TensorProto, helper, numpy_helper
 from stand_ins import recorded, write_artifact
 
 from compress.artifacts.artifact import Artifact, InputSpec, Manifest
-from compress.artifacts.parts import Model
+from compress.artifacts.parts import Model, OwnScore
 from compress.artifacts.vectors import write_vectors
 from compress.benchmarks.runtimes import Candidate, onnx_session
 
@@ -46,14 +46,16 @@ def net(path: Path, *, channels: int = 1, floats: bool = False, last: bool = Fal
     return path
 
 
-def graph_artifact(runs: Path, stage: str = "export", parent: str | None = None, **how: Any) -> Artifact:
-    """A graph in ``runs/k49``, with test vectors."""
+def graph_artifact(runs: Path, stage: str = "export", parent: str | None = None, task: OwnScore | None = None, **how: Any) -> Artifact:
+    """A graph in ``runs/k49``, with test vectors; or one for another ``task``, which has none and no classes."""
 
     def make(folder: Path) -> Manifest:
         session = onnx_session(Candidate(name="net", path=net(folder / "model.onnx", **how)), 1)
         images = np.random.default_rng(1).integers(0, 256, (20, how.get("channels", 1), HEIGHT, WIDTH), np.uint8)
-        write_vectors(folder, lambda some: session.run(None, {"image": some})[0], images, 1e-4)
-        about: dict[str, Any] = {"config": {}, "data": recorded("digits"), "classes": CLASSES, "parent": parent}
+        about: dict[str, Any] = {"config": {}, "data": recorded("digits"), "parent": parent, "classes": () if task else CLASSES}
+        about |= {"task": task} if task else {}
+        if not task:
+            write_vectors(folder, lambda some: session.run(None, {"image": some})[0], images, 1e-4)
         model, spec = Model(reference="k49", options={}, source=None), InputSpec(shape=(how.get("channels", 1), HEIGHT, WIDTH))
         return Manifest(kind="graph", stage=stage, key="ab", model=model, input=spec, **about)
 

@@ -15,10 +15,11 @@ pixels. Refused, before anything is written: a graph that cannot be written as C
 """
 
 import dataclasses
+import hashlib
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import numpy as np
 from msgspec import Meta
@@ -33,9 +34,9 @@ from ...artifacts.vectors import TOLERANCE, VECTORS, read_vectors
 from ...benchmarks.inputs import Taken
 from ...benchmarks.runtimes import Candidate, about_file, onnx_session
 from ...codegen.target import target_of
-from ...errors import ArtifactError, CompressError, need_file, onnxruntime_errors
+from ...errors import ArtifactError, CompressError, need_file, onnxruntime_errors, shown
 from ...files import claimed, publish
-from .record import IDENTIFIER, RECORD, Layer, Made, Port, read_made
+from .record import IDENTIFIER, RECORD, Layer, Made, Port, changed, read_made
 from .texts import Taking, Tests, texts
 
 RANDOM_IMAGES, MOST_VALUES = 4, 2**20  # pixels of all test images together
@@ -65,12 +66,14 @@ class ExportedC:
 
 @dataclass(frozen=True, kw_only=True)
 class _Source:
-    """The graph: its ``file``, the folder ``runs/NAME`` that what is made of it goes to, its hash as a parent, and what it is in words."""
+    """The graph: its ``file``, the folder ``runs/NAME`` that what is made of it goes to, its hash as a parent, what it is in words, and
+    whether it answers with ``classes``."""
 
     file: Path
     folder: Path
     content: str
     told: str
+    classes: bool = True
 
 
 def export_c(context: Context, recipe: Recipe, config: ExportCConfig, onnx: Path | None = None) -> ExportedC:
@@ -82,16 +85,16 @@ def export_c(context: Context, recipe: Recipe, config: ExportCConfig, onnx: Path
     name = config.name or _name_of(source.folder.name)
     key = stage_key("export-c", dataclasses.replace(config, name=name), parent=source.content)
     target = context.out or source.folder / "export-c" / key[:12]
-    if target.exists() and not (target / RECORD).is_file() and (not target.is_dir() or any(target.iterdir())):
-        raise CompressError(f"out (={target}) exists and was not made by export-c; name a new folder")
-    if (target / RECORD).is_file() and not context.force and read_made(target).key != key:
-        raise CompressError(f"out (={target}) holds other C; --force replaces it")
-    model = read_onnx(source.file)
-    program = generate(model, name=name, target=target_of(config.target))
-    entry = _entry(context, source.file, onnx is not None)
-    tests = _tests(source.file, entry, "int8" if any("QuantizeLinear" in node.op_type for node in model.graph.node) else "")
+    there = _there(target, key, context.force)
+    model, processor = read_onnx(source.file), target_of(config.target)
+    program = generate(model, name=name, target=processor)
+    entry, int8 = _entry(context, source.file, onnx is not None), any("QuantizeLinear" in node.op_type for node in model.graph.node)
+    if int8 and processor.vector > 1 and not processor.dot:
+        context.console.say(f"export-c: {config.target} has no instruction for products of int8; the float32 graph may be faster there")
+    tests = _tests(source.file, entry, "quantize" if int8 else "export")
     makers = {output: node.op_type for node in model.graph.node for output in node.output}
-    taking = Taking(last=entry.last, mean=entry.mean, std=entry.std, probable=makers.get(program.outputs[0].name) in ("Softmax", "Sigmoid"))
+    probable = makers.get(program.outputs[0].name) in ("Softmax", "Sigmoid")
+    taking = Taking(last=entry.last, mean=entry.mean, std=entry.std, classes=source.classes, probable=probable)
     made = Made(
         key=key,
         name=name,
@@ -106,15 +109,42 @@ def export_c(context: Context, recipe: Recipe, config: ExportCConfig, onnx: Path
         images=len(tests.images),
         files={},
     )
-    files = program.files | texts(made, tests, taking)
+    files = {file: text.encode() for file, text in (program.files | texts(made, tests, taking)).items()}
+    made = dataclasses.replace(made, files={file: hashlib.sha256(files[file]).hexdigest() for file in sorted(files)})
+    if there is not None and _is_same(target, there, made):
+        context.console.say(f"export-c: unchanged, {target}")
+        return ExportedC(folder=target, made=made)
     with claimed(target, lambda: context.console.say(f"export-c: another process makes {target}; waits for it")) as folder:
         context.console.say(f"export-c: {target}")
-        for file, text in files.items():
-            (folder / file).write_text(text, encoding="utf-8")
-        made = dataclasses.replace(made, files={file: sha256_of(folder / file) for file in sorted(files)})
+        for file, content in files.items():
+            (folder / file).write_bytes(content)
         write_record(folder / RECORD, made)
         publish(folder, target)
     return ExportedC(folder=target, made=made)
+
+
+def _there(target: Path, key: str, force: bool) -> Made | None:
+    """What was made there before of the same; None where nothing is, or it is to be replaced."""
+    if (target / RECORD).is_file():
+        there = None if force else read_made(target)
+        if there is not None and there.key != key:
+            raise CompressError(f"out (={target}) holds other C; --force replaces it")
+        return there
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise CompressError(f"out (={target}) exists and was not made by export-c; name a new folder")
+    return None
+
+
+def _is_same(target: Path, there: Made, made: Made) -> bool:
+    """Whether nothing is to be written; raises CompressError where something of the user's own would be lost."""
+    edited = changed(target, there)
+    if there == made and not edited:
+        return True
+    if own := [*edited, *sorted({path.name for path in target.iterdir()} - {RECORD, *there.files})]:
+        raise CompressError(
+            f"out (={target}) holds {shown(own[0])}, which export-c did not make so; name a new folder, or --force replaces all"
+        )
+    return False
 
 
 def _name_of(folder: str) -> str:
@@ -152,7 +182,7 @@ def _of_artifact(context: Context, recipe: Recipe) -> _Source:
         raise ArtifactError(f"{parent.path} holds a {about.kind} (stage {about.stage}), but a graph or a network is needed here")
     context.console.say(f"export-c: from {described(parent)}")
     told = f"`{folder.name}` ({variant_name(parent)})"
-    return _Source(file=parent.payload, folder=folder, content=parent.content, told=told)
+    return _Source(file=parent.payload, folder=folder, content=parent.content, told=told, classes=bool(about.classes))
 
 
 def _entry(context: Context, file: Path, foreign: bool) -> Taken:
@@ -161,12 +191,11 @@ def _entry(context: Context, file: Path, foreign: bool) -> Taken:
         entry, _ = about_file(file)
     except onnxruntime_errors() as error:
         raise CompressError(f"{file} is no ONNX file that onnxruntime can load: {str(error).splitlines()[0]}") from error
-    how: dict[str, Any] = {"mean": context.mean, "std": context.std} if foreign else {}
-    return dataclasses.replace(entry, **{name: value for name, value in how.items() if value is not None})
+    return dataclasses.replace(entry, mean=context.mean or entry.mean, std=context.std or entry.std) if foreign else entry
 
 
-def _tests(file: Path, entry: Taken, kind: str) -> Tests:
-    """The vectors beside the graph where they are its own, else random pixels and what ONNX Runtime answers."""
+def _tests(file: Path, entry: Taken, stage: str) -> Tests:
+    """The vectors beside the graph where they are its own, else random pixels, ONNX Runtime's answers, and the tolerance of ``stage``."""
     most = max(1, MOST_VALUES // int(np.prod(entry.shape)))
     if (path := file.with_name(VECTORS)).is_file() and file.name == PAYLOAD["graph"]:
         vectors = read_vectors(path)
@@ -180,6 +209,6 @@ def _tests(file: Path, entry: Taken, kind: str) -> Tests:
     session = onnx_session(Candidate(name=file.stem, path=file), 1)
     output = session.get_outputs()[0].name
     found = np.concatenate([session.run([output], {entry.name: one[None]})[0].reshape(1, -1) for one in images])
-    allowed = TOLERANCE["quantize" if kind == "int8" else "export"] * float(np.abs(found).max())
+    allowed = TOLERANCE[stage] * float(np.abs(found).max())
     told = f"{count} images of random pixels, as ONNX Runtime answers them"
     return Tests(images=images, expected=found.astype(np.float32), tolerance=allowed, told=told)

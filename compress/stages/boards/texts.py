@@ -29,11 +29,13 @@ class Tests:
 
 @dataclass(frozen=True, kw_only=True)
 class Taking:
-    """How pixels go in: channels last or first; floats are ``(pixel / 255 - mean) / std``. ``probable``: the first output is such."""
+    """How pixels go in and answers come out: channels last or first; floats are ``(pixel / 255 - mean) / std``; the first output is
+    ``classes``, as ``probable`` says probabilities and else logits."""
 
     last: bool
     mean: Sequence[float]
     std: Sequence[float]
+    classes: bool
     probable: bool
 
 
@@ -98,6 +100,8 @@ def _named(port: Port) -> str:
 
 def _example(made: Made, taking: Taking) -> dict[str, str]:
     """What ``example.c`` has of its own; nothing where pictures do not fit, or the answer is no list of classes."""
+    if not taking.classes:
+        return {}
     sizes = made.input.shape[1:]
     channels, height, width = (sizes[-1], *sizes[:2]) if taking.last else sizes
     outputs = made.outputs[0].shape

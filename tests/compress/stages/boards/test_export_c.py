@@ -1,5 +1,6 @@
 """Folders of C: the compiler takes them without a warning, their test finds what is wrong, their example reads as ONNX Runtime does."""
 
+import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -13,7 +14,7 @@ from compiled_c import needs_gcc
 from stand_ins import Commands
 
 from compress.artifacts.artifact import InputSpec, Manifest
-from compress.artifacts.parts import Model
+from compress.artifacts.parts import Model, OwnScore
 from compress.benchmarks.runtimes import Candidate, onnx_session
 
 
@@ -153,6 +154,35 @@ def test_pictures_of_other_channels_have_no_example(run: Commands) -> None:
     assert "-mcpu=cortex-m4" in (folder / "README.md").read_text() and "-mcpu=cortex-m4" in (folder / "CMakeLists.txt").read_text()
 
 
+@pytest.mark.parametrize(("target", "told"), [("aarch64", True), ("aarch64+dotprod", False), ("cortex-m4", False)])
+def test_where_int8_gains_nothing_that_is_said(target: str, told: bool, run: Commands) -> None:
+    """On a microcontroller it still saves memory."""
+    model = onnx.load(net(Path("net.onnx"), odd="Relu"))
+    scale = [onnx.numpy_helper.from_array(np.array(value), name) for name, value in (("s", np.float32(1)), ("z", np.uint8(0)))]
+    model.graph.initializer.extend(scale)
+    relu = next(node for node in model.graph.node if node.op_type == "Relu")
+    place = list(model.graph.node).index(relu)
+    pair = [
+        onnx.helper.make_node("QuantizeLinear", ["plain", "s", "z"], ["q"]),
+        onnx.helper.make_node("DequantizeLinear", ["q", "s", "z"], ["odd"]),
+    ]
+    relu.output[0] = "plain"
+    for number, node in enumerate(pair):
+        model.graph.node.insert(place + 1 + number, node)
+    onnx.save(model, "net.onnx")
+    code, _, err = run("export-c", "--onnx", "net.onnx", "--target", target)
+    assert code == 0 and (f"export-c: {target} has no instruction for products of int8; " in err) is told
+
+
+@needs_gcc
+def test_a_network_for_another_task_has_no_example_and_is_proved_on_random_pixels(run: Commands) -> None:
+    graph_artifact(Path("runs"), task=OwnScore(name="iou", source="0" * 64))
+    folder = Path(run.done("export-c", "--model", "k49")["folder"])
+    assert not (folder / "example.c").exists()
+    code, told, _ = ran(build(folder, "test"))
+    assert code == 0 and told.startswith("4 of 4 images; ")
+
+
 def test_what_lies_in_out_is_kept_unless_it_is_the_same_or_force_says_so(run: Commands) -> None:
     net(Path("net.onnx"))
     Path("c").mkdir()
@@ -163,11 +193,34 @@ def test_what_lies_in_out_is_kept_unless_it_is_the_same_or_force_says_so(run: Co
     Path("c/notes.txt").unlink()
     first = run.done("export-c", "--onnx", "net.onnx", "--out", "c")
     assert run.done("export-c", "--onnx", "net.onnx", "--out", "c") == first
+    Path("c/main.c").write_text("mine")
+    assert run.done("export-c", "--onnx", "net.onnx", "--out", "c") == first
+    assert Path("c/main.c").read_text() == "mine"
+    Path("c/net.c").write_text("mine")
+    assert run("export-c", "--onnx", "net.onnx", "--out", "c")[2].endswith(
+        "out (=c) holds net.c, which export-c did not make so; name a new folder, or --force replaces all\n"
+    )
+    assert Path("c/net.c").read_text() == "mine"
     other = ("export-c", "--onnx", "net.onnx", "--out", "c", "--name", "other")
     assert run(*other)[0] == 2 and Path("c/net.c").is_file()
     assert run(*other)[2].endswith("out (=c) holds other C; --force replaces it\n")
     run.done(*other, "--force")
     assert Path("c/other.c").is_file() and not Path("c/net.c").exists()
+
+
+def test_what_an_older_version_wrote_is_replaced_unless_something_of_ones_own_lies_there(run: Commands) -> None:
+    net(Path("net.onnx"))
+    command = ("export-c", "--onnx", "net.onnx", "--out", "c")
+    new = run.done(*command)
+    about = json.loads(Path("c/c.json").read_text(encoding="utf-8"))
+    Path("c/kernels.h").write_text("older")
+    about["files"]["kernels.h"] = hashlib.sha256(b"older").hexdigest()
+    Path("c/c.json").write_text(json.dumps(about), encoding="utf-8")
+    Path("c/main.c").write_text("mine")
+    code, _, err = run(*command)
+    assert code == 2 and "out (=c) holds main.c, which export-c did not make so" in err and Path("c/kernels.h").read_text() == "older"
+    Path("c/main.c").unlink()
+    assert run.done(*command) == new and Path("c/kernels.h").read_text() != "older"
 
 
 @pytest.mark.parametrize(
