@@ -43,7 +43,8 @@ IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif
 _IMAGE_FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 # zipfile unpacks LZMA and bzip2 without an upper limit on what one read gives: 4 KiB of either make at most about 80 MB.
 _PIECE = 4096
-_ROWS = 256  # of a picture with transparency, flattened at a time
+_ROWS = 256  # of a picture with transparency, or of more than a byte per value, at a time
+_WEBP_PIXELS = 40_000_000
 # What zipfile, gzip and their decompressors raise on damage. NotImplementedError: unknown compression, RuntimeError: encrypted,
 # UnicodeDecodeError: a member's name.
 _DAMAGE = (
@@ -185,6 +186,9 @@ def decode_image(path: Path, shape: tuple[int, int, int], resize: Resize, levels
     _refuse_no_file(path)
     try:
         with Image.open(path, formats=_IMAGE_FORMATS) as opened:
+            if opened.format == "WEBP" and opened.width * opened.height > _WEBP_PIXELS:
+                size = f"{opened.width}x{opened.height} pixels; of WebP at most {_WEBP_PIXELS:,} are taken, as its decoder holds each four times"
+                raise TrainError(f"{path} is not a usable image ({size}); make it smaller or take it out of the data")
             ImageOps.exif_transpose(opened, in_place=True)
             mode, clipped = "L" if channels == 1 else "RGB", 0
             if opened.mode[0] in "IF":  # Pillow would clip these to 255
@@ -207,8 +211,9 @@ def _as_bytes(image: "Picture", levels: Levels) -> tuple["Picture", int]:
     values = np.asarray(image)
     if image.mode == "I" and image.format in ("PNG", "PPM"):  # of 16 bits, as Pillow opens some of these
         values = values.astype(np.uint16)
-    pixels, clipped = as_pixels(values, levels.of(values.dtype, "it", lambda: [values]) or SIXTEEN_BITS, "it")
-    return Image.fromarray(pixels), clipped
+    span = levels.of(values.dtype, "it", lambda: [values]) or SIXTEEN_BITS
+    bands = [as_pixels(values[top : top + _ROWS], span, "it") for top in range(0, len(values), _ROWS)]
+    return Image.fromarray(np.concatenate([band for band, _ in bands])), sum(clipped for _, clipped in bands)
 
 
 def _on_white(image: "Picture", mode: str) -> "Picture":

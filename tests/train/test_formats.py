@@ -15,6 +15,7 @@ import pytest
 from PIL import Image
 from real_data import DATA, needs_data
 
+from compress.train import formats
 from compress.train.errors import TrainError
 from compress.train.formats import read_array, read_class_map, read_image
 from compress.train.levels import Levels
@@ -267,6 +268,26 @@ def test_a_large_picture_with_transparency_is_flattened_row_by_row(tmp_path: Pat
     whole = Image.alpha_composite(white, Image.fromarray(pixels)).convert("RGB")
     assert read_image(tmp_path / "a.png", (3, 600, 8)).tolist() == np.asarray(whole).transpose(2, 0, 1).tolist()
     Image.new("RGBA", (5000, 5000), (9, 9, 9, 99)).save(tmp_path / "large.png")  # 100 MB, and 100 MB once it is flat
+    assert _kilobytes(tmp_path / "large.png") < 300_000, "twice the picture, not five times"
+
+
+def test_large_pictures_of_16_bits_are_read_row_by_row(tmp_path: Path) -> None:
+    """50 MB, once more as an array, and 25 MB of bytes; as one array of float64 it was 400 MB."""
+    Image.new("I;16", (5000, 5000), 12345).save(tmp_path / "large.png")
+    assert (read_image(tmp_path / "large.png", (1, 8, 8)) == 48).all()
+    assert _kilobytes(tmp_path / "large.png") < 300_000
+
+
+def test_webp_of_so_many_pixels_that_its_decoder_takes_a_gigabyte_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Image.new("RGB", (20, 20)).save(tmp_path / "a.webp")
+    assert read_image(tmp_path / "a.webp", (1, 8, 8)).max() == 0
+    monkeypatch.setattr(formats, "_WEBP_PIXELS", 399)
+    with pytest.raises(TrainError, match=r"a\.webp is not a usable image \(20x20 pixels; of WebP at most 399 are taken"):
+        read_image(tmp_path / "a.webp", (1, 8, 8))
+
+
+def _kilobytes(picture: Path) -> int:
+    """What reading it takes on top, in a process of its own."""
     script = """
 import resource, sys, compress.train.formats as formats, PIL.Image
 from pathlib import Path
@@ -275,8 +296,7 @@ before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 formats.read_image(Path(sys.argv[1]), (3, 8, 8))
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 """
-    done = subprocess.run([sys.executable, "-c", script, tmp_path / "large.png"], capture_output=True, text=True, check=True)
-    assert int(done.stdout) < 300_000, "kB; twice the picture, not five times"
+    return int(subprocess.run([sys.executable, "-c", script, picture], capture_output=True, text=True, check=True).stdout)
 
 
 def test_postscript_is_never_opened(tmp_path: Path) -> None:
