@@ -53,9 +53,15 @@ class Scored:
 
     @property
     def interval(self) -> ScoreInterval:
-        """It holds the score of all images of the kind with 95% confidence."""
-        margin = quantile(0.025, len(self.shares) - 1) * float(self.shares.std(ddof=1)) / math.sqrt(len(self.shares))
+        """It holds the score of all images of the kind with 95% confidence; all of 100 right leave room for some that are not."""
+        apart = self.shares - self.shares.mean()
+        margin = _margin(apart, float(np.abs(apart).max()) or self.largest, 0.025)
         return ScoreInterval(value=self.value, low=self.value - margin, high=self.value + margin)
+
+    @property
+    def largest(self) -> float:
+        """What one image can lose at most: the largest share of one, in that of its group."""
+        return float(np.abs(self.shares).max()) * len(self.shares) / self.images
 
 
 class Judge:
@@ -165,9 +171,8 @@ def _differences(before: Scored, after: Scored) -> tuple[float, np.ndarray]:
 
 
 def _event(before: Scored, after: Scored, differences: np.ndarray) -> float:
-    """The largest difference of a share, or where there is none what one image can lose: the largest share of one, in that of its group."""
-    largest = float(np.abs(differences).max())
-    return largest or float(np.abs([before.shares, after.shares]).max()) * len(differences) / before.images
+    """The largest difference of a share, or where there is none what one image can lose."""
+    return float(np.abs(differences).max()) or max(before.largest, after.largest)
 
 
 def _margin(differences: np.ndarray, event: float, error: float) -> float:

@@ -32,7 +32,7 @@ class AugmentConfig:
     mixup: Annotated[float, Meta(ge=0, le=100, description="Beta's parameter, 0.2 is usual")] = 0.0
     cutmix: Annotated[float, Meta(ge=0, le=100, description="Beta's parameter, 1 is usual")] = 0.0
     hflip: Annotated[float, Meta(ge=0, le=1, description="0.5 suits photographs; mirrored characters are others")] = 0.0
-    resized_crop: Annotated[float, Meta(gt=0, le=1, description="smallest share of the area, 0.35 suits photographs, 1 for none")] = 1.0
+    resized_crop: Annotated[float, Meta(gt=0, le=1, description="smallest share of the area, 0.6 suits photographs, 1 for none")] = 1.0
     trivial_augment: bool = False
 
     @property

@@ -75,7 +75,7 @@ class TrainOptions(ResumeOptions, total=False):
     lr: Annotated[float, "Largest learning rate; it does not follow the batch."]
     label_smoothing: Annotated[float, "0 for none; 0.1 is usual."]
     hflip: Annotated[float, "Share of the images that are mirrored left to right; 0.5 suits photographs, not characters."]
-    resized_crop: Annotated[float, "Train on parts of the images, of at least this share of their area; 0.35 suits photographs, 1 is none."]
+    resized_crop: Annotated[float, "Train on parts of the images, of at least this share of their area; 0.6 suits photographs, 1 is none."]
     trivial_augment: Annotated[bool, "Change each image in one way of fourteen, of colour or place, as TrivialAugment does."]
     folds: Annotated[int, "Cross-validate instead: train this many networks, each scored on the images it did not see."]
 

@@ -29,9 +29,9 @@ from datetime import UTC, datetime
 from functools import partial
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
-from msgspec import UNSET, UnsetType
+from msgspec import UNSET, Meta, UnsetType
 
 from ..errors import ArtifactError, shown
 from ..files import claimed, identity, publish
@@ -46,7 +46,7 @@ MANIFEST = "artifact.json"
 Kind = Literal["network", "graph", "benchmark", "folds", "sensitivity", "choice", "noise"]
 PAYLOAD: dict[Kind, str] = {kind: f"{kind}.json" for kind in get_args(Kind)} | {"network": "weights.safetensors", "graph": "model.onnx"}
 MOST_VALUES = 2**24  # of one image; 3x2048x2048 are fewer
-Classes = tuple[str, ...]  # none of a network for another task
+Classes = Annotated[tuple[str, ...], Meta(min_length=1)]
 LIBRARIES = ("torch", "torchvision", "onnx", "onnxruntime", "onnxscript", "numpy", "scikit-learn", "safetensors")
 
 
@@ -113,7 +113,7 @@ class Manifest:
     key: Name
     model: Model
     input: InputSpec
-    classes: Classes
+    classes: tuple[str, ...]  # none of a network for another task
     config: Mapping[str, Any]
     data: Data
     lineage: tuple[Step, ...] = ()

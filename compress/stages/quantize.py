@@ -104,8 +104,7 @@ def quantize(
     """Quantize the graph of ``parent`` as ``config`` says; ``tutoring`` is that of fine-tuning, if it says so."""
     refuse_sigmoid(parent, config.epochs)
     refuse_training(project, config.epochs)
-    if config.max_drop is None and project.task is None:
-        config = dataclasses.replace(config, max_drop=USUAL_DROP)
+    config = _limited(project, config)
     chosen: Chosen | UnsetType = UNSET
     found, inputs = None, dict[str, Any]()
     if config.mode == "auto":
@@ -136,7 +135,7 @@ def quantize(
 
 def choose_quantization(project: Project, parent: Artifact, config: QuantizeConfig) -> Artifact:
     """Search for the fastest file as ``quantization.choice.search`` does, on this machine: one image, one thread, ONNX Runtime."""
-    begun = time.monotonic()
+    begun, config = time.monotonic(), _limited(project, config)
     machine: dict[str, Any] = {name: machine_facts().get(name) for name in DECIDING if name not in ("governor", "gpu")}
     settings: dict[str, Any] = {name: getattr(config, name) for name in ("images", "seed", "max_drop", "accept_unproved")}
     inputs: dict[str, Any] = {"parent": parent.content, "data": data_identity(project), "machine": machine, "search": SEARCH}
@@ -178,6 +177,12 @@ def choose_quantization(project: Project, parent: Artifact, config: QuantizeConf
         write_record(new.folder / PAYLOAD["choice"], search)
         new.metrics = Metrics(verdict=found.verdict)
     return new.artifact
+
+
+def _limited(project: Project, config: QuantizeConfig) -> QuantizeConfig:
+    """With the usual limit where none was given; of a score of the user's own it follows from what float32 scores."""
+    usual = config.max_drop is None and project.task is None
+    return dataclasses.replace(config, max_drop=USUAL_DROP) if usual else config
 
 
 def _settings_of(config: QuantizeConfig) -> dict[str, Any]:

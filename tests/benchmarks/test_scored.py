@@ -90,6 +90,14 @@ def test_nothing_that_differs_is_no_proof_that_nothing_can() -> None:
     assert found.value == 0 and 0.0295 <= found.bound <= 0.035
 
 
+def test_all_right_leave_room_for_some_that_are_not() -> None:
+    """Of 100 images an exact two-sided bound is 0.025 ** (1 / 100), 96.4%; and where shares differ, the interval is Student's or wider."""
+    perfect, some = scored([1.0] * 100).interval, scored(np.linspace(0, 1, 50))
+    assert 0.94 <= perfect.low <= 0.964 and perfect.value == 1
+    low, high = stats.t.interval(0.95, 49, loc=0.5, scale=stats.sem(some.shares))
+    assert low - 0.05 < some.interval.low < low and high < some.interval.high < high + 0.05
+
+
 def test_so_many_images_would_prove_it() -> None:
     before, after = scored([1.0] * 400), scored([1.0] * 398 + [0.5] * 2)
     needed = images_to_prove(before, after, 0.004)

@@ -38,7 +38,8 @@ def load_own(context: Context, source: Any, seed: int) -> tuple[DataSet, Data]:
     """What the user's function gives, and what artifacts record of it."""
     if context.score is None:
         told = "is a function of your own, and what its targets are is not known"
-        raise CompressError(f"data (={source}) {told}; name what compares outputs with them: --score path/score.py:function")
+        next_step = "where nothing is trained, name what compares outputs with them: --score path/score.py:function"
+        raise CompressError(f"data (={source}) {told}; {next_step}")
     function = Function("data", str(source))
     key = "own", str(source), function.source, Function("score", str(context.score)).source, seed
     if key not in context.loaded:

@@ -110,13 +110,13 @@ def test_the_recipe_for_photographs_is_for_any_network_and_its_changes_may_be_sa
     recipe = load_recipe(Path("any-rgb"), model="net.py:make")
     config = training_config(recipe, (3, 224, 224))
     assert recipe.model == "net.py:make" and config.batch == 16
-    assert (config.augment.hflip, config.augment.resized_crop, config.augment.trivial_augment) == (0.5, 0.35, True)
+    assert (config.augment.hflip, config.augment.resized_crop, config.augment.trivial_augment) == (0.5, 0.6, False)
     by_hand = training_config(load_recipe(None, model="net.py:make"), hflip=0.25, resized_crop=0.5, lr=0.1)
     assert by_hand.augment == AugmentConfig(hflip=0.25, resized_crop=0.5) and by_hand.lr == 0.1
     with pytest.raises(CompressError, match=r"hflip \(=2.0\) must lie in \[0, 1\]; 0\.5 suits photographs"):
         training_config(recipe, hflip=2.0)
     with pytest.raises(CompressError, match=r"trivial_augment \(=True\) changes colours, for images of 1 or 3 channels; these have 4"):
-        training_config(recipe, (4, 32, 32))
+        training_config(recipe, (4, 32, 32), trivial_augment=True)
     assert not training_config(load_recipe(None, model="net.py:make"), (4, 32, 32)).augment.varies
 
 

@@ -1,4 +1,4 @@
-"""Microcontrollers, emulated: Cortex-M4, M7 and M55 give the integers of the scalar form on this machine, in the memory that was planned."""
+"""Microcontrollers, emulated: Cortex-M4, M7 and M55 give the integers of the scalar form on this machine, in the planned memory."""
 
 import shutil
 from pathlib import Path

@@ -58,7 +58,7 @@ class CountingClock:
     asked, noise = 0, 0.0
     generator = np.random.default_rng(0)
 
-    def __init__(self, baseline: nn.Module, spec: InputSpec, folder: Path) -> None:
+    def __init__(self, baseline: nn.Module, spec: InputSpec, folder: Path, *, classes: bool = True) -> None:
         self.whole = sum(p.numel() for p in baseline.parameters())
 
     def ratio(self, network: nn.Module, *, goal: float | None = None, rounds: int = 12) -> Interval:
