@@ -4,7 +4,8 @@
 
     CompressError          stages, settings, files                     (this module)
     ├── ArtifactError      a damaged, foreign or unsuitable artifact   (this module)
-    └── NetworkError       a factory or weights that do not fit        (this module)
+    ├── NetworkError       a factory or weights that do not fit        (this module)
+    └── CodegenError       a graph that cannot be written as C         (compress.codegen.read)
     TrainError             data and training settings                  (compress.train.errors)
     ModelError             configuration of a reference network        (compress.models.errors)
     BenchmarkError         measurements and their files                (compress.benchmarks.errors)

@@ -16,7 +16,7 @@
 #include <arm_acle.h>
 #endif
 #define K_INLINE static inline __attribute__((always_inline, unused))
-/* A layer is opaque to its caller: gcc 12.2 otherwise deletes calls whose stores it wrongly takes for dead (-fipa-modref, -fipa-pure-const). */
+/* A layer is opaque to its caller: gcc 12.2 takes some functions that store vectors for pure, at every level, and deletes their calls. */
 #if defined(__clang__)
 #define K_LAYER static __attribute__((noinline))
 #else

@@ -91,10 +91,10 @@ def generate(model: onnx.ModelProto | Path, *, name: str, target: Target) -> Pro
     for number, (call, bytes_) in enumerate(zip(calls, lives, strict=True)):
         before = text.flash
         new = dict.fromkeys(tensor.whole for tensor in call.writes if tensor.whole not in begun)
-        lines = [line for whole in new for line in margins(whole, target.lanes)]
+        around = [line for whole in new for line in margins(whole, target.lanes)]
         begun.update(new)
-        lines += body(text, call)
-        functions.append(_function(f"{name}_{number}", call, lines))
+        lines = body(text, call)
+        functions.append(_function(f"{name}_{number}", call, [*lines, *around]))
         layers.append(Layer(name=call.name, kind=_kind(call), macs=call.macs(), weights=text.flash - before, arena=bytes_))
     port = Port(name=graph.input, shape=image.shape, dtype="uint8" if image.dtype == "u8" else "float32")
     ports = tuple(Port(name=one.name, shape=one.shape, dtype="float32") for one in outputs)

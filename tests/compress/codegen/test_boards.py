@@ -1,4 +1,4 @@
-"""Microcontrollers, emulated: Cortex-M4, M7 and M55 give the integers of the scalar form on this machine, in the planned memory."""
+"""Microcontrollers, emulated: Cortex-M4, M7 and M55 give what the scalar form gives on this machine, in the memory that was planned."""
 
 import shutil
 from pathlib import Path
@@ -22,7 +22,7 @@ needs_boards = pytest.mark.skipif(
 @pytest.mark.parametrize("target", MACHINES)
 @pytest.mark.parametrize("name", ["emnist", "mixed", "residual"])
 def test_a_board_gives_the_integers_of_this_machine(name: str, target: str, tmp_path: Path) -> None:
-    """Flash of 512 kB and RAM of 256 kB must do, with the images and all tensors as outputs."""
+    """Logits bit for bit; 512 kB of flash must do, with the images, and 256 kB of RAM."""
     batch = networks.images(name)[:5]
     program = generate(networks.model(name, int8=True), name="net", target=TARGETS[target])
     [scalar] = library([program], tmp_path / "scalar", ["-O2", "-DK_SCALAR", *TARGETS["portable"].flags])

@@ -7,6 +7,7 @@ import numpy as np
 import onnx
 import pytest
 from compiled_c import library, needs_gcc
+from onnx import helper
 
 from compress.codegen.program import generate
 from compress.codegen.target import TARGETS
@@ -106,6 +107,32 @@ def test_a_sum_of_int8_tensors_is_not_deleted(tmp_path: Path) -> None:
     for level in ("-O1", "-O2", "-O3", "-Os"):
         [run] = library([program], tmp_path / level, [level, *NATIVE.flags])
         assert np.mean(np.abs(run(image)[0] - expected) < 1e-5 * np.abs(expected).max()) > 0.98, level
+
+
+@needs_gcc
+def test_a_map_with_a_border_of_its_own_keeps_the_zeros_of_the_convolution_behind_it(tmp_path: Path) -> None:
+    """Pad by ones, then a convolution that pads by zeros, and a part of the map that is read beside it."""
+    weights = np.random.default_rng(0).normal(size=(5, 3, 3, 3)).astype(np.float32)
+    nodes = [
+        helper.make_node("Pad", ["image", "pads", "one"], ["wide"]),
+        helper.make_node("Conv", ["wide", "weights"], ["a"], pads=[1, 1, 1, 1]),
+        helper.make_node("Slice", ["wide", "from", "to"], ["part"]),
+        helper.make_node("Conv", ["part", "weights"], ["b"], pads=[2, 0, 0, 1], strides=[2, 1]),
+        helper.make_node("ReduceMean", ["b"], ["c"], keepdims=0),
+    ]
+    constants = {
+        "pads": np.array([0, 0, 1, 0, 0, 0, 0, 2]), "one": np.float32(1), "weights": weights,
+        "from": np.array([0, 0, 1, 2]), "to": np.array([1, 3, 8, 9]),
+    }  # fmt: skip
+    entry = helper.make_tensor_value_info("image", onnx.TensorProto.FLOAT, ("batch", 3, 8, 7))
+    outputs = [onnx.ValueInfoProto(name=name) for name in ("a", "b", "c")]
+    initializers = [onnx.numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()]
+    graph = helper.make_graph(nodes, "net", [entry], outputs, initializers)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8)
+    [run] = library([generate(model, name="net", target=NATIVE)], tmp_path, FAST)
+    image = np.random.default_rng(1).normal(size=(3, 8, 7)).astype(np.float32)
+    for found, wanted in zip(run(image), networks.answers(model, image[None])[0], strict=True):
+        np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-5 * np.abs(wanted).max())
 
 
 def test_the_plan_is_told() -> None:
