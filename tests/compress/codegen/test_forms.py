@@ -1,5 +1,6 @@
 """The same C for other processors, compilers and levels: int8 agrees bit for bit; sanitizers, C++ and threads."""
 
+import ctypes
 import shutil
 import subprocess
 from collections.abc import Sequence
@@ -158,3 +159,38 @@ def test_aarch64_gives_the_same_float32_logits(tmp_path: Path) -> None:
     )
     for one, wanted in zip(found, networks.answers(model, batch), strict=True):
         np.testing.assert_allclose(one[0], wanted[0], rtol=0, atol=1e-5 * np.abs(wanted[0]).max())
+
+
+# gcc 12.2 takes ``layer`` for pure where it is noinline, and deletes the call, at -O1 to -O3. One buffer of bytes that the caller hands in,
+# read as bytes and written through a type that may alias: nothing in it is undefined, and clang keeps the call.
+DELETED = """
+#include <immintrin.h>
+#include <stdint.h>
+typedef float vf __attribute__((vector_size(64)));
+typedef float vfu __attribute__((vector_size(64), aligned(4), may_alias));
+static inline __attribute__((always_inline)) vf load(const uint8_t *p) {
+  return (vf)_mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)(const void *)p)));
+}
+static __attribute__((LAYER)) void layer(uint8_t *arena) {
+  float *o = (float *)(void *)arena;
+  const uint8_t *a = arena + 70000;
+  for (int y = 0; y < 3; y++) for (int i = 0; i < 512; i += 16)
+    *(vfu *)(o + i) = (vfu)((load(a + i) - 1.0f) * 2.0f + load(a + 1000 + i));
+}
+void run(uint8_t *arena);
+void run(uint8_t *arena) { layer(arena); }
+"""
+
+
+@needs_gcc
+@pytest.mark.skipif(" avx512bw" not in CPU, reason="needs AVX-512")
+@pytest.mark.parametrize("level", ["-O1", "-O2", "-O3", "-Os"])
+def test_an_opaque_layer_is_called(level: str, tmp_path: Path) -> None:
+    """By hand: (7 - 1) * 2 + 7 = 19. With ``noinline`` gcc 12.2 gives what was there before; newer ones may not."""
+    (tmp_path / "layer.c").write_text(DELETED, encoding="utf-8")
+    flags = ["-std=gnu11", level, *TARGETS["x86-64-v4"].flags, "-DLAYER=noipa", "-shared", "-fPIC"]
+    subprocess.run(["gcc", *flags, "layer.c", "-o", "layer.so"], cwd=tmp_path, check=True)
+    arena = np.full(80000, 7, np.uint8)
+    ctypes.CDLL(str(tmp_path / "layer.so")).run(ctypes.c_void_p(arena.ctypes.data))
+    assert set(arena[:2048].view(np.float32).tolist()) == {19.0}
+    assert "__attribute__((noipa))" in generate(networks.model("residual"), name="net", target=NATIVE).files["kernels.h"]
