@@ -299,6 +299,7 @@ K_KERNEL void k_depthwise(k_f32 *o, int oh, int ow, const k_f32 *a, int ih, int 
 /* ---- four products of uint8 and int8, added to each int32: k_bytes are prepared four bytes, of an activation for all lanes or of weights ----
  * Exact in every form. K_BIAS(b, s): the bias of a channel whose weights sum up to s; sdot has signed activations, 128 less. */
 #define K_BIAS(b, s) (b)
+#define K_ZERO 0 /* what an activation of 0 is to the product */
 K_INLINE int32_t k_word(const uint8_t *p) { int32_t t; memcpy(&t, p, 4); return t; }
 #if K_V == 16 && defined(__AVX512VNNI__)
 #define K_DOT "vpdpbusd"
@@ -343,7 +344,9 @@ K_INLINE vi k_dot(vi acc, k_bytes a, k_bytes w) { return (vi)vusdotq_s32((int32x
 #elif K_V == 4 && defined(__ARM_FEATURE_DOTPROD)
 #define K_DOT "sdot"
 #undef K_BIAS
+#undef K_ZERO
 #define K_BIAS(b, s) ((b) + 128 * (s))
+#define K_ZERO -128
 typedef vi k_bytes;
 K_INLINE k_bytes k_prepared(vi a) { return (vi)veorq_u8((uint8x16_t)a, vdupq_n_u8(128)); }
 K_INLINE k_bytes k_weights(const int8_t *p) { return (vi)*(const k_vi *)(const void *)p; }
@@ -488,7 +491,7 @@ K_INLINE void k_depthwise8_part(uint8_t *o, int oh, int ow, int wide, const uint
       K_UNROLL for (int i = 0; i < columns; i++) {
         const int xi = first + i;
         vi q;
-        if (xi < 0 || xi >= W) { if (za == 0) continue; q = v_seti(za * 0x01010101); }
+        if (xi < 0 || xi >= W) { if (za == 0 && K_ZERO == 0) continue; q = v_seti(za * 0x01010101); }
         else if (kh - g * 4 == 1) q = k_row(row[0] + xi * step[0]);
         else q = k_four(row[0] + xi * step[0], row[1] + xi * step[1], row[2] + xi * step[2], row[3] + xi * step[3]);
         const k_bytes s = k_prepared(q);

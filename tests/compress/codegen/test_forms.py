@@ -137,7 +137,7 @@ def test_nothing_is_written_but_outputs_and_arena(tmp_path: Path) -> None:
     not (shutil.which("aarch64-linux-gnu-gcc") and shutil.which("qemu-aarch64")), reason="needs an aarch64 gcc and qemu-user"
 )
 @pytest.mark.parametrize("target", ["aarch64", "aarch64+dotprod"])
-@pytest.mark.parametrize("name", ["emnist", "mixed"])
+@pytest.mark.parametrize("name", ["emnist", "mixed", "k49"])
 def test_aarch64_gives_the_same_integers(name: str, target: str, tmp_path: Path) -> None:
     program, batch = generate(networks.with_integers(name), name="net", target=TARGETS[target]), networks.images(name)[:10]
     [scalar] = library([program], tmp_path / "scalar", ["-O2", *SCALAR])
