@@ -6,6 +6,7 @@ Programs in place of compilers and emulators are scripts that a test writes, so 
 import hashlib
 import json
 import platform
+import shutil
 import tempfile
 from pathlib import Path
 
@@ -46,6 +47,19 @@ def test_what_was_made_is_proved_and_nothing_is_left_behind(cc: str, folder: Pat
     assert code == 0 and out.splitlines()[-1] == "c: proved"
     assert f"ok    compiles      {cc} for portable" in out and "ok    self-test     4 of 4 images; " in out
     assert sorted(Path().rglob("*")) == before
+
+
+@pytest.mark.skipif(
+    not (shutil.which("arm-none-eabi-gcc") and shutil.which("qemu-system-arm")), reason="needs arm-none-eabi-gcc and qemu-system-arm"
+)
+@pytest.mark.parametrize(("target", "board"), [("cortex-m4", "mps2-an386"), ("cortex-m7", "mps2-an500")])
+def test_microcontrollers_that_qemu_emulates_run_the_self_test(target: str, board: str, folder: Path, run: Commands) -> None:
+    """As the guide says, with the start and the memory of ``docs/examples``."""
+    examples = Path(__file__).parents[4] / "docs" / "examples" / "cortex-m"
+    cc = f"arm-none-eabi-gcc --specs=rdimon.specs -T {examples / 'board.ld'} {examples / 'start.c'}"
+    emulator = f"qemu-system-arm -M {board} -nographic -semihosting -kernel"
+    code, out, _ = run("verify", for_target(run, target), "--cc", cc, "--run", emulator)
+    assert code == 0 and "ok    self-test     4 of 4 images; " in out
 
 
 @needs_gcc
