@@ -24,7 +24,7 @@ THEMES = {  # no two colours of one alike: `in_the_dark` swaps them
 MARKERS = {
     ("onnxruntime", "cpu"): "o", ("onnxruntime", "cuda"): "D", ("openvino", "cpu"): "h", ("torch", "cpu"): "s", ("torch", "cuda"): "^",
     ("torch.compile", "cpu"): "p", ("torch.compile", "cuda"): "P", ("torch.fp16", "cuda"): "v", ("torch.cudagraph", "cuda"): "X",
-    ("onnxruntime.fp16", "cuda"): "d",
+    ("onnxruntime.fp16", "cuda"): "d", ("c", "cpu"): "*",
 }  # fmt: skip
 AXES = {"latency": "p50 latency in ms", "size": "size in kB"}
 

@@ -187,8 +187,8 @@ def decode_image(path: Path, shape: tuple[int, int, int], resize: Resize, levels
     try:
         with Image.open(path, formats=_IMAGE_FORMATS) as opened:
             if opened.format == "WEBP" and opened.width * opened.height > _WEBP_PIXELS:
-                size = f"{opened.width}x{opened.height} pixels; of WebP at most {_WEBP_PIXELS:,} are taken, each held four times"
-                raise TrainError(f"{path} is not a usable image ({size}); make it smaller or take it out of the data")
+                told = f"{opened.width}x{opened.height} pixels; of WebP at most {_WEBP_PIXELS:,} are taken, each held four times"
+                raise Image.DecompressionBombError(told)
             ImageOps.exif_transpose(opened, in_place=True)
             mode, clipped = "L" if channels == 1 else "RGB", 0
             if opened.mode[0] in "IF":  # Pillow would clip these to 255

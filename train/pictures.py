@@ -134,7 +134,7 @@ def _decoded(
         try:
             return decode_image(path, shape, resize, levels)
         except TrainError as error:
-            return error
+            return TrainError(str(error))  # without its traceback, which would hold the decoded picture
 
     def some(start: int) -> list[tuple[np.ndarray, int] | TrainError]:
         return [one(path) for path in paths[start : start + piece]]
