@@ -71,6 +71,7 @@ from compress.train.storage import opened
 
 EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "900"))  # inputs per reader
 LONGEST, MOST = 20.0, 2**30  # seconds for one of them, and bytes that it may add to what the process holds
+RESET = Path("/proc/self/clear_refs")
 IMAGES = np.arange(2 * 4 * 4, dtype=np.uint8).reshape(2, 4, 4)
 SHAPE = (1, 4, 4)
 NETWORK = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(16, 3))
@@ -347,13 +348,14 @@ def test_whatever_is_in_a_file_its_reader_gives_something_or_says_in_one_line_wh
         (folder := next(numbered)).mkdir()
         (folder / file).write_bytes(content)
         began, before = time.monotonic(), _held("VmRSS")
-        Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
+        if RESET.exists():
+            RESET.write_text("5")  # the peak counts from here
         try:
             read(folder / file)
         except USER_ERRORS as error:
             told = str(error)
             assert told and "\n" not in told.strip()
-        assert _held("VmHWM") - before < MOST
+        assert not RESET.exists() or _held("VmHWM") - before < MOST
         assert time.monotonic() - began < LONGEST
         assert {path.name for path in folder.iterdir()} <= {file, f"{file}.lock", PAYLOAD["network"]}
 
