@@ -44,7 +44,6 @@ _IMAGE_FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 # zipfile unpacks LZMA and bzip2 without an upper limit on what one read gives: 4 KiB of either make at most about 80 MB.
 _PIECE = 4096
 _ROWS = 256  # of a picture with transparency, or of more than a byte per value, at a time
-_WEBP_PIXELS = 40_000_000
 # What zipfile, gzip and their decompressors raise on damage. NotImplementedError: unknown compression, RuntimeError: encrypted,
 # UnicodeDecodeError: a member's name.
 _DAMAGE = (
@@ -186,9 +185,6 @@ def decode_image(path: Path, shape: tuple[int, int, int], resize: Resize, levels
     _refuse_no_file(path)
     try:
         with Image.open(path, formats=_IMAGE_FORMATS) as opened:
-            if opened.format == "WEBP" and opened.width * opened.height > _WEBP_PIXELS:
-                told = f"{opened.width}x{opened.height} pixels; of WebP at most {_WEBP_PIXELS:,} are taken, each held four times"
-                raise Image.DecompressionBombError(told)
             ImageOps.exif_transpose(opened, in_place=True)
             mode, clipped = "L" if channels == 1 else "RGB", 0
             if opened.mode[0] in "IF":  # Pillow would clip these to 255
