@@ -44,6 +44,7 @@ _IMAGE_FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 # zipfile unpacks LZMA and bzip2 without an upper limit on what one read gives: 4 KiB of either make at most about 80 MB.
 _PIECE = 4096
 _ROWS = 256  # of a picture with transparency, or of more than a byte per value, at a time
+_WEBP_PIXELS = 40_000_000  # its decoder holds a frame four times where it may be one of several
 # What zipfile, gzip and their decompressors raise on damage. NotImplementedError: unknown compression, RuntimeError: encrypted,
 # UnicodeDecodeError: a member's name.
 _DAMAGE = (
@@ -185,6 +186,9 @@ def decode_image(path: Path, shape: tuple[int, int, int], resize: Resize, levels
     _refuse_no_file(path)
     try:
         with Image.open(path, formats=_IMAGE_FORMATS) as opened:
+            if opened.format == "WEBP" and opened.width * opened.height > _WEBP_PIXELS:
+                told = f"{opened.width}x{opened.height} pixels; of WebP at most {_WEBP_PIXELS:,} are taken"
+                raise Image.DecompressionBombError(told)
             ImageOps.exif_transpose(opened, in_place=True)
             mode, clipped = "L" if channels == 1 else "RGB", 0
             if opened.mode[0] in "IF":  # Pillow would clip these to 255
@@ -204,12 +208,16 @@ def _as_bytes(image: "Picture", levels: Levels) -> tuple["Picture", int]:
     """Grey of 16 or 32 bits, or floats, in bytes, and how many values were clipped."""
     from PIL import Image
 
-    values = np.asarray(image)
-    if image.mode == "I" and image.format in ("PNG", "PPM"):  # of 16 bits, as Pillow opens some of these
-        values = values.astype(np.uint16)
-    span = levels.of(values.dtype, "it", lambda: [values]) or SIXTEEN_BITS
-    bands = [as_pixels(values[top : top + _ROWS], span, "it") for top in range(0, len(values), _ROWS)]
-    return Image.fromarray(np.concatenate([band for band, _ in bands])), sum(clipped for _, clipped in bands)
+    def bands() -> Iterator[np.ndarray]:
+        """Some rows at a time, as an array of all of them takes the picture twice more."""
+        for top in range(0, image.height, _ROWS):
+            rows = np.asarray(image.crop((0, top, image.width, min(top + _ROWS, image.height))))
+            # Of 16 bits, as Pillow opens some of these.
+            yield rows.astype(np.uint16) if image.mode == "I" and image.format in ("PNG", "PPM") else rows
+
+    span = levels.of(next(bands()).dtype, "it", bands) or SIXTEEN_BITS
+    found = [as_pixels(rows, span, "it") for rows in bands()]
+    return Image.fromarray(np.concatenate([rows for rows, _ in found])), sum(clipped for _, clipped in found)
 
 
 def _on_white(image: "Picture", mode: str) -> "Picture":

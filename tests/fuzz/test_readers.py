@@ -10,6 +10,7 @@ exception, no wait, no gigabyte, no file beside it. What comes of a value of the
 place by place; here it is bytes and text. An input that failed is kept by hypothesis, and stands as an ``example`` once it is mended.
 """
 
+import gc
 import hashlib
 import io
 import itertools
@@ -359,7 +360,10 @@ def test_whatever_is_in_a_file_its_reader_gives_something_or_says_in_one_line_wh
         assert time.monotonic() - began < LONGEST
         assert {path.name for path in folder.iterdir()} <= {file, f"{file}.lock", PAYLOAD["network"]}
 
+    before = _held("VmRSS")
     holds()
+    gc.collect()
+    assert _held("VmRSS") - before < MOST  # and it does not add up
 
 
 def _held(what: str) -> int:

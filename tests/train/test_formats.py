@@ -15,6 +15,7 @@ import pytest
 from PIL import Image
 from real_data import DATA, needs_data
 
+from compress.train import formats
 from compress.train.errors import TrainError
 from compress.train.formats import read_array, read_class_map, read_image
 from compress.train.levels import Levels
@@ -270,22 +271,35 @@ def test_a_large_picture_with_transparency_is_flattened_row_by_row(tmp_path: Pat
     assert _kilobytes(tmp_path / "large.png") < 300_000, "twice the picture, not five times"
 
 
-def test_large_pictures_of_16_bits_are_read_row_by_row(tmp_path: Path) -> None:
-    """50 MB, once more as an array, and 25 MB of bytes; as one array of float64 it was 400 MB."""
-    Image.new("I;16", (5000, 5000), 12345).save(tmp_path / "large.png")
-    assert (read_image(tmp_path / "large.png", (1, 8, 8)) == 48).all()
-    assert _kilobytes(tmp_path / "large.png") < 300_000
+@pytest.mark.parametrize("mode", ["I;16", "I", "F"])
+def test_large_pictures_of_more_than_a_byte_are_read_row_by_row(mode: str, tmp_path: Path) -> None:
+    """25 million values: 50 or 100 MB, and up to 150 MB of bytes on the way to RGB; as one array of float64 400 MB more."""
+    Image.new(mode, (5000, 5000), 12345).save(tmp_path / "large.tif", compression="tiff_adobe_deflate")
+    assert (read_image(tmp_path / "large.tif", (1, 8, 8), levels=Levels((0, 65535))) == 48).all()
+    assert _kilobytes(tmp_path / "large.tif", "0, 65535") < 300_000
 
 
-def _kilobytes(picture: Path) -> int:
-    """What reading it takes on top, in a process of its own."""
-    script = """
-import resource, sys, compress.train.formats as formats, PIL.Image
+def test_webp_of_so_many_pixels_that_its_decoder_takes_a_gigabyte_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One of two frames of 89 million pixels took 1.4 GB."""
+    Image.new("RGB", (20, 20)).save(tmp_path / "a.webp")
+    assert read_image(tmp_path / "a.webp", (1, 8, 8)).max() == 0
+    monkeypatch.setattr(formats, "_WEBP_PIXELS", 399)
+    with pytest.raises(TrainError, match=r"^[^ ]*a\.webp is not a usable image \(20x20 pixels; of WebP at most 399 are taken"):
+        read_image(tmp_path / "a.webp", (1, 8, 8))
+
+
+def _kilobytes(picture: Path, span: str = "") -> int:
+    """What reading it takes on top, in a process of its own; ``ru_maxrss`` would begin with what the parent's process holds."""
+    script = f"""
+import sys, compress.train.formats as formats, PIL.Image
+from compress.train.levels import Levels
 from pathlib import Path
+def peak():
+    return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM"))
 PIL.Image.init()
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-formats.read_image(Path(sys.argv[1]), (3, 8, 8))
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+before = peak()
+formats.read_image(Path(sys.argv[1]), (3, 8, 8), levels=Levels({f"({span})" if span else ""}))
+print(peak() - before)
 """
     return int(subprocess.run([sys.executable, "-c", script, picture], capture_output=True, text=True, check=True).stdout)
 
