@@ -71,13 +71,18 @@ def count_cost(network: nn.Module, example: Tensor) -> Cost:
     counts two operations for each of them.
     """
     was_training, quick = network.training, torch.backends.mha.get_fastpath_enabled()
+    trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
     try:
+        for parameter in trained:  # the counter asks whatever a module is given for its gradient, and a parameter given has none yet
+            parameter.requires_grad_(False)
         # The quick path computes a whole transformer layer in one operation, of which nothing is known.
         torch.backends.mha.set_fastpath_enabled(False)
         mapping = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_on_cpu}
         with torch.no_grad(), FlopCounterMode(display=False, custom_mapping=mapping) as counter:
             network.eval()(example.clone())
     finally:
+        for parameter in trained:
+            parameter.requires_grad_()
         network.train(was_training)
         torch.backends.mha.set_fastpath_enabled(quick)
     parameters = list(network.parameters())

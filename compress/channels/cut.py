@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import NetworkError
-from ..pruning.attention import separate_heads
+from ..pruning.heads import separate_heads
 from ..pruning.passes import evaluating, tensors_in
 from .groups import Groups
 from .identities import ANY
@@ -218,7 +218,10 @@ class _Replay(Watch):
             raise Mismatch(max(self.index - 1, 0), f"{at} is called only when it is cut")
         for tensor, labels, shape in zip(results, due.outputs, due.shapes, strict=False):
             stays = self.kept[self.groups.units(labels)]
-            size = tuple(int(stays.movedim(d, 0).flatten(1).any(1).sum()) if labels.shape[d] > 1 else shape[d] for d in range(labels.dim()))
+            size = tuple(
+                int(stays.movedim(d, 0).reshape(labels.shape[d], -1).any(1).sum()) if labels.shape[d] > 1 else shape[d]
+                for d in range(labels.dim())
+            )
             if tuple(tensor.shape) != size and not (labels == ANY).any():
                 raise Mismatch(self.index, f"{at} gives shape {tuple(tensor.shape)} where {size} was due: a width is written into it")
 

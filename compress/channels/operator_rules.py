@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
-from ..pruning.attention import SelfAttention
+from ..pruning.attention import Attention
 from ..pruning.passes import tensors_in
 from .cut import NORMS
 from .identities import ANY, FIXED, across, aligned, along
@@ -276,13 +276,15 @@ def _attend(trace: Trace, call: Call) -> list[Tensor]:
         if labels is None:
             return trace.leave_whole(call, f"attention at {call.where} takes its channels from several dimensions")
         rows.append(labels.view(-1, width))
-    if isinstance(call.module, SelfAttention):  # its two products take so many MACs for each channel of the values
+    if isinstance(call.module, Attention):  # its two products take so many MACs for each channel of the values
         weight, (query, key) = call.module.qkv.weight, tensors[:2]
         products = 2 * query.shape[-2] * key.shape[-2] * query[..., 0, 0].numel() / trace.batch
         trace.uses.append((trace.owned[id(weight)], (len(weight),), products / 3))
     together = torch.cat(rows, dim=1)
     trace.identities.freeze_means(together.flatten(), f"their mean is used by attention at {call.where}")
     joined = trace.identities.join(together, together[:, :1], f"they share a head at {call.where} with some that must stay")
+    for tensor, dim in call.kwargs.get("of_heads", ()):
+        trace.tie(tensor, dim, joined[:, 0], "each", call.where)
     return [across(joined[:, -width:].flatten(), call.results[0].dim() - 1, call.results[0].dim())]
 
 

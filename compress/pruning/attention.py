@@ -4,12 +4,10 @@ By hand: ``nn.MultiheadAttention(64, 4)`` reads 64 channels, makes queries, keys
 channels. Its weights say all that: without head 2, ``qkv`` is 144 x 64 instead of 192 x 64 and ``out_proj`` 64 x 48; without 8 channels
 of what it reads and gives, they are 192 x 56 and 56 x 64. Only the width of a head, 16, is a number.
 
-What is left as it is: attention between two sequences with widths of their own (``kdim``, ``vdim``), with a bias added to its keys and
-values or a zero to both; subclasses.
+Which modules of a network are put in such a form is in heads.py.
 """
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -18,7 +16,18 @@ from torch.nn import functional
 from torch.overrides import handle_torch_function, has_torch_function
 
 
-class SelfAttention(nn.Module):
+class Attention(nn.Module):
+    """Queries, keys and values by one linear layer ``qkv``, of heads of ``width`` channels each, as many as its weight has."""
+
+    width: int
+    qkv: nn.Linear
+
+    @property
+    def num_heads(self) -> int:
+        return self.qkv.out_features // (3 * self.width)
+
+
+class SelfAttention(Attention):
     """What an ``nn.MultiheadAttention`` computes, with its very weights: ``qkv`` and ``out_proj``.
 
     Called as that is called: (B, N, C), (N, B, C) or (N, C), and masks; returns the output and, if asked for, the weights.
@@ -32,10 +41,6 @@ class SelfAttention(nn.Module):
         self.qkv = _linear(given.in_proj_weight, given.in_proj_bias)
         self.out_proj = _linear(given.out_proj.weight, given.out_proj.bias)
         self.train(given.training)
-
-    @property
-    def num_heads(self) -> int:
-        return self.qkv.out_features // (3 * self.width)
 
     @property
     def in_proj_bias(self) -> Tensor:
@@ -76,35 +81,46 @@ class SelfAttention(nn.Module):
         return sum(parts[1:], parts[0]) if parts else None
 
 
-def attend(query: Tensor, key: Tensor, value: Tensor, width: int, mask: Tensor | None = None, dropout: float = 0.0) -> Tensor:
-    """Scaled dot-product attention, each (..., N, heads * width), head by head; (..., N, heads * width).
+def attend(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    width: int,
+    mask: Tensor | None = None,
+    dropout: float = 0.0,
+    *,
+    norms: tuple[nn.Module, ...] = (),
+    cosine: Tensor | None = None,
+    of_heads: tuple[tuple[Tensor, int], ...] = (),
+) -> Tensor:
+    """Scaled dot-product attention, head by head. One operation to whoever follows what a network computes.
 
-    One operation to whoever follows what a network computes.
+    Args:
+        query, key, value: (..., N, heads * width).
+        mask: added to the products, broadcast to (..., heads, N, N).
+        norms: of the queries and of the keys of each head, (..., N, width).
+        cosine: (heads, 1, 1), what the cosines of queries and keys are multiplied by, instead of their products by the root of ``width``.
+        of_heads: parameters that ``mask`` or ``cosine`` were made of, each with its dimension that goes over the heads.
+
+    Returns:
+        (..., N, heads * width).
     """
     given = query, key, value
     if has_torch_function(given):
-        return handle_torch_function(attend, given, *given, width, mask, dropout)
+        return handle_torch_function(attend, given, *given, width, mask, dropout, norms=norms, cosine=cosine, of_heads=of_heads)
     queries, keys, values = (_heads(one, width) for one in given)
-    made = functional.scaled_dot_product_attention(queries, keys, values, attn_mask=mask, dropout_p=dropout)
+    if norms:
+        queries, keys = norms[0](queries), norms[1](keys)
+    if cosine is not None:
+        queries, keys = functional.normalize(queries, dim=-1) * cosine, functional.normalize(keys, dim=-1)
+    scale = None if cosine is None else 1.0
+    made = functional.scaled_dot_product_attention(queries, keys, values, attn_mask=mask, dropout_p=dropout, scale=scale)
     return made.transpose(-3, -2).flatten(-2)
-
-
-def separate_heads(network: nn.Module, which: Callable[[str], bool] = lambda name: True) -> nn.Module:
-    """The same network, changed in place: attention of torch's that can be is a :class:`SelfAttention`, where ``which`` takes its name."""
-    for name, module in list(network.named_modules()):
-        if type(module) is nn.MultiheadAttention and name and which(name) and _separable(module):
-            owner, _, attribute = name.rpartition(".")
-            setattr(network.get_submodule(owner), attribute, SelfAttention(module))
-    return network
 
 
 def _added(mask: Tensor, like: Tensor) -> Tensor:
     """What a mask adds: minus infinity where a truth value says that nothing is to be seen."""
     return like.new_zeros(mask.shape).masked_fill(mask, -math.inf) if mask.dtype == torch.bool else mask
-
-
-def _separable(module: nn.MultiheadAttention) -> bool:
-    return module._qkv_same_embed_dim and module.bias_k is None and module.bias_v is None and not module.add_zero_attn
 
 
 def _heads(of: Tensor, width: int) -> Tensor:

@@ -83,6 +83,22 @@ def test_counting_leaves_the_pixels_as_they_were() -> None:
     assert torch.equal(pixels, torch.ones(1, 4))
 
 
+def test_a_module_that_is_given_a_parameter_is_counted() -> None:
+    """As the token of a class is, in some vision transformers."""
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.token, self.frozen, self.last = nn.Parameter(torch.ones(1, 4)), nn.Parameter(torch.ones(1), False), nn.Linear(4, 2)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.last(x) + self.last(self.token)
+
+    network = Net()
+    assert count_cost(network, torch.rand(2, 4)).macs == 8 + 4  # the token is read once for both images
+    assert [value.requires_grad for value in network.parameters()] == [True, False, True, True]
+
+
 def test_a_failing_network_keeps_no_hooks() -> None:
     network = nn.Sequential(nn.Linear(3, 2)).train()
     with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
