@@ -113,9 +113,14 @@ def attend(
         queries, keys = norms[0](queries), norms[1](keys)
     if cosine is not None:
         queries, keys = functional.normalize(queries, dim=-1) * cosine, functional.normalize(keys, dim=-1)
-    scale = None if cosine is None else 1.0
+    scale, before = None if cosine is None else 1.0, queries.shape[:-3]
+    if len(before) > 1:  # as ONNX knows it, there is one batch
+        queries, keys, values = (one.flatten(0, -4) for one in (queries, keys, values))
+        mask = mask if mask is None or mask.dim() < 4 else mask.expand(*before, *mask.shape[-3:]).flatten(0, -4)
     made = functional.scaled_dot_product_attention(queries, keys, values, attn_mask=mask, dropout_p=dropout, scale=scale)
-    return made.transpose(-3, -2).flatten(-2)
+    # A copy, as torch's exporter takes the flattening for a view of what is not laid out as it was when it looked.
+    made = made.transpose(-3, -2).clone(memory_format=torch.contiguous_format).flatten(-2)
+    return made.unflatten(0, before) if len(before) > 1 else made
 
 
 def _added(mask: Tensor, like: Tensor) -> Tensor:

@@ -64,7 +64,7 @@ class WindowAttention(Attention):
         return made[:, :high, :wide]
 
     def _bias(self) -> tuple[Tensor, tuple[tuple[Tensor, int], ...]]:
-        """(1, heads, N, N), and what of it goes with the heads."""
+        """(heads, N, N), and what of it goes with the heads."""
         places = self.window[0] * self.window[1]
         of_heads: tuple[tuple[Tensor, int], ...]
         if self.cosine:
@@ -73,7 +73,7 @@ class WindowAttention(Attention):
         else:
             table = self.relative_position_bias_table[self.relative_position_index]
             of_heads = ((self.relative_position_bias_table, 1),)
-        return table.view(places, places, -1).permute(2, 0, 1)[None], of_heads
+        return table.view(places, places, -1).permute(2, 0, 1), of_heads
 
     def _parted(self, image: Tensor) -> Tensor:
         """(B, H, W, C) as windows (B, count, N, C)."""

@@ -1,19 +1,27 @@
 """Attention of ``qkv`` and ``proj``, and of shifted windows: what is put in its place computes the same, and loses heads and width."""
 
 from collections.abc import Callable
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from torchvision.models.swin_transformer import PatchMergingV2, ShiftedWindowAttention, SwinTransformer, SwinTransformerBlockV2
 
+from compress.artifacts.artifact import InputSpec
 from compress.artifacts.cost import count_cost
+from compress.artifacts.load import Prepare
 from compress.channels.cut import cut_to, remove_channels, surgery_error
 from compress.channels.find import channel_groups
+from compress.graphs.export import export_onnx, parity
 from compress.pruning.attention import Attention
 from compress.pruning.heads import TokenAttention, separate_heads
 from compress.pruning.windows import WindowAttention
+
+
+PIXELS = InputSpec(shape=(3, 40, 40), mean=(0.5,) * 3, std=(0.5,) * 3)
 
 
 class Tokens(nn.Module):
@@ -119,6 +127,15 @@ def test_heads_and_width_go_and_what_is_stored_loads_again(name: str) -> None:
     fresh = cut_to(ready(make), {key: value.shape for key, value in pruned.state_dict().items()})
     fresh.load_state_dict(pruned.state_dict())
     assert torch.equal(fresh.eval()(image), pruned(image))
+
+
+def test_windows_in_a_file_give_what_they_give_in_torch(tmp_path: Path) -> None:
+    """Of shifted ones every window has a mask of its own, and ONNX knows one batch dimension."""
+    network = separate_heads(ready(lambda: swin(1)))
+    images = np.random.default_rng(0).integers(0, 256, (5, 3, 40, 40), dtype=np.uint8)
+    export_onnx(network, tmp_path / "net.onnx", prepare=Prepare(PIXELS).eval(), example=torch.from_numpy(images[:2]), metadata={})
+    found = parity(network, Prepare(PIXELS).eval(), tmp_path / "net.onnx", images, batch=3)
+    assert found.largest_difference < 1e-5
 
 
 def test_windows_train_with_the_dropouts_of_what_they_replace() -> None:
