@@ -220,7 +220,8 @@ def c_text(exported: "ExportedC") -> str:
         for one in made.layers
     ]
     told = [
-        f"C for {made.target}: {made.flash_bytes:,} bytes of weights in flash, code besides; arena {made.arena_bytes:,} bytes",
+        f"C for {made.target}: {made.flash_bytes:,} bytes of weights in flash, code besides; arena {made.arena_bytes:,} bytes"
+        f" (one layer alone needs {max((one.arena for one in made.layers), default=0):,})",
         f"in {exported.folder}: {', '.join(sorted(made.files))}",
         f"next: compress verify {exported.folder}",
     ]

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from .calls import Call, Contract, Fill, Loop, Product, Reduce, Resize, Softmax, Window
 from .expressions import Tensor
 from .loops import loop, reduce
-from .plan import Layout, layout, rounded, width
+from .plan import Layout, layout, rounded, share, width
 from .pools import resize, softmax, window
 from .text import Text, literal
 
@@ -127,11 +127,13 @@ def contract(text: Text, call: Contract) -> list[str]:
     images = 1 if call.matrix else out.shape[0]
     n, c, kh, kw = filters.shape
     bounds, wide = ends(call), int(call.quantize is None)
+    by_rows, count = share(call.source, out, lanes), rows  # the result lies over the source: all of a row before the next
     if call.depthwise():
         cs = rounded(n, lanes)
         h, w = call.source.shape[2:]
         to, of = (f"{where.strides[2]}, {where.strides[3]}" for where in (plan, under))
-        how = ", ".join(map(str, (h, w, rows, columns, kh, kw, *call.strides, *call.dilations, *call.pads)))
+        top = f"{call.pads[0]} - y * {call.strides[0]}" if by_rows else call.pads[0]
+        how = ", ".join(map(str, (h, w, 1 if by_rows else rows, columns, kh, kw, *call.strides, *call.dilations, top, call.pads[1])))
         if call.scale is None:
             spread = np.zeros((kh * kw, cs), np.float32)
             spread[:, :n] = filters.reshape(n, -1).T
@@ -144,7 +146,8 @@ def contract(text: Text, call: Contract) -> list[str]:
                 text.array(multipliers(call, lanes)),
             ]
             line = f"k_depthwise8({out_bytes(call)}, {to}, {wide}, a, {of}, {call.zero}, {how}, {', '.join(tables)}, {cs}, {bounds});"
-        return images_of(text, call, plan.start, under.start, images, plan, under, [line])
+        lines = [f"for (int y = 0; y < {count}; y++, o += {oh}) {line}"] if by_rows else [line]
+        return images_of(text, call, plan.start, under.start, images, plan, under, lines)
     if out.kind == "planes":
         values = f"{text.array(np.ascontiguousarray(filters, np.float32))}, {text.array(call.bias)}"
         size = f"{rows}, {columns}, {n}, {c}, {kh}, {kw}, {ah}, {aw}"
@@ -155,7 +158,9 @@ def contract(text: Text, call: Contract) -> list[str]:
         c, kw, aw = c * kw, 1, 0
     if ah == c and kw == 1 and call.groups == 1:
         c, kh, ah = c * kh, 1, 0
-    if kh == kw == 1 and ih == columns * iw and oh == columns * ow:
+    if by_rows:
+        rows = 1
+    elif kh == kw == 1 and ih == columns * iw and oh == columns * ow:
         rows, columns = 1, rows * columns
     lines = []
     for group in range(call.groups):
@@ -177,6 +182,7 @@ def contract(text: Text, call: Contract) -> list[str]:
             ]
             start = f"{out_bytes(call)} + {group * each * (4 if wide else 1)}, {oh}, {ow}, {wide}, a + {group * c}"
             lines += [f"k_conv8({start}, {size}, {rounded(c, 4) // 4}, {', '.join(tables)}, {each}, {last}, {bounds});"]
+    lines = [f"for (int y = 0; y < {count}; y++, o += {oh}, a += {ih}) {{", *lines, "}"] if by_rows else lines
     return images_of(text, call, plan.start, under.start - corner, images, plan, under, lines)
 
 
