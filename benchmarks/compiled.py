@@ -17,7 +17,7 @@ import numpy as np
 from .errors import BenchmarkError
 from .inputs import Predict, fitting
 
-ALIGNED = 64
+ALIGNED, PAGE = 64, 4096
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +36,26 @@ class Compiled:
     arena: int
 
 
+class Loaded:
+    """A library with memory of its own: ``run`` reads an image at an address, and leaves what it gives in ``found``, float32 and flat.
+
+    ``place``: where the arena begins within a page, a multiple of 64, as speed may depend on it.
+    """
+
+    def __init__(self, library: Compiled, place: int = 0) -> None:
+        function = getattr(ctypes.CDLL(str(library.path)), library.function)
+        function.argtypes, function.restype = [ctypes.c_void_p] * 3, None
+        self.found = np.empty(sum(math.prod(size) for _, size in library.outputs), np.float32)
+        self._memory = np.empty(library.arena + 2 * PAGE, np.uint8)
+        address = self._memory.ctypes.data
+        given = self.found.ctypes.data, address + -address % PAGE + place % PAGE // ALIGNED * ALIGNED
+        self._call: Callable[[int], Any] = lambda image: function(image, *given)
+
+    def run(self, image: int) -> None:
+        """Compute the image at this address, in the order and type that the library takes."""
+        self._call(image)
+
+
 def open_compiled(
     library: Compiled | str | None, shape: tuple[int, ...], probabilities: str, *, whole: bool, **normalised: Any
 ) -> tuple[Any, Predict | None]:
@@ -46,20 +66,15 @@ def open_compiled(
     if not isinstance(library, Compiled):
         raise BenchmarkError(library or "it was not compiled")
     entry = fitting([library.taken], shape, **normalised)
-    function = getattr(ctypes.CDLL(str(library.path)), library.function)
-    function.argtypes, function.restype = [ctypes.c_void_p] * 3, None
-    sizes = [math.prod(size) for _, size in library.outputs]
+    loaded = Loaded(library)
     image: np.ndarray = np.empty(library.taken[1], entry.dtype)
-    found, memory = np.empty(sum(sizes), np.float32), np.empty(library.arena + ALIGNED, np.uint8)
-    arena = memory[-memory.ctypes.data % ALIGNED :]
-    places = [one.ctypes.data for one in (image, found, arena)]
-    parts = [part.reshape(size) for part, (_, size) in zip(np.split(found, np.cumsum(sizes)[:-1]), library.outputs, strict=True)]
-    held = (image, arena)  # ``places`` are bare addresses
+    cuts = np.cumsum([math.prod(size) for _, size in library.outputs])[:-1]
+    parts = [part.reshape(size) for part, (_, size) in zip(np.split(loaded.found, cuts), library.outputs, strict=True)]
+    address = image.ctypes.data
 
     def compute(images: np.ndarray) -> None:
-        assert held
         image[...] = entry.fed(images)
-        function(*places)
+        loaded.run(address)
 
     def giving(part: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
         part = part.reshape(1, -1) if part.ndim > 2 and part.size == max(part.shape[1:]) else part  # squeezenet's (1, K, 1, 1) is (1, K)

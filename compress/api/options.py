@@ -162,6 +162,7 @@ class QuantizeOptions(ResumeOptions, ScoreOptions, total=False):
     ]
     accept_unproved: Annotated[bool, "Let the loss as counted decide where the validation images are too few to bound it."]
     time_limit: Annotated[Time, "Auto answers after so long with the best it has found: 90s, 5m, 1h."]
+    runtime: Annotated[Literal["onnxruntime", "c"], "Where auto times and proves candidates; c compiles each here.  [default: onnxruntime]"]
     onnx: Annotated[File, "Quantize this ONNX file, which another tool wrote; needs --data or --calibrate."]
     calibrate: Annotated[File, "With --onnx: a folder of images without labels; what the file answers stands for them."]
     fold_constants: Annotated[bool, "First make a constant of what is nearly the same for all images, as export-onnx does."]

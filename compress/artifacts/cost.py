@@ -1,5 +1,5 @@
-"""What a network costs: parameters and multiply-accumulates, counted; latency, measured in ONNX Runtime on this machine as a fraction of
-that of the uncut network.
+"""What a network costs: parameters and multiply-accumulates, counted; latency, measured on this machine as a fraction of that of the uncut
+network, in ONNX Runtime or in another runtime that is handed in.
 
 0.5 is half the time. Fewer MACs need not mean less of it: k49 at 0.41 of its MACs took 0.69 of the time with the widths 16, 32 and 96,
 and 1.18 with 10, 38 and 104, as the blocked layout of ONNX Runtime takes only those depthwise convolutions whose channels are a multiple
@@ -21,7 +21,7 @@ Source of the statistics: benchmarks/statistics.py.
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -51,6 +51,24 @@ INPUTS = 32  # timed calls cycle over so many different images
 TURN_SECONDS, LEAST_CALLS, MOST_CALLS = 0.03, 5, 200
 OPEN_SECONDS = 0.02  # to load a file; with it a turn of a small network takes as long as it says here
 WORTH = 0.05  # latency that a coarser rounding must save, as it leaves less choice of what to remove
+
+
+@dataclass(frozen=True, kw_only=True)
+class Runtime:
+    """Where graphs are timed. ``opening`` gives for a file what is called as a session of ONNX Runtime is; ``ready`` readies files before
+    that, in ``seconds`` each.
+    """
+
+    opening: Callable[[Path], Any]
+    ready: Callable[[Sequence[Path]], None] = lambda files: None
+    seconds: float = 0.0
+
+
+def _in_onnx_runtime(file: Path) -> Any:
+    return onnx_session(Candidate(name="", path=file), threads=1)
+
+
+ONNX_RUNTIME = Runtime(opening=_in_onnx_runtime)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,17 +119,26 @@ class Clock:
         spec: the images it takes.
         folder: where the graphs lie; the caller removes it.
         rounds: 2 to 30; one ratio each. seed: of the order and the images. classes: they give logits, see ``export_onnx``.
+        runtime: where they are timed.
 
     Raises:
         CompressError: wrong ``rounds``, or ``baseline`` cannot be exported.
     """
 
     def __init__(
-        self, baseline: nn.Module, spec: InputSpec, folder: Path, *, rounds: int = 12, seed: int = 0, classes: bool = True
+        self,
+        baseline: nn.Module,
+        spec: InputSpec,
+        folder: Path,
+        *,
+        rounds: int = 12,
+        seed: int = 0,
+        classes: bool = True,
+        runtime: Runtime = ONNX_RUNTIME,
     ) -> None:
         if not 2 <= rounds <= MOST_LAUNCHES:
             raise CompressError(f"rounds (={rounds}) must lie in 2 to {MOST_LAUNCHES}; an interval needs two, 12 are the default")
-        self.spec, self.rounds, self._folder = spec, rounds, folder
+        self.spec, self.rounds, self._folder, self._runtime = spec, rounds, folder, runtime
         self._generator = np.random.default_rng(seed)
         self._images = random_images(spec, self._generator)
         self._template = Template(Prepare(spec), torch.from_numpy(np.concatenate(self._images[:2])), classes=classes)
@@ -145,12 +172,12 @@ class Clock:
         """
         wanted = [self._file(network) for network in networks]
         different = list(dict.fromkeys(wanted))
-        seconds = in_turns([self._baseline, *different], self._images, rounds or self.rounds, self._generator)
+        seconds = in_turns([self._baseline, *different], self._images, rounds or self.rounds, self._generator, self._runtime)
         return seconds[:, [0, *(1 + different.index(file) for file in wanted)]]
 
     def expected(self, networks: int, rounds: int | None = None) -> float:
         """Seconds that it takes to measure so many networks, on an idle machine; networks of more than 6 ms per image take longer."""
-        return (rounds or self.rounds) * (networks + 1) * (TURN_SECONDS + OPEN_SECONDS)
+        return (rounds or self.rounds) * (networks + 1) * (TURN_SECONDS + OPEN_SECONDS) + networks * self._runtime.seconds
 
     def _file(self, network: nn.Module) -> Path:
         """The graph of ``network``, exported unless one with its modules and shapes is there."""
@@ -165,18 +192,21 @@ class Clock:
         return self._files[key]
 
 
-def in_turns(files: Sequence[Path], images: list[NDArray[Any]], rounds: int, generator: np.random.Generator) -> NDArray[np.float64]:
+def in_turns(
+    files: Sequence[Path], images: list[NDArray[Any]], rounds: int, generator: np.random.Generator, runtime: Runtime = ONNX_RUNTIME
+) -> NDArray[np.float64]:
     """Median seconds per call of each graph in each round, float64 (rounds, files), all in turns as the module says.
 
     Args:
         files: graphs with one input, uint8 or float32 in [0, 1]. images: uint8 (1, C, H, W) each; the calls cycle over them.
     """
+    runtime.ready(files)
     seconds = np.empty((rounds, len(files)))
     order = list(range(len(files)))
     for number, row in enumerate(seconds):
         # Whatever comes first may gain or lose by it, so every second round goes backwards.
         order = order[::-1] if number % 2 else generator.permutation(len(files)).tolist()
-        sessions = {index: onnx_session(Candidate(name="", path=files[index]), threads=1) for index in order}
+        sessions = {index: runtime.opening(files[index]) for index in order}
         for index in order:
             row[index] = _turn(sessions[index], images)
     return seconds

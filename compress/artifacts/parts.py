@@ -166,7 +166,8 @@ class Calibration:
 
 @dataclass(frozen=True, kw_only=True)
 class Chosen:
-    """How a graph was chosen: the artifact of the search, how many candidates it tried, and the last of them; the rest as ``Choice``."""
+    """How a graph was chosen, and for which runtime: the artifact of the search, how many candidates it tried, and the last of them; the
+    rest as ``Choice``."""
 
     artifact: str
     hash: str
@@ -176,6 +177,7 @@ class Chosen:
     complete: bool
     best: Tried
     finalists: Annotated[tuple[Tried, ...], Meta(min_length=1)]
+    runtime: Literal["onnxruntime", "c"] = "onnxruntime"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -28,7 +28,8 @@ class Search:
     """``choice.json``: the verdict, the groups of nodes, a row for everything that was tried, and what decides of the machine.
 
     ``decided``, ``complete``: as ``Choice``. ``before``, ``after``: what the float32 file scores on the validation images, and the best
-    one, whose graph has the hash ``graph``; ``own``: both by a score of the user's own, in whose units ``max_drop`` is then.
+    one, whose graph has the hash ``graph``; ``own``: both by a score of the user's own, in whose units ``max_drop`` is then. ``runtime``:
+    in which files were timed and asked.
     """
 
     verdict: str
@@ -44,6 +45,7 @@ class Search:
     finalists: Some[Tried]
     tried: tuple[Tried, ...]
     machine: Mapping[str, str | int | tuple[str, ...] | None]
+    runtime: Literal["onnxruntime", "c"] = "onnxruntime"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -197,9 +197,10 @@ def _units(metrics: Metrics) -> Units:
 
 def _choice_text(choice: Chosen, told: Units) -> str:
     """The last candidates of the search, side by side, and why one of them was taken."""
+    where = ", as C" if choice.runtime == "c" else ""
     rows = [
         {"": "*" if one == choice.best else "", "computed in int8": tried_name(one)}
-        | {"latency of float32's (95%)": f"{one.ratio:.2f}x ({one.low:.2f} to {one.high:.2f})"}
+        | {f"latency of float32's{where} (95%)": f"{one.ratio:.2f}x ({one.low:.2f} to {one.high:.2f})"}
         | {f"{told.score or 'points'} lost": MISSING if one.drop is None else told.drop(one.drop)}
         | {"at most (95%)": MISSING if one.bound is None else told.drop(one.bound), "size": size(one.size or 0)}
         for one in choice.finalists

@@ -201,8 +201,8 @@ def _save_graph(project: Project, new: New, network: OnnxNetwork) -> Parity | Un
     return Parity(images=len(images), largest_difference=difference, agreement=same, probabilities=None)
 
 
-def logits_of(project: Project, file: Path, images: Images) -> NDArray[np.float32]:
-    """What a file says of images uint8 (N, C, H, W): float32 (N, K)."""
+def logits_of(project: Project, file: Path | Candidate, images: Images) -> NDArray[np.float32]:
+    """What a file says of images uint8 (N, C, H, W), in ONNX Runtime or as the candidate says: float32 (N, K)."""
     return _read(project, _opened(project, file).predict, images)
 
 
@@ -211,8 +211,9 @@ def sure_of(project: Project, file: Path, images: Images) -> NDArray[np.float32]
     return _read(project, _opened(project, file).sure, images)
 
 
-def _opened(project: Project, file: Path) -> Opened:
-    return open_model(Candidate(name=file.stem, path=file), project.spec.shape, project.classes, threads=1)
+def _opened(project: Project, file: Path | Candidate) -> Opened:
+    one = file if isinstance(file, Candidate) else Candidate(name=file.stem, path=file)
+    return open_model(one, project.spec.shape, project.classes, threads=1)
 
 
 def _read(project: Project, run: Predict, images: Images) -> NDArray[np.float32]:

@@ -3,7 +3,7 @@
 import dataclasses
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +37,7 @@ from ..train.fit import choose_device
 from ..train.metrics import mean_average_precision, score
 from ..train.split import stratified_sample
 from .finetune import fit_network, logits_of, sure_of
-from .own_task import score_of
+from .own_task import Asked, score_of
 from .quantize import QuantizeConfig
 
 SCORED = 10_000  # validation images that decide, evenly drawn where there are more
@@ -46,17 +46,38 @@ BITS = {"int8-weights": "int8", "fp16-weights": "fp16"}
 
 
 class Maker:
-    """Makes the candidates of a search as files in ``folder``, each once; see ``search.Maker``."""
+    """Makes the candidates of a search as files in ``folder``, each once; see ``search.Maker``. ``refuses``: why a runtime other than ONNX
+    Runtime cannot take a file, or nothing; the groups that it refuses in int8 are named and left in float32, and as it computes in float32
+    with weights that are stored in fewer bits, and stores them so, those are not tried.
+    """
 
-    def __init__(self, project: Project, source: Path, images: NDArray[np.uint8], folder: Path) -> None:
-        self.project, self.float32, self.images, self.folder = project, source, images, folder
+    def __init__(
+        self, project: Project, source: Path, images: NDArray[np.uint8], folder: Path, refuses: Callable[[Path], str] | None = None
+    ) -> None:
+        self.project, self.float32, self.images, self.folder, self._others = project, source, images, folder, refuses is None
         self._files: dict[tuple[Groups, Setting], Path] = {}
         self._sketches: dict[Groups, Path] = {}
         self._prepared: dict[bool, Prepared] = {}
         prepared = self.prepared(False)
         self.groups_of = groups_of(prepared)
         self.groups: Sequence[str] = tuple(self.groups_of)
-        self.borders = borders(prepared.model, self.groups_of)
+        if refuses is not None:
+            self.groups = self._taken(refuses)
+        self.borders = borders(prepared.model, {name: self.groups_of[name] for name in self.groups})
+
+    def _taken(self, refuses: Callable[[Path], str]) -> tuple[str, ...]:
+        """The groups that can be in int8."""
+        if why := refuses(self.float32):
+            raise CompressError(f"{self.float32}: {why}")
+        taken = list(self.groups)
+        if why := refuses(self.sketch(frozenset(taken))):
+            for name in self.groups:
+                if why := refuses(self.sketch(frozenset([name]))):
+                    self.project.console.say(f"quantize: {name} stays float32: {why}")
+                    taken.remove(name)
+            if not taken or (why := refuses(self.sketch(frozenset(taken)))):
+                raise CompressError(f"{', '.join(taken) or 'every group of nodes'} in int8: {why}")
+        return tuple(taken)
 
     def prepared(self, equalised: bool) -> Prepared:
         """The graph as the quantizer takes it, calibrated once; with cross-layer equalisation before or without."""
@@ -99,8 +120,8 @@ class Maker:
         return self.float32 if one.mode == "float32" else self.folder / f"{one.mode}.onnx"
 
     def others(self) -> dict[str, Path]:
-        files = {}
-        for mode in ("int8-weights", "fp16-weights", "dynamic"):
+        files = dict[str, Path]()
+        for mode in ("int8-weights", "fp16-weights", "dynamic") if self._others else ():
             target = self.folder / f"{mode}.onnx"
             try:
                 _ = quantize_dynamic(self.float32, target) if mode == "dynamic" else store_weights(self.float32, target, bits=BITS[mode])
@@ -118,11 +139,14 @@ class Answers:
         float32: the file that the others were made of.
         calibrated: positions of the training images that calibrate; others are taken where there are enough.
         max_drop: points of balanced accuracy that may be lost.
+        asked: how a file is asked on validation images; in ONNX Runtime.
     """
 
-    def __init__(self, project: Project, float32: Path, calibrated: NDArray[np.int64], max_drop: float | None) -> None:
+    def __init__(
+        self, project: Project, float32: Path, calibrated: NDArray[np.int64], max_drop: float | None, asked: Asked = lambda file: file
+    ) -> None:
         assert max_drop is not None, "given, or the usual one"
-        self.project, self.max_drop = project, max_drop
+        self.project, self.max_drop, self._asked = project, max_drop, asked
         train = project.data.train
         others = np.setdiff1d(np.arange(len(train.labels)), calibrated)
         pool = others if len(others) >= MINIMUM_IMAGES else calibrated
@@ -134,7 +158,7 @@ class Answers:
     def of(self, file: Path) -> NDArray[np.int64]:
         """The classes that a file reads in the validation images, (N,), asked once."""
         if file not in self._answers:
-            self._answers[file] = logits_of(self.project, file, self.validation.images).argmax(axis=1)
+            self._answers[file] = logits_of(self.project, self._asked(file), self.validation.images).argmax(axis=1)
         return self._answers[file]
 
     def scores(self, file: Path) -> Scores:

@@ -6,7 +6,7 @@ outputs move on training images, and files are proved on validation images by th
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,6 +28,7 @@ from ..train.data_set import Part
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+Asked = Callable[[Path], Path | Candidate]
 ALIKE = 1e-3  # of the largest number
 PROVED_ON = 64  # validation images
 SCORED = 10_000  # validation images at most
@@ -42,9 +43,10 @@ def refuse_training(project: Project, epochs: int) -> None:
         raise CompressError(f"epochs (={epochs}): {told}; take --epochs 0, and train it further in code of yours")
 
 
-def outputs_of(spec: InputSpec, file: Path, images: Any) -> Iterator[Outputs]:
+def outputs_of(spec: InputSpec, file: Path | Candidate, images: Any) -> Iterator[Outputs]:
     """All that an ONNX file gives for each of the images, one at a time; they are as the graphs of this toolkit take them."""
-    run = open_model(Candidate(name=file.stem, path=file, whole=True), spec.shape, None, threads=1).predict
+    one = file if isinstance(file, Candidate) else Candidate(name=file.stem, path=file)
+    run = open_model(replace(one, whole=True), spec.shape, None, threads=1).predict
     for at in range(len(images)):
         yield tuple(map(np.atleast_1d, run(images[at : at + 1])))
 
@@ -135,10 +137,13 @@ class OwnAnswers:
         float32: the file that the others were made of.
         calibrated: positions of the training images that calibrate; others are taken where there are enough.
         max_drop: of the score, that may be lost; a share of what float32 scores where none is given.
+        asked: how a file is asked on validation images; in ONNX Runtime.
     """
 
-    def __init__(self, project: Project, float32: Path, calibrated: NDArray[np.int64], max_drop: float | None) -> None:
-        self.project, self._float32, self._found = project, float32, dict[Path, Scored]()
+    def __init__(
+        self, project: Project, float32: Path, calibrated: NDArray[np.int64], max_drop: float | None, asked: Asked = lambda file: file
+    ) -> None:
+        self.project, self._float32, self._found, self._asked = project, float32, dict[Path, Scored](), asked
         train, self.part = project.data.train, _validation(project)
         others = np.setdiff1d(np.arange(len(train.labels)), calibrated)
         pool = others if len(others) >= len(calibrated) // 4 else calibrated
@@ -153,7 +158,7 @@ class OwnAnswers:
         """What a file scores, asked once."""
         if file not in self._found:
             self._found[file] = self.judge.of(
-                _told(self.project, outputs_of(self.project.spec, file, self.part.images), len(self.part.labels))
+                _told(self.project, outputs_of(self.project.spec, self._asked(file), self.part.images), len(self.part.labels))
             )
         return self._found[file]
 

@@ -6,6 +6,9 @@
     export ── quantize, as the user says
     export ── explain (what int8 costs each layer and group, as tables and a picture; makes no file)
 
+With ``runtime`` c the candidates are timed as C, compiled here, and asked so on validation images: what is fast there differs. Compiling
+costs seconds each, so fewer are timed, and the rest is foretold. Then the choice is one for C, and says so.
+
 The choice is an artifact of its own, found again as long as graph, data, settings and machine are the same: latencies are never the same
 twice, but a second run takes the same choice and so makes the same bytes. Calibration images are drawn evenly from the classes of the
 training images by the seed, and recorded by index and hash. Settings are chosen on training images, without labels; the validation images
@@ -25,12 +28,14 @@ import dataclasses
 import math
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 from msgspec import UNSET, Meta, UnsetType
+from numpy.typing import NDArray
 
 from ..artifacts.artifact import PAYLOAD, Artifact
 from ..artifacts.parts import Chosen, Metrics
@@ -43,13 +48,15 @@ from ..benchmarks.machine import DECIDING, machine_facts
 from ..benchmarks.statistics import Interval, over_launches
 from ..errors import CompressError
 from ..graphs.records import MINIMUM_IMAGES
-from ..quantization.choice.search import SURE, Judges, choose
+from ..quantization.choice.search import QUICK, SURE, Judges, choose
 from ..quantization.records import Lost, Setting
+from .boards.compilers import compiler_here, toolchain
 from .import_network import refuse_sigmoid
 from .own_task import OwnAnswers, refuse_training
 
 if TYPE_CHECKING:
     from ..quantization.noise import GroupCost, LayerNoise
+    from .boards.timing import InC
     from .int8_files import Maker
 
 EXPLAIN, SEEN = "explain-int8", 1024
@@ -61,8 +68,8 @@ SEARCH = 2  # raised when a search chooses otherwise, so that what older version
 class QuantizeConfig:
     """int8. ``mode``: auto searches by measurement for the fastest file that is proved to lose at most ``max_drop`` points of balanced
     accuracy (0.3), or of the user's own score (0.3% of it), by a 95% bound, or loses no more as counted where ``accept_unproved`` says that
-    this is enough, for at most ``time_limit``; static, dynamic, int8-weights and fp16-weights (stored so, computed in float32) make one by
-    hand; float32 is a copy.
+    this is enough, for at most ``time_limit``, timed in ``runtime``; static, dynamic, int8-weights and fp16-weights (stored so, computed in
+    float32) make one by hand; float32 is a copy.
 
     The rest concerns static, and but for ``images`` and ``seed`` (calibration images drawn by it) auto finds it: ``method`` and
     ``per_channel`` as ``Setting`` has them, ``groups`` of nodes to take (none: all), see ``node_groups``, ``equalise`` and
@@ -80,6 +87,7 @@ class QuantizeConfig:
     max_drop: Annotated[float, Meta(ge=0, le=100, description="points of balanced accuracy, 0.3 is the default")] | None = None
     accept_unproved: bool = False
     time_limit: str | float | None = None
+    runtime: Annotated[Literal["onnxruntime", "c"], Meta(description="where candidates are timed")] = "onnxruntime"
     epochs: Annotated[int, Meta(ge=0, description="0 does no fine-tuning")] = 0
     lr: Annotated[float, Meta(gt=0, description="0.0001 is the default")] = 0.0001
 
@@ -90,6 +98,10 @@ class QuantizeConfig:
         if self.mode != "static" and (given := [name for name in by_hand if getattr(self, name) != getattr(QuantizeConfig, name)]):
             how = "auto tries them all" if self.mode == "auto" else f"{self.mode} has none"
             raise CompressError(f"{given[0]} (={getattr(self, given[0])}) is a setting of --mode static; {how}")
+        if self.runtime == "c":
+            if self.mode != "auto":
+                raise CompressError(f"runtime (=c) is what --mode auto times candidates in; {self.mode} times none, leave it out")
+            compiler_here("runtime (=c)")
         if self.epochs and self.mode not in ("auto", "static"):
             raise CompressError(f"epochs (={self.epochs}) of fine-tuning need --mode auto or static; {self.mode} has nothing to train")
 
@@ -113,7 +125,7 @@ def quantize(
         config = _as_chosen(found, config)
         # What is said of a file belongs to it: another search that comes to the same settings makes another artifact, unless it trains.
         inputs = {} if config.epochs else {"choice": choice.manifest.key}
-        told: dict[str, Any] = {name: getattr(found, name) for name in ("verdict", "decided", "complete", "best", "finalists")}
+        told: dict[str, Any] = {name: getattr(found, name) for name in ("verdict", "decided", "complete", "best", "finalists", "runtime")}
         chosen = Chosen(artifact=str(choice.path), hash=choice.manifest.hash, tried=len(found.tried), **told)
         project.console.say(f"quantize: {found.verdict}")
     tuning, distil = tutoring.config(config.epochs, config.lr), tutoring.distil
@@ -134,11 +146,13 @@ def quantize(
 
 
 def choose_quantization(project: Project, parent: Artifact, config: QuantizeConfig) -> Artifact:
-    """Search for the fastest file as ``quantization.choice.search`` does, on this machine: one image, one thread, ONNX Runtime."""
+    """Search for the fastest file as ``quantization.choice.search`` does, on this machine: one image, one thread."""
     begun, config = time.monotonic(), _limited(project, config)
     machine: dict[str, Any] = {name: machine_facts().get(name) for name in DECIDING if name not in ("governor", "gpu")}
     settings: dict[str, Any] = {name: getattr(config, name) for name in ("images", "seed", "max_drop", "accept_unproved")}
     inputs: dict[str, Any] = {"parent": parent.content, "data": data_identity(project), "machine": machine, "search": SEARCH}
+    if config.runtime != "onnxruntime":
+        settings["runtime"], inputs["toolchain"] = config.runtime, toolchain()
     key, limit = stage_key("choose", settings, **inputs), None
     if config.time_limit is not None and not is_made(project, place_of(project, "choose", key, None)):
         limit = seconds_of(config.time_limit, "time_limit")
@@ -148,35 +162,58 @@ def choose_quantization(project: Project, parent: Artifact, config: QuantizeConf
     with making(project, "choice", "choose", key, settings, parent) as new:
         if not new.wanted:
             return new.artifact
-        from ..artifacts.cost import in_turns, random_images
+        from ..artifacts.cost import random_images
         from .int8_files import Answers, Maker, calibration_images, graph_of
 
+        in_c = _in_c(project) if config.runtime == "c" else None
         generator = np.random.default_rng(config.seed)
         images, units = random_images(project.spec, generator), Lost(project.score.name if project.score else "")
         calibrated, calibration = calibration_images(project, config)
         with tempfile.TemporaryDirectory(dir=new.folder) as scratch:
-            maker = Maker(project, parent.payload, calibration, Path(scratch))
-            answers = (OwnAnswers if project.task else Answers)(project, parent.payload, calibrated, config.max_drop)
+            maker = Maker(project, parent.payload, calibration, Path(scratch), *([in_c.refuses] if in_c else []))
+            asked = [in_c.candidate] if in_c else []
+            answers = (OwnAnswers if project.task else Answers)(project, parent.payload, calibrated, config.max_drop, *asked)
             limit_of_drop = answers.max_drop
             judges = Judges(
-                times=lambda files, rounds: in_turns(list(files), images, rounds, generator),
+                times=lambda files, rounds: _timed(in_c, files, images, rounds, generator),
                 interval=over_launches,
                 moved=answers.moved,
                 certify=answers.certify,
                 progress=lambda told: project.console.progress(told, 0, 1),
                 late=lambda: limit is not None and time.monotonic() - begun > limit,
+                dear=in_c is not None,
             )
             found = choose(maker, judges, max_drop=limit_of_drop, accept_unproved=config.accept_unproved, units=units)
+            if in_c:
+                found = dataclasses.replace(found, verdict=f"{found.verdict} This is the choice for C ({toolchain()['compiler']}).")
             best = maker.file(found.best)
             before, after = answers.scores(parent.payload), answers.scores(best)
             scored: dict[str, Any] = {"before": before, "after": after}
             if project.task is not None:
                 scored = {"before": None, "after": None, "own": (before, after)}
-            search = Search(**vars(found), **scored, graph=graph_of(best), max_drop=limit_of_drop, groups=maker.groups_of, machine=machine)
+            about: dict[str, Any] = {"groups": maker.groups_of, "machine": machine, "runtime": config.runtime}
+            search = Search(**vars(found), **scored, graph=graph_of(best), max_drop=limit_of_drop, **about)
             project.console.progress("chosen", 1, 1)
         write_record(new.folder / PAYLOAD["choice"], search)
         new.metrics = Metrics(verdict=found.verdict)
     return new.artifact
+
+
+def _in_c(project: Project) -> InC:
+    from .boards.timing import InC
+
+    return InC(project.console)
+
+
+def _timed(
+    in_c: InC | None, files: Sequence[Path], images: list[NDArray[Any]], rounds: int, generator: np.random.Generator
+) -> NDArray[np.float64]:
+    """Seconds per call (rounds, files), in ONNX Runtime or as C, of which few rounds are a first look."""
+    from ..artifacts.cost import in_turns
+    from .boards.timing import DECIDE, LOOK
+
+    runtime = [in_c.runtime(LOOK if rounds <= QUICK else DECIDE)] if in_c else []
+    return in_turns(list(files), images, rounds, generator, *runtime)
 
 
 def _limited(project: Project, config: QuantizeConfig) -> QuantizeConfig:
@@ -189,7 +226,7 @@ def _settings_of(config: QuantizeConfig) -> dict[str, Any]:
     """What of ``config`` decides the result."""
     if config.mode != "static":
         return {"mode": config.mode}
-    without = {"max_drop", "accept_unproved", "time_limit"} | (set() if config.epochs else {"epochs", "lr"})
+    without = {"max_drop", "accept_unproved", "time_limit", "runtime"} | (set() if config.epochs else {"epochs", "lr"})
     return {name: value for name, value in dataclasses.asdict(config).items() if name not in without}
 
 
@@ -217,6 +254,8 @@ def explain_quantization(project: Project, parent: Artifact, config: QuantizeCon
     """
     if project.task is not None:
         raise CompressError("explain shows what int8 costs the logits of a classifier; leave it out")
+    if config.runtime != "onnxruntime":
+        raise CompressError(f"explain times groups of nodes in ONNX Runtime; leave runtime (={config.runtime}) out")
     settings = {name: getattr(config, name) for name in ("method", "per_channel", "groups", "equalise", "correct_bias", "images", "seed")}
     key = stage_key(EXPLAIN, settings, parent=parent.content, data=data_identity(project))
     setting = Setting(method=config.method, per_channel=config.per_channel, equalise=config.equalise, correct_bias=config.correct_bias)

@@ -52,6 +52,7 @@ Summary = Callable[[NDArray[np.float64]], Between | None]  # of one ratio per ro
 QUICK, SURE, CLOSE = 3, 12, 48  # rounds to look with, to decide with, and where the interval does not say on which side of FASTER
 GAIN = 0.01  # of the latency, which a set must be foretold to gain to be measured
 BATCH, BATCHES = 4, 8  # sets that are measured before the next ones are foretold, and how often that is done at most
+DEAR = 16  # sets that are measured at most where each costs seconds before it can be
 NOISE = 0.005  # of the latency, the standard deviation of a measurement at best
 HELPS = 0.9  # of what moves with minmax, or with what was kept so far: a further setting must bring it to this
 MOST_SETS = 3  # sets of groups that may be asked for proof, the fastest first
@@ -80,6 +81,7 @@ class Judges:
 
     ``moved``: how far a file's answers are from float32's, without labels, on images that ``certify`` does not see. ``certify``: what
     validation images say of a file, with a bound that is wrong with the given probability at most. ``late``: whether time is up.
+    ``dear``: a set costs seconds before it can be timed, so at most :data:`DEAR` are, no group alone, and the rest is foretold.
     """
 
     times: Times
@@ -88,6 +90,7 @@ class Judges:
     certify: Callable[[Path, float], Certified]
     progress: Progress
     late: Callable[[], bool] = lambda: False
+    dear: bool = False
 
 
 def choose(maker: Maker, judges: Judges, *, max_drop: float, accept_unproved: bool = False, units: Lost = POINTS) -> Choice:
@@ -153,12 +156,14 @@ class _Search:
         """Measure what tells most of all sets, then what is foretold to be fast, until nothing is."""
         groups = self.maker.groups
         starts = [frozenset(groups[start:]) for start in range(0, len(groups), round(len(groups) ** 0.5))]
-        wanted = list(dict.fromkeys([*starts, *(frozenset([name]) for name in groups)]))
+        alone = [] if self.judges.dear else [frozenset([name]) for name in groups]
+        wanted = list(dict.fromkeys([*starts, *alone]))
         for _ in range(BATCHES + 1):
             self.measure([frozenset(), *wanted], QUICK)
             best = self._best(MOST_SETS)
             below = (1 - GAIN) * min(1.0, float(self.model.foretold(best[:1])[0]))
-            wanted = self.model.promising([*best, frozenset()], self.found, BATCH, below)
+            most = min(BATCH, max(0, DEAR - len(self.found))) if self.judges.dear else BATCH
+            wanted = self.model.promising([*best, frozenset()], self.found, most, below)
             if not wanted or self.late():
                 break
 

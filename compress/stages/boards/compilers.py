@@ -1,13 +1,16 @@
-"""C compilers: which one makes programs for a target here, and how it is called."""
+"""C compilers: which one makes programs for a target here, how it is called, and what decides what comes out."""
 
+import functools
+import hashlib
 import platform
 import shutil
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
-from ...codegen.target import Target
-from ...errors import shown
+from ... import codegen
+from ...codegen.target import Target, target_of
+from ...errors import CompressError, shown
 
 HERE = ("gcc", "clang", "cc")
 MACHINES = {"x86_64": "x86-64", "amd64": "x86-64", "arm64": "aarch64"}
@@ -30,6 +33,40 @@ def usual(target: Target) -> tuple[str, ...]:
     if runs_here(target):
         return HERE
     return ("aarch64-linux-gnu-gcc",) if target.name.startswith("aarch64") else ("arm-none-eabi-gcc",) if target.lanes == 4 else ()
+
+
+def compiler_here(wanted: str) -> str:
+    """The compiler that makes programs for this machine. Raises CompressError where there is none; ``wanted``: what needs it."""
+    if (cc := found(HERE)) is None:
+        looked = f"(looked for {', '.join(HERE)})"
+        raise CompressError(f"{wanted} needs a C compiler, and there is none here {looked}; install one, or leave it out")
+    return cc
+
+
+def toolchain() -> dict[str, str]:
+    """What decides how fast C is here besides the graph: the compiler's version, its flags, and a hash of what writes the C.
+
+    Without a compiler none is named.
+    """
+    cc = found(HERE)
+    told = f"{cc}: {_version(shutil.which(cc) or cc)}" if cc is not None else "none"
+    return {"compiler": told, "flags": " ".join([*STANDARD, *target_of("native").flags]), "generator": _generator()}
+
+
+@functools.cache
+def _version(path: str) -> str:
+    """The first line of what a compiler says of itself."""
+    done = subprocess.run([path, "--version"], capture_output=True, text=True, errors="replace", stdin=subprocess.DEVNULL)
+    return shown((done.stdout.strip() or done.stderr.strip() or "unknown").splitlines()[0], 160)
+
+
+@functools.cache
+def _generator() -> str:
+    """Of all files of ``compress.codegen``, the kernels among them."""
+    digest, root = hashlib.sha256(), Path(codegen.__file__).parent
+    for path in sorted(path for path in root.rglob("*") if path.suffix in (".py", ".h")):
+        digest.update(f"{path.relative_to(root).as_posix()}\0".encode() + path.read_bytes() + b"\0")
+    return digest.hexdigest()[:16]
 
 
 def failed(command: Sequence[str | Path], folder: Path) -> str:

@@ -1,15 +1,19 @@
-"""What `compress benchmark` measures of the runtime ``c``: graphs as C, compiled for this machine into shared libraries."""
+"""Graphs as C, compiled for this machine into shared libraries: what `compress benchmark` measures of the runtime ``c``."""
 
 import dataclasses
 import importlib.util
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ...benchmarks.compiled import Compiled
 from ...benchmarks.runtimes import Candidate
 from ...codegen.target import target_of
 from ...errors import CompressError
 from .compilers import HERE, STANDARD, failed, found
+
+if TYPE_CHECKING:
+    from ...codegen.program import Program
 
 NAME = "net"
 
@@ -32,19 +36,32 @@ def library(file: Path, folder: Path) -> Compiled | str:
         return "no C compiler"
     if importlib.util.find_spec("onnx") is None:
         return "onnx is not installed"
-    from ...codegen.program import generate
-
-    target = target_of("native")
     try:
-        program = generate(file, name=NAME, target=target)
+        program = written(file)
     except CompressError as error:
         return str(error)
     folder.mkdir(parents=True)
-    for name, text in program.files.items():
-        (folder / name).write_text(text, encoding="utf-8")
     made = folder / f"{NAME}.so"
-    if told := failed([cc, *STANDARD, *target.flags, "-shared", "-fPIC", "-s", "-o", made, f"{NAME}.c", "-lm"], folder):
-        return f"{cc}: {told}"
+    return build(cc, program, made) or described(program, made)
+
+
+def written(file: Path) -> "Program":
+    """The graph in ``file`` as C for this machine. Raises CompressError where it cannot be."""
+    from ...codegen.program import generate
+
+    return generate(file, name=NAME, target=target_of("native"))
+
+
+def build(cc: str, program: "Program", made: Path, how: Sequence[str] = STANDARD) -> str:
+    """Compile a program into the library ``made``, in its folder; nothing, or in a line why that failed."""
+    for name, text in program.files.items():
+        (made.parent / name).write_text(text, encoding="utf-8")
+    told = failed([cc, *how, *target_of("native").flags, "-shared", "-fPIC", "-s", "-o", made, f"{NAME}.c", "-lm"], made.parent)
+    return f"{cc}: {told}" if told else ""
+
+
+def described(program: "Program", made: Path) -> Compiled:
+    """What a library of a program takes and gives."""
     taken = (program.input.name, program.input.shape, "tensor(uint8)" if program.input.dtype == "uint8" else "tensor(float)")
     outputs = tuple((one.name, one.shape) for one in program.outputs)
     return Compiled(path=made, function=f"{NAME}_run", taken=taken, outputs=outputs, arena=program.arena_bytes)
