@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
+from .errors import BenchmarkError
 from .results import Measurement, Result
 from .statistics import Speedup
 
@@ -73,6 +75,16 @@ def size(count: float) -> str:
             value = count / unit
             return f"{value:.{2 if value < 10 else 1 if value < 100 else 0}f} {name}"
     return f"{count:.0f} bytes"
+
+
+def bytes_of(value: int | float | str, name: str) -> int:
+    """The bytes that `size` writes so, ``45kB`` or ``0.5 MB``, or a plain number of them; `name` is what messages call it."""
+    found = re.fullmatch(r"([0-9]+(?:\.[0-9]*)?|\.[0-9]+)\s*(?:([kmg])(i?)b?|b)?", str(value).strip().lower())
+    count = round(float(found[1]) * (1024 if found[3] else 1000) ** " kmg".index(found[2] or " ")) if found else 0
+    if count <= 0:
+        shown = printable(str(value))[:40]
+        raise BenchmarkError(f"{name} (={shown}) must be a size above 0, such as 45kB or 0.5MB; a plain number is bytes")
+    return count
 
 
 def bytes_or_missing(value: int | None) -> str:

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal, TypedDict
 
 File = str | Path
 Share = Annotated[float, "share"]  # of what the teacher costs; the command line takes 0.35x for it
+Bytes = str | int  # 45kB, 0.5MB; a plain number is bytes
 Time = str | float  # 90s, 5m, 1h; a plain number is seconds
 Percent = Annotated[float, "percent"]
 Model = Annotated[str, "k49, emnist, or path/net.py:factory for a network of your own.  [default: k49]"]
@@ -131,7 +132,12 @@ class RemoveOptions(FineTuneOptions, GroupsOptions, total=False):
     sparsity: Annotated[float, "Fraction of the removable channels to remove, in (0, 1)."]
     max_macs: Annotated[Share, "MACs to be left, as a share of the teacher's."]
     max_size: Annotated[Share, "Weights to be left, as a share of the teacher's."]
-    max_latency: Annotated[Share, "Latency to be left, measured here: one image, one thread, ONNX Runtime."]
+    max_latency: Annotated[Share, "Latency to be left, measured here: one image, one thread."]
+    runtime: Annotated[Literal["onnxruntime", "c"], "Where latency is measured; c compiles each network here.  [default: onnxruntime]"]
+    max_ram: Annotated[Bytes, "RAM that its arena may take as C for --target, in --precision: 45kB."]
+    max_flash: Annotated[Bytes, "Flash that its weights may take likewise; code comes on top: 0.1MB."]
+    target: Annotated[str, "Of --max-ram and --max-flash, as of export-c.  [default: native]"]
+    precision: Annotated[Literal["int8", "float32"], "Of these: int8 (static, everywhere) or float32.  [default: int8]"]
     bypass: Annotated[Sequence[str], "Leave a module out: a name, a pattern, or auto (what is found cheap)."]
     importance: Annotated[str, "l2, bn, taylor, fluctuation, bn-fluctuation, or auto (the best of these by trial).  [default: auto]"]
     per_cost: Annotated[bool, "Rank by importance per what removal saves, or with --as-it-is by importance.  [default: auto tries both]"]

@@ -143,7 +143,7 @@ class Clock:
         self._images = random_images(spec, self._generator)
         self._template = Template(Prepare(spec), torch.from_numpy(np.concatenate(self._images[:2])), classes=classes)
         self._files: dict[Any, Path] = {}
-        self._baseline = self._file(baseline)
+        self._baseline = self.graph(baseline)
 
     def ratio(self, network: nn.Module, *, goal: float | None = None, rounds: int | None = None) -> Interval:
         """Latency of ``network`` / latency of the baseline, with its 95% interval; see :meth:`latencies`.
@@ -170,7 +170,7 @@ class Clock:
         Raises:
             CompressError: one of them cannot be exported.
         """
-        wanted = [self._file(network) for network in networks]
+        wanted = [self.graph(network) for network in networks]
         different = list(dict.fromkeys(wanted))
         seconds = in_turns([self._baseline, *different], self._images, rounds or self.rounds, self._generator, self._runtime)
         return seconds[:, [0, *(1 + different.index(file) for file in wanted)]]
@@ -179,7 +179,7 @@ class Clock:
         """Seconds that it takes to measure so many networks, on an idle machine; networks of more than 6 ms per image take longer."""
         return (rounds or self.rounds) * (networks + 1) * (TURN_SECONDS + OPEN_SECONDS) + networks * self._runtime.seconds
 
-    def _file(self, network: nn.Module) -> Path:
+    def graph(self, network: nn.Module) -> Path:
         """The graph of ``network``, exported unless one with its modules and shapes is there."""
         key = str(network), tuple((name, value.shape) for name, value in network.state_dict().items())
         if key not in self._files:

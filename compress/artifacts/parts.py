@@ -99,6 +99,8 @@ class StepSettings:
     max_macs: float | None = None
     max_size: float | None = None
     max_latency: float | None = None
+    max_ram: int | float | str | None = None
+    max_flash: int | float | str | None = None
     bypass: tuple[str, ...] = ()
     mode: str = ""
     groups: tuple[str, ...] = ()
@@ -181,12 +183,24 @@ class Chosen:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Memory:
+    """What a network needs as C for a ``target``, before and now: bytes of RAM for its arena, and of flash for its weights."""
+
+    target: Name
+    precision: Literal["int8", "float32"]
+    ram: tuple[Count, Count]
+    flash: tuple[Count, Count]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Gains:
-    """MACs, parameters and latency of a cut network as fractions of its teacher's."""
+    """MACs, parameters and latency, in ``runtime``, of a cut network as fractions of its teacher's; ``memory`` where it was a goal."""
 
     macs: float
     size: float
     latency: Interval
+    runtime: Literal["onnxruntime", "c"] = "onnxruntime"
+    memory: Memory | UnsetType = UNSET
 
 
 @dataclass(frozen=True, kw_only=True)

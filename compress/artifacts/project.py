@@ -14,6 +14,7 @@ from typing import Any, Protocol
 
 from msgspec import UNSET
 
+from ..benchmarks.formats import bytes_of, size
 from ..errors import ArtifactError
 from ..files import claimed, identity, publish
 from ..train.data_set import DataSet
@@ -125,6 +126,8 @@ def variant_name(artifact: Artifact) -> str:
         elif step.stage in ("remove-channels", "remove-channels-onnx"):
             shares = {goal: getattr(config, goal) for goal in GOALS}
             goals = [f"{share:.2g}x {goal[4:].replace('macs', 'MACs')}" for goal, share in shares.items() if share is not None]
+            sizes = {"RAM": config.max_ram, "flash": config.max_flash}
+            goals += [f"{size(bytes_of(value, name))} {name}" for name, value in sizes.items() if value is not None]
             removed = f"{100 * config.sparsity:.3g}% of channels" if config.sparsity is not None else ""
             words["remove-channels"] = ", ".join(goals) or removed or words.get("remove-channels", "modules left out")
         elif config.fold_constants:

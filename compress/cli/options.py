@@ -36,6 +36,8 @@ METAVARS = {
     "ship": "FOLDER",
     "storage": "URL|FILE",
     "time_limit": "TIME",
+    "max_ram": "SIZE",
+    "max_flash": "SIZE",
 }
 DEFAULTS = {"grid": Path("predictions.png")}  # what is taken where nothing was said, and Python does not
 OPENS: Mapping[str, Any] = {"model": of.Model, **typing.get_type_hints(of.OpenOptions, include_extras=True)}
@@ -78,6 +80,7 @@ EITHER = {"per_channel": "--per-channel/--per-tensor", "per_cost": "--per-cost/-
 TYPES = {
     of.File: PATH,
     of.Time: str,
+    of.Bytes: str,
     "share": SHARE,
     "percent": PERCENT,
     tuple[int, int, int]: SHAPE,

@@ -233,7 +233,11 @@ def _repair_text(repair: Repair, bare: str, told: Units) -> str:
 def _removal_text(metrics: Metrics, gains: Gains) -> str:
     """What channel removal gained beside the teacher, the width of each group, and what was left whole."""
     measured = f"{gains.latency.value:.2f}x ({gains.latency.low:.2f} to {gains.latency.high:.2f})"
-    parts = [f"Of the teacher's: MACs {gains.macs:.2f}x, parameters {gains.size:.2f}x, latency on this machine {measured}"]
+    where = " as C" if gains.runtime == "c" else ""
+    parts = [f"Of the teacher's: MACs {gains.macs:.2f}x, parameters {gains.size:.2f}x, latency{where} on this machine {measured}"]
+    if memory := gains.memory:
+        ram, flash = (f"{size(now)} (before {size(before)})" for before, now in (memory.ram, memory.flash))
+        parts.append(f"As C for {memory.target} in {memory.precision}: {ram} of RAM, {flash} of flash for weights; code besides")
     if drop := metrics.drop:
         told = _units(metrics)
         lost = f"{told.score} lost: {told.drop(drop.value)}" if told.score else f"Balanced accuracy lost: {drop.value:.2f} points"

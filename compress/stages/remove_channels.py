@@ -5,7 +5,8 @@
     teacher ── step 1 ── step 2 ── step 3         goals are fractions of the teacher's cost, and all steps learn from it
 
 The same command goes on with a killed run: finished steps are found, and what was chosen for the step in progress lies beside its state.
-Latency is measured in ONNX Runtime on this machine, so with such a goal, or with a measured rounding, two machines may choose otherwise.
+Latency is measured on this machine, in ONNX Runtime or as C, so with such a goal, or with a measured rounding, two machines may choose
+otherwise. RAM and flash are planned as C for a target, and are the same everywhere.
 
 Refused: a goal that the floors put out of reach (the nearest one is named), a network that cannot be cut (see compress.channels).
 """
@@ -16,22 +17,21 @@ import dataclasses
 import math
 import tempfile
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
-
-from msgspec import Meta
+from typing import TYPE_CHECKING, Any
 
 from ..artifacts.artifact import Artifact
-from ..artifacts.project import GOALS, New, Project, data_identity, is_made, making, place_of, stage_key
+from ..artifacts.project import New, Project, data_identity, is_made, making, place_of, stage_key
 from ..artifacts.recipe import Recipe, Tutoring
 from ..artifacts.records import seconds_of, write_kept
+from ..benchmarks.formats import size
 from ..errors import CompressError
 from ..train.settings import FitConfig
 from .import_network import refuse_sigmoid
 from .own_task import refuse_training
+from .removal.goals import RemoveConfig
 from .sensitivity import spare_modules
 
 if TYPE_CHECKING:
@@ -41,78 +41,6 @@ if TYPE_CHECKING:
     from ..benchmarks.statistics import Interval
     from ..channels.groups import Groups
 
-Share = Annotated[float, Meta(gt=0, lt=1, description="times what the teacher costs, 0.35x leaves about a third")]
-
-
-@dataclass(frozen=True, kw_only=True)
-class RemoveConfig:
-    """Channel removal in ``steps`` (3 if none is given, or 1 where nothing is learnt between them), each followed by fine-tuning:
-    ``epochs`` after the last, ``between`` after every other.
-
-    Goals: ``sparsity`` (fraction of the removable channels to remove), or any of ``max_macs``, ``max_size`` (of the weights) and
-    ``max_latency`` (measured here, one image on one thread), each as a fraction of the teacher's; all that are given must be met.
-    ``bypass``: modules to leave out: names, patterns such as ``blocks.*.spatial``, or "auto". ``importance``: see
-    :mod:`compress.channels.scores`; "auto" tries each, as it is and ``per_cost`` (of the goal that its removal saves), and takes the one
-    that costs least. ``scope`` and ``floor``: see
-    :mod:`compress.channels.choose`; scope "sensitivity" gives each group the sparsity that its own curve bears. ``round_to``: widths are
-    multiples of this many channels; 0 measures which multiple is fast. ``images``: how many training images importance looks at, and
-    the cut network is reconstructed on, at most 1,024.
-    ``time_limit``: "90s", "5m", "1h" or seconds in which all steps together search for what goes, training apart; they then take the best
-    so far, and say so.
-    """
-
-    sparsity: Annotated[float, Meta(gt=0, lt=1, description="0.5 removes half of the channels")] | None = None
-    max_macs: Share | None = None
-    max_size: Share | None = None
-    max_latency: Share | None = None
-    bypass: tuple[str, ...] = ()
-    importance: Literal["auto", "l2", "bn", "taylor", "fluctuation", "bn-fluctuation"] = "auto"
-    per_cost: bool = True
-    scope: Literal["global", "group", "sensitivity"] = "global"
-    round_to: Annotated[int, Meta(ge=0, description="0 measures which widths are fast, 8 makes them multiples of 8")] = 0
-    floor: Annotated[float, Meta(ge=0, lt=1, description="0.1 keeps a tenth of every group")] = 0.1
-    images: Annotated[int, Meta(ge=1, description="2048 is the default")] = 2048
-    steps: Annotated[int, Meta(ge=1, le=100, description="3 is the default, and 1 without fine-tuning")] | None = None
-    between: Annotated[int, Meta(ge=0, description="epochs")] = 1
-    epochs: Annotated[int, Meta(ge=0, description="0 for no fine-tuning")] = 6
-    lr: Annotated[float, Meta(gt=0, description="a third of the training's is usual")] = 0.001
-    time_limit: str | float | None = None
-
-    def __post_init__(self) -> None:
-        if self.sparsity is not None and self.limits:
-            raise CompressError(f"sparsity (={self.sparsity}) and {', '.join(self.limits)} exclude each other; name the one that counts")
-        if self.time_limit is not None:
-            seconds_of(self.time_limit, "time_limit")
-
-    @property
-    def limits(self) -> dict[str, float]:
-        """The goals other than sparsity, those that are given."""
-        return {name: value for name in GOALS if (value := getattr(self, name)) is not None}
-
-    def in_steps(self) -> list[RemoveConfig]:
-        """One config per step: what is left shrinks by the same factor in each, and modules are bypassed in the first.
-
-        0.125x in three steps: 0.5x, 0.25x, 0.125x. With scope "sensitivity" a step that only bypasses comes before, as what the
-        groups bear is measured without those modules.
-        """
-        if self.sparsity is None and not self.limits and not self.bypass:
-            raise CompressError("a goal is needed: --sparsity 0.5, --max-macs 0.35x, --max-size 0.25x or --max-latency 0.5x, or --bypass")
-        none: dict[str, Any] = dict.fromkeys(("sparsity", *GOALS))
-        first = self.scope == "sensitivity" and bool(self.bypass)
-        made = [dataclasses.replace(self, **none, epochs=self.between, steps=1, between=0)] if first else []
-        steps = self.steps or (3 if self.epochs else 1)
-        for step in range(1, steps + 1):
-            share = step / steps
-            goals: dict[str, Any] = {name: value**share if step < steps else value for name, value in self.limits.items()}
-            if self.sparsity is not None:
-                goals["sparsity"] = 1 - (1 - self.sparsity) ** share if step < steps else self.sparsity
-            epochs = self.epochs if step == steps else self.between
-            bypass = self.bypass if step == 1 and not first else ()
-            limit = None if self.time_limit is None else seconds_of(self.time_limit, "time_limit") / steps
-            made.append(dataclasses.replace(self, **goals, epochs=epochs, bypass=bypass, steps=1, between=0, time_limit=limit))
-        return made
-
-
 STAGE, OF_GRAPH = "remove-channels", "remove-channels-onnx"
 AUTO = "auto"
 SOLVED_ON = 1024  # training images that a cut network is reconstructed on; more bring little
@@ -120,19 +48,27 @@ SOLVED_ON = 1024  # training images that a cut network is reconstructed on; more
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """What all steps share. ``origin``: the teacher. ``final``: the limits after the last step, ``sparsity`` likewise.
+    """What all steps share. ``origin``: the teacher. ``goals``: those after the last step.
 
     ``place``: where the graphs lie that are measured. ``stage``: what is made is called.
     """
 
     project: Project
     origin: Artifact
-    final: Mapping[str, float]
-    sparsity: float | None
+    goals: RemoveConfig
     tutoring: Tutoring
     recipe: Recipe
     place: Path
     stage: str
+
+    @cached_property
+    def final(self) -> dict[str, float]:
+        """The limits after the last step."""
+        return self.shares(self.goals)
+
+    @property
+    def sparsity(self) -> float | None:
+        return self.goals.sparsity
 
     @cached_property
     def clock(self) -> Clock:
@@ -140,7 +76,37 @@ class Job:
         from ..artifacts.cost import Clock
         from ..artifacts.load import load_to_cut
 
-        return Clock(load_to_cut(self.origin), self.project.spec, self.place, classes=self.project.score is None)
+        how: dict[str, Any] = {"classes": self.project.score is None}
+        if self.goals.runtime == "c":
+            from .boards.timing import InC
+
+            how["runtime"] = InC(self.project.console).runtime()
+        return Clock(load_to_cut(self.origin), self.project.spec, self.place, **how)
+
+    @cached_property
+    def _planned(self) -> dict[Path, dict[str, int]]:
+        return {}
+
+    def needs(self, network: nn.Module) -> dict[str, int]:
+        """Bytes of RAM and flash, by the goals in them; planned once for the same widths."""
+        from .boards.memory import needs_in
+
+        graph = self.clock.graph(network)
+        if graph not in self._planned:
+            found = needs_in(graph, self.goals.target, self.goals.precision, self.project.spec.shape)
+            self._planned[graph] = {"max_ram": found.ram, "max_flash": found.flash}
+        return self._planned[graph]
+
+    @cached_property
+    def whole(self) -> dict[str, int]:
+        """What the teacher needs, where that is a goal."""
+        from ..artifacts.load import load_to_cut
+
+        return self.needs(load_to_cut(self.origin)) if self.goals.memory else {}
+
+    def shares(self, config: RemoveConfig) -> dict[str, float]:
+        """The goals of a step as fractions of what the teacher costs, memory too."""
+        return config.limits | {name: most / self.whole[name] for name, most in config.memory.items()}
 
 
 def remove_in_steps(
@@ -169,16 +135,32 @@ def remove_in_steps(
         job = Job(
             project=project,
             origin=tutoring.teacher or parent,
-            final=steps[-1].limits,
-            sparsity=steps[-1].sparsity,
+            goals=steps[-1],
             tutoring=tutoring,
             recipe=recipe,
             place=Path(place),
             stage=stage,
         )
+        steps = _within_reach(job, steps, config)
         for number, step in enumerate(steps, 1):
             parent = _step(job, parent, step, out if number == len(steps) else None)
     return parent
+
+
+def _within_reach(job: Job, steps: list[RemoveConfig], config: RemoveConfig) -> list[RemoveConfig]:
+    """The steps with their share of memory; CompressError where C is asked for and cannot be, or there is nothing to do for memory."""
+    if config.runtime == "c":
+        from ..artifacts.load import load_to_cut
+        from .boards.library import written
+
+        written(job.clock.graph(load_to_cut(job.origin)))
+    if not config.memory:
+        return steps
+    if not config.limits and not config.bypass and all(job.whole[name] <= most for name, most in config.memory.items()):
+        name, most = next(iter(config.memory.items()))
+        needs = f"{size(job.whole[name])} as C for {config.target} in {config.precision}"
+        raise CompressError(f"{name} (={size(most)}) is met already, the network needs {needs}; ask for less")
+    return config.in_steps(job.whole)
 
 
 def _of_kind(project: Project, parent: Artifact, config: RemoveConfig) -> tuple[Project, str]:
@@ -226,12 +208,13 @@ def refuse_unreachable(project: Project, network: nn.Module, config: RemoveConfi
         raise out_of_reach(name, limits[name], least, config.floor, best)
 
 
-def out_of_reach(name: str, limit: float, least: float, floor: float, multiple: int) -> CompressError:
-    """What to say of a goal that is missed although every group is at its floor."""
+def out_of_reach(name: str, limit: float, least: float, floor: float, multiple: int, whole: int = 0) -> CompressError:
+    """What to say of a goal that is missed although every group is at its floor; ``whole``: bytes that it is a fraction of."""
     rounded = f" in multiples of {multiple}" if multiple > 1 else ""
+    wanted, left = (size(limit * whole), size(least * whole)) if whole else (f"{limit:.4g}x", f"{math.ceil(1000 * least) / 1000}x")
     return CompressError(
-        f"{name} (={limit:.4g}x) cannot be reached: with every channel group at its floor (={floor}){rounded} "
-        f"{math.ceil(1000 * least) / 1000}x is left; ask for that, lower the floor, or leave modules of a network out (--bypass auto)"
+        f"{name} (={wanted}) cannot be reached: with every channel group at its floor (={floor}){rounded} "
+        f"{left} is left; ask for that, lower the floor, or leave modules of a network out (--bypass auto)"
     )
 
 
@@ -253,9 +236,9 @@ def _step(job: Job, parent: Artifact, config: RemoveConfig, out: Path | None) ->
     }
     inputs |= {"parent": parent.content, "teacher": origin.content}
     inputs |= {"bypass": "made up for"} if config.bypass else {}  # older versions did so for channels alone
-    key = stage_key(job.stage, dataclasses.replace(config, time_limit=None), **inputs)
+    key = stage_key(job.stage, dataclasses.replace(config, time_limit=None).decides, **inputs)
     if config.time_limit is not None and not is_made(project, place_of(project, job.stage, key, out)):
-        key = stage_key(job.stage, config, **inputs)  # what was not cut short is taken where it is there
+        key = stage_key(job.stage, config.decides, **inputs)  # what was not cut short is taken where it is there
     plan_file = project.folder / job.stage / f".{key[:12]}.plan.json"
 
     with making(project, parent.manifest.kind, job.stage, key, config, parent, out) as new:
@@ -308,7 +291,7 @@ def _remove(job: Job, new: New, parent: Artifact, config: RemoveConfig, tuning: 
 def _missed(job: Job, config: RemoveConfig, latency: Interval) -> str:
     """By how much a goal in latency was missed, in words, or that nothing was gained; or nothing."""
     goal = job.final.get("max_latency")
-    if goal is None and latency.low > 1 and config.limits == job.final:
+    if goal is None and latency.low > 1 and config.limits.items() <= job.final.items():
         slower = f"what is left is slower than before, {latency.value:.3g}x ({latency.low:.3g} to {latency.high:.3g})"
         return f"{slower}; ask for widths in multiples of 8 (--round-to 8), or for a latency (--max-latency 0.9x)"
     if goal is None or goal != config.max_latency or latency.high <= goal:

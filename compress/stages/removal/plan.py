@@ -36,9 +36,11 @@ from ...train.split import stratified_sample
 from ..finetune import affordable, batch_losses
 from ..remove_channels import STAGE, out_of_reach
 from ..sensitivity import loss_curves
+from .goals import MEMORY
 
 if TYPE_CHECKING:
-    from ..remove_channels import Job, RemoveConfig
+    from ..remove_channels import Job
+    from .goals import RemoveConfig
 
 ATTEMPTS = 4  # searches for a goal in latency, each aiming lower by what the one before missed
 HALVINGS = 12  # networks that a bisection looks at
@@ -113,7 +115,7 @@ class Cutter:
         """By what units are ranked."""
         if self.config.sparsity is not None or self.config.scope == "group" or not self.config.per_cost:
             return self.importances
-        cheap = [self.costs[name] for name in ("max_macs", "max_size") if name in self.config.limits] or [self.costs["max_macs"]]
+        cheap = [self.costs[name] for name in ("max_macs", "max_size") if name in self.limits] or [self.costs["max_macs"]]
         every, scores = self._everything(), {}
         for group in self.groups:
             without = every | {group.name: every[group.name][1:]}
@@ -136,8 +138,17 @@ class Cutter:
         return {
             "max_macs": lambda keep: (macs_after(self.groups, keep) + self.fixed_macs) / self.whole.macs,
             "max_size": lambda keep: size_after(self.network, self.groups, keep) / self.whole.params,
+            **{name: self._memory(name) for name in MEMORY},
             "max_latency": lambda keep: self._latency(keep).high,
         }
+
+    @property
+    def limits(self) -> dict[str, float]:
+        """The goals of this step other than sparsity, as fractions of the teacher's cost."""
+        return self.job.shares(self.config)
+
+    def _memory(self, name: str) -> Callable[[Kept], float]:
+        return lambda keep: self.job.needs(self.cut(keep))[name] / self.job.whole[name]
 
     def _latency(self, keep: Kept) -> Interval:
         """Measured once for the same widths, so that nothing is tried until it is lucky."""
@@ -157,10 +168,10 @@ class Cutter:
 
     def plan(self) -> Plan:
         """Which units stay, and the rounding with what was measured for it."""
-        if self.config.sparsity is None and not self.config.limits:
+        if self.config.sparsity is None and not self.limits:
             return Plan(keep=self._everything(), rounding=None)
         rounding = self.rounding
-        keep = self.choose(rounding.round_to, self.config.limits) if self.config.max_latency is None else self._fast(rounding.round_to)
+        keep = self.choose(rounding.round_to, self.limits) if self.config.max_latency is None else self._fast(rounding.round_to)
         return Plan(keep=keep, rounding=rounding, importance=self.ranking)
 
     @property
@@ -211,7 +222,7 @@ class Cutter:
     def roughly(self, more: float = 1.0) -> Kept:
         """What stays where ``more`` times as much goes as was asked for, but for a goal in latency, which is taken as one in MACs."""
         multiple = self.rounding.round_to
-        limits = {name: 1 - more * (1 - limit) for name, limit in self.in_macs(dict(self.config.limits), [multiple]).items()}
+        limits = {name: 1 - more * (1 - limit) for name, limit in self.in_macs(self.limits, [multiple]).items()}
         for name, limit in limits.items():
             if limit <= 0:
                 raise CompressError(f"{name}: {more:.3g} times as much as was asked for cannot go")
@@ -277,17 +288,18 @@ class Cutter:
             return reaching
         best = min(worst, key=lambda multiple: worst[multiple])
         _, name, least = worst[best]
-        raise out_of_reach(name, limits[name], least, self.config.floor, best)
+        raise out_of_reach(name, limits[name], least, self.config.floor, best, self.job.whole.get(name, 0))
 
     def cut(self, keep: Kept) -> nn.Module:
         return remove_channels(self.network, self.groups, keep)
 
     def in_macs(self, limits: dict[str, float], multiples: Sequence[int]) -> dict[str, float]:
-        """The limits, that of latency as one of MACs which at least one of the multiples can meet."""
-        if (latency := limits.pop("max_latency", None)) is not None:
-            scores = {group.name: torch.zeros(group.width) for group in self.groups}
-            least = min(self.costs["max_macs"](at_floor(self.groups, scores, self._choice(one))) for one in multiples)
-            limits["max_macs"] = max(min(limits.get("max_macs", 1.0), latency), least)
+        """The limits, of latency and RAM as one of MACs, of flash as one of size, which at least one of the multiples can meet."""
+        for name, cheap in (("max_latency", "max_macs"), ("max_ram", "max_macs"), ("max_flash", "max_size")):
+            if (limit := limits.pop(name, None)) is not None:
+                scores = {group.name: torch.zeros(group.width) for group in self.groups}
+                least = min(self.costs[cheap](at_floor(self.groups, scores, self._choice(one))) for one in multiples)
+                limits[cheap] = max(min(limits.get(cheap, 1.0), limit), least)
         return limits
 
     def _left(self, name: str, floor: Kept) -> Interval:
@@ -316,7 +328,7 @@ class Cutter:
             for _ in range(ATTEMPTS):
                 keep = floor
                 if self._latency(floor).high <= aim:
-                    keep = self.choose(round_to, self.config.limits | {"max_latency": aim})
+                    keep = self.choose(round_to, self.limits | {"max_latency": aim})
                 if goal != self.job.final.get("max_latency") or keep == floor:
                     break
                 found = clock.ratio(self.cut(keep), goal=goal, rounds=MOST_LAUNCHES)

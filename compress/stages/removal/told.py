@@ -7,7 +7,7 @@ from typing import Any
 from torch import nn
 
 from ...artifacts.cost import count_cost
-from ...artifacts.parts import Gains, Plan, Repair
+from ...artifacts.parts import Gains, Memory, Plan, Repair
 from ...artifacts.project import Project
 from ...benchmarks.paired import Drop, paired_drop
 from ...channels.reconstruct import Repaired
@@ -35,9 +35,14 @@ def features_of(cutter: Cutter, keep: Mapping[str, tuple[int, ...]]) -> dict[str
 def gains_of(cutter: Cutter, network: nn.Module, plan: Plan) -> dict[str, Any]:
     """The metrics about its size and speed beside the teacher's."""
     whole, now, ratio = cutter.whole, count_cost(network, cutter.example), cutter.job.clock.ratio(network)
+    goals, memory = cutter.job.goals, {}
+    if goals.memory:
+        pairs = {name: (cutter.job.whole[name], value) for name, value in cutter.job.needs(network).items()}
+        told = Memory(target=goals.target, precision=goals.precision, ram=pairs["max_ram"], flash=pairs["max_flash"])
+        memory = {"memory": told}
     return {
         "teacher": cutter.job.origin.content,
-        "gains": Gains(macs=now.macs / whole.macs, size=now.params / whole.params, latency=ratio),
+        "gains": Gains(macs=now.macs / whole.macs, size=now.params / whole.params, latency=ratio, runtime=goals.runtime, **memory),
         "widths": {name: (cutter.before[name], len(units)) for name, units in plan.keep.items()},
         "left_whole": tuple(str(one) for one in cutter.groups.left_whole),
         "rounding": plan.rounding,

@@ -51,7 +51,7 @@ class _Jury:
 
 def planned(cutter: Cutter) -> Plan:
     """The plan: importance "auto", and a rounding that was measured now, are those whose networks are best when they are reconstructed."""
-    if cutter.config.sparsity is None and not cutter.config.limits:
+    if cutter.config.sparsity is None and not cutter.limits:
         return cutter.plan()
     jury = _Jury(Bench(project=cutter.job.project, solved_on=min(cutter.config.images, TRIED_ON)), load_to_cut(cutter.parent))
     losses: dict[str, float] = {}
