@@ -13,26 +13,29 @@ import collections
 import itertools
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from .errors import BenchmarkError
 from .formats import CHOOSING, MISSING, ZEROS, Units, count, percent, size, units
+from .limits import Limits, Needs
 from .machine import differences
 from .plot import AXES, SIZES, draw, in_the_dark
 from .results import Finalist, LayerZeros, Measurement, Result, replace
 from .tables import as_csv, as_json, p_value, tables
-from .verdict import Limits, Verdict, decide
+from .verdict import Verdict, decide
 
 MOST_NAMED = 5  # classes and confusions in a sentence
 
 
-def write_report(results: Sequence[Result], folder: Path, limits: Limits) -> tuple[Verdict, ...]:
+def write_report(
+    results: Sequence[Result], folder: Path, limits: Limits, needs: Sequence[Mapping[str, Needs | str]] = ()
+) -> tuple[Verdict, ...]:
     """Write ``report.html``, ``.md``, ``.csv``, ``.json`` and ``report*.png`` into a folder, which is made if need be.
 
     Args:
-        results: one per machine. limits: what a variant must keep to be recommended.
+        results: one per machine. limits: what a variant must keep to be recommended. needs: of each result, see `decide`.
 
     Returns:
         One verdict per result.
@@ -44,7 +47,7 @@ def write_report(results: Sequence[Result], folder: Path, limits: Limits) -> tup
 
     if not results:
         raise BenchmarkError("results (=none) must be at least one; run `compress benchmark` first")
-    verdicts = tuple(decide(result, limits) for result in results)
+    verdicts = tuple(decide(result, limits, known) for result, known in itertools.zip_longest(results, needs))
     folder.mkdir(parents=True, exist_ok=True)
     sections = []
     for number, (result, verdict) in enumerate(zip(results, verdicts, strict=True), start=1):
@@ -82,8 +85,7 @@ def markdown(value: Any) -> Any:
 def _section(result: Result, verdict: Verdict, limits: Limits) -> dict[str, Any]:
     baseline, machine, settings = result.measurements[result.baseline], result.machine, result.settings
     allowed = [f"at most {limits.drop_of(result):.4g} {units(result).of} lost"]
-    allowed += [f"at most {limits.max_latency:g} ms"] if limits.max_latency is not None else []
-    allowed += [f"at most {size(limits.max_size)}"] if limits.max_size is not None else []
+    allowed += limits.told()
     measuring = (
         "{launches} launches of a fresh process per variant, {rounds} rounds each, in which the variants took turns in random order (seed "
         "{seed}); {samples} timed calls per turn, {batch} image(s) per call, {threads} thread(s). The clock sees the way from the raw "

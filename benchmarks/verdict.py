@@ -7,23 +7,22 @@ accepts that. A test set of 360 images proves next to nothing, and the verdict s
 
 Of two variants the faster one is told by the ratios of the same rounds (`statistics.speedup`), be one of them the baseline or not: the
 whole 95% interval must lie on one side of 1, and the change be at least 1%. Doubts of the two rows stand in the same sentence.
-
-Refused: limits that make no sense.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Literal
 
 import numpy as np
-from msgspec import Meta
 
 from . import statistics
 from .doubts import cure
 from .drops import Loss, loss, needed
 from .formats import Units, milliseconds, printable, size, times, units
+from .limits import Limits as Limits
+from .limits import Needs, measure_against
 from .paired import Drop
 from .results import Measurement, Result
 from .statistics import Speedup
@@ -31,30 +30,6 @@ from .statistics import Speedup
 # Under this a speedup is no reason to ship another file: a 95% interval misses 1 in one of twenty comparisons of a file with itself, and
 # those misses are smaller than this.
 LEAST_CHANGE = 0.01
-USUAL_DROP = 0.5  # points, or percent of a score of the user's own
-
-
-@dataclass(frozen=True, kw_only=True)
-class Limits:
-    """What a variant must keep.
-
-    Args:
-        max_drop: points of balanced accuracy that may be lost, 0.5 if none is given; by a score of the user's own so much of that, or
-            half a percent of what the baseline has. accept_unproved: whether it is enough that no more are lost as counted.
-        max_latency: largest p50 in milliseconds. max_size: largest file in bytes.
-    """
-
-    max_drop: Annotated[float, Meta(ge=0, le=100, description="points, 0.5 allows 97.0% to become 96.5%")] | None = None
-    accept_unproved: bool = False
-    max_latency: Annotated[float, Meta(gt=0, description="milliseconds, leave it out for no limit")] | None = None
-    max_size: Annotated[int, Meta(gt=0, description="bytes, leave it out for no limit")] | None = None
-
-    def drop_of(self, result: Result) -> float:
-        """`max_drop`, or what stands for it in a result."""
-        if self.max_drop is not None:
-            return self.max_drop
-        baseline = result.measurements[result.baseline]
-        return USUAL_DROP if result.scoring is None else USUAL_DROP / 100 * abs(baseline.score or 0.0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,8 +62,8 @@ class Verdict:
         return self.headline
 
 
-def decide(result: Result, limits: Limits) -> Verdict:
-    """Choose the variant to ship.
+def decide(result: Result, limits: Limits, needs: Mapping[str, Needs | str] | None = None) -> Verdict:
+    """Choose the variant to ship. ``needs``: by the names of the files, what each takes as C, or why it cannot be; for limits of that.
 
     fp32 at 1.00 ms, int8 at 0.80 ms (speedup 1.25x, 1.20 to 1.30), 30 of 30,000 images lost, so at most 0.14 points: ship int8. The same
     with one of 360 images lost, 0.28 points and at most 1.32: ship fp32, int8 is not proved. At 1.15 ms: ship fp32, int8 is slower here.
@@ -101,7 +76,7 @@ def decide(result: Result, limits: Limits) -> Verdict:
     measured = [one for one in result.measurements if one.runtime == "onnxruntime" and one.device == "cpu" and one.reason is None]
     if not measured:
         return Verdict(ship=None, headline="No verdict: no file was measured in ONNX Runtime on the CPU.")
-    rows = [_row(result, one, limits) for one in measured]
+    rows = [_row(result, one, limits, (needs or {}).get(one.name)) for one in measured]
     within = [row for row in rows if not row.broken]
     chosen = _choose([row for row in within if row.proved or limits.accept_unproved])
     best = _choose(within)
@@ -152,13 +127,15 @@ def surely_slower(found: Speedup) -> bool:
 class _Row:
     """A file that was measured beside the baseline, and how it stands to the limits.
 
-    `broken`: the limits that it breaks as counted, as ends of the sentence "it ...". `tells`: images that would bound its drop.
+    `broken`: the limits that it breaks as counted, as ends of the sentence "it ..."; `excess`: by which factor at most, but for the drop.
+    `tells`: images that would bound its drop.
     """
 
     one: Measurement
     baseline: Measurement
     loss: Loss
     broken: tuple[str, ...]
+    excess: float
     proved: bool
     limit: float
     tells: int | None
@@ -235,8 +212,7 @@ class _Row:
         return f"not proved within {limit} with {drop.images:,} images: {counted} as counted, {self.bound}{tell}"
 
 
-def _row(result: Result, one: Measurement, limits: Limits) -> _Row:
-    assert one.latency is not None
+def _row(result: Result, one: Measurement, limits: Limits, needs: Needs | str | None) -> _Row:
     baseline = result.measurements[result.baseline]
     found = loss(result, baseline, result, one)
     if one is baseline:
@@ -244,14 +220,13 @@ def _row(result: Result, one: Measurement, limits: Limits) -> _Row:
     broken, told, limit = [], units(result), limits.drop_of(result)
     if found.drop.value > limit:
         broken.append(f"loses {told.drop(found.drop.value)} {told.of}, {limit:.4g} are allowed")
-    if limits.max_latency is not None and one.latency.p50 * 1e3 > limits.max_latency:
-        broken.append(f"takes {milliseconds(one.latency.p50)}, {limits.max_latency:g} ms are allowed")
-    if limits.max_size is not None and one.size_bytes > limits.max_size:
-        broken.append(f"takes {size(one.size_bytes)}, {size(limits.max_size)} are allowed")
+    others = measure_against(limits, one, needs)
+    broken += [other.told for other in others if other.factor > 1]
     proved = found.drop.bound <= limit
     tells = None if proved else needed(result, one, limit)
+    excess = max((other.factor for other in others), default=0.0)
     return _Row(
-        one=one, baseline=baseline, loss=found, broken=tuple(broken), proved=proved, limit=limit, tells=tells, units=told
+        one=one, baseline=baseline, loss=found, broken=tuple(broken), excess=excess, proved=proved, limit=limit, tells=tells, units=told
     )  # fmt: skip
 
 
@@ -276,7 +251,7 @@ def _headline(rows: Sequence[_Row], chosen: _Row | None, unproved: _Row | None, 
         waits = f" `compress report --accept-unproved` ships {unproved.name}: {unproved.file}."
     if chosen is None:
         if unproved is None:
-            nearest = _nearest(rows, limits)
+            nearest = _nearest(rows)
             return f"Ship nothing yet: no variant keeps the limits. Nearest is {nearest.name}: it {' and '.join(nearest.broken)}.", []
         return f"Ship nothing yet: no variant is proved to keep the limits. {unproved.name} is {unproved.unproved}.{waits}", []
     baseline, file = chosen.baseline, f" The file: {chosen.file}."
@@ -321,15 +296,9 @@ def _keep(others: Sequence[_Row], best: _Row, limits: Limits) -> str:
     return told
 
 
-def _nearest(rows: Sequence[_Row], limits: Limits) -> _Row:
-    """Of those that break a limit, the one that misses the limits on latency and size by the smallest factor."""
-
-    def excess(row: _Row) -> tuple[bool, float]:
-        factors = [row.p50 * 1e3 / limits.max_latency] if limits.max_latency is not None else []
-        factors += [row.one.size_bytes / limits.max_size] if limits.max_size is not None else []
-        return row.loss.drop.value > row.limit, max(factors, default=0.0)
-
-    return min(rows, key=excess)
+def _nearest(rows: Sequence[_Row]) -> _Row:
+    """Of those that break a limit, the one that misses the limits but that of the drop by the smallest factor."""
+    return min(rows, key=lambda row: (row.loss.drop.value > row.limit, row.excess))
 
 
 def _reason(row: _Row, chosen: _Row | None) -> str:

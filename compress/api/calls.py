@@ -21,7 +21,7 @@ Options = Mapping[str, Any]
 Stages = tuple[str, ...]
 P = ParamSpec("P")
 R = TypeVar("R")
-LIMITS = ("max_drop", "accept_unproved", "max_latency", "max_size")
+LIMITS = ("max_drop", "accept_unproved", "max_latency", "max_size", "max_ram", "max_flash", "target")
 SHARED = (
     "weights",
     "pretrained",

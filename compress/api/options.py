@@ -203,6 +203,9 @@ class LimitOptions(TypedDict, total=False):
     accept_unproved: Annotated[bool, "Let the loss as counted decide where the images are too few to bound it."]
     max_latency: Annotated[float, "Largest p50 allowed, in milliseconds."]
     max_size: Annotated[int, "Largest file allowed, in bytes."]
+    max_ram: Annotated[Bytes, "RAM that the arena of the file as C for --target may take: 45kB."]
+    max_flash: Annotated[Bytes, "Flash that its weights may take likewise; code comes on top: 0.1MB."]
+    target: Annotated[str, "Of --max-ram and --max-flash, as of export-c.  [default: native]"]
 
 
 class ReportOptions(LimitOptions, total=False):

@@ -22,16 +22,20 @@ from ..artifacts.project import TRAINED_STAGES, Project, data_identity, making, 
 from ..artifacts.recipe import Recipe
 from ..benchmarks.errors import BenchmarkError
 from ..benchmarks.formats import title
+from ..benchmarks.limits import Limits
 from ..benchmarks.machine import has_cuda_driver
 from ..benchmarks.results import Choice, Data, Finalist, Result, write_results
 from ..benchmarks.results import Facts as Known
 from ..benchmarks.run import BenchmarkConfig, run_benchmark
 from ..benchmarks.runtimes import Candidate, about_file
-from ..benchmarks.verdict import Limits, Verdict, decide
+from ..benchmarks.verdict import Verdict, decide
+from ..codegen.target import target_of
 from ..errors import CompressError, first_line, need_file, onnxruntime_errors
 from ..quantization.records import described
 from ..train.metrics import mean_average_precision, score
+from .boards.compilers import toolchain
 from .boards.library import compiled
+from .report import needs_of_files
 
 OF_GRAPHS = ("onnxruntime", "openvino", "c")
 CHOICES = (*OF_GRAPHS, "torch", "torch.compile")
@@ -159,7 +163,8 @@ def benchmark(
     """
     baseline = next((c.name for c in candidates if c.runtime == "onnxruntime"), candidates[0].name)
     seen = [{"name": c.name, "runtime": c.runtime, "device": c.device, "artifact": c.artifact} for c in candidates]
-    key = stage_key("benchmark", config, candidates=seen, data=data_identity(project))
+    built = {"toolchain": toolchain()} if any(one.runtime == "c" for one in candidates) else {}  # an upgrade measures again
+    key = stage_key("benchmark", config, candidates=seen, data=data_identity(project), **built)
 
     with making(project, "benchmark", "benchmark", key, config, root, out) as new:
         if not new.wanted:
@@ -195,6 +200,7 @@ def measure(context: Context, recipe: Recipe, files: Sequence[Path], config: Ben
     """Measure ``files`` (.onnx files, folders of artifacts), or every variant of the newest network."""
     _chosen(runtimes)  # a wrong name should not cost the loading of data first
     limits = recipe.stage(Limits, "report")
+    target_of(limits.target)
     root = None
     if files:
         artifacts = {path: context.trusted(read_artifact(path)) for path in files if path.is_dir()}
@@ -218,4 +224,4 @@ def measure(context: Context, recipe: Recipe, files: Sequence[Path], config: Ben
         candidates = candidates_of([*variants_of(project, root), root], project.device, runtimes)
     artifact = benchmark(project, candidates, config, root, context.out)
     result = read_results(artifact.payload)
-    return Benchmark(artifact=artifact, result=result, verdict=decide(result, limits))
+    return Benchmark(artifact=artifact, result=result, verdict=decide(result, limits, needs_of_files(artifact.payload, result, limits)))

@@ -26,10 +26,12 @@ from ..artifacts.payloads import read_scored
 from ..artifacts.records import checked
 from ..artifacts.vectors import VECTORS
 from ..benchmarks.formats import printable
+from ..benchmarks.limits import Limits, Needs
 from ..benchmarks.report import write_report
 from ..benchmarks.results import Measurement, Result
 from ..benchmarks.tables import plain
-from ..benchmarks.verdict import Limits, Verdict
+from ..benchmarks.verdict import Verdict
+from ..codegen.target import target_of
 from ..errors import CompressError, shown
 
 # What whoever passes on a network trained on data of this name has to know.
@@ -59,15 +61,37 @@ def report(files: Sequence[Path], folder: Path, limits: Mapping[str, Any], ship:
     ``ship``: a new or empty folder, into which the file that the verdict names is copied with all that belongs to it.
     """
     allowed = checked(Limits, limits, "[report]")
+    target_of(allowed.target)
     if ship is not None and ship.exists() and (not ship.is_dir() or any(ship.iterdir())):
         raise CompressError(f"ship (={ship}) exists and is not empty; name a new folder")
     if ship is not None and len(files) != 1:
         raise CompressError(f"ship (={ship}) takes the verdict of one result, not of {len(files)}; name the one of the board's machine")
     results = tuple(read_scored(path) for path in files)
-    verdicts = write_report(results, folder, allowed)
+    needs = [needs_of_files(path, result, allowed) for path, result in zip(files, results, strict=True)]
+    verdicts = write_report(results, folder, allowed, needs)
     if ship is not None:
         _ship(files[0], results[0], verdicts[0], ship)
     return Outcome(folder=folder, results=results, verdicts=verdicts, shipped=ship)
+
+
+def needs_of_files(file: Path, result: Result, limits: Limits) -> dict[str, Needs | str]:
+    """What each file that a verdict may choose takes as C for the target of ``limits``, or why it cannot be; nothing without such limits.
+
+    ``file``: the result's. Raises CompressError where a file is not there any more, or not the one that was measured.
+    """
+    if not limits.memory:
+        return {}
+    from .boards.memory import needs_of
+
+    found: dict[str, Needs | str] = {}
+    for one in result.measurements:
+        if (one.runtime, one.device) == ("onnxruntime", "cpu") and one.reason is None:
+            path, _ = _measured(file, one)
+            try:
+                found[one.name] = needs_of(path, limits.target)
+            except CompressError as error:
+                found[one.name] = str(error)
+    return found
 
 
 def newest_result(folder: Path) -> Path:

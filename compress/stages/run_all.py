@@ -17,8 +17,9 @@ from msgspec import UNSET, UnsetType
 from ..artifacts.context import Context
 from ..artifacts.project import TRAINED_STAGES, Project, is_made, place_of
 from ..artifacts.recipe import Recipe, Tutoring, training_config
+from ..benchmarks.limits import Limits
 from ..benchmarks.run import BenchmarkConfig
-from ..benchmarks.verdict import Limits
+from ..codegen.target import target_of
 from ..train.settings import AugmentConfig, DistilConfig, FitConfig
 from .benchmark import benchmark, candidates_of
 from .export import ExportConfig, export
@@ -60,7 +61,7 @@ def run_all(context: Context, recipe: Recipe, measuring: Mapping[str, Any], limi
     quantizing = recipe.stage(QuantizeConfig, "quantize", accept_unproved=limits.get("accept_unproved"))
     dynamic, static = (QuantizeConfig(mode=mode, images=quantizing.images, seed=quantizing.seed) for mode in ("dynamic", "static"))
     benchmarking = recipe.stage(BenchmarkConfig, "benchmark", **measuring)
-    recipe.stage(Limits, "report", **limits)
+    target_of(recipe.stage(Limits, "report", **limits).target)
     if context.device == "cuda":
         from ..train.fit import choose_device
 

@@ -5,24 +5,16 @@ Code comes on top of the weights, and the caller's image and answers on top of t
 takes; which range it finds changes no size, so images of noise calibrate.
 """
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
+from ...benchmarks.limits import Needs
 from ...codegen.target import target_of
 from ...graphs.records import MINIMUM_IMAGES
 
 Precision = Literal["int8", "float32"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Needs:
-    """Bytes."""
-
-    ram: int
-    flash: int
 
 
 def needs_of(file: Path, target: str) -> Needs:
