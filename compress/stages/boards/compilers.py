@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ... import codegen
-from ...codegen.target import Target, target_of
+from ...benchmarks.machine import machine_facts
+from ...codegen.target import TARGETS, Target, target_of
 from ...errors import CompressError, shown
 
 HERE = ("gcc", "clang", "cc")
@@ -21,6 +22,17 @@ def runs_here(target: Target) -> bool:
     """Whether this machine is of the target's family."""
     machine = platform.machine().lower()
     return target.name in ("native", "portable") or target.name.startswith(MACHINES.get(machine, machine))
+
+
+def int8_is_slow(target: Target) -> bool:
+    """Whether int8 was measured to be slower than float32 there: vectors, and no instruction for dot products of bytes.
+
+    Of this machine its processor says so.
+    """
+    if target.name == "native" and runs_here(TARGETS["x86-64-v3"]):
+        flags = machine_facts().get("flags", [])
+        return "avx2" in flags and not {"avx512_vnni", "avx_vnni"} & set(flags)
+    return target.vector > 1 and target.dot in ("", "pmaddwd")
 
 
 def found(names: Sequence[str]) -> str | None:

@@ -36,10 +36,12 @@ from ...benchmarks.runtimes import Candidate, about_file, onnx_session
 from ...codegen.target import target_of
 from ...errors import ArtifactError, CompressError, need_file, onnxruntime_errors, shown
 from ...files import claimed, publish
+from .compilers import int8_is_slow
 from .record import IDENTIFIER, RECORD, Layer, Made, Port, changed, read_made
 from .texts import Taking, Tests, texts
 
 RANDOM_IMAGES, MOST_VALUES = 4, 2**20  # pixels of all test images together
+SLOW = "name the float32 graph with --from, or choose for C (`compress quantize --runtime c`); int8 takes less memory"
 TAKEN_NAMES = ("test", "example", "kernels")  # of files that lie there too
 
 
@@ -89,8 +91,9 @@ def export_c(context: Context, recipe: Recipe, config: ExportCConfig, onnx: Path
     model, processor = read_onnx(source.file), target_of(config.target)
     program = generate(model, name=name, target=processor)
     entry, int8 = _entry(context, source.file, onnx is not None), any("QuantizeLinear" in node.op_type for node in model.graph.node)
-    if int8 and processor.vector > 1 and not processor.dot:
-        context.console.say(f"export-c: {config.target} has no instruction for products of int8; the float32 graph may be faster there")
+    slow = int8 and int8_is_slow(processor)
+    if slow:
+        context.console.say(f"export-c: {config.target} has no dot product of int8, so float32 is faster there; for speed, {SLOW}")
     tests = _tests(source.file, entry, "quantize" if int8 else "export")
     makers = {output: node.op_type for node in model.graph.node for output in node.output}
     probable = makers.get(program.outputs[0].name) in ("Softmax", "Sigmoid")
@@ -109,7 +112,8 @@ def export_c(context: Context, recipe: Recipe, config: ExportCConfig, onnx: Path
         images=len(tests.images),
         files={},
     )
-    files = {file: text.encode() for file, text in (program.files | texts(made, tests, taking)).items()}
+    about = texts(made, tests, taking, SLOW if slow else "")
+    files = {file: text.encode() for file, text in (program.files | about).items()}
     made = dataclasses.replace(made, files={file: hashlib.sha256(files[file]).hexdigest() for file in sorted(files)})
     if there is not None and _is_same(target, there, made):
         context.console.say(f"export-c: unchanged, {target}")

@@ -3,9 +3,13 @@
 To compile and run what lies in a folder is to run it: that happens only to files that are as ``c.json`` says, which tells accidents, not
 forgers, with the flags of the target that are known here, and in a folder of its own that is gone afterwards.
 
+``run`` that begins with ``ssh`` (``ssh -p 2222 board``) sends the program through the connection into a new folder there, starts it, and
+removes the folder; another command is given the path of the program here.
+
 Refused: no compiler, and a target that this machine is not, where nobody says what runs its programs.
 """
 
+import os
 import shlex
 import shutil
 import signal
@@ -20,6 +24,8 @@ from .compilers import STANDARD, failed, found, runs_here, usual
 from .record import RECORD, changed, read_made
 
 TEST = "test"
+# What a shell on a board is told; the program comes as its input.
+THERE = 'place=$(mktemp -d) && cat > "$place/test" && chmod +x "$place/test" && "$place/test"; code=$?; rm -rf "$place"; exit $code'
 
 
 def prove(folder: Path, cc: str | None, run: str | None) -> Proof:
@@ -42,7 +48,7 @@ def prove(folder: Path, cc: str | None, run: str | None) -> Proof:
         told = failed([*compiler, *STANDARD, *made.processor.flags, "-o", program, *sources, "-lm"], Path(scratch))
         checks.append(Check(name="compiles", passed=not told, detail=told or f"{shlex.join(compiler)} for {made.target}"))
         if not told:
-            checks.append(_self_test([*runner, str(program)], Path(scratch)))
+            checks.append(_self_test(runner, program))
     return Proof(folder=folder, checks=tuple(checks))
 
 
@@ -69,8 +75,11 @@ def _compiler(target: Target, cc: str | None) -> list[str]:
     return [name]
 
 
-def _self_test(command: list[str], folder: Path) -> Check:
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, errors="replace", stdin=subprocess.DEVNULL)
+def _self_test(runner: list[str], program: Path) -> Check:
+    there = bool(runner) and Path(runner[0]).name == "ssh"
+    command = [*runner, THERE] if there else [*runner, str(program)]
+    with program.open("rb") if there else Path(os.devnull).open("rb") as given:
+        done = subprocess.run(command, cwd=program.parent, capture_output=True, text=True, errors="replace", stdin=given)
     said = shown((done.stdout.strip() or done.stderr.strip() or "it says nothing").splitlines()[0], 160)
     code = done.returncode
     ended = f"; ended by {signal.Signals(-code).name}" if code < 0 else f"; exit code {code}" if code else ""

@@ -113,6 +113,20 @@ def test_the_compiler_gets_the_flags_of_the_target_and_the_runner_the_program(fo
     assert called.startswith("-static -std=c11 -O3 ") and flag in called and ran == "-L test"
 
 
+@needs_gcc
+def test_over_ssh_the_program_is_sent_runs_there_and_is_removed(folder: Path, run: Commands, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the place of ssh: a shell with a folder for temporary files of its own, which is told what comes last."""
+    log, there = Path("log").absolute(), Path("there").absolute()
+    there.mkdir()
+    ssh = script("ssh", f'echo "$1 $2 $3" > {log}; shift 3; TMPDIR={there} exec sh -c "$1"')
+    code, out, _ = run("verify", "c", "--run", f"{ssh} -p 2222 board")
+    assert code == 0 and "ok    self-test     4 of 4 images; " in out
+    assert log.read_text() == "-p 2222 board\n" and not list(there.iterdir())
+    dead = script("ssh", "echo 'ssh: connect to host board port 22: Connection refused' >&2; exit 255")
+    code, out, _ = run("verify", "c", "--run", f"{dead} board")
+    assert code == 1 and "FAIL  self-test     ssh: connect to host board port 22: Connection refused; exit code 255" in out
+
+
 def test_a_program_that_a_signal_ends_is_a_failure(folder: Path, run: Commands) -> None:
     cc = script("cc", 'while [ "$1" != -o ]; do shift; done; printf "#!/bin/sh\\nkill -ILL \\$\\$\\n" > "$2"; chmod +x "$2"')
     code, out, _ = run("verify", "c", "--cc", str(cc))
