@@ -238,9 +238,7 @@ class ThroughputOptions(TypedDict, total=False):
 
 class VerifyOptions(TypedDict, total=False):
     cc: Annotated[str, "Of C: the compiler, with options if it needs some: clang, aarch64-linux-gnu-gcc.  [default: the target's]"]
-    run: Annotated[
-        str, "Of C: what runs its programs: 'ssh board', 'qemu-aarch64 -L /usr/aarch64-linux-gnu'.  [default: this machine]"
-    ]
+    run: Annotated[str, "Of C: what runs its programs: 'ssh board', 'qemu-aarch64 -L /usr/aarch64-linux-gnu'.  [default: this machine]"]
 
 
 class CompareOptions(TypedDict, total=False):
