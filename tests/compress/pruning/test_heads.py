@@ -20,7 +20,6 @@ from compress.pruning.attention import Attention
 from compress.pruning.heads import TokenAttention, separate_heads
 from compress.pruning.windows import WindowAttention
 
-
 PIXELS = InputSpec(shape=(3, 40, 40), mean=(0.5,) * 3, std=(0.5,) * 3)
 
 
