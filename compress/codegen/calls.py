@@ -86,7 +86,8 @@ class Contract(Call):
     """Convolution, or product with a matrix of weights: ``weights`` (N, C, kh, kw), float32 or int8; ``matrix``: rows of C to rows of N.
 
     ``scale``: what the integers of a result stand for, one per channel; ``zero`` of the input. ``quantize``: (scale, zero point) of the
-    output. ``low``, ``high``: where its numbers end. ``limit``: rows and columns that somebody reads.
+    output. ``low``, ``high``: where its numbers end. ``limit``: rows and columns that somebody reads. ``pooled``: rows and columns of the
+    convolution itself, where the largest of 2 x 2 of them are written.
     """
 
     source: Tensor
@@ -103,6 +104,7 @@ class Contract(Call):
     low: float = -np.inf
     high: float = np.inf
     limit: tuple[int, int] | None = None
+    pooled: tuple[int, int] | None = None
 
     def reads(self) -> list[Tensor]:
         return [self.source]
@@ -113,7 +115,7 @@ class Contract(Call):
 
     def macs(self) -> int:
         shape = self.writes[0].shape
-        return int(self.weights.size * (np.prod(shape[:-1]) if self.matrix else np.prod((shape[0], *shape[2:]))))
+        return int(self.weights.size * np.prod(shape[:-1] if self.matrix else (shape[0], *(self.pooled or shape[2:]))))
 
 
 @dataclass(eq=False, kw_only=True)

@@ -127,6 +127,7 @@ def contract(text: Text, call: Contract) -> list[str]:
     images = 1 if call.matrix else out.shape[0]
     n, c, kh, kw = filters.shape
     bounds, wide = ends(call), int(call.quantize is None)
+    pool, suffix = (2, "_pool") if call.pooled else (1, "")
     by_rows, count = share(call.source, out, lanes), rows  # the result lies over the source: all of a row before the next
     if call.depthwise():
         cs = rounded(n, lanes)
@@ -160,7 +161,7 @@ def contract(text: Text, call: Contract) -> list[str]:
         c, kh, ah = c * kh, 1, 0
     if by_rows:
         rows = 1
-    elif kh == kw == 1 and ih == columns * iw and oh == columns * ow:
+    elif kh == kw == pool == 1 and ih == columns * iw and oh == columns * ow:
         rows, columns = 1, rows * columns
     lines = []
     for group in range(call.groups):
@@ -170,9 +171,8 @@ def contract(text: Text, call: Contract) -> list[str]:
         size = f"{ih}, {iw}, {rows}, {columns}, {kh}, {ah}, {kw}, {aw}"
         if call.scale is None:
             tables = [text.array(panels(part, lanes)), text.array(filled(call.bias[place], lanes))]
-            lines += [
-                f"k_conv(o + {group * each}, {oh}, {ow}, a + {group * c}, {size}, {c}, {', '.join(tables)}, {each}, {last}, {bounds});"
-            ]
+            start = f"o + {group * each}, {oh}, {ow}, a + {group * c}"
+            lines += [f"k_conv{suffix}({start}, {size}, {c}, {', '.join(tables)}, {each}, {last}, {bounds});"]
         else:
             runs = part.transpose(0, 2, 3, 1).reshape(each, kh * kw, c)
             tables = [
@@ -181,8 +181,8 @@ def contract(text: Text, call: Contract) -> list[str]:
                 text.array(multipliers(call, lanes, place)),
             ]
             start = f"{out_bytes(call)} + {group * each * (4 if wide else 1)}, {oh}, {ow}, {wide}, a + {group * c}"
-            lines += [f"k_conv8({start}, {size}, {rounded(c, 4) // 4}, {', '.join(tables)}, {each}, {last}, {bounds});"]
-    lines = [f"for (int y = 0; y < {count}; y++, o += {oh}, a += {ih}) {{", *lines, "}"] if by_rows else lines
+            lines += [f"k_conv8{suffix}({start}, {size}, {rounded(c, 4) // 4}, {', '.join(tables)}, {each}, {last}, {bounds});"]
+    lines = [f"for (int y = 0; y < {count}; y++, o += {oh}, a += {ih * pool}) {{", *lines, "}"] if by_rows else lines
     return images_of(text, call, plan.start, under.start - corner, images, plan, under, lines)
 
 

@@ -90,6 +90,7 @@ K_INLINE void v_stq(uint8_t *p, vf v, int z) {
 }
 K_INLINE float v_sum(vf a) { return _mm512_reduce_add_ps((__m512)a); }
 K_INLINE float v_top(vf a) { return _mm512_reduce_max_ps((__m512)a); }
+K_INLINE vi v_maxi(vi a, vi b) { return (vi)_mm512_max_epi32((__m512i)a, (__m512i)b); }
 K_INLINE vf v_sqrt(vf a) { return (vf)_mm512_sqrt_ps((__m512)a); }
 #elif K_V == 8
 K_INLINE vf v_set(float a) { return (vf)_mm256_set1_ps(a); }
@@ -104,6 +105,7 @@ K_INLINE void v_stq(uint8_t *p, vf v, int z) {
 }
 K_INLINE void v_stu(uint8_t *p, vf v) { v_stq(p, v, 0); }
 K_INLINE vf v_sqrt(vf a) { return (vf)_mm256_sqrt_ps((__m256)a); }
+K_INLINE vi v_maxi(vi a, vi b) { return (vi)_mm256_max_epi32((__m256i)a, (__m256i)b); }
 #elif K_V == 4
 K_INLINE vf v_set(float a) { return (vf)vdupq_n_f32(a); }
 K_INLINE vf v_max(vf a, vf b) { return (vf)vmaxq_f32((float32x4_t)a, (float32x4_t)b); }
@@ -119,6 +121,7 @@ K_INLINE void v_stq(uint8_t *p, vf v, int z) {
 }
 K_INLINE void v_stu(uint8_t *p, vf v) { v_stq(p, v, 0); }
 K_INLINE vf v_sqrt(vf a) { return (vf)vsqrtq_f32((float32x4_t)a); }
+K_INLINE vi v_maxi(vi a, vi b) { return (vi)vmaxq_s32((int32x4_t)a, (int32x4_t)b); }
 #endif
 
 #if K_V > 1
@@ -163,6 +166,7 @@ K_INLINE vf v_fma(vf a, vf b, vf c) { return __builtin_fmaf(a, b, c); }
 #else
 K_INLINE vf v_fma(vf a, vf b, vf c) { return a * b + c; }
 #endif
+K_INLINE vi v_maxi(vi a, vi b) { return a > b ? a : b; }
 K_INLINE vi v_seti(int32_t a) { return a; }
 K_INLINE vi v_ldi(const k_i32 *p) { return *p; }
 K_INLINE void v_stn(k_f32 *p, vf v, int n) { if (n > 0) *p = v; }
@@ -209,7 +213,8 @@ K_FUNCTIONS(vf, vi, v)
 #endif
 
 /* ---- matrix products, float32 ----
- * Output pixels (rows x cols) times N channels. A pixel reads kh x kw runs of kc numbers; weights lie as [panel of K_LANES][kh kw kc][K_LANES]. */
+ * Output pixels (rows x cols) times N channels. A pixel reads kh x kw runs of kc numbers; weights lie as [panel of K_LANES][kh kw kc][K_LANES].
+ * pool 2: an output is the largest of 2 x 2, before anything is rounded or stored. */
 #define K_NV (K_LANES / K_V)
 #if K_V == 16
 #define K_MR(np) ((np) == 1 ? 14 : 7)
@@ -225,46 +230,64 @@ K_FUNCTIONS(vf, vi, v)
 #define K_NP 1
 #endif
 #define K_MOST 8
+#define K_POOLED(mr, pool) ((mr) / (pool))
 /* vectors of np panels, of the last of which so many numbers are stored */
 #define K_COLUMNS(np, last) (K_V > 1 ? ((np) - 1) * K_NV + ((last) + K_V - 1) / K_V : (np) * K_NV)
-K_INLINE void k_tile(k_f32 *o, int om, const k_f32 *a, int am, int kh, int ah, int kw, int aw, int kc, const k_f32 *w, const k_f32 *bias,
-                     int mr, int np, int last, float lo, float hi) {
-  vf acc[K_MR(1)][K_MOST * K_NV];
+K_INLINE void k_tile(k_f32 *o, int om, const k_f32 *a, int ih, int am, int kh, int ah, int kw, int aw, int kc, const k_f32 *w, const k_f32 *bias,
+                     int mr, int pool, int np, int last, float lo, float hi) {
+  vf top[K_MR(1)][K_MOST * K_NV];
   const int nv = K_COLUMNS(np, last), K = kh * kw * kc;
-  K_UNROLL for (int m = 0; m < mr; m++) K_UNROLL for (int j = 0; j < nv; j++) acc[m][j] = v_ld(bias + j * K_V);
-  for (int y = 0; y < kh; y++) for (int x = 0; x < kw; x++) for (int k = 0; k < kc; k++) {
-    vf b[K_MOST * K_NV];
-    const k_f32 *ak = a + y * ah + x * aw + k, *wk = w + ((y * kw + x) * kc + k) * K_LANES;
-    K_UNROLL for (int j = 0; j < nv; j++) b[j] = v_ld(wk + (j / K_NV) * K * K_LANES + (j % K_NV) * K_V);
-    K_UNROLL for (int m = 0; m < mr; m++) {
-      const vf s = v_set(ak[m * am]);
-      K_UNROLL for (int j = 0; j < nv; j++) acc[m][j] = v_fma(s, b[j], acc[m][j]);
+  K_UNROLL for (int r = 0; r < pool; r++) {
+    vf acc[K_MR(1)][K_MOST * K_NV];
+    K_UNROLL for (int m = 0; m < mr * pool; m++) K_UNROLL for (int j = 0; j < nv; j++) acc[m][j] = v_ld(bias + j * K_V);
+    for (int y = 0; y < kh; y++) for (int x = 0; x < kw; x++) for (int k = 0; k < kc; k++) {
+      vf b[K_MOST * K_NV];
+      const k_f32 *ak = a + r * ih + y * ah + x * aw + k, *wk = w + ((y * kw + x) * kc + k) * K_LANES;
+      K_UNROLL for (int j = 0; j < nv; j++) b[j] = v_ld(wk + (j / K_NV) * K * K_LANES + (j % K_NV) * K_V);
+      K_UNROLL for (int m = 0; m < mr * pool; m++) {
+        const vf s = v_set(ak[m * am]);
+        K_UNROLL for (int j = 0; j < nv; j++) acc[m][j] = v_fma(s, b[j], acc[m][j]);
+      }
+    }
+    K_UNROLL for (int m = 0; m < mr; m++) K_UNROLL for (int j = 0; j < nv; j++) {
+      const vf v = pool == 1 ? acc[m][j] : v_max(acc[2 * m][j], acc[2 * m + 1][j]);
+      top[m][j] = r ? v_max(top[m][j], v) : v;
     }
   }
   K_UNROLL for (int m = 0; m < mr; m++) K_UNROLL for (int j = 0; j < nv; j++) {
-    vf v = acc[m][j];
+    vf v = top[m][j];
     if (lo > -1e38f) v = v_max(v, v_set(lo));
     if (hi < 1e38f) v = v_min(v, v_set(hi));
     v_stn(o + m * om + j * K_V, v, (np - 1) * K_LANES + last - j * K_V);
   }
 }
 K_INLINE void k_panels(k_f32 *o, int oh, int ow, const k_f32 *a, int ih, int iw, int rows, int cols, int kh, int ah, int kw, int aw, int kc,
-                       const k_f32 *w, const k_f32 *bias, int np, int last, float lo, float hi) {
-  const int mr = K_MR(np);
+                       const k_f32 *w, const k_f32 *bias, int pool, int np, int last, float lo, float hi) {
+  const int mr = K_POOLED(K_MR(np), pool);
   for (int y = 0; y < rows; y++) {
     int x = 0;
-    for (; x + mr <= cols; x += mr) k_tile(o + y * oh + x * ow, ow, a + y * ih + x * iw, iw, kh, ah, kw, aw, kc, w, bias, mr, np, last, lo, hi);
-    if (cols % mr) k_tile(o + y * oh + x * ow, ow, a + y * ih + x * iw, iw, kh, ah, kw, aw, kc, w, bias, K_V > 1 ? cols % mr : 1, np, last, lo, hi);
+    for (; x + mr <= cols; x += mr)
+      k_tile(o + y * oh + x * ow, ow, a + (y * ih + x * iw) * pool, ih, iw, kh, ah, kw, aw, kc, w, bias, mr, pool, np, last, lo, hi);
+    if (cols % mr)
+      k_tile(o + y * oh + x * ow, ow, a + (y * ih + x * iw) * pool, ih, iw, kh, ah, kw, aw, kc, w, bias, K_V > 1 ? cols % mr : 1, pool, np, last, lo, hi);
   }
+}
+K_INLINE void k_conv_any(k_f32 *o, int oh, int ow, const k_f32 *a, int ih, int iw, int rows, int cols, int kh, int ah, int kw, int aw, int kc,
+                         const k_f32 *w, const k_f32 *bias, int n, int last, float lo, float hi, int pool) {
+  const int panels = (n + K_LANES - 1) / K_LANES, np = K_V > 1 && rows * cols == 1 ? K_MOST - 1 : K_NP, K = kh * kw * kc;
+  int p = 0;
+  for (; p + np < panels; p += np)
+    k_panels(o + p * K_LANES, oh, ow, a, ih, iw, rows, cols, kh, ah, kw, aw, kc, w + p * K * K_LANES, bias + p * K_LANES, pool, np, K_LANES, lo, hi);
+  k_panels(o + p * K_LANES, oh, ow, a, ih, iw, rows, cols, kh, ah, kw, aw, kc, w + p * K * K_LANES, bias + p * K_LANES, pool, (panels - 1) % np + 1, last, lo, hi);
 }
 /* last: numbers stored of the last panel */
 K_KERNEL void k_conv(k_f32 *o, int oh, int ow, const k_f32 *a, int ih, int iw, int rows, int cols, int kh, int ah, int kw, int aw, int kc,
                      const k_f32 *w, const k_f32 *bias, int n, int last, float lo, float hi) {
-  const int panels = (n + K_LANES - 1) / K_LANES, np = K_V > 1 && rows * cols == 1 ? K_MOST - 1 : K_NP, K = kh * kw * kc;
-  int p = 0;
-  for (; p + np < panels; p += np)
-    k_panels(o + p * K_LANES, oh, ow, a, ih, iw, rows, cols, kh, ah, kw, aw, kc, w + p * K * K_LANES, bias + p * K_LANES, np, K_LANES, lo, hi);
-  k_panels(o + p * K_LANES, oh, ow, a, ih, iw, rows, cols, kh, ah, kw, aw, kc, w + p * K * K_LANES, bias + p * K_LANES, (panels - 1) % np + 1, last, lo, hi);
+  k_conv_any(o, oh, ow, a, ih, iw, rows, cols, kh, ah, kw, aw, kc, w, bias, n, last, lo, hi, 1);
+}
+K_KERNEL void k_conv_pool(k_f32 *o, int oh, int ow, const k_f32 *a, int ih, int iw, int rows, int cols, int kh, int ah, int kw, int aw, int kc,
+                          const k_f32 *w, const k_f32 *bias, int n, int last, float lo, float hi) {
+  k_conv_any(o, oh, ow, a, ih, iw, rows, cols, kh, ah, kw, aw, kc, w, bias, n, last, lo, hi, 2);
 }
 
 /* ---- one filter per channel, float32; weights lie as [kh kw][cs] ---- */
@@ -431,41 +454,56 @@ K_INLINE void k_store8(uint8_t *o, int at, vf v, int wide, int zero, float lo, f
   v = v_max(v_min(v, v_set(hi)), v_set(lo));
   if (wide) v_stn((k_f32 *)(void *)o + at, v, n); else v_stqn(o + at, v, zero, n);
 }
-K_INLINE void k_tile8(uint8_t *o, int at, int om, int wide, const uint8_t *a, int am, int kh, int ah, int kw, int aw, int c4, const int8_t *w, const k_i32 *bias,
-                      const k_f32 *mul, int mr, int np, int last, int zero, float lo, float hi) {
-  vi acc[K_MR8(1)][K_MOST * K_NV];
+K_INLINE void k_tile8(uint8_t *o, int at, int om, int wide, const uint8_t *a, int ih, int am, int kh, int ah, int kw, int aw, int c4, const int8_t *w, const k_i32 *bias,
+                      const k_f32 *mul, int mr, int pool, int np, int last, int zero, float lo, float hi) {
+  vi top[K_MR8(1)][K_MOST * K_NV];
   const int nv = K_COLUMNS(np, last), K = kh * kw * c4;
-  K_UNROLL for (int m = 0; m < mr; m++) K_UNROLL for (int j = 0; j < nv; j++) acc[m][j] = v_ldi(bias + j * K_V);
-  for (int y = 0; y < kh; y++) for (int x = 0; x < kw; x++) for (int k = 0; k < c4; k++) {
-    k_bytes b[K_MOST * K_NV];
-    const uint8_t *ak = a + y * ah + x * aw + k * 4;
-    const int8_t *wk = w + ((y * kw + x) * c4 + k) * K_LANES * 4;
-    K_UNROLL for (int j = 0; j < nv; j++) b[j] = k_weights(wk + (j / K_NV) * K * K_LANES * 4 + (j % K_NV) * K_V * 4);
-    K_UNROLL for (int m = 0; m < mr; m++) {
-      const k_bytes s = k_activation(ak + m * am);
-      K_UNROLL for (int j = 0; j < nv; j++) acc[m][j] = k_dot(acc[m][j], s, b[j]);
+  K_UNROLL for (int r = 0; r < pool; r++) {
+    vi acc[K_MR8(1)][K_MOST * K_NV];
+    K_UNROLL for (int m = 0; m < mr * pool; m++) K_UNROLL for (int j = 0; j < nv; j++) acc[m][j] = v_ldi(bias + j * K_V);
+    for (int y = 0; y < kh; y++) for (int x = 0; x < kw; x++) for (int k = 0; k < c4; k++) {
+      k_bytes b[K_MOST * K_NV];
+      const uint8_t *ak = a + r * ih + y * ah + x * aw + k * 4;
+      const int8_t *wk = w + ((y * kw + x) * c4 + k) * K_LANES * 4;
+      K_UNROLL for (int j = 0; j < nv; j++) b[j] = k_weights(wk + (j / K_NV) * K * K_LANES * 4 + (j % K_NV) * K_V * 4);
+      K_UNROLL for (int m = 0; m < mr * pool; m++) {
+        const k_bytes s = k_activation(ak + m * am);
+        K_UNROLL for (int j = 0; j < nv; j++) acc[m][j] = k_dot(acc[m][j], s, b[j]);
+      }
+    }
+    K_UNROLL for (int m = 0; m < mr; m++) K_UNROLL for (int j = 0; j < nv; j++) {
+      const vi v = pool == 1 ? acc[m][j] : v_maxi(acc[2 * m][j], acc[2 * m + 1][j]);
+      top[m][j] = r ? v_maxi(top[m][j], v) : v;
     }
   }
   K_UNROLL for (int m = 0; m < mr; m++) K_UNROLL for (int j = 0; j < nv; j++)
-    k_store8(o, at + m * om + j * K_V, v_float(acc[m][j]) * v_ld(mul + j * K_V), wide, zero, lo, hi, (np - 1) * K_LANES + last - j * K_V);
+    k_store8(o, at + m * om + j * K_V, v_float(top[m][j]) * v_ld(mul + j * K_V), wide, zero, lo, hi, (np - 1) * K_LANES + last - j * K_V);
 }
 K_INLINE void k_panels8(uint8_t *o, int at, int oh, int ow, int wide, const uint8_t *a, int ih, int iw, int rows, int cols, int kh, int ah, int kw, int aw, int c4,
-                        const int8_t *w, const k_i32 *bias, const k_f32 *mul, int np, int last, int zero, float lo, float hi) {
-  const int mr = K_MR8(np);
+                        const int8_t *w, const k_i32 *bias, const k_f32 *mul, int pool, int np, int last, int zero, float lo, float hi) {
+  const int mr = K_POOLED(K_MR8(np), pool);
   for (int y = 0; y < rows; y++) {
     int x = 0;
     for (; x + mr <= cols; x += mr)
-      k_tile8(o, at + y * oh + x * ow, ow, wide, a + y * ih + x * iw, iw, kh, ah, kw, aw, c4, w, bias, mul, mr, np, last, zero, lo, hi);
-    if (cols % mr) k_tile8(o, at + y * oh + x * ow, ow, wide, a + y * ih + x * iw, iw, kh, ah, kw, aw, c4, w, bias, mul, K_V > 1 ? cols % mr : 1, np, last, zero, lo, hi);
+      k_tile8(o, at + y * oh + x * ow, ow, wide, a + (y * ih + x * iw) * pool, ih, iw, kh, ah, kw, aw, c4, w, bias, mul, mr, pool, np, last, zero, lo, hi);
+    if (cols % mr) k_tile8(o, at + y * oh + x * ow, ow, wide, a + (y * ih + x * iw) * pool, ih, iw, kh, ah, kw, aw, c4, w, bias, mul, K_V > 1 ? cols % mr : 1, pool, np, last, zero, lo, hi);
   }
 }
-K_KERNEL void k_conv8(uint8_t *o, int oh, int ow, int wide, const uint8_t *a, int ih, int iw, int rows, int cols, int kh, int ah, int kw, int aw, int c4,
-                      const int8_t *w, const k_i32 *bias, const k_f32 *mul, int n, int last, int zero, float lo, float hi) {
+K_INLINE void k_conv8_any(uint8_t *o, int oh, int ow, int wide, const uint8_t *a, int ih, int iw, int rows, int cols, int kh, int ah, int kw, int aw, int c4,
+                      const int8_t *w, const k_i32 *bias, const k_f32 *mul, int n, int last, int zero, float lo, float hi, int pool) {
   const int panels = (n + K_LANES - 1) / K_LANES, np = K_V > 1 && rows * cols == 1 ? K_MOST - 1 : K_NP8, K = kh * kw * c4;
   int p = 0;
   for (; p + np < panels; p += np)
-    k_panels8(o, p * K_LANES, oh, ow, wide, a, ih, iw, rows, cols, kh, ah, kw, aw, c4, w + p * K * K_LANES * 4, bias + p * K_LANES, mul + p * K_LANES, np, K_LANES, zero, lo, hi);
-  k_panels8(o, p * K_LANES, oh, ow, wide, a, ih, iw, rows, cols, kh, ah, kw, aw, c4, w + p * K * K_LANES * 4, bias + p * K_LANES, mul + p * K_LANES, (panels - 1) % np + 1, last, zero, lo, hi);
+    k_panels8(o, p * K_LANES, oh, ow, wide, a, ih, iw, rows, cols, kh, ah, kw, aw, c4, w + p * K * K_LANES * 4, bias + p * K_LANES, mul + p * K_LANES, pool, np, K_LANES, zero, lo, hi);
+  k_panels8(o, p * K_LANES, oh, ow, wide, a, ih, iw, rows, cols, kh, ah, kw, aw, c4, w + p * K * K_LANES * 4, bias + p * K_LANES, mul + p * K_LANES, pool, (panels - 1) % np + 1, last, zero, lo, hi);
+}
+K_KERNEL void k_conv8(uint8_t *o, int oh, int ow, int wide, const uint8_t *a, int ih, int iw, int rows, int cols, int kh, int ah, int kw, int aw, int c4,
+                      const int8_t *w, const k_i32 *bias, const k_f32 *mul, int n, int last, int zero, float lo, float hi) {
+  k_conv8_any(o, oh, ow, wide, a, ih, iw, rows, cols, kh, ah, kw, aw, c4, w, bias, mul, n, last, zero, lo, hi, 1);
+}
+K_KERNEL void k_conv8_pool(uint8_t *o, int oh, int ow, int wide, const uint8_t *a, int ih, int iw, int rows, int cols, int kh, int ah, int kw, int aw, int c4,
+                           const int8_t *w, const k_i32 *bias, const k_f32 *mul, int n, int last, int zero, float lo, float hi) {
+  k_conv8_any(o, oh, ow, wide, a, ih, iw, rows, cols, kh, ah, kw, aw, c4, w, bias, mul, n, last, zero, lo, hi, 2);
 }
 
 /* ---- one filter per channel, uint8 by int8: dot products down columns of four rows; weights lie as [panel][kh / 4][kw][K_LANES][4] ----
@@ -548,7 +586,8 @@ K_KERNEL void k_planes(k_f32 *o, int on, int oh, const k_f32 *a, int ic, int ih,
 K_KERNEL void k_softmax(k_f32 *o, int os, const k_f32 *a, int as, int n) {
   float top = a[0], sum = 0.0f;
   for (int i = 1; i < n; i++) top = s_max(top, a[i * as]);
-  for (int i = 0; i < n; i++) { const float e = s_exp(a[i * as] - top); o[i * os] = e; sum += e; }
+  for (int i = 0; i < n; i++) o[i * os] = s_exp(a[i * as] - top);
+  for (int i = 0; i < n; i++) sum += o[i * os];
   for (int i = 0; i < n; i++) o[i * os] /= sum;
 }
 

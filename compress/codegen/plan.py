@@ -109,6 +109,7 @@ def _over(call: Call, lanes: int) -> Iterator[tuple[Tensor, Tensor, int]]:
             under, narrow = layout(source, lanes), width(source)
             row = (result.shape[3] - 1) * out.strides[3] + rounded(result.shape[1], lanes)
             top, left, (step, before) = source.halo[0], source.halo[1] * under.strides[3], (call.strides[0], call.pads[0])
+            step *= 2 if isinstance(call, Contract) and call.pooled else 1
             ends = [out.start + y * out.strides[2] + row for y in range(result.shape[2])]
             begins = [under.start + max(-top, y * step - before) * under.strides[2] - left for y in range(result.shape[2])]
             yield source, result, max(end * wide - begin * narrow for end, begin in zip(ends, begins, strict=True))
