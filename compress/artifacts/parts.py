@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 
 from msgspec import UNSET, Meta, UnsetType, convert
 
+from ..benchmarks.formats import size
 from ..benchmarks.paired import Drop
 from ..benchmarks.results import LayerZeros
 from ..benchmarks.statistics import Count, Interval, Share
@@ -190,6 +191,10 @@ class Memory:
     precision: Literal["int8", "float32"]
     ram: tuple[Count, Count]
     flash: tuple[Count, Count]
+
+    def __str__(self) -> str:
+        ram, flash = (f"{size(now)} (before {size(before)})" for before, now in (self.ram, self.flash))
+        return f"As C for {self.target} in {self.precision}: {ram} of RAM, {flash} of flash for weights; code besides"
 
 
 @dataclass(frozen=True, kw_only=True)

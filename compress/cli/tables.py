@@ -197,10 +197,10 @@ def _units(metrics: Metrics) -> Units:
 
 def _choice_text(choice: Chosen, told: Units) -> str:
     """The last candidates of the search, side by side, and why one of them was taken."""
-    where = ", as C" if choice.runtime == "c" else ""
+    latency = f"latency of float32's{', as C' if choice.runtime == 'c' else ''} (95%)"
     rows = [
         {"": "*" if one == choice.best else "", "computed in int8": tried_name(one)}
-        | {f"latency of float32's{where} (95%)": f"{one.ratio:.2f}x ({one.low:.2f} to {one.high:.2f})"}
+        | {latency: f"{one.ratio:.2f}x ({one.low:.2f} to {one.high:.2f})"}
         | {f"{told.score or 'points'} lost": MISSING if one.drop is None else told.drop(one.drop)}
         | {"at most (95%)": MISSING if one.bound is None else told.drop(one.bound), "size": size(one.size or 0)}
         for one in choice.finalists
@@ -233,11 +233,9 @@ def _repair_text(repair: Repair, bare: str, told: Units) -> str:
 def _removal_text(metrics: Metrics, gains: Gains) -> str:
     """What channel removal gained beside the teacher, the width of each group, and what was left whole."""
     measured = f"{gains.latency.value:.2f}x ({gains.latency.low:.2f} to {gains.latency.high:.2f})"
-    where = " as C" if gains.runtime == "c" else ""
-    parts = [f"Of the teacher's: MACs {gains.macs:.2f}x, parameters {gains.size:.2f}x, latency{where} on this machine {measured}"]
-    if memory := gains.memory:
-        ram, flash = (f"{size(now)} (before {size(before)})" for before, now in (memory.ram, memory.flash))
-        parts.append(f"As C for {memory.target} in {memory.precision}: {ram} of RAM, {flash} of flash for weights; code besides")
+    latency = f"latency{' as C' if gains.runtime == 'c' else ''} on this machine {measured}"
+    parts = [f"Of the teacher's: MACs {gains.macs:.2f}x, parameters {gains.size:.2f}x, {latency}"]
+    parts += [str(gains.memory)] if gains.memory else []
     if drop := metrics.drop:
         told = _units(metrics)
         lost = f"{told.score} lost: {told.drop(drop.value)}" if told.score else f"Balanced accuracy lost: {drop.value:.2f} points"

@@ -9,6 +9,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+from compiled_c import needs_gcc
 from stand_ins import Silent, recorded
 
 from compress.artifacts import cost
@@ -18,10 +19,12 @@ from compress.artifacts.payloads import Search, read_payload
 from compress.artifacts.project import Project, variant_name
 from compress.artifacts.recipe import Tutoring
 from compress.benchmarks.paired import paired_drop
+from compress.cli.tables import artifact_text
 from compress.errors import CompressError
 from compress.stages.benchmark import candidates_of
+from compress.stages.boards.compilers import toolchain
 from compress.stages.export import ExportConfig, export
-from compress.stages.int8_files import Answers, calibration_images
+from compress.stages.int8_files import Answers, Maker, calibration_images
 from compress.stages.prune import PruneConfig, prune
 from compress.stages.quantize import QuantizeConfig, choose_quantization, quantize
 from compress.stages.train import train
@@ -213,6 +216,64 @@ def timed(monkeypatch: pytest.MonkeyPatch, ratio: float) -> None:
         return np.where(quantized, ratio, 1.0) * generator.normal(1, 1e-3, (rounds, len(files)))
 
     monkeypatch.setattr(cost, "in_turns", times)
+
+
+@needs_gcc
+def test_a_choice_for_c_is_timed_and_asked_as_c_and_says_so(
+    made: tuple[Project, Artifact], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Weights that are only stored small are not tried, as C stores them in float32."""
+    project, graph = made
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    levels: list[str] = []
+
+    def times(files: list[Path], images: object, rounds: int, generator: np.random.Generator, runtime: cost.Runtime) -> np.ndarray:
+        levels.append(runtime.ready.keywords["level"])  # type: ignore[attr-defined]
+        quantized = [any(node.op_type == "QuantizeLinear" for node in onnx.load(file).graph.node) for file in files]
+        return np.where(quantized, 0.5, 1.0) * generator.normal(1, 1e-3, (rounds, len(files)))
+
+    plain = choose_quantization(project, graph, QuantizeConfig(images=68, accept_unproved=True))
+    monkeypatch.setattr(cost, "in_turns", times)
+    in_c = choose_quantization(project, graph, QuantizeConfig(images=68, accept_unproved=True, runtime="c"))
+    assert in_c.path != plain.path
+    assert in_c.manifest.config["runtime"] == "c" and "runtime" not in plain.manifest.config, "what older versions chose is found again"
+    found = read_payload(in_c, Search)
+    assert {one.mode for one in found.finalists} == {"float32", "static"} and found.best.mode == "static"
+    assert found.runtime == "c" and found.verdict.endswith(f"This is the choice for C ({toolchain()['compiler']}).")
+    assert levels[0] == "-O1" and levels[-1] == "-O3"
+    taken = run(project, graph, QuantizeConfig(images=68, accept_unproved=True, runtime="c"))
+    assert taken.manifest.metrics.choice.runtime == "c" and "latency of float32's, as C" in " ".join(artifact_text(taken).split())
+
+
+def test_what_c_refuses_in_int8_is_named_and_stays_float32(made: tuple[Project, Artifact], tmp_path: Path) -> None:
+    project, graph = made
+    console = Silent()
+    images = calibration_images(project, QuantizeConfig(images=64))[1]
+
+    def refuses(file: Path) -> str:
+        nodes = onnx.load(file).graph.node
+        made_by = {name: node.op_type for node in nodes for name in node.output}
+        odd = any(node.op_type == "Conv" and made_by.get(node.input[1]) == "DequantizeLinear" for node in nodes)
+        return 'node "first" cannot be written as C: no' if odd else ""
+
+    maker = Maker(dataclasses.replace(project, console=console), graph.payload, images, tmp_path, refuses)
+    whole = Maker(project, graph.payload, images, tmp_path / "whole")
+    left = [name for name in whole.groups if name not in maker.groups]
+    assert "first layer" in left and maker.groups == ("linear at the end", "last layer")
+    assert {f'quantize: {name} stays float32: node "first" cannot be written as C: no' for name in left} <= set(console.said)
+    assert maker.others() == {}
+    with pytest.raises(CompressError, match=r"model\.onnx: not at all"):
+        Maker(project, graph.payload, images, tmp_path, lambda file: "not at all")
+    with pytest.raises(CompressError, match="every group of nodes in int8: only float32"):
+        Maker(project, graph.payload, images, tmp_path, lambda file: "" if file == graph.payload else "only float32")
+
+
+def test_runtime_c_is_refused_where_nothing_is_timed_and_without_a_compiler(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    with pytest.raises(CompressError, match=r"runtime \(=c\) is what --mode auto times candidates in; static times none, leave it out"):
+        QuantizeConfig(mode="static", runtime="c")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(CompressError, match=r"runtime \(=c\) needs a C compiler, and there is none here"):
+        QuantizeConfig(runtime="c")
 
 
 def test_so_few_images_prove_nothing_and_the_user_may_accept_that(made: tuple[Project, Artifact], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from compiled_c import needs_gcc
 from safetensors.torch import load_file, save_file
 from stand_ins import Silent, recorded, with_parts
 from torch import nn
@@ -28,6 +29,7 @@ from compress.cli.tables import artifact_text
 from compress.errors import CompressError, NetworkError
 from compress.stages import finetune
 from compress.stages import remove_channels as removal
+from compress.stages.boards.memory import needs_of
 from compress.stages.export import ExportConfig, export
 from compress.stages.finetune import ease_dropout
 from compress.stages.prune import PruneConfig, prune
@@ -103,6 +105,9 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
         assert root is not None
         made[model.reference] = project, root
     return made
+
+
+REAL_CLOCK = cost.Clock
 
 
 def macs(artifact: Artifact) -> int:
@@ -708,3 +713,65 @@ def test_a_goal_in_macs_counts_what_the_table_counts_functions_too(tmp_path: Pat
     made = remove_in_steps(project, root, GOAL, TUTORING, load_recipe(None, model="net.py:Net"))
     assert 0.45 * macs(root) < macs(made) <= 0.5 * macs(root), "as near as the widths allow"
     assert count_cost(load_network(made), torch.zeros(2, 1, 28, 28)).macs == macs(made)
+
+
+@pytest.mark.parametrize(("goal", "most"), [("max_ram", 20_000), ("max_flash", "12kB")])
+def test_memory_on_a_board_is_met_and_what_is_exported_then_needs_just_that(
+    goal: str, most: int | str, trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Checked against the plan of the graph that `export-onnx` writes: within the goal, and it is spent but for one channel of a group."""
+    monkeypatch.setattr(cost, "Clock", REAL_CLOCK)
+    project, root = trained["emnist"]
+    no_macs: dict[str, Any] = {"max_macs": None, goal: most}
+    config = dataclasses.replace(GOAL, **no_macs, target="cortex-m4", precision="float32")
+    cut = remove_in_steps(project, root, config, TUTORING, RECIPE)
+    memory = cut.manifest.metrics.gains.memory
+    needs = needs_of(export(project, cut, ExportConfig()).payload, "cortex-m4")
+    assert (needs.ram, needs.flash) == (memory.ram[1], memory.flash[1])
+    before, now = memory.ram if goal == "max_ram" else memory.flash
+    allowed = 12_000 if goal == "max_flash" else 20_000
+    assert 0.7 * allowed < now <= allowed < before
+    assert "As C for cortex-m4 in float32: " in artifact_text(cut)
+    assert variant_name(cut) == ("20.0 kB RAM" if goal == "max_ram" else "12.0 kB flash")
+
+
+def test_memory_that_is_enough_or_never_will_be_is_refused(trained: Trained, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cost, "Clock", REAL_CLOCK)
+    project, root = trained["emnist"]
+    config = dataclasses.replace(GOAL, max_macs=None, target="cortex-m4", precision="float32", floor=0.5)
+    with pytest.raises(CompressError, match=r"max_ram \(=9\.00 MB\) is met already, the network needs .* kB as C for cortex-m4 in float32"):
+        remove_in_steps(project, root, dataclasses.replace(config, max_ram="9MB"), TUTORING, RECIPE)
+    with pytest.raises(
+        CompressError, match=r"max_flash \(=1\.00 kB\) cannot be reached: with every channel group at its floor .* kB is left"
+    ):
+        remove_in_steps(project, root, dataclasses.replace(config, max_flash="1kB"), TUTORING, RECIPE)
+    with pytest.raises(CompressError, match=r"sparsity \(=0\.5\) and max_ram exclude each other"):
+        RemoveConfig(sparsity=0.5, max_ram="45kB")
+    with pytest.raises(CompressError, match=r'target \(="z80"\) must be a processor that C can be written for'):
+        RemoveConfig(max_ram="45kB", target="z80")
+
+
+def test_bytes_shrink_in_steps_by_the_same_factor() -> None:
+    """From 80 kB to 10 kB in three steps: by half in each."""
+    steps = RemoveConfig(max_ram="10kB", steps=3).in_steps({"max_ram": 80_000})
+    assert [step.max_ram for step in steps] == [40_000, 20_000, 10_000]
+
+
+def test_the_keys_of_what_older_versions_made_are_as_they_were() -> None:
+    assert not {"runtime", "max_ram", "max_flash", "target", "precision"} & RemoveConfig(max_macs=0.5).decides.keys()
+    in_c = RemoveConfig(max_latency=0.5, runtime="c").decides if shutil.which("gcc") else {"runtime": "c"}
+    assert in_c["runtime"] == "c"
+    told = RemoveConfig(max_ram="45kB").decides
+    assert told["max_ram"] == 45_000 and told["target"] == "native" and told["precision"] == "int8"
+
+
+@needs_gcc
+def test_latency_is_measured_as_c_where_that_is_asked_for(trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(cost, "Clock", REAL_CLOCK)
+    project, root = trained["emnist"]
+    config = dataclasses.replace(GOAL, runtime="c")
+    cut = remove_in_steps(project, root, config, TUTORING, RECIPE)
+    assert cut.manifest.metrics.gains.runtime == "c" and cut.manifest.config["runtime"] == "c"
+    assert len(list((tmp_path / "compress-edge" / "c").glob("*.so"))) == 2, "the teacher and what is left of it"
+    assert cut.path != remove_in_steps(project, root, GOAL, TUTORING, RECIPE).path

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from compress.benchmarks.paired import paired_drop
 from compress.benchmarks.statistics import over_launches
 from compress.quantization.choice.latency_model import Groups
-from compress.quantization.choice.search import CLOSE, HELPS, QUICK, SURE, Judges, choose
+from compress.quantization.choice.search import CLOSE, DEAR, HELPS, QUICK, SURE, Judges, choose
 from compress.quantization.records import Certified, Choice, Setting
 
 NAMES = ("first", "middle", "gates", "last")
@@ -77,7 +77,9 @@ class Machine:
         latency = np.array([self.held[file][0] for file in files])
         return latency * self.generator.normal(1, self.noise, (rounds, len(files)))
 
-    def choose(self, max_drop: float = 0.3, accept_unproved: bool = False, late: Callable[[], bool] = lambda: False) -> Choice:
+    def choose(
+        self, max_drop: float = 0.3, accept_unproved: bool = False, late: Callable[[], bool] = lambda: False, dear: bool = False
+    ) -> Choice:
         self.asked: list[tuple[Path, float]] = []
         judges = Judges(
             times=self.times,
@@ -86,6 +88,7 @@ class Machine:
             certify=self.certify,
             progress=lambda told: None,
             late=late,
+            dear=dear,
         )
         return choose(self, judges, max_drop=max_drop, accept_unproved=accept_unproved)
 
@@ -103,6 +106,17 @@ def test_finds_the_fastest_set_though_everything_and_every_single_group_is_slowe
     assert choice.best.groups == ("middle", "last")
     assert choice.best.ratio == pytest.approx(0.6, abs=0.01)
     assert choice.verdict.startswith("Compute middle, last in int8 (minmax, per channel): 0.60x of float32's latency")
+
+
+def test_where_each_set_is_dear_few_are_timed_no_group_alone_and_the_rest_is_foretold(tmp_path: Path) -> None:
+    """Of 25 groups the last fifteen gain 2% each and the others lose as much: the best set takes 0.7."""
+    names = tuple(f"group {number}" for number in range(25))
+    machine = Machine(tmp_path, {name: 0.02 if number < 10 else -0.02 for number, name in enumerate(names)}, groups=names)
+    choice = machine.choose(dear=True)
+    timed = [one for one in choice.tried if one.moved is None]
+    assert len(timed) <= DEAR and not any(len(one.groups) == 1 for one in timed)
+    assert choice.best.ratio <= 0.72
+    assert len([one for one in machine.choose().tried if one.moved is None]) > 25
 
 
 def test_do_not_quantize_is_an_answer_with_its_evidence(tmp_path: Path) -> None:
