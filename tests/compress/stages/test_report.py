@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from c_folders import HEIGHT, WIDTH, net
 from stand_ins import recorded, write_artifact
 
 from compress.artifacts.artifact import Artifact, InputSpec, Manifest, sha256_of
@@ -13,7 +14,9 @@ from compress.artifacts.parts import Model
 from compress.artifacts.payloads import read_results
 from compress.benchmarks.errors import BenchmarkError
 from compress.benchmarks.results import Measurement, Result, write_results
+from compress.benchmarks.verdict import Verdict
 from compress.errors import CompressError
+from compress.stages.boards.memory import needs_of
 from compress.stages.report import Outcome, report
 
 RESULT = Path(__file__).parents[1] / "artifacts" / "benchmark.json"
@@ -143,3 +146,29 @@ def test_a_verdict_that_ships_nothing_is_refused(graph: Artifact) -> None:
     with pytest.raises((CompressError, BenchmarkError), match="there is no such file"):
         shipped(Path("none.json"))
     assert not Path("board").exists()
+
+
+def test_a_board_that_is_too_small_is_a_limit_that_is_planned_from_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What `needs_of` says of the file is enough, and a byte less is not; a file that cannot be C says why."""
+    monkeypatch.chdir(tmp_path)
+    path = net(Path("net.onnx"))
+    needs = needs_of(path, "cortex-m4")
+    assert needs.flash >= 3 * HEIGHT * WIDTH * 4, "the weights"
+    file = written(path, artifact=sha256_of(path))
+
+    def told(**limits: Any) -> Verdict:
+        [verdict] = report([file], Path("report"), {"target": "cortex-m4", **limits}).verdicts
+        return verdict
+
+    assert told(max_ram=needs.ram, max_flash=f"{needs.flash}B").ship is not None
+    for short in ({"max_ram": needs.ram - 1}, {"max_flash": needs.flash - 1}):
+        verdict = told(**short)
+        assert verdict.ship is None and "as C for cortex-m4, " in verdict.headline
+    assert "as C for cortex-m4" in Path("report/report.md").read_text()
+    odd = net(Path("odd.onnx"), odd="Sin")
+    file = written(odd, artifact=sha256_of(odd))
+    assert 'it cannot be C for cortex-m4 (node "the odd one" (Sin) cannot be written as C' in told(max_ram="1MB").headline
+    with pytest.raises(CompressError, match=r'target \(="z80"\) must be a processor that C can be written for'):
+        report([file], Path("report"), {"max_ram": "1MB", "target": "z80"})
+    with pytest.raises(BenchmarkError, match=r"max_ram \(=lots\) must be a size above 0, such as 45kB or 0\.5MB"):
+        report([file], Path("report"), {"max_ram": "lots"})
