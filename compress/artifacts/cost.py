@@ -141,7 +141,7 @@ class Clock:
         self.spec, self.rounds, self._folder, self._runtime = spec, rounds, folder, runtime
         self._generator = np.random.default_rng(seed)
         self._images = random_images(spec, self._generator)
-        self._template = Template(Prepare(spec), torch.from_numpy(np.concatenate(self._images[:2])), classes=classes)
+        self._template = Template(Prepare(spec), torch.from_numpy(self._images[0]), classes=classes)
         self._files: dict[Any, Path] = {}
         self._baseline = self.graph(baseline)
 

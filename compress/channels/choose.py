@@ -131,13 +131,13 @@ def _choose(groups: Groups, scores: Mapping[str, Tensor], sparsity: float, how: 
     if how.scope == "group":
         return {g.name: best_units(g, scores[g.name], round((1 - sparsity) * g.width), how) for g in groups}
     ranked = sorted((score, number) for number, g in enumerate(groups) for score in scores[g.name].tolist())
-    left = {number: g.width for number, g in enumerate(groups)}
+    left, least = {number: g.width for number, g in enumerate(groups)}, [_least(g, how) for g in groups]
     away, wanted = 0, sparsity * sum(group.width * group.channels for group in groups)
     for _, number in ranked:
         group = groups[number]
         if away + group.channels / 2 > wanted:
             break
-        if left[number] > _least(group, how):
+        if left[number] > least[number]:
             left[number] -= 1
             away += group.channels
     return {g.name: best_units(g, scores[g.name], left[number], how) for number, g in enumerate(groups)}

@@ -171,10 +171,12 @@ def _check_logits(deployed: nn.Module, example: Tensor) -> None:
         raise CompressError(f"network must give float32 logits (B, K) for an example of {len(example)} images, but gives {found}")
 
 
-def trace(deployed: nn.Module, example: Tensor, opset: int = OPSET, *, optimise: bool = True, classes: bool = True) -> onnx.ModelProto:
+def trace(
+    deployed: nn.Module, example: Tensor, opset: int = OPSET, *, optimise: bool = True, classes: bool = True, free: bool = True
+) -> onnx.ModelProto:
     """What the exporter writes of a network with its preparation; ``optimise``: with constants and batch norms folded.
 
-    ``classes``: it gives logits; else tensors of any kind.
+    ``classes``: it gives logits; else tensors of any kind. ``free``: it takes any number of images, not just that of the example.
 
     Raises:
         CompressError: it cannot be exported, or gives no logits.
@@ -196,7 +198,7 @@ def trace(deployed: nn.Module, example: Tensor, opset: int = OPSET, *, optimise:
                 dynamo=True,
                 input_names=["image"],
                 output_names=names,
-                dynamic_shapes={"image": {0: torch.export.Dim("batch")}},
+                dynamic_shapes={"image": {0: torch.export.Dim("batch")}} if free else None,
                 opset_version=opset,
                 verbose=False,
                 optimize=optimise,

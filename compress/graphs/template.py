@@ -29,7 +29,9 @@ TOLERANCE = 1e-3  # of the largest logit; a graph that computes something else i
 
 
 class Template:
-    """The graphs that ``export_onnx`` would write, but for metadata.
+    """The graphs that ``export_onnx`` would write, but for metadata, and for the batch: they take as many images as the example has.
+
+    A batch of any size would take twice as long to trace.
 
     Args:
         prepare, example, classes: as for :func:`compress.graphs.export.export_onnx`; those of all networks.
@@ -52,7 +54,7 @@ class Template:
         if kinds in self._traced and (model := self._filled(self._traced[kinds], network)) is not None:
             write_onnx(model, target)
             return False
-        traced = trace(deployed(self._prepare, network), self._example, optimise=False, classes=self._classes)
+        traced = trace(deployed(self._prepare, network), self._example, optimise=False, classes=self._classes, free=False)
         write_onnx(_optimised(traced, self._classes), target)
         del traced.graph.value_info[:]  # shapes, which change with the weights
         self._traced.setdefault(kinds, traced)

@@ -30,13 +30,15 @@ import torch
 from torch import Tensor, nn
 
 from .least_squares import Moments, best_ridge, inputs_of, positions_of, some_of, weights_of
-from .passes import at_once, evaluating
+from .passes import at_once, evaluating, held_at_layers
 from .surgery import affordable, staying
+from .turns import Turns
 
 ROOM = 512e6  # bytes of activations, of one network at a time, that the images of one chunk may take, roughly
 LIVE = 8  # largest activations that are alive at once, roughly
 PARTS, HELD = 16, 4  # parts of a chunk with places of their own, every fourth of which only judges
 PLACES, PER_UNKNOWN, LEAST = 20000, 60, 1.5  # places of a layer, at least; for each unknown; and what is too few for each
+PER_UNKNOWN_OF_A_GROUP = 200  # enough where each group has few unknowns of its own, as many groups take as much time as many unknowns
 ASIDE, FEW = -1, 384  # the pass aside, and its images, for layers that are called several times
 MOST, WORK = 2**28, 1e12  # bytes of a layer's square matrix, beyond which it is left; multiplications for it, which limit its places
 EXACT = 1e-10  # of the targets' variance: a layer that errs by less computes the same but for rounding
@@ -69,8 +71,9 @@ def solve(
 ) -> Solved:
     """A copy of the changed network, its layers solved one after the other for the outputs that those of the other give.
 
-    The images go through in chunks whose activations take about half a gigabyte; beside them there are square matrices over the inputs of
-    one layer, and targets. What fits into one chunk costs one pass of each network, each further chunk a pass for each layer.
+    The images go through in chunks, side by side: each waits before a layer until that is solved on all of them. So there is one pass of
+    each network, and in memory are what all of them hold there (see :func:`most_images`), square matrices over the inputs of one layer, and
+    targets.
 
     Args:
         network: the one before the change; ``changed``: what was made of it, on the same device. Neither is changed.
@@ -87,12 +90,7 @@ def solve(
         run = _Run(network, solved, gone or {}, zeros, set(fixed), images, prepare)
         count = len(run.pending)
         run.told = lambda: progress(count - len(run.pending), count)
-        while run.pending:
-            looks = run.looks
-            through = any(run.goes_through(number) for number in range(len(run.chunks)))
-            if through or looks == run.looks:  # whatever is pending then is not reached
-                run.left |= dict.fromkeys(run.pending, "it is not called in every pass")
-                run.pending.clear()
+        run.go_through()
     return Solved(network=solved, layers=run.errors, left=run.left)
 
 
@@ -101,8 +99,14 @@ def chunk_size(network: nn.Module, example: Tensor) -> int:
     return max(2, at_once(network, example, ROOM / LIVE))
 
 
+def most_images(network: nn.Module, example: Tensor, chunks: int) -> int:
+    """How many images may be solved on, in so many chunks: what they hold while they wait takes no more than :data:`ROOM`."""
+    size = chunk_size(network, example)
+    return min(chunks * size, max(size, int(ROOM * len(example) / held_at_layers(network, example))))
+
+
 class _Stop(Exception):
-    """Nothing further in this pass can be solved yet."""
+    """The pass aside need not go on."""
 
 
 @dataclass(kw_only=True, eq=False)
@@ -178,8 +182,14 @@ class _Run:
                 hooks.enter_context(layer.uncut.register_forward_hook(lambda _, __, output, layer=layer: note(layer, output)))
             network(self.prepare(images))
 
-    def goes_through(self, chunk: int) -> bool:
-        """Run the cut network as far as its layers can be solved; whether that was to the end."""
+    def go_through(self) -> None:
+        """Run the cut network, all chunks side by side, each layer being solved when the last of them comes to it."""
+
+        def run(chunk: Tensor) -> None:
+            with torch.no_grad():  # which counts for one thread
+                self.solved(self.prepare(chunk))
+
+        turns = Turns([partial(run, chunk) for chunk in self.chunks])
 
         def reached(layer: _Layer, came: tuple[Tensor, ...]) -> None:
             if self.aside is layer:
@@ -190,19 +200,19 @@ class _Run:
                 if layer.calls > 1:
                     self._solve_aside(layer)
                     return
-                self._look(layer, came, chunk)
-                if layer.name in self.pending and any(layer.targets.values()):
-                    raise _Stop
+                self._look(layer, came, turns.current)
+                while layer.name in self.pending and any(layer.targets.values()):
+                    turns.wait()
                 self._solve(layer)
 
-        with ExitStack() as hooks, torch.no_grad():
+        with ExitStack() as hooks:
             for layer in self.pending.values():
                 hooks.enter_context(layer.module.register_forward_pre_hook(lambda _, came, layer=layer: reached(layer, came)))
-            try:
-                self.solved(self.prepare(self.chunks[chunk]))
-            except _Stop:
-                return False
-        return True
+            with turns:
+                seen = -1
+                while turns.round() and self.pending and self.looks > seen:  # what is looked at by none is not reached
+                    seen = self.looks
+        self.left |= dict.fromkeys(self.pending, "it is not called in every pass")
 
     def _solve_aside(self, layer: _Layer) -> None:
         self.aside = layer
@@ -230,7 +240,9 @@ class _Run:
                 self._leave_out(layer, why)
 
     def _places(self, layer: _Layer, chunk: int, part: int) -> Callable[[int], Tensor]:
-        most = min(max(PLACES, PER_UNKNOWN * layer.module.weight[0].numel()), WORK / layer.square)
+        unknowns = layer.module.weight[0].numel()
+        enough = PLACES if getattr(layer.module, "groups", 1) == 1 else min(PLACES, PER_UNKNOWN_OF_A_GROUP * unknowns)
+        most = min(max(enough, PER_UNKNOWN * unknowns), WORK / layer.square)
         wanted = math.ceil(most / (len(self.few) if chunk == ASIDE else self.total))
         return partial(some_of, wanted=wanted, seed=PARTS * (chunk + 1) + part)
 

@@ -32,7 +32,8 @@ class Moments:
 
     def add(self, inputs: Tensor, targets: Tensor) -> None:
         """``inputs`` (G, P, n) and ``targets`` (G, P, k), of any type and on one device."""
-        x = torch.cat([inputs.double(), inputs.new_ones(*inputs.shape[:2], 1).double()], 2)
+        x = inputs.new_ones(*inputs.shape[:2], inputs.shape[2] + 1, dtype=torch.float64)
+        x[:, :, :-1] = inputs
         y = targets.double()
         self.count += x.shape[1]
         self.square = self.square + x.transpose(1, 2) @ x

@@ -35,7 +35,7 @@ from ..files import write_whole
 from ..graphs.as_torch.network import OnnxNetwork
 from ..graphs.file import ALIKE, write_onnx
 from ..graphs.records import Parity
-from ..pruning.layerwise import Zeros, chunk_size, solve
+from ..pruning.layerwise import Zeros, most_images, solve
 from ..pruning.masks import nonzero_masks
 from ..pruning.passes import at_once, evaluating
 from ..pruning.repair import Repaired, make_up
@@ -294,9 +294,9 @@ class Bench:
         return torch.from_numpy(self.solving.images[:]).to(self.device)
 
     def _some_images(self, network: nn.Module, chunks: int) -> Tensor:
-        """Fewer of large pictures, which have many places each, as every chunk of them costs a pass for each layer."""
+        """Fewer of large pictures, which have many places each, and take memory."""
         with evaluating(network), torch.no_grad():
-            return self.images[: chunks * chunk_size(network, self.prepare(self.images[:2]))]
+            return self.images[: most_images(network, self.prepare(self.images[:2]), chunks)]
 
     @cached_property
     def prepare(self) -> Prepare:

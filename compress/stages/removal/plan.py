@@ -210,7 +210,7 @@ class Cutter:
     def by(self, kind: Literal["l2", "bn", "taylor", "fluctuation", "bn-fluctuation"], *found: str, per_cost: bool = True) -> "Cutter":
         """The same by another importance; the network, its groups and what else is named ``found`` are not found again."""
         other = dataclasses.replace(self, config=dataclasses.replace(self.config, importance=kind, per_cost=per_cost))
-        vars(other).update({name: getattr(self, name) for name in ("network", "groups", "until", *found)})
+        vars(other).update({name: getattr(self, name) for name in ("network", "groups", "until", "whole", "fixed_macs", *found)})
         return other
 
     def in_multiples_of(self, rounding: Rounding) -> "Cutter":

@@ -14,6 +14,7 @@ from compress.channels.reconstruct import reconstruct, repair
 from compress.models.k49 import make
 from compress.pruning import layerwise as module
 from compress.pruning import layerwise as reconstruction
+from compress.pruning.passes import held_at_layers
 from compress.pruning.repair import reestimate
 
 IMAGES = torch.rand(240, 2, 10, 10, generator=torch.Generator().manual_seed(0))
@@ -102,6 +103,28 @@ def test_images_in_chunks_give_what_they_give_at_once(monkeypatch: pytest.Monkey
     chunked = reconstruct(network, pruned, groups, keep, IMAGES, prepare=prepare).network
     assert max(seen) == 40 and difference(whole, network) > 0.001
     assert difference(chunked, whole) < 0.05 * difference(whole, pruned)
+    assert seen.count(40) == 2 * 6, "each of six chunks goes once through either network, side by side"
+
+
+def test_so_many_images_wait_side_by_side_as_there_is_room_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By hand: where the second convolution begins, (2, 10, 10) images and (4, 8, 8) maps are held, 456 numbers for each image; at most
+    256 are made at once."""
+    network = nn.Sequential(nn.Conv2d(2, 4, 3), nn.ReLU(inplace=True), nn.Conv2d(4, 6, 3))
+    assert held_at_layers(network, IMAGES[:2]) == 2 * 4 * 456
+    monkeypatch.setattr(module, "ROOM", 8 * 4 * 256 * 40)  # forty images at once, and 179 that wait
+    assert [module.most_images(network, IMAGES[:2], chunks) for chunks in (1, 4, 8)] == [40, 160, 179]
+
+
+def test_a_layer_whose_groups_have_few_inputs_each_is_solved_on_fewer_places(monkeypatch: pytest.MonkeyPatch) -> None:
+    """9 inputs: 1,800 places are wanted, eight of each of 240 images, of which a quarter judges."""
+    network = seeded(lambda: nn.Sequential(nn.Conv2d(2, 4, 3), nn.Conv2d(4, 6, 3), nn.Conv2d(6, 6, 3, padding=1, groups=6), *head()))
+    groups = channel_groups(network, IMAGES[:2])
+    keep = {group.name: (0, 2) for group in groups}
+    counts: list[int] = []
+    best = module.best_ridge
+    monkeypatch.setattr(module, "best_ridge", lambda fit, *rest, **how: counts.append(fit.count) or best(fit, *rest, **how))
+    reconstruct(network, remove_channels(network, groups, keep), groups, keep, IMAGES)
+    assert counts[:2] == [180 * 36, 180 * 8]
 
 
 @pytest.mark.parametrize("start", [0, 1])

@@ -362,7 +362,7 @@ def test_networks_are_on_the_device_while_they_are_reconstructed_and_on_the_cpu_
     assert seen == ["cuda"] * 6 and [one.place for one in (network, pruned)] == ["cpu"] * 2
 
 
-def test_large_pictures_are_few_as_each_chunk_of_them_costs_a_pass_for_each_layer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_large_pictures_are_few_as_they_take_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(Bench(project=project_in(tmp_path), solved_on=90).images) == 90, "no more than was asked for, however many are left"
     bench, seen = Bench(project=project_in(tmp_path), solved_on=400), list[int]()
     assert len(bench.images) > 160
@@ -376,7 +376,7 @@ def test_large_pictures_are_few_as_each_chunk_of_them_costs_a_pass_for_each_laye
     groups: Any = SimpleNamespace(removed=lambda keep: {})
     network = torch.nn.Flatten()
     for size in (5, 100):
-        monkeypatch.setattr(finetune, "chunk_size", lambda network, example, size=size: size)
+        monkeypatch.setattr(finetune, "most_images", lambda network, example, chunks, size=size: chunks * size)
         bench.reconstructed(network, network, groups, {})
         bench.repaired(network, network, groups, {}, "")
         bench.made_up(network, network, "move")
