@@ -36,6 +36,7 @@ from .steps import Step, let_go, walk
 
 INSTEAD = "take in the network that it was exported from, with --weights"
 _CONVOLUTIONS: dict[int, Any] = {3: nn.Conv1d, 4: nn.Conv2d, 5: nn.Conv3d}
+_TRANSPOSED: dict[int, Any] = {3: nn.ConvTranspose1d, 4: nn.ConvTranspose2d, 5: nn.ConvTranspose3d}
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -119,7 +120,7 @@ class OnnxNetwork(nn.Module):
         set_constants(model, values)
         with edited(model) as graph:
             for node in graph:
-                if is_a(node, "Conv") and (layer := self.about.layers.get(str(node.name))):
+                if is_a(node, "Conv", "ConvTranspose") and (layer := self.about.layers.get(str(node.name))):
                     node.attributes.add(ir.AttrInt64("group", int(getattr(self, layer).groups)))
         del model.graph.value_info[:]
         return model
@@ -186,10 +187,10 @@ def _module_of(node: ir.Node, taken: set[ir.Node]) -> tuple[nn.Module, dict[str,
     own = settings(node)
     weights: list[Any] = [constant(value) for value in node.inputs[1:]]
     names, output = [str(value.name) if value is not None else "" for value in node.inputs[1:]], str(node.outputs[0].name)
-    if is_a(node, "Conv") and _floats(weights):
-        if told := refusal_of("Conv", own):
+    if is_a(node, "Conv", "ConvTranspose") and _floats(weights):
+        if told := refusal_of(node.op_type, own):
             raise CompressError(f"{label_of(node)} {told}")
-        return _convolution(own, weights), _sources(names), output
+        return (_convolution if is_a(node, "Conv") else _transposed)(own, weights), _sources(names), output
     if is_a(node, "BatchNormalization") and _floats(weights) and len(node.outputs) == 1:
         norm = _batch_norm(own, weights)
         return (
@@ -229,6 +230,23 @@ def _convolution(own: dict[str, Any], weights: Sequence[Any]) -> nn.Module:
         weight.shape[2:],
         stride=tuple(own.get("strides", (1,) * rank)),
         padding=begin if begin and begin == end else 0,
+        dilation=tuple(own.get("dilations", (1,) * rank)),
+        groups=groups,
+        bias=len(weights) > 1,
+    )
+    return _fill(convolution, weight=weight, **({"bias": weights[1]} if len(weights) > 1 else {}))
+
+
+def _transposed(own: dict[str, Any], weights: Sequence[Any]) -> nn.Module:
+    weight, rank = weights[0], weights[0].ndim - 2
+    groups, pads = int(own.get("group", 1)), own.get("pads", ())
+    convolution: nn.Module = _TRANSPOSED[weight.ndim](
+        weight.shape[0],
+        weight.shape[1] * groups,
+        weight.shape[2:],
+        stride=tuple(own.get("strides", (1,) * rank)),
+        padding=tuple(pads[:rank]) or 0,
+        output_padding=tuple(own.get("output_padding", (0,) * rank)),
         dilation=tuple(own.get("dilations", (1,) * rank)),
         groups=groups,
         bias=len(weights) > 1,

@@ -4,6 +4,7 @@ By hand: ``Reshape(x, [1, 1280])`` writes a width into the graph. ``Reshape(x, [
 
 - A Reshape whose shape is a constant, or computed in the graph, has one that is relative to what comes in: its first size is that of the
   batch, and one of the others follows from the rest.
+- A Resize to a size that is given with the batch and the channels, or computed, has that of its places alone.
 - A Split into equal parts says how many, not how large.
 - Pads that follow from the size of what comes in (``auto_pad``) are numbers.
 - A constant that several nodes read, and that is no weight which they share, is there once for each: two biases that ONNX Runtime found to
@@ -37,13 +38,15 @@ def settle(model: onnx.ModelProto, name: str) -> None:
     Raises:
         CompressError: it does not run.
     """
-    seen = [node for node in index(model) if is_a(node, "Reshape") or settings(node).get("auto_pad") in _AUTOMATIC]
+    seen = [node for node in index(model) if is_a(node, "Reshape", "Resize") or settings(node).get("auto_pad") in _AUTOMATIC]
     wanted = dict.fromkeys(str(value.name) for node in seen for value in (node.inputs[0], node.outputs[0]) if value is not None)
     shapes = _shapes(model, list(wanted), name)
     with edited(model) as graph:
         for node in graph:
             if is_a(node, "Reshape"):
                 _relative(graph, node, shapes)
+            elif is_a(node, "Resize"):
+                _of_places(graph, node, shapes, opset_of(model))
             elif is_a(node, "Split"):
                 _equal(node, opset_of(model))
             elif settings(node).get("auto_pad") in _AUTOMATIC:
@@ -88,6 +91,28 @@ def _relative(graph: ir.Graph, node: ir.Node, shapes: dict[str, tuple[int, ...]]
     shape = [-1 if place == axis else size for place, size in enumerate((0, *made[1:]))]
     node.replace_input_with(1, add_constant(graph, f"{node.outputs[0].name}_shape", np.array(shape, np.int64)))
     node.attributes.pop("allowzero", None)
+
+
+def _of_places(graph: ir.Graph, node: ir.Node, shapes: dict[str, tuple[int, ...]], opset: int) -> None:
+    given = [*node.inputs[1:], None, None, None][:3]  # what no export gives: a region; scales; sizes
+    came, made = (shapes[str(value.name)][2:] for value in (node.inputs[0], node.outputs[0]) if value is not None)
+    computed = given[1] is not None and constant(given[1]) is None
+    if (given[2] is None and not computed) or "axes" in node.attributes or min(*came, *made) < 1:
+        return
+    scales = np.array([1, 1, *(size / before for size, before in zip(made, came, strict=True))], np.float32)
+    exact = tuple(int(before * scale) for before, scale in zip(came, scales[2:].tolist(), strict=True)) == made
+    if opset >= 18:
+        sizes = add_constant(graph, f"{node.outputs[0].name}_sizes", np.array(made, np.int64))
+        node.attributes.add(ir.AttrInt64s("axes", [*range(2, 2 + len(made))]))
+    elif exact:
+        sizes = None
+    else:
+        return
+    node.resize_inputs(4 if sizes is not None else 3)
+    node.replace_input_with(1, None)
+    node.replace_input_with(2, None if sizes is not None else add_constant(graph, f"{node.outputs[0].name}_scales", scales))
+    if sizes is not None:
+        node.replace_input_with(3, sizes)
 
 
 def _equal(node: ir.Node, opset: int) -> None:

@@ -23,7 +23,9 @@ def weight(*shape: int) -> np.ndarray:
     return np.random.default_rng(seed).normal(size=shape).astype(np.float32) / max(1, int(np.prod(shape[1:]))) ** 0.5
 
 
-def graph(*nodes: onnx.NodeProto, outputs: tuple[str, ...] = ("logits",), batch: object = "n", **weights: np.ndarray) -> onnx.ModelProto:
+def graph(
+    *nodes: onnx.NodeProto, outputs: tuple[str, ...] = ("logits",), batch: object = "n", opset: int = 18, **weights: np.ndarray
+) -> onnx.ModelProto:
     """From uint8 ``image`` (n, 3, 8, 8) by ``x``, which is float32 in [0, 1], to ``logits``."""
     scaled = [helper.make_node("Cast", ["image"], ["cast"], to=TensorProto.FLOAT), helper.make_node("Mul", ["cast", "scale"], ["x"])]
     content = helper.make_graph(
@@ -33,7 +35,7 @@ def graph(*nodes: onnx.NodeProto, outputs: tuple[str, ...] = ("logits",), batch:
         [helper.make_tensor_value_info(name, TensorProto.FLOAT, [None, None]) for name in outputs],
         [numpy_helper.from_array(np.asarray(value), name) for name, value in {"scale": np.float32(1 / 255), **weights}.items()],
     )
-    model = helper.make_model(content, opset_imports=[helper.make_opsetid("", 18)], ir_version=8)
+    model = helper.make_model(content, opset_imports=[helper.make_opsetid("", opset)], ir_version=8)
     helper.set_model_props(model, {"kept": "as it was"})
     onnx.checker.check_model(model, full_check=True)
     return model
@@ -173,7 +175,32 @@ def tokens() -> onnx.ModelProto:
     )  # fmt: skip
 
 
-@pytest.mark.parametrize(("make", "groups"), [(plain, 2), (gated, 2), (dense, 1), (computed, 1), (turned, 1), (shuffled, 2), (tokens, 2)])
+def segmenting(opset: int = 18) -> onnx.ModelProto:
+    """Up again by a transposed convolution, a scale, and a size that is written in with the channels; what came before is joined on."""
+    return graph(
+        conv("x", "a", "w1 b1", strides=[2, 2], pads=[1, 1, 1, 1]),
+        helper.make_node("Relu", ["a"], ["b"]),
+        conv("b", "c", "w2 b2", strides=[2, 2], pads=[1, 1, 1, 1]),
+        helper.make_node("Resize", ["c", "", "double"], ["d"], coordinate_transformation_mode="asymmetric", nearest_mode="floor"),
+        helper.make_node("Concat", ["d", "b"], ["e"], axis=1),
+        helper.make_node("ConvTranspose", ["e", "w3", "b3"], ["f"], name="up", strides=[2, 2]),
+        helper.make_node("Shape", ["f"], ["whole"]),
+        helper.make_node("Slice", ["whole", "zero", "one"], ["batch"]),
+        helper.make_node("Concat", ["batch", "rest"], ["sizes"], axis=0),
+        helper.make_node("Resize", ["f", "", "", "sizes"], ["g"], mode="linear", coordinate_transformation_mode="align_corners"),
+        conv("g", "h", "w4"),
+        helper.make_node("GlobalAveragePool", ["h"], ["i"]),
+        helper.make_node("Flatten", ["i"], ["logits"]),
+        opset=opset,
+        w1=weight(6, 3, 3, 3), b1=weight(6), w2=weight(8, 6, 3, 3), b2=weight(8), double=np.float32([1, 1, 2, 2]), w3=weight(14, 10, 2, 2),
+        b3=weight(10), zero=np.array([0]), one=np.array([1]), rest=np.array([10, 12, 16]), w4=weight(4, 10, 3, 3),
+    )  # fmt: skip
+
+
+CUT = [(plain, 2), (gated, 2), (dense, 1), (computed, 1), (turned, 1), (shuffled, 2), (tokens, 2), (segmenting, 3)]
+
+
+@pytest.mark.parametrize(("make", "groups"), [*CUT, (lambda: segmenting(opset=13), 3)])
 def test_graph_is_the_same_as_a_network_and_half_as_wide_as_torch_cuts_it(make: Callable[[], onnx.ModelProto], groups: int) -> None:
     model = make()
     before = model.SerializeToString()

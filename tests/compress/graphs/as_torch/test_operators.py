@@ -21,6 +21,7 @@ def real(*shape: int) -> np.ndarray:
 
 
 IMAGES = (2, 3, 7, 6)
+NONE = np.array([], np.float32)  # an input that is left out
 CASES: list[tuple[str, list[np.ndarray | tuple[int, ...]], dict[str, object]]] = [
     # Operator, inputs (a tuple is the shape of a tensor, an array a constant), attributes.
     ("Add", [IMAGES, (3, 1, 1)], {}),
@@ -109,6 +110,46 @@ CASES: list[tuple[str, list[np.ndarray | tuple[int, ...]], dict[str, object]]] =
     ("Sqrt", [IMAGES], {}),
     ("Sum", [IMAGES, IMAGES, (3, 1, 1)], {}),
     ("Tanh", [IMAGES], {}),
+    ("Ceil", [IMAGES], {}),
+    ("Floor", [IMAGES], {}),
+    ("Round", [IMAGES], {}),
+    ("Sign", [IMAGES], {}),
+    ("Sin", [IMAGES], {}),
+    ("Cos", [IMAGES], {}),
+    ("Celu", [IMAGES], {"alpha": 0.6}),
+    ("Selu", [IMAGES], {}),
+    ("Selu", [IMAGES], {"alpha": 1.2, "gamma": 0.8}),
+    ("Mish", [IMAGES], {}),
+    ("Softsign", [IMAGES], {}),
+    ("Mean", [IMAGES, IMAGES, (3, 1, 1)], {}),
+    ("ReduceL2", [IMAGES, whole(1)], {}),
+    ("ReduceMin", [IMAGES, whole(2, 3)], {"keepdims": 0}),
+    ("InstanceNormalization", [IMAGES, real(3), real(3)], {"epsilon": 0.1}),
+    ("DepthToSpace", [(2, 12, 3, 4)], {"blocksize": 2}),
+    ("DepthToSpace", [(2, 12, 3, 4)], {"blocksize": 2, "mode": "CRD"}),
+    ("SpaceToDepth", [(2, 3, 4, 6)], {"blocksize": 2}),
+    ("ConvTranspose", [IMAGES, real(3, 4, 2, 2), real(4)], {"strides": [2, 2]}),
+    ("ConvTranspose", [IMAGES, real(3, 4, 3, 3)], {"strides": [2, 2], "pads": [1, 1, 1, 1], "output_padding": [1, 1]}),
+    ("ConvTranspose", [(2, 4, 5, 6), real(4, 3, 3, 2), real(6)], {"group": 2, "dilations": [2, 1]}),
+    ("ConvTranspose", [(2, 3, 9), real(3, 4, 3)], {"pads": [1, 1]}),
+    *(
+        ("Resize", [IMAGES, NONE, scales], how)
+        for scales in (np.float32([1, 1, 2, 3]), np.float32([1, 1, 0.5, 0.5]), np.float32([1, 1, 1.3, 1.7]))
+        for how in (
+            {"coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"},
+            {"mode": "linear"},
+            {"mode": "linear", "coordinate_transformation_mode": "pytorch_half_pixel"},
+            {"mode": "cubic"},
+        )
+    ),
+    *(
+        ("Resize", [IMAGES, NONE, NONE, sizes], {"mode": "linear", "coordinate_transformation_mode": corners} | how)
+        for sizes, how in ((whole(2, 3, 12, 14), {}), (whole(5, 9), {"axes": [2, 3]}))
+        for corners in ("half_pixel", "align_corners")
+    ),
+    ("Resize", [IMAGES, NONE, NONE, whole(2, 3, 5, 11)], {"nearest_mode": "round_prefer_ceil"}),
+    ("Resize", [IMAGES, NONE, NONE, whole(2, 3, 10, 4)], {"coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"}),
+    ("Resize", [(2, 3, 7), NONE, np.float32([1, 1, 2])], {"mode": "linear"}),
 ]
 
 
@@ -152,11 +193,22 @@ def test_every_operator_is_compared_with_onnx_runtime() -> None:
         (helper.make_node("Pad", ["x", "from"], ["y"], mode="edge"), 'has mode .="edge".*must pad with a number'),
         (helper.make_node("Conv", ["x", "w"], ["y"], auto_pad="SAME_UPPER"), 'auto_pad .="SAME_UPPER".*pads as numbers'),
         (helper.make_node("AveragePool", ["x"], ["y"], kernel_shape=[2, 2], dilations=[2, 2]), "is dilated, which torch cannot"),
+        (helper.make_node("Resize", ["x", "", "twice"], ["y"]), "resizes by nearest, half_pixel, round_prefer_floor, which torch's"),
+        (
+            helper.make_node("Resize", ["x", "", "twice"], ["y"], mode="linear", coordinate_transformation_mode="asymmetric"),
+            "resizes by linear, asymmetric, which torch's interpolate does not; fine-tune",
+        ),
+        (helper.make_node("Resize", ["x", "", "twice"], ["y"], mode="linear", antialias=1), "antialiases, .*which torch cannot"),
+        (helper.make_node("Resize", ["x", "", "twice"], ["y"], mode="cubic", cubic_coeff_a=-0.5), "cubic_coeff_a .=-0.5., but torch has"),
+        (helper.make_node("Resize", ["x", "", "wide"], ["y"], mode="linear"), "changes other sizes than those behind the channels"),
+        (helper.make_node("Resize", ["x", "", "sizes"], ["y"], mode="linear"), 'takes "sizes" from the graph, but it must be constant'),
+        (helper.make_node("ConvTranspose", ["x", "w"], ["y"], pads=[0, 1, 0, 0]), "pads that differ from side to side, which torch cannot"),
         (helper.make_node("Slice", ["x", "from", "to", "axis", "step"], ["y"]), "steps .=.-1.., but torch needs them positive"),
     ],
 )
 def test_what_torch_cannot_do_is_refused(node: onnx.NodeProto, told: str) -> None:
-    constants = {"from": whole(3), "to": whole(0), "axis": whole(1), "step": whole(-1)}
+    constants = {"twice": np.float32([1, 1, 2, 2]), "wide": np.float32([1, 2, 2, 2])}
+    constants |= {"from": whole(3), "to": whole(0), "axis": whole(1), "step": whole(-1)}
     graph = helper.make_graph([node], "one", [], [], [numpy_helper.from_array(value, name) for name, value in constants.items()])
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)])
     with pytest.raises(CompressError, match=told):
