@@ -215,7 +215,7 @@ def _pad_by_numbers(
     return functional.pad(x, around, value=value[0] if value else 0.0)
 
 
-# What torch calls how ONNX goes from a place to the one it is taken from, and what it calls the other modes by how many dimensions there are.
+# What torch calls the way from a place to the one that it is taken from; and what it calls the other modes, by how many dimensions there are.
 NEAREST = {("asymmetric", "floor"): "nearest", ("half_pixel", "round_prefer_ceil"): "nearest-exact"}
 RESIZES = {"linear": ("linear", "bilinear", "trilinear"), "cubic": ("", "bicubic", "")}
 
