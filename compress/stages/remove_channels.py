@@ -122,6 +122,8 @@ def remove_in_steps(
         named = "bypass (=auto)" if AUTO in config.bypass else "scope (=sensitivity)"
         raise CompressError(f"{named} is measured by the accuracy of a classifier; leave it out, or name the modules")
     if AUTO in config.bypass:
+        if config.runtime == "c":
+            project.console.say(f"{STAGE}: --bypass auto weighs what a module saves by its time in ONNX Runtime")
         begun, limit = time.monotonic(), None if config.time_limit is None else seconds_of(config.time_limit, "time_limit")
         cheap = spare_modules(project, recipe, parent, limit)
         left = None if limit is None else max(1.0, limit - (time.monotonic() - begun))

@@ -62,7 +62,8 @@ class RemoveConfig:
     time_limit: str | float | None = None
 
     def __post_init__(self) -> None:
-        if self.sparsity is not None and (others := [*self.limits, *self.memory]):
+        memory = self.memory
+        if self.sparsity is not None and (others := [*self.limits, *memory]):
             raise CompressError(f"sparsity (={self.sparsity}) and {', '.join(others)} exclude each other; name the one that counts")
         target_of(self.target)
         if self.runtime == "c":

@@ -23,6 +23,7 @@ from compress.artifacts.parts import Rounded, Rounding
 from compress.artifacts.project import New, Project, variant_name
 from compress.artifacts.recipe import Tutoring, load_recipe
 from compress.artifacts.records import checked
+from compress.benchmarks.errors import BenchmarkError
 from compress.benchmarks.statistics import Interval
 from compress.channels.reconstruct import Repaired
 from compress.cli.tables import artifact_text
@@ -747,6 +748,8 @@ def test_memory_that_is_enough_or_never_will_be_is_refused(trained: Trained, mon
         remove_in_steps(project, root, dataclasses.replace(config, max_flash="1kB"), TUTORING, RECIPE)
     with pytest.raises(CompressError, match=r"sparsity \(=0\.5\) and max_ram exclude each other"):
         RemoveConfig(sparsity=0.5, max_ram="45kB")
+    with pytest.raises(BenchmarkError, match=r"max_flash \(=5XB\) must be a size above 0, such as 45kB or 0\.5MB"):
+        RemoveConfig(max_flash="5XB")
     with pytest.raises(CompressError, match=r'target \(="z80"\) must be a processor that C can be written for'):
         RemoveConfig(max_ram="45kB", target="z80")
 
