@@ -12,6 +12,7 @@ from typing import Annotated
 
 from msgspec import Meta
 
+from .errors import BenchmarkError
 from .formats import bytes_of, milliseconds, size
 from .results import Measurement, Result
 
@@ -29,7 +30,7 @@ class Limits:
         max_ram, max_flash: most bytes, such as 45kB, of arena and of weights as C for ``target``, see ``compress export-c``.
     """
 
-    max_drop: Annotated[float, Meta(ge=0, le=100, description="points, 0.5 allows 97.0% to become 96.5%")] | None = None
+    max_drop: Annotated[float, Meta(ge=0, description="points, 0.5 allows 97.0% to become 96.5%")] | None = None
     accept_unproved: bool = False
     max_latency: Annotated[float, Meta(gt=0, description="milliseconds, leave it out for no limit")] | None = None
     max_size: Annotated[int, Meta(gt=0, description="bytes, leave it out for no limit")] | None = None
@@ -47,8 +48,10 @@ class Limits:
         return {name: bytes_of(value, name) for name, value in given.items() if value is not None}
 
     def drop_of(self, result: Result) -> float:
-        """`max_drop`, or what stands for it in a result."""
+        """`max_drop`, or what stands for it in a result; raises BenchmarkError where more points are given than there are."""
         if self.max_drop is not None:
+            if result.scoring is None and self.max_drop > 100:
+                raise BenchmarkError(f"max_drop (={self.max_drop}) must lie in [0, 100]; points, 0.5 allows 97.0% to become 96.5%")
             return self.max_drop
         baseline = result.measurements[result.baseline]
         return USUAL_DROP if result.scoring is None else USUAL_DROP / 100 * abs(baseline.score or 0.0)

@@ -1,6 +1,6 @@
 """Read arrays, pictures and class names from files, believing nothing a file says about itself.
 
-Arrays come from ``.npz`` (the Kuzushiji-49 layout: a zip with the single member ``arr_0.npy``) or IDX (the MNIST layout, plain or
+Arrays come from ``.npz`` (the Kuzushiji-49 layout: a zip with the single member ``arr_0.npy``), ``.npy`` or IDX (the MNIST layout, plain or
 gzipped). The first bytes decide which, not the file's name. Pictures come through Pillow.
 
 Refused with one line that names the file: a missing, foreign, damaged or truncated file; Python objects (only pickle could read them,
@@ -143,11 +143,14 @@ def _opened(path: Path) -> Iterator[tuple[Header, IO[bytes] | gzip.GzipFile]]:
             elif magic[:2] == b"\x1f\x8b":
                 unpacked = stack.enter_context(gzip.GzipFile(fileobj=file))
                 yield _checked(path, _idx_header(path, unpacked)), unpacked
+            elif magic == b"\x93NUM":
+                yield _checked(path, _npy_header(path, file)), file
             elif magic[:2] == b"\0\0":
                 yield _checked(path, _idx_header(path, file)), file
             else:
                 start = magic.hex(" ") or "nothing: it is empty"
-                raise TrainError(f"{path} must be .npz (first bytes 50 4b), IDX (00 00) or gzipped IDX (1f 8b), but starts with {start}")
+                known = ".npz (first bytes 50 4b), .npy (93 4e), IDX (00 00) or gzipped IDX (1f 8b)"
+                raise TrainError(f"{path} must be {known}, but starts with {start}")
     except FileNotFoundError as error:
         raise TrainError(f"{path} does not exist; check the path") from error
     except _DAMAGE as error:

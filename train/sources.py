@@ -27,7 +27,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .arrays import CLASS_NAMES, Files, idx_files, npz_files, only_pair, read_files, read_pair
+from .arrays import CLASS_NAMES, Files, idx_files, npz_files, only_pair, read_files, read_images, read_pair
 from .cache import Cache, fits_memory
 from .data_set import About, DataSet, Part, Parts, Raw, fingerprint
 from .download import fetch
@@ -154,14 +154,18 @@ def _read_source(source: str, cache: Path, reader: Reader) -> Raw:
 
 
 def _read_unlabelled(folder: Path, reader: Reader, answer: Answer | None) -> Raw:
-    """All pictures in a folder and below it; hidden ones are passed over."""
-    if not folder.is_dir():
-        raise TrainError(f"calibrate (={folder}) is not a folder; name one that holds images such as the network is to read")
+    """All pictures in a folder and below it; hidden ones are passed over. Or an array of images, as a file, or alone in the folder."""
+    if not folder.exists():
+        raise TrainError(f"calibrate (={folder}) is not there; name a folder of images such as the network is to read, or a file of them")
     found = [path.relative_to(folder) for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES]
     inside = sorted({str(path.parent) for path in found if not any(part.startswith(".") for part in path.parts)})
-    if not inside:
-        raise TrainError(f"calibrate (={folder}) holds no images ({' '.join(IMAGE_SUFFIXES)}); some hundred do well")
-    images, _ = reader.read(folder, inside)
+    arrays = [folder] if folder.is_file() else sorted({*folder.glob("*.np[yz]"), *folder.glob("*-images-idx3-ubyte*")})
+    if len(arrays) > 1 and not inside:
+        raise TrainError(f"calibrate (={folder}) holds {len(arrays)} arrays ({arrays[0].name} ...); name the file that is of images")
+    if not inside and not arrays:
+        told = f"holds no images ({' '.join(IMAGE_SUFFIXES)}) and no array of them (.npz .npy)"
+        raise TrainError(f"calibrate (={folder}) {told}; some hundred do well")
+    images: Images = reader.read(folder, inside)[0] if inside else read_images(arrays[0], reader)
     labels, count = answer(images) if answer else (np.zeros(len(images), np.int64), 1)
     classes = tuple(map(str, range(count))) if answer else ("",)
     return Raw(name=folder.resolve().name, classes=classes, train=Part(images, labels), labelled=answer is not None)
@@ -172,9 +176,9 @@ def stamp(source: str, cache: Path, files: Files | None = None) -> list[Stamp]:
     if source == "digits" and files is None:
         return [(f"scikit-learn {one.version}", 0, 0, 0) for one in distributions(name="scikit-learn")]  # in which they lie
     known = {"k49": cache / "k49", "emnist": cache / "EMNIST" / "raw", "kmnist": cache / "KMNIST" / "raw"}
-    if files is None:
+    if files is None and not Path(source).is_file():
         return sorted(stamps(known.get(source, Path(source)).absolute(), deep=True))
-    found = [(path, path.stat()) for path in vars(files).values() if path.is_file()]
+    found = [(path, path.stat()) for path in (vars(files).values() if files else [Path(source)]) if path.is_file()]
     return [(str(path.absolute()), one.st_size, one.st_mtime_ns, one.st_ctime_ns) for path, one in found]
 
 

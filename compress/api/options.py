@@ -125,7 +125,9 @@ class PruneOptions(FineTuneOptions, ScoreOptions, total=False):
 
 class GroupsOptions(StartOptions, ScoreOptions, total=False):
     onnx: Annotated[File, "Cut this ONNX file, which another tool wrote; needs --data or --calibrate."]
-    calibrate: Annotated[File, "With --onnx: a folder of images without labels; what the file answers stands for them."]
+    calibrate: Annotated[
+        File, "With --onnx: images without labels, a folder or an array (.npz, .npy); what the file answers stands for them."
+    ]
 
 
 class RemoveOptions(FineTuneOptions, GroupsOptions, total=False):
@@ -170,7 +172,9 @@ class QuantizeOptions(ResumeOptions, ScoreOptions, total=False):
     time_limit: Annotated[Time, "Auto answers after so long with the best it has found: 90s, 5m, 1h."]
     runtime: Annotated[Literal["onnxruntime", "c"], "Where auto times and proves candidates; c compiles each here.  [default: onnxruntime]"]
     onnx: Annotated[File, "Quantize this ONNX file, which another tool wrote; needs --data or --calibrate."]
-    calibrate: Annotated[File, "With --onnx: a folder of images without labels; what the file answers stands for them."]
+    calibrate: Annotated[
+        File, "With --onnx: images without labels, a folder or an array (.npz, .npy); what the file answers stands for them."
+    ]
     fold_constants: Annotated[bool, "First make a constant of what is nearly the same for all images, as export-onnx does."]
     images: Annotated[int, "Calibration images, drawn evenly from the classes.  [default: 512]"]
     epochs: Annotated[int, "Fine-tune the quantized graph for so many epochs.  [default: 0]"]
@@ -190,7 +194,9 @@ class MeasureOptions(TypedDict, total=False):
 
 
 class BenchmarkOptions(MeasureOptions, PretrainedOptions, ScoreOptions, total=False):
-    calibrate: Annotated[File, "Measure files on this folder of images without labels; latency and size only.  [default: random pixels]"]
+    calibrate: Annotated[
+        File, "Measure files on these images without labels, a folder or an array; latency and size only.  [default: random pixels]"
+    ]
     runtimes: Annotated[Sequence[str], "onnxruntime, openvino, c, torch, torch.compile, or all.  [default: onnxruntime and torch]"]
     out: Annotated[File, "Where the artifact goes.  [default: runs/MODEL/STAGE/KEY]"]
     force: Annotated[bool, "Run again even if the inputs are unchanged; replace --out."]

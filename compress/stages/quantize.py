@@ -84,7 +84,7 @@ class QuantizeConfig:
     correct_bias: bool = False
     images: Annotated[int, Meta(ge=MINIMUM_IMAGES, description="256 to 1024 of the training images do well")] = 512
     seed: Annotated[int, Meta(ge=0)] = 0
-    max_drop: Annotated[float, Meta(ge=0, le=100, description="points of balanced accuracy, 0.3 is the default")] | None = None
+    max_drop: Annotated[float, Meta(ge=0, description="points of balanced accuracy, 0.3 is the default")] | None = None
     accept_unproved: bool = False
     time_limit: str | float | None = None
     runtime: Annotated[Literal["onnxruntime", "c"], Meta(description="where candidates are timed")] = "onnxruntime"
@@ -219,6 +219,8 @@ def _timed(
 def _limited(project: Project, config: QuantizeConfig) -> QuantizeConfig:
     """With the usual limit where none was given; of a score of the user's own it follows from what float32 scores."""
     usual = config.max_drop is None and project.task is None
+    if project.task is None and not usual and config.max_drop > 100:  # type: ignore[operator]
+        raise CompressError(f"max_drop (={config.max_drop}) must lie in [0, 100]; points of balanced accuracy, 0.3 is the default")
     return dataclasses.replace(config, max_drop=USUAL_DROP) if usual else config
 
 

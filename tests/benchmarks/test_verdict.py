@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from compress.benchmarks.answers import as_text
+from compress.benchmarks.errors import BenchmarkError
 from compress.benchmarks.paired import Drop
 from compress.benchmarks.results import Result, Scoring, damage
 from compress.benchmarks.statistics import Speedup, speedup
@@ -420,8 +421,14 @@ def test_a_score_of_the_users_own_decides_in_its_own_units(made: Any) -> None:
     assert "loses 0.001 of iou (0.8 to 0.799, at most" in found.headline and "points" not in " ".join([found.headline, *found.reasons])
     strict = decide(result, Limits(max_drop=0.0005))
     assert strict.ship == "fp32" and "loses 0.001 of iou, 0.0005 are allowed" in " ".join([strict.headline, *strict.reasons])
+    assert decide(result, Limits(max_drop=250.0)).ship == "int8", "a score may have a larger scale than points"
     unsaid = decide(result, Limits())
     assert unsaid.ship == "int8" or "not proved within 0.004 of iou with 400 images" in unsaid.headline, "half a percent of 0.8"
+
+
+def test_no_more_than_100_points_can_be_lost(made: Any) -> None:
+    with pytest.raises(BenchmarkError, match=r"max_drop \(=101\.0\) must lie in \[0, 100\]; points, 0\.5 allows"):
+        decide(made.result(made.one("fp32"), made.one("int8", 8e-4, ratio=FASTER)), Limits(max_drop=101.0))
 
 
 def test_shares_that_are_not_those_of_the_images_are_damage(made: Any) -> None:

@@ -215,7 +215,7 @@ def _pad_by_numbers(
     return functional.pad(x, around, value=value[0] if value else 0.0)
 
 
-# What torch calls the way from a place to the one that it is taken from; and what it calls the other modes, by how many dimensions there are.
+# What torch calls the way from a place to where it is taken from; and what it calls other modes, by the number of dimensions.
 NEAREST = {("asymmetric", "floor"): "nearest", ("half_pixel", "round_prefer_ceil"): "nearest-exact"}
 RESIZES = {"linear": ("linear", "bilinear", "trilinear"), "cubic": ("", "bicubic", "")}
 

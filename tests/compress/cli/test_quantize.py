@@ -7,10 +7,12 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+import torch
 from foreign import NORMALISED, foreign
 from onnx import TensorProto, helper, numpy_helper
 from onnxruntime.quantization import quantize_dynamic
 from PIL import Image
+from sklearn.datasets import load_digits
 from sklearn.metrics import average_precision_score
 from stand_ins import Commands
 
@@ -162,7 +164,8 @@ def refused(here: Path, run: Commands, *arguments: str) -> str:
         (("--image-shape", "1x20x20"), "image-shape (=1x20x20) is not what onnx (="),
         (("--mode", "int4"), "mode (=int4) must be auto, static"),
         (("--mode", "dynamic", "--method", "mse"), "method (=mse) is a setting of --mode static; dynamic has none"),
-        (("--max-drop", "-1"), "max_drop (=-1.0) must lie in [0, 100]"),
+        (("--max-drop", "-1"), "max_drop (=-1.0) must be at least 0; points of balanced accuracy"),
+        (("--max-drop", "101"), "max_drop (=101.0) must lie in [0, 100]; points of balanced accuracy"),
         (("--model", "k49"), "onnx (="),
         (("--mode", "static", "--group", "gates"), 'group (="gates") is none of this graph; it has first layer'),
     ],
@@ -241,6 +244,34 @@ def test_what_is_quantized_already_is_refused(here: Path, theirs: Path, run: Com
 
 def test_a_file_without_data_is_refused(here: Path, theirs: Path, run: Commands) -> None:
     assert "does not say which images calibrate and score it; name them with --data" in refused(here, run, "--onnx", str(theirs))
+
+
+@pytest.mark.parametrize("kind", ["pictures", "float.npz", "folder/of.npy"])
+def test_images_without_labels_calibrate(here: Path, theirs: Path, run: Commands, kind: str) -> None:
+    """As pictures and as arrays, with what the file answers in the place of labels."""
+    images = load_digits().images[:400].repeat(2, 1).repeat(2, 2)  # 0 to 16
+    path = here / kind
+    path.parent.mkdir(exist_ok=True)
+    bytes_ = np.rint(images * (255 / 16)).astype(np.uint8)
+    ranged: tuple[str, ...] = ()
+    if kind == "pictures":
+        path.mkdir()
+        for number, image in enumerate(bytes_):
+            Image.fromarray(image).save(path / f"{number}.png")
+    elif kind == "float.npz":
+        np.savez(path, images.astype(np.float32))
+        ranged = ("--range", "0,16")
+    else:
+        np.save(path, bytes_)
+        path = path.parent
+    small = here / "small.onnx"
+    torch.manual_seed(0)
+    network = torch.nn.Sequential(torch.nn.Conv2d(1, 8, 3, 2), torch.nn.ReLU(), torch.nn.Flatten(), torch.nn.Linear(392, 10)).eval()
+    torch.onnx.export(network, (torch.rand(1, 1, 16, 16),), small, dynamo=True, verbose=False)
+    made = run.done("quantize", "--onnx", str(small), "--calibrate", str(path), *ranged, "--mode", "static", "--images", "64")
+    assert made["metrics"]["validation"]["accuracy"] > 0.9
+    about = read_artifact(Path(made["artifact"]), "graph").manifest.data
+    assert sum(vars(about.images).values()) == 400
 
 
 def test_the_table_of_the_choice_is_valid_json_and_holds_every_candidate(here: Path, theirs: Path, run: Commands) -> None:

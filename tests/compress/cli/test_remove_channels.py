@@ -112,7 +112,7 @@ def test_its_groups_are_shown_by_the_names_of_its_nodes(here: Path, theirs: Path
     [
         (("--data", "digits", "--calibrate", "pictures"), "calibrate (=pictures) names images without labels and --data others; leave one"),
         ((), "name them with --data, or with --calibrate such as have no labels"),
-        (("--calibrate", "nowhere"), "nowhere) is not a folder; name one that holds images such as the network is to read"),
+        (("--calibrate", "nowhere"), "nowhere) is not there; name a folder of images such as the network is to read"),
         (("--calibrate", "empty"), "empty) holds no images (.bmp"),
         (("--data", "digits", "--bypass", "relu"), "bypass (=relu) leaves out modules of a network, and this is a graph; leave it out"),
         (("--data", "digits", "--max-macs", "0.001x"), "max_macs (=0.001x) cannot be reached"),
