@@ -28,7 +28,7 @@ from ..channels.bypass import bypass
 from ..channels.cut import cut_to, evaluating
 from ..errors import NetworkError, first_line, need_file, shown
 from ..models.errors import ModelError
-from ..pruning.heads import separate_heads
+from ..pruning.attention.heads import separate_heads
 from ..pruning.passes import tensors_in
 from ..train.settings import heads
 from .artifact import Artifact, InputSpec

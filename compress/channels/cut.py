@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import NetworkError
-from ..pruning.heads import separate_heads
+from ..pruning.attention.heads import separate_heads
 from ..pruning.passes import evaluating, tensors_in
 from .groups import Groups
 from .identities import ANY

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
-from ..pruning.attention import Attention
+from ..pruning.attention.attend import Attention
 from ..pruning.passes import tensors_in
 from .cut import NORMS
 from .identities import ANY, FIXED, across, aligned, along

@@ -188,7 +188,7 @@ def refuse_unreachable(project: Project, network: nn.Module, config: RemoveConfi
     from ..channels.bypass import bypass, bypassable, matching
     from ..channels.choose import Choice, at_floor, macs_after, size_after
     from ..channels.find import channel_groups
-    from ..pruning.heads import separate_heads
+    from ..pruning.attention.heads import separate_heads
     from .removal.plan import example_of
 
     example = example_of(project)

@@ -11,8 +11,8 @@ from compress.artifacts.cost import count_cost
 from compress.channels.choose import macs_after
 from compress.channels.cut import cut_to, remove_channels, surgery_error
 from compress.channels.find import channel_groups
-from compress.pruning.attention import SelfAttention
-from compress.pruning.heads import separate_heads
+from compress.pruning.attention.attend import SelfAttention
+from compress.pruning.attention.heads import separate_heads
 
 GENERATOR = torch.Generator().manual_seed(0)
 X, OTHER = torch.randn(3, 7, 32, generator=GENERATOR), torch.randn(3, 5, 32, generator=GENERATOR)

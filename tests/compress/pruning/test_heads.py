@@ -16,9 +16,9 @@ from compress.artifacts.load import Prepare
 from compress.channels.cut import cut_to, remove_channels, surgery_error
 from compress.channels.find import channel_groups
 from compress.graphs.export import export_onnx, parity
-from compress.pruning.attention import Attention
-from compress.pruning.heads import TokenAttention, separate_heads
-from compress.pruning.windows import WindowAttention
+from compress.pruning.attention.attend import Attention
+from compress.pruning.attention.heads import TokenAttention, separate_heads
+from compress.pruning.attention.windows import WindowAttention
 
 PIXELS = InputSpec(shape=(3, 40, 40), mean=(0.5,) * 3, std=(0.5,) * 3)
 

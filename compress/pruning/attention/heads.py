@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .attention import Attention, SelfAttention, attend
-from .passes import evaluating
+from ..passes import evaluating
+from .attend import Attention, SelfAttention, attend
 from .windows import WindowAttention
 
 TOLERANCE = 1e-4

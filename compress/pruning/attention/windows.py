@@ -1,4 +1,4 @@
-"""Attention in shifted windows (torchvision's Swin, both versions), with widths of its own; see attention.py.
+"""Attention in shifted windows (torchvision's Swin, both versions), with widths of its own; see attend.py.
 
 By hand: an image of 5 x 7 places in windows of 4 x 4 is padded to 8 x 8 and cut into four; within each, every place attends to all 16, with
 a bias by head and relative position. Every second layer first rolls the image by half a window, so that windows reach over the borders
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from .attention import Attention, attend
+from .attend import Attention, attend
 
 _APART = -100.0  # what is added where two places do not see each other, as torchvision does
 _STEEPEST = 4.605170185988092  # log 100, the largest logarithm of what cosines are multiplied by
