@@ -1,6 +1,6 @@
 """From calls to C: one function for each call, with its sizes as constants."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -44,6 +44,13 @@ def panels(filters: NDArray[Any], lanes: int) -> NDArray[Any]:
     flat = np.zeros((n, filters[0].size), np.float32)
     flat[: len(filters)] = filters.transpose(0, 2, 3, 1).reshape(len(filters), -1)
     return np.ascontiguousarray(flat.reshape(n // lanes, lanes, -1).transpose(0, 2, 1))
+
+
+def spread(filters: NDArray[Any], lanes: int) -> NDArray[np.float32]:
+    """(N, 1, kh, kw) as [kh kw][N, padded], float32."""
+    made = np.zeros((filters[0].size, rounded(len(filters), lanes)), np.float32)
+    made[:, : len(filters)] = filters.reshape(len(filters), -1).T
+    return made
 
 
 def filled(values: NDArray[Any], lanes: int) -> NDArray[Any]:
@@ -98,15 +105,17 @@ def biases(text: Text, call: Contract, weights: NDArray[Any], place: slice = sli
     return text.biases(filled(call.bias[place] - call.zero * sums, text.lanes), filled(sums, text.lanes))
 
 
+def how(call: Contract, packed: NDArray[Any]) -> int:
+    """1 where the result is float32; 2 where two products beside each other always fit into 16 bits."""
+    pairs = packed.reshape(-1, 2).astype(np.int32)
+    most = max(np.maximum(pairs, 0).sum(1).max(), -np.minimum(pairs, 0).sum(1).min())
+    return int(call.quantize is None) + 2 * bool(most * 255 < 2**15)
+
+
 def multipliers(call: Contract, lanes: int, place: slice = slice(None)) -> NDArray[np.float32]:
     """What an integer is in the output, one per channel."""
     assert call.scale is not None
     return filled(call.scale[place] / np.float32(call.quantize[0] if call.quantize else 1), lanes)
-
-
-def out_bytes(call: Contract) -> str:
-    """The pointer to the output, as bytes."""
-    return "o" if call.quantize else "(uint8_t *)(void *)o"
 
 
 def ends(call: Contract) -> str:
@@ -119,84 +128,67 @@ def ends(call: Contract) -> str:
     return f"{int(zero_point)}, {literal(max(low, -zero_point))}, {literal(min(high, 255 - zero_point))}"
 
 
+def tables(text: Text, call: Contract, place: slice, weights: NDArray[Any]) -> list[str]:
+    """The names of weights as they lie in flash, of biases, and of multipliers for integers, of these channels."""
+    if call.scale is None:
+        return [text.array(weights), text.array(filled(call.bias[place], text.lanes))]
+    filters = call.weights[place].reshape(len(call.weights[place]), -1)
+    return [text.array(weights), biases(text, call, filters, place), text.array(multipliers(call, text.lanes, place))]
+
+
+def listed(*values: Any) -> str:
+    """Arguments of a C function."""
+    return ", ".join(map(str, values))
+
+
 def contract(text: Text, call: Contract) -> list[str]:
     """A convolution or matrix product with weights."""
-    [out], lanes, filters = call.writes, text.lanes, call.weights
+    [out], lanes, filters, integers = call.writes, text.lanes, call.weights, call.scale is not None
     plan, under, (oh, ow, rows, columns), (ih, iw, ah, aw) = geometry(call, lanes)
-    corner = 0 if call.matrix else call.pads[0] * under.strides[2] + call.pads[1] * under.strides[3]
-    images = 1 if call.matrix else out.shape[0]
-    n, c, kh, kw = filters.shape
-    bounds, wide = ends(call), int(call.quantize is None)
-    pool, suffix = (2, "_pool") if call.pooled else (1, "")
-    by_rows, count = share(call.source, out, lanes), rows  # the result lies over the source: all of a row before the next
+    (n, c, kh, kw), bounds, pool = filters.shape, ends(call), 2 if call.pooled else 1
+    o, eight = ("o" if call.quantize or not integers else "(uint8_t *)(void *)o"), "8" * integers
+    count, by_rows = rows, share(call.source, out, lanes)  # the result lies over the source: all of a row before the next
+    rows = 1 if by_rows else rows
+    begin, step = under.start, f", a += {ih * pool}"
+    if not call.matrix and not call.depthwise():
+        begin -= call.pads[0] * under.strides[2] + call.pads[1] * under.strides[3]
     if call.depthwise():
-        cs = rounded(n, lanes)
-        h, w = call.source.shape[2:]
-        to, of = (f"{where.strides[2]}, {where.strides[3]}" for where in (plan, under))
-        top = f"{call.pads[0]} - y * {call.strides[0]}" if by_rows else call.pads[0]
-        how = ", ".join(map(str, (h, w, 1 if by_rows else rows, columns, kh, kw, *call.strides, *call.dilations, top, call.pads[1])))
-        if call.scale is None:
-            spread = np.zeros((kh * kw, cs), np.float32)
-            spread[:, :n] = filters.reshape(n, -1).T
-            tables = [text.array(spread), text.array(filled(call.bias, lanes))]
-            line = f"k_depthwise(o, {to}, a, {of}, {how}, {', '.join(tables)}, {cs}, {bounds});"
-        else:
-            tables = [
-                text.array(columns_of_four(filters, lanes)),
-                biases(text, call, filters.reshape(n, -1)),
-                text.array(multipliers(call, lanes)),
-            ]
-            line = f"k_depthwise8({out_bytes(call)}, {to}, {wide}, a, {of}, {call.zero}, {how}, {', '.join(tables)}, {cs}, {bounds});"
-        lines = [f"for (int y = 0; y < {count}; y++, o += {oh}) {line}"] if by_rows else [line]
-        return images_of(text, call, plan.start, under.start, images, plan, under, lines)
-    if out.kind == "planes":
-        values = f"{text.array(np.ascontiguousarray(filters, np.float32))}, {text.array(call.bias)}"
-        size = f"{rows}, {columns}, {n}, {c}, {kh}, {kw}, {ah}, {aw}"
-        line = f"k_planes(o, {plan.strides[1]}, {oh}, a, {under.strides[1]}, {ih}, {size}, {values}, {bounds});"
-        return images_of(text, call, plan.start, under.start - corner, images, plan, under, [line])
-    each = n // call.groups
-    if aw == c and call.groups == 1:  # a row of taps is one run
-        c, kw, aw = c * kw, 1, 0
-    if ah == c and kw == 1 and call.groups == 1:
-        c, kh, ah = c * kh, 1, 0
+        step, top = "", f"{call.pads[0]} - y * {call.strides[0]}" if by_rows else call.pads[0]
+        packed = columns_of_four(filters, lanes) if integers else spread(filters, lanes)
+        to, of = (listed(*where.strides[2:]) for where in (plan, under))
+        size = listed(*call.source.shape[2:], rows, columns, kh, kw, *call.strides, *call.dilations, top, call.pads[1])
+        before, zero = (f", {how(call, packed)}", f", {call.zero}") if integers else ("", "")
+        names = listed(*tables(text, call, slice(None), packed))
+        lines = [f"k_depthwise{eight}({o}, {to}{before}, a, {of}{zero}, {size}, {names}, {rounded(n, lanes)}, {bounds});"]
+    elif out.kind == "planes":
+        values = listed(text.array(np.ascontiguousarray(filters, np.float32)), text.array(call.bias))
+        size = listed(rows, columns, n, c, kh, kw, ah, aw)
+        lines = [f"k_planes(o, {plan.strides[1]}, {oh}, a, {under.strides[1]}, {ih}, {size}, {values}, {bounds});"]
+    else:
+        each = n // call.groups
+        if aw == c and call.groups == 1:  # a row of taps is one run
+            c, kw, aw = c * kw, 1, 0
+        if ah == c and kw == 1 and call.groups == 1:
+            c, kh, ah = c * kh, 1, 0
+        if not by_rows and kh == kw == pool == 1 and ih == columns * iw and oh == columns * ow:
+            rows, columns = 1, rows * columns
+        size, lines = listed(ih, iw, rows, columns, kh, ah, kw, aw, rounded(c, 4) // 4 if integers else c), []
+        for first in range(0, n, each):
+            place, last = slice(first, first + each), stored_last(out, n, lanes) if call.groups == 1 else (each - 1) % lanes + 1
+            runs = filters[place].transpose(0, 2, 3, 1).reshape(each, kh * kw, c)
+            packed = words(runs, lanes) if integers else panels(filters[place], lanes)
+            to = f"{o} + {first * (4 if integers and not call.quantize else 1)}, {oh}, {ow}" + (
+                f", {how(call, packed)}" if integers else ""
+            )
+            names = listed(*tables(text, call, place, packed))
+            source = f"a + {first // each * c}, {size}"
+            lines += [f"k_conv{eight}{'_pool' * (pool - 1)}({to}, {source}, {names}, {each}, {last}, {bounds});"]
     if by_rows:
-        rows = 1
-    elif kh == kw == pool == 1 and ih == columns * iw and oh == columns * ow:
-        rows, columns = 1, rows * columns
-    lines = []
-    for group in range(call.groups):
-        part = filters[group * each : (group + 1) * each]
-        place = slice(group * each, (group + 1) * each)
-        last = stored_last(out, n, lanes) if call.groups == 1 else (each - 1) % lanes + 1
-        size = f"{ih}, {iw}, {rows}, {columns}, {kh}, {ah}, {kw}, {aw}"
-        if call.scale is None:
-            tables = [text.array(panels(part, lanes)), text.array(filled(call.bias[place], lanes))]
-            start = f"o + {group * each}, {oh}, {ow}, a + {group * c}"
-            lines += [f"k_conv{suffix}({start}, {size}, {c}, {', '.join(tables)}, {each}, {last}, {bounds});"]
-        else:
-            runs = part.transpose(0, 2, 3, 1).reshape(each, kh * kw, c)
-            tables = [
-                text.array(words(runs, lanes)),
-                biases(text, call, runs.reshape(each, -1), place),
-                text.array(multipliers(call, lanes, place)),
-            ]
-            start = f"{out_bytes(call)} + {group * each * (4 if wide else 1)}, {oh}, {ow}, {wide}, a + {group * c}"
-            lines += [f"k_conv8{suffix}({start}, {size}, {rounded(c, 4) // 4}, {', '.join(tables)}, {each}, {last}, {bounds});"]
-    lines = [f"for (int y = 0; y < {count}; y++, o += {oh}, a += {ih * pool}) {{", *lines, "}"] if by_rows else lines
-    return images_of(text, call, plan.start, under.start - corner, images, plan, under, lines)
-
-
-def images_of(
-    text: Text, call: Contract, start: int, begin: int, images: int, plan: Layout, under: Layout, lines: Sequence[str]
-) -> list[str]:
-    """The lines, once for each image of a batch."""
+        lines = [f"for (int y = 0; y < {count}; y++, o += {oh}{step}) {{", *lines, "}"]
     found = []
-    for image in range(images):
-        o, a = (
-            text.pointer("o", call.writes[0], start + image * plan.strides[0] * (images > 1), write=True),
-            text.pointer("a", call.source, begin + image * under.strides[0] * (images > 1)),
-        )
-        found += ["{", o, a, *lines, "}"]
+    for image in range(1 if call.matrix else out.shape[0]):
+        start, place_ = (where + image * each_.strides[0] if image else where for where, each_ in ((plan.start, plan), (begin, under)))
+        found += ["{", text.pointer("o", out, start, write=True), text.pointer("a", call.source, place_), *lines, "}"]
     return found
 
 

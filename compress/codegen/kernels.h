@@ -345,12 +345,14 @@ K_INLINE vi k_dot(vi acc, k_bytes a, k_bytes w) { return (vi)_mm256_dpbusd_epi32
 typedef struct { vi even, odd; } k_bytes;
 #if K_V == 16
 K_INLINE vi k_madd(vi a, vi b) { return (vi)_mm512_madd_epi16((__m512i)a, (__m512i)b); }
+K_INLINE vi k_pairs(vi a, vi b) { return (vi)_mm512_maddubs_epi16((__m512i)a, (__m512i)b); }
 K_INLINE k_bytes k_weights(const int8_t *p) {
   const __m512i w = _mm512_loadu_si512(p);
   const k_bytes r = {(vi)_mm512_srai_epi16(_mm512_slli_epi16(w, 8), 8), (vi)_mm512_srai_epi16(w, 8)}; return r;
 }
 #else
 K_INLINE vi k_madd(vi a, vi b) { return (vi)_mm256_madd_epi16((__m256i)a, (__m256i)b); }
+K_INLINE vi k_pairs(vi a, vi b) { return (vi)_mm256_maddubs_epi16((__m256i)a, (__m256i)b); }
 K_INLINE k_bytes k_weights(const int8_t *p) {
   const __m256i w = _mm256_loadu_si256((const __m256i *)(const void *)p);
   const k_bytes r = {(vi)_mm256_srai_epi16(_mm256_slli_epi16(w, 8), 8), (vi)_mm256_srai_epi16(w, 8)}; return r;
@@ -358,6 +360,10 @@ K_INLINE k_bytes k_weights(const int8_t *p) {
 #endif
 K_INLINE k_bytes k_prepared(vi a) { const k_bytes r = {a & 0x00FF00FF, (a >> 8) & 0x00FF00FF}; return r; }
 K_INLINE vi k_dot(vi acc, k_bytes a, k_bytes w) { return acc + k_madd(a.even, w.even) + k_madd(a.odd, w.odd); }
+#define K_NARROW(how) ((how) & 2)
+K_INLINE k_bytes k_narrow(vi a) { const k_bytes r = {a, a}; return r; }
+K_INLINE k_bytes k_narrow_weights(const int8_t *p) { return k_narrow((vi)*(const k_vi *)(const void *)p); }
+K_INLINE vi k_dot_narrow(vi acc, k_bytes a, k_bytes w) { return acc + k_madd(k_pairs(a.even, w.even), v_seti(0x00010001)); }
 #elif K_V == 4 && defined(__ARM_FEATURE_MATMUL_INT8)
 #define K_DOT "usdot"
 typedef vi k_bytes;
@@ -399,7 +405,16 @@ K_INLINE k_bytes k_prepared(vi a) { const k_bytes r = {{a & 255, (a >> 8) & 255,
 K_INLINE k_bytes k_weights(const int8_t *p) { const k_bytes r = {{p[0], p[1], p[2], p[3]}}; return r; }
 K_INLINE vi k_dot(vi acc, k_bytes a, k_bytes w) { return acc + a.b[0] * w.b[0] + a.b[1] * w.b[1] + a.b[2] * w.b[2] + a.b[3] * w.b[3]; }
 #endif
-K_INLINE k_bytes k_activation(const uint8_t *p) { return k_prepared(v_seti(k_word(p))); }
+/* Where no two weights beside each other, times 255, sum up to more than 16 bits hold, one instruction less does. */
+#if !defined(K_NARROW)
+#define K_NARROW(how) ((how) & 0)
+#define k_narrow k_prepared
+#define k_narrow_weights k_weights
+#define k_dot_narrow k_dot
+#endif
+K_INLINE k_bytes k_activation(vi a, int how) { return K_NARROW(how) ? k_narrow(a) : k_prepared(a); }
+K_INLINE k_bytes k_weight(const int8_t *p, int how) { return K_NARROW(how) ? k_narrow_weights(p) : k_weights(p); }
+K_INLINE vi k_add(vi acc, k_bytes a, k_bytes w, int how) { return K_NARROW(how) ? k_dot_narrow(acc, a, w) : k_dot(acc, a, w); }
 
 /* ---- four rows, one in each byte of a lane; lanes are channels ---- */
 #if K_V == 16
@@ -436,7 +451,7 @@ K_INLINE vi k_four(const uint8_t *a, const uint8_t *b, const uint8_t *c, const u
 
 /* ---- matrix products, uint8 by int8 ----
  * As k_conv; c4: words of four in a run; weights lie as [panel][kh kw c4][K_LANES][4]. An output is acc * mul between lo and hi, then as it is
- * where wide (float32), else rounded and zero added (uint8). */
+ * where how & 1 (float32), else rounded and zero added (uint8). how & 2: what two weights sum up to fits into 16 bits. */
 #if K_V == 16
 #define K_MR8(np) ((np) == 1 ? 14 : 7)
 #define K_NP8 2
@@ -450,11 +465,11 @@ K_INLINE vi k_four(const uint8_t *a, const uint8_t *b, const uint8_t *c, const u
 #define K_MR8(np) 2
 #define K_NP8 1
 #endif
-K_INLINE void k_store8(uint8_t *o, int at, vf v, int wide, int zero, float lo, float hi, int n) {
+K_INLINE void k_store8(uint8_t *o, int at, vf v, int how, int zero, float lo, float hi, int n) {
   v = v_max(v_min(v, v_set(hi)), v_set(lo));
-  if (wide) v_stn((k_f32 *)(void *)o + at, v, n); else v_stqn(o + at, v, zero, n);
+  if (how & 1) v_stn((k_f32 *)(void *)o + at, v, n); else v_stqn(o + at, v, zero, n);
 }
-K_INLINE void k_tile8(uint8_t *o, int at, int om, int wide, const uint8_t *a, int ih, int am, int kh, int ah, int kw, int aw, int c4, const int8_t *w, const k_i32 *bias,
+K_INLINE void k_tile8(uint8_t *o, int at, int om, int how, const uint8_t *a, int ih, int am, int kh, int ah, int kw, int aw, int c4, const int8_t *w, const k_i32 *bias,
                       const k_f32 *mul, int mr, int pool, int np, int last, int zero, float lo, float hi) {
   vi top[K_MR8(1)][K_MOST * K_NV];
   const int nv = K_COLUMNS(np, last), K = kh * kw * c4;
@@ -465,10 +480,10 @@ K_INLINE void k_tile8(uint8_t *o, int at, int om, int wide, const uint8_t *a, in
       k_bytes b[K_MOST * K_NV];
       const uint8_t *ak = a + r * ih + y * ah + x * aw + k * 4;
       const int8_t *wk = w + ((y * kw + x) * c4 + k) * K_LANES * 4;
-      K_UNROLL for (int j = 0; j < nv; j++) b[j] = k_weights(wk + (j / K_NV) * K * K_LANES * 4 + (j % K_NV) * K_V * 4);
+      K_UNROLL for (int j = 0; j < nv; j++) b[j] = k_weight(wk + (j / K_NV) * K * K_LANES * 4 + (j % K_NV) * K_V * 4, how);
       K_UNROLL for (int m = 0; m < mr * pool; m++) {
-        const k_bytes s = k_activation(ak + m * am);
-        K_UNROLL for (int j = 0; j < nv; j++) acc[m][j] = k_dot(acc[m][j], s, b[j]);
+        const k_bytes s = k_activation(v_seti(k_word(ak + m * am)), how);
+        K_UNROLL for (int j = 0; j < nv; j++) acc[m][j] = k_add(acc[m][j], s, b[j], how);
       }
     }
     K_UNROLL for (int m = 0; m < mr; m++) K_UNROLL for (int j = 0; j < nv; j++) {
@@ -477,39 +492,39 @@ K_INLINE void k_tile8(uint8_t *o, int at, int om, int wide, const uint8_t *a, in
     }
   }
   K_UNROLL for (int m = 0; m < mr; m++) K_UNROLL for (int j = 0; j < nv; j++)
-    k_store8(o, at + m * om + j * K_V, v_float(top[m][j]) * v_ld(mul + j * K_V), wide, zero, lo, hi, (np - 1) * K_LANES + last - j * K_V);
+    k_store8(o, at + m * om + j * K_V, v_float(top[m][j]) * v_ld(mul + j * K_V), how, zero, lo, hi, (np - 1) * K_LANES + last - j * K_V);
 }
-K_INLINE void k_panels8(uint8_t *o, int at, int oh, int ow, int wide, const uint8_t *a, int ih, int iw, int rows, int cols, int kh, int ah, int kw, int aw, int c4,
+K_INLINE void k_panels8(uint8_t *o, int at, int oh, int ow, int how, const uint8_t *a, int ih, int iw, int rows, int cols, int kh, int ah, int kw, int aw, int c4,
                         const int8_t *w, const k_i32 *bias, const k_f32 *mul, int pool, int np, int last, int zero, float lo, float hi) {
   const int mr = K_POOLED(K_MR8(np), pool);
   for (int y = 0; y < rows; y++) {
     int x = 0;
     for (; x + mr <= cols; x += mr)
-      k_tile8(o, at + y * oh + x * ow, ow, wide, a + (y * ih + x * iw) * pool, ih, iw, kh, ah, kw, aw, c4, w, bias, mul, mr, pool, np, last, zero, lo, hi);
-    if (cols % mr) k_tile8(o, at + y * oh + x * ow, ow, wide, a + (y * ih + x * iw) * pool, ih, iw, kh, ah, kw, aw, c4, w, bias, mul, K_V > 1 ? cols % mr : 1, pool, np, last, zero, lo, hi);
+      k_tile8(o, at + y * oh + x * ow, ow, how, a + (y * ih + x * iw) * pool, ih, iw, kh, ah, kw, aw, c4, w, bias, mul, mr, pool, np, last, zero, lo, hi);
+    if (cols % mr) k_tile8(o, at + y * oh + x * ow, ow, how, a + (y * ih + x * iw) * pool, ih, iw, kh, ah, kw, aw, c4, w, bias, mul, K_V > 1 ? cols % mr : 1, pool, np, last, zero, lo, hi);
   }
 }
-K_INLINE void k_conv8_any(uint8_t *o, int oh, int ow, int wide, const uint8_t *a, int ih, int iw, int rows, int cols, int kh, int ah, int kw, int aw, int c4,
+K_INLINE void k_conv8_any(uint8_t *o, int oh, int ow, int how, const uint8_t *a, int ih, int iw, int rows, int cols, int kh, int ah, int kw, int aw, int c4,
                       const int8_t *w, const k_i32 *bias, const k_f32 *mul, int n, int last, int zero, float lo, float hi, int pool) {
   const int panels = (n + K_LANES - 1) / K_LANES, np = K_V > 1 && rows * cols == 1 ? K_MOST - 1 : K_NP8, K = kh * kw * c4;
   int p = 0;
   for (; p + np < panels; p += np)
-    k_panels8(o, p * K_LANES, oh, ow, wide, a, ih, iw, rows, cols, kh, ah, kw, aw, c4, w + p * K * K_LANES * 4, bias + p * K_LANES, mul + p * K_LANES, pool, np, K_LANES, zero, lo, hi);
-  k_panels8(o, p * K_LANES, oh, ow, wide, a, ih, iw, rows, cols, kh, ah, kw, aw, c4, w + p * K * K_LANES * 4, bias + p * K_LANES, mul + p * K_LANES, pool, (panels - 1) % np + 1, last, zero, lo, hi);
+    k_panels8(o, p * K_LANES, oh, ow, how, a, ih, iw, rows, cols, kh, ah, kw, aw, c4, w + p * K * K_LANES * 4, bias + p * K_LANES, mul + p * K_LANES, pool, np, K_LANES, zero, lo, hi);
+  k_panels8(o, p * K_LANES, oh, ow, how, a, ih, iw, rows, cols, kh, ah, kw, aw, c4, w + p * K * K_LANES * 4, bias + p * K_LANES, mul + p * K_LANES, pool, (panels - 1) % np + 1, last, zero, lo, hi);
 }
-K_KERNEL void k_conv8(uint8_t *o, int oh, int ow, int wide, const uint8_t *a, int ih, int iw, int rows, int cols, int kh, int ah, int kw, int aw, int c4,
+K_KERNEL void k_conv8(uint8_t *o, int oh, int ow, int how, const uint8_t *a, int ih, int iw, int rows, int cols, int kh, int ah, int kw, int aw, int c4,
                       const int8_t *w, const k_i32 *bias, const k_f32 *mul, int n, int last, int zero, float lo, float hi) {
-  k_conv8_any(o, oh, ow, wide, a, ih, iw, rows, cols, kh, ah, kw, aw, c4, w, bias, mul, n, last, zero, lo, hi, 1);
+  k_conv8_any(o, oh, ow, how, a, ih, iw, rows, cols, kh, ah, kw, aw, c4, w, bias, mul, n, last, zero, lo, hi, 1);
 }
-K_KERNEL void k_conv8_pool(uint8_t *o, int oh, int ow, int wide, const uint8_t *a, int ih, int iw, int rows, int cols, int kh, int ah, int kw, int aw, int c4,
+K_KERNEL void k_conv8_pool(uint8_t *o, int oh, int ow, int how, const uint8_t *a, int ih, int iw, int rows, int cols, int kh, int ah, int kw, int aw, int c4,
                            const int8_t *w, const k_i32 *bias, const k_f32 *mul, int n, int last, int zero, float lo, float hi) {
-  k_conv8_any(o, oh, ow, wide, a, ih, iw, rows, cols, kh, ah, kw, aw, c4, w, bias, mul, n, last, zero, lo, hi, 2);
+  k_conv8_any(o, oh, ow, how, a, ih, iw, rows, cols, kh, ah, kw, aw, c4, w, bias, mul, n, last, zero, lo, hi, 2);
 }
 
 /* ---- one filter per channel, uint8 by int8: dot products down columns of four rows; weights lie as [panel][kh / 4][kw][K_LANES][4] ----
  * What lies outside of the map is za, its zero point, which the bias takes off. */
 #define K_DX8 (K_V == 16 ? 14 : 4)
-K_INLINE void k_depthwise8_part(uint8_t *o, int oh, int ow, int wide, const uint8_t *a, int ih, int iw, int za, int H, int W, int OH, int kh, int kw, int sy, int sx, int dy,
+K_INLINE void k_depthwise8_part(uint8_t *o, int oh, int ow, int how, const uint8_t *a, int ih, int iw, int za, int H, int W, int OH, int kh, int kw, int sy, int sx, int dy,
                                 int dx, int top, int left, const int8_t *w, const k_i32 *bias, const k_f32 *mul, int zero, float lo, float hi, int c, int x0, int nx) {
   const int G = (kh + 3) / 4, first = x0 * sx - left, columns = (nx - 1) * sx + (kw - 1) * dx + 1;
   uint8_t none[K_V];
@@ -532,21 +547,21 @@ K_INLINE void k_depthwise8_part(uint8_t *o, int oh, int ow, int wide, const uint
         if (xi < 0 || xi >= W) { if (za == 0 && K_ZERO == 0) continue; q = v_seti(za * 0x01010101); }
         else if (kh - g * 4 == 1) q = k_row(row[0] + xi * step[0]);
         else q = k_four(row[0] + xi * step[0], row[1] + xi * step[1], row[2] + xi * step[2], row[3] + xi * step[3]);
-        const k_bytes s = k_prepared(q);
+        const k_bytes s = k_activation(q, how);
         K_UNROLL for (int kx = 0; kx < kw; kx++) {
           const int t = i - kx * dx;
-          if (t >= 0 && t % sx == 0 && t / sx < nx) acc[t / sx] = k_dot(acc[t / sx], s, k_weights(w + (g * kw + kx) * K_LANES * 4));
+          if (t >= 0 && t % sx == 0 && t / sx < nx) acc[t / sx] = k_add(acc[t / sx], s, k_weight(w + (g * kw + kx) * K_LANES * 4, how), how);
         }
       }
     }
-    K_UNROLL for (int i = 0; i < nx; i++) k_store8(o, c + y * oh + (x0 + i) * ow, v_float(acc[i]) * v_ld(mul), wide, zero, lo, hi, K_V);
+    K_UNROLL for (int i = 0; i < nx; i++) k_store8(o, c + y * oh + (x0 + i) * ow, v_float(acc[i]) * v_ld(mul), how, zero, lo, hi, K_V);
   }
 }
-K_KERNEL void k_depthwise8(uint8_t *o, int oh, int ow, int wide, const uint8_t *a, int ih, int iw, int za, int H, int W, int OH, int OW, int kh, int kw, int sy, int sx, int dy,
+K_KERNEL void k_depthwise8(uint8_t *o, int oh, int ow, int how, const uint8_t *a, int ih, int iw, int za, int H, int W, int OH, int OW, int kh, int kw, int sy, int sx, int dy,
                            int dx, int top, int left, const int8_t *w, const k_i32 *bias, const k_f32 *mul, int cs, int zero, float lo, float hi) {
   for (int c = 0; c < cs; c += K_V)
     K_UNROLL for (int x = 0; x < OW; x += K_DX8)
-      k_depthwise8_part(o, oh, ow, wide, a + c, ih, iw, za, H, W, OH, kh, kw, sy, sx, dy, dx, top, left, w + c / K_LANES * ((kh + 3) / 4) * kw * K_LANES * 4 + c % K_LANES * 4,
+      k_depthwise8_part(o, oh, ow, how, a + c, ih, iw, za, H, W, OH, kh, kw, sy, sx, dy, dx, top, left, w + c / K_LANES * ((kh + 3) / 4) * kw * K_LANES * 4 + c % K_LANES * 4,
                         bias + c, mul + c, zero, lo, hi, c, x, OW - x < K_DX8 ? OW - x : K_DX8);
 }
 

@@ -56,31 +56,21 @@ def window(lowering: Lowering, node: Node) -> None:
         call.source, call.after = source.args[0], [ACC if op == "max" else Expr("dequantize", (), (ACC,), source.numbers)]
     if not call.source.is_whole():
         call.source = load(lowering.store(call.source, f"{node.name}_in"))
-    maker = lowering.makers.get(call.source.tensor)  # type: ignore[arg-type]
+    maker, joined = lowering.makers.get(call.source.tensor), False  # type: ignore[arg-type]
     if isinstance(maker, Contract) and lowering.read_once(node.inputs[0]):  # what no window reaches is not computed
         reach = [(shape[2 + a] - 1) * strides[a] - pads[a] + (kernel[a] - 1) * dilations[a] + 1 for a in (0, 1)]
         maker.limit = min(reach[0], source.shape[2]), min(reach[1], source.shape[3])
-        halves = (
-            op == "max"
-            and kernel == strides == (2, 2)
-            and dilations == (1, 1)
-            and not any(pads)
-            and maker.limit == (2 * shape[2], 2 * shape[3])
-        )
-        if halves and maker.pooled is None and maker.writes[0].kind == "pixel" and not maker.depthwise():
-            [old] = maker.writes
-            made = Tensor(node.outputs[0], shape, old.dtype, kind="pixel")
-            maker.writes, maker.pooled, maker.limit = [made], old.shape[2:], None
-            lowering.makers[made] = maker
-            pooled = load(made)
-            lowering.values[node.outputs[0]] = reshape(
-                Expr("dequantize", shape, (pooled,), source.numbers) if source.op == "dequantize" else pooled, lowering.shape(node)
-            )
-            return
+        halves = op == "max" and kernel == strides == (2, 2) and dilations == (1, 1) and not any(pads)
+        joined = halves and maker.limit == (2 * shape[2], 2 * shape[3]) and not (maker.depthwise() or maker.pooled)
     integers = source.op == "dequantize" and op == "max"
     tensor = Tensor(node.outputs[0], shape, "u8" if integers else "f32")
-    call.writes = [tensor]
-    lowering.add(call)
+    if joined and isinstance(maker, Contract) and maker.writes[0].kind == "pixel":  # the convolution itself takes the largest
+        [old] = maker.writes
+        tensor.dtype, tensor.kind = old.dtype, old.kind
+        maker.writes, maker.pooled, maker.limit, lowering.makers[tensor] = [tensor], (old.shape[2], old.shape[3]), None, maker
+    else:
+        call.writes = [tensor]
+        lowering.add(call)
     made = Expr("dequantize", shape, (load(tensor),), source.numbers) if integers else load(tensor)
     lowering.values[node.outputs[0]] = reshape(made, lowering.shape(node))
 
