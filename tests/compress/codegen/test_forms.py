@@ -10,6 +10,7 @@ import c_networks as networks
 import numpy as np
 import pytest
 from compiled_c import WARNINGS, executable, library, needs_clang, needs_gcc, write
+from static_int8 import OLD, quantize_static
 
 from compress.codegen.program import generate
 from compress.codegen.target import TARGETS
@@ -44,6 +45,20 @@ def test_every_vector_form_of_int8_is_bit_for_bit_the_scalar_one(name: str, tmp_
                     np.testing.assert_array_equal(one, other, err_msg=f"{form}: {port.name}")
     if not tried:
         pytest.skip("this processor has none of the forms")
+
+
+@needs_gcc
+@pytest.mark.skipif(" avx2" not in CPU, reason="needs AVX2")
+def test_weights_of_seven_bits_take_one_product_of_bytes_and_stay_exact(tmp_path: Path) -> None:
+    """What ``quantize`` makes where there is no VNNI: no two of them, times 255, leave 16 bits. The scalar form is the truth."""
+    source, target, batch = tmp_path / "float32.onnx", tmp_path / "int8.onnx", networks.images("emnist")[:20]
+    source.write_bytes(networks.model("emnist").SerializeToString())
+    quantize_static(source, target, networks.images("emnist")[:64], types=OLD)
+    program = generate(target, name="net", target=NATIVE)
+    assert "k_conv8_pool(o + 0, 416, 32, 2, " in program.files["net.c"]  # 2: such weights
+    [scalar], [fast] = (library([program], tmp_path / str(len(flags)), ["-O2", *flags]) for flags in (SCALAR, TARGETS["x86-64-v3"].flags))
+    for image in batch:
+        np.testing.assert_array_equal(fast(image)[0], scalar(image)[0])
 
 
 @needs_gcc
