@@ -11,6 +11,7 @@ from stand_ins import Commands
 
 from compress.benchmarks.errors import BenchmarkError
 from compress.benchmarks.runtimes import Candidate, open_model
+from compress.stages import benchmark
 from compress.stages.boards.library import compiled
 
 
@@ -98,3 +99,22 @@ def test_what_the_compiler_says_is_the_reason(tmp_path: Path, monkeypatch: pytes
 def test_a_candidate_that_nobody_compiled_is_refused(tmp_path: Path) -> None:
     with pytest.raises(BenchmarkError, match="it was not compiled"):
         open_model(Candidate(name="net", path=net(tmp_path / "net.onnx"), runtime="c"), (1, HEIGHT, WIDTH), 3, threads=1)
+
+
+@needs_gcc
+def test_another_compiler_measures_again_where_c_is_measured_and_nowhere_else(
+    run: Commands, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    net(Path("net.onnx"))
+    quick = ("--quick", "--samples", "3", "--rounds", "1")
+
+    def artifacts() -> list[str]:
+        runtimes: list[tuple[str, ...]] = [("--runtime", "onnxruntime"), ("--runtime", "onnxruntime", "--runtime", "c")]
+        return [run.done("benchmark", "net.onnx", *runtime, *quick)["artifact"] for runtime in runtimes]
+
+    plain, in_c = artifacts()
+    assert artifacts() == [plain, in_c]
+    monkeypatch.setattr(benchmark, "toolchain", lambda: {"compiler": "gcc: 99"})
+    again = artifacts()
+    assert again[0] == plain and again[1] != in_c
