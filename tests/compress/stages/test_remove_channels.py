@@ -716,24 +716,23 @@ def test_a_goal_in_macs_counts_what_the_table_counts_functions_too(tmp_path: Pat
     assert count_cost(load_network(made), torch.zeros(2, 1, 28, 28)).macs == macs(made)
 
 
-@pytest.mark.parametrize(("goal", "most"), [("max_ram", 20_000), ("max_flash", "12kB")])
+@pytest.mark.parametrize("goal", ["max_ram", "max_flash"])
 def test_memory_on_a_board_is_met_and_what_is_exported_then_needs_just_that(
-    goal: str, most: int | str, trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    goal: str, trained: Trained, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Checked against the plan of the graph that `export-onnx` writes: within the goal, and it is spent but for one channel of a group."""
+    """Six tenths of what the graph needs that `export-onnx` writes; checked against the plan of the one that it writes afterwards."""
     monkeypatch.setattr(cost, "Clock", REAL_CLOCK)
     project, root = trained["emnist"]
-    no_macs: dict[str, Any] = {"max_macs": None, goal: most}
-    config = dataclasses.replace(GOAL, **no_macs, target="cortex-m4", precision="float32")
-    cut = remove_in_steps(project, root, config, TUTORING, RECIPE)
+    whole = needs_of(export(project, root, ExportConfig()).payload, "cortex-m4")
+    allowed = round(0.6 * (whole.ram if goal == "max_ram" else whole.flash))
+    goals: dict[str, Any] = {"max_macs": None, goal: allowed}
+    cut = remove_in_steps(project, root, dataclasses.replace(GOAL, **goals, target="cortex-m4", precision="float32"), TUTORING, RECIPE)
     memory = cut.manifest.metrics.gains.memory
     needs = needs_of(export(project, cut, ExportConfig()).payload, "cortex-m4")
-    assert (needs.ram, needs.flash) == (memory.ram[1], memory.flash[1])
-    before, now = memory.ram if goal == "max_ram" else memory.flash
-    allowed = 12_000 if goal == "max_flash" else 20_000
-    assert 0.7 * allowed < now <= allowed < before
+    assert memory.ram == (whole.ram, needs.ram) and memory.flash == (whole.flash, needs.flash)
+    assert 0.5 * allowed < (needs.ram if goal == "max_ram" else needs.flash) <= allowed
     assert "As C for cortex-m4 in float32: " in artifact_text(cut)
-    assert variant_name(cut) == ("20.0 kB RAM" if goal == "max_ram" else "12.0 kB flash")
+    assert variant_name(cut).endswith(" kB RAM" if goal == "max_ram" else " kB flash")
 
 
 def test_memory_that_is_enough_or_never_will_be_is_refused(trained: Trained, monkeypatch: pytest.MonkeyPatch) -> None:
