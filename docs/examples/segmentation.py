@@ -1,10 +1,11 @@
-"""Quantize a network that segments images, by a score of your own.
+"""Make a network that segments images smaller, in int8 or without some of its channels, by a score of your own.
 
 This file makes a small network of random shapes, ``segmentation.onnx``, in a few seconds; yours comes from your own code. ``load`` and
 ``iou`` are what `--data` and `--score` name::
 
     python segmentation.py
     compress quantize --onnx segmentation.onnx --data segmentation.py:load --score segmentation.py:iou --max-drop 0.01
+    compress remove-channels --onnx segmentation.onnx --data segmentation.py:load --score segmentation.py:iou --max-macs 0.6x --epochs 0
     compress benchmark segmentation.onnx --data segmentation.py:load --score segmentation.py:iou --quick --out measured
     compress compare measured/benchmark.json measured/benchmark.json --fail-if-less-accurate 0.01
 """
