@@ -180,7 +180,7 @@ class Chosen:
     complete: bool
     best: Tried
     finalists: Annotated[tuple[Tried, ...], Meta(min_length=1)]
-    runtime: Literal["onnxruntime", "c"] = "onnxruntime"
+    runtime: Literal["c"] | UnsetType = UNSET  # not said of ONNX Runtime
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -204,7 +204,7 @@ class Gains:
     macs: float
     size: float
     latency: Interval
-    runtime: Literal["onnxruntime", "c"] = "onnxruntime"
+    runtime: Literal["c"] | UnsetType = UNSET  # not said of ONNX Runtime
     memory: Memory | UnsetType = UNSET
 
 

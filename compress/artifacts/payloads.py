@@ -45,7 +45,7 @@ class Search:
     finalists: Some[Tried]
     tried: tuple[Tried, ...]
     machine: Mapping[str, str | int | tuple[str, ...] | None]
-    runtime: Literal["onnxruntime", "c"] = "onnxruntime"
+    runtime: Literal["c"] | UnsetType = UNSET  # not said of ONNX Runtime
 
 
 @dataclass(frozen=True, kw_only=True)

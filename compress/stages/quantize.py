@@ -191,7 +191,7 @@ def choose_quantization(project: Project, parent: Artifact, config: QuantizeConf
             scored: dict[str, Any] = {"before": before, "after": after}
             if project.task is not None:
                 scored = {"before": None, "after": None, "own": (before, after)}
-            about: dict[str, Any] = {"groups": maker.groups_of, "machine": machine, "runtime": config.runtime}
+            about: dict[str, Any] = {"groups": maker.groups_of, "machine": machine} | ({"runtime": "c"} if in_c else {})
             search = Search(**vars(found), **scored, graph=graph_of(best), max_drop=limit_of_drop, **about)
             project.console.progress("chosen", 1, 1)
         write_record(new.folder / PAYLOAD["choice"], search)

@@ -35,14 +35,14 @@ def features_of(cutter: Cutter, keep: Mapping[str, tuple[int, ...]]) -> dict[str
 def gains_of(cutter: Cutter, network: nn.Module, plan: Plan) -> dict[str, Any]:
     """The metrics about its size and speed beside the teacher's."""
     whole, now, ratio = cutter.whole, count_cost(network, cutter.example), cutter.job.clock.ratio(network)
-    goals, memory = cutter.job.goals, {}
+    goals = cutter.job.goals
+    measured: dict[str, Any] = {"runtime": "c"} if goals.runtime == "c" else {}
     if goals.memory:
         pairs = {name: (cutter.job.whole[name], value) for name, value in cutter.job.needs(network).items()}
-        told = Memory(target=goals.target, precision=goals.precision, ram=pairs["max_ram"], flash=pairs["max_flash"])
-        memory = {"memory": told}
+        measured["memory"] = Memory(target=goals.target, precision=goals.precision, ram=pairs["max_ram"], flash=pairs["max_flash"])
     return {
         "teacher": cutter.job.origin.content,
-        "gains": Gains(macs=now.macs / whole.macs, size=now.params / whole.params, latency=ratio, runtime=goals.runtime, **memory),
+        "gains": Gains(macs=now.macs / whole.macs, size=now.params / whole.params, latency=ratio, **measured),
         "widths": {name: (cutter.before[name], len(units)) for name, units in plan.keep.items()},
         "left_whole": tuple(str(one) for one in cutter.groups.left_whole),
         "rounding": plan.rounding,

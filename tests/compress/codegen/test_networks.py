@@ -1,6 +1,5 @@
 """Whole networks as C against ONNX Runtime: every tensor between, the logits, the answers."""
 
-import platform
 from pathlib import Path
 
 import c_networks as networks
@@ -9,13 +8,13 @@ import onnx
 import pytest
 from compiled_c import library, needs_gcc
 from onnx import helper
+from static_int8 import exact_sums
 
 from compress.codegen.program import generate
 from compress.codegen.target import TARGETS
 from compress.graphs.probe import with_outputs
 
 NATIVE = TARGETS["native"]
-CPU = Path("/proc/cpuinfo").read_text(encoding="utf-8") if Path("/proc/cpuinfo").exists() else "vnni"
 FAST = ["-O2", *NATIVE.flags]
 
 
@@ -71,7 +70,7 @@ def test_int8_integers_are_those_of_onnx_runtime_but_for_ties(name: str, tmp_pat
 
 
 @needs_gcc
-@pytest.mark.skipif("vnni" not in CPU and "aarch64" not in platform.machine(), reason="ONNX Runtime's sums saturate at 16 bits here")
+@exact_sums
 def test_emnist_in_int8_is_bit_for_bit_onnx_runtime(tmp_path: Path) -> None:
     """It has convolutions, maxima and matrix products alone, whose integers have no ties: 1,000 images, every logit the same."""
     model = networks.model("emnist", int8=True)

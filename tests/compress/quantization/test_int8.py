@@ -10,7 +10,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from static_int8 import OLD, prepare, quantize_static
+from static_int8 import OLD, exact_sums, prepare, quantize_static
 from torch import Tensor, nn
 
 from compress.errors import CompressError
@@ -159,6 +159,7 @@ def test_static_quantizes_all_but_the_logits(source: Path, tmp_path: Path) -> No
     assert target.stat().st_size < 40_000
 
 
+@exact_sums
 def test_a_scaling_that_is_no_uint8_stays_float(tmp_path: Path) -> None:
     """Two channels of one mean each: (u / 255 - mean) / std has no zero point for both."""
     graph = onnx.helper.make_graph(
@@ -233,6 +234,7 @@ def two_outputs(path: Path) -> Path:
     return path
 
 
+@exact_sums
 def test_probabilities_are_the_softmax_of_float_logits(tmp_path: Path) -> None:
     images = np.random.default_rng(1).normal(size=(64, 1, 4, 4)).astype(np.float32)
     path = two_outputs(tmp_path / "net.onnx")
@@ -317,6 +319,7 @@ def test_equalisation_comes_before_calibration_and_bias_correction_after_quantiz
     assert np.abs(exact - expected).max() < np.abs(rounded - expected).max()
 
 
+@exact_sums
 def test_fused_steps_move_a_result_by_one_step_at_most(tmp_path: Path) -> None:
     """microsoft/onnxruntime#32132: what ONNX Runtime computes of a QDQ graph is the graph to one step of what it rounds last."""
     draw = np.random.default_rng(0)
@@ -561,6 +564,7 @@ def test_weights_that_are_not_finite_never_become_a_file(tmp_path: Path) -> None
     assert names(tmp_path) == ["net.onnx"]
 
 
+@exact_sums
 def test_a_weight_called_as_the_quantizer_would_call_a_scale_stays_a_weight(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     weights = {"c": rng.normal(size=(4, 1, 3, 3)), "a_scale": rng.normal(size=(4, 4, 1, 1)), "l": rng.normal(size=(4, 5))}
