@@ -94,3 +94,8 @@ def reestimate(network: nn.Module, images: Tensor, *, prepare: Prepare = lambda 
     for norm, (momentum, tracked) in zip(norms, before, strict=True):
         norm.momentum, norm.num_batches_tracked = momentum, tracked
     return fresh.eval() if norms else None
+
+
+def to_six_digits(losses: Mapping[str, float]) -> dict[str, float]:
+    """Those that are finite, to six digits: on another number of threads sums are taken in another order, which shows in the tenth."""
+    return {name: float(f"{loss:.6g}") for name, loss in losses.items() if math.isfinite(loss)}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -152,8 +151,9 @@ def _prune(
 
 
 def _told(repaired: Repaired) -> Repair:
-    losses = {how: loss for how, loss in repaired.losses.items() if math.isfinite(loss)}
-    return Repair(how=repaired.how, losses=losses, left=repaired.left)
+    from ..pruning.repair import to_six_digits
+
+    return Repair(how=repaired.how, losses=to_six_digits(repaired.losses), left=repaired.left)
 
 
 def _rank_but(

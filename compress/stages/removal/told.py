@@ -1,6 +1,5 @@
 """What an artifact says of a cut network: what was gained and lost beside its teacher, and what made up for what went."""
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,6 +10,7 @@ from ...artifacts.parts import Gains, Memory, Plan, Repair
 from ...artifacts.project import Project
 from ...benchmarks.paired import Drop, paired_drop
 from ...channels.reconstruct import Repaired
+from ...pruning.repair import to_six_digits
 from ..finetune import read_logits
 from ..own_task import lost_in_torch
 from .plan import Cutter
@@ -52,7 +52,7 @@ def gains_of(cutter: Cutter, network: nn.Module, plan: Plan) -> dict[str, Any]:
 
 def repair_of(plan: Plan, repaired: Repaired) -> Repair:
     """What made up for what went."""
-    losses = {how: loss for how, loss in repaired.losses.items() if math.isfinite(loss)}
+    losses = to_six_digits(repaired.losses)
     return Repair(how=repaired.how, losses=losses, importance=plan.importance, importances=plan.importances, left=repaired.left)
 
 
