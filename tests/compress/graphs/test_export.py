@@ -22,7 +22,7 @@ from compress.artifacts.vectors import VECTORS
 from compress.benchmarks.runtimes import Candidate, open_model
 from compress.cli.tables import artifact_text
 from compress.errors import CompressError
-from compress.graphs.export import Parity, export_onnx, parity
+from compress.graphs.export import Parity, export_onnx, own_rounding, parity
 from compress.models import emnist, k49
 from compress.stages.export import ExportConfig
 from compress.stages.export import export as export_stage
@@ -284,6 +284,45 @@ def test_a_rewrite_that_is_wrong_is_found_by_the_parity(
     with pytest.raises(CompressError, match=r"the exported graph does not compute what .* does: logits differ by 0\.01 on 1000 images"):
         export_stage(*trained, ExportConfig(), tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
+
+
+class Spread(nn.Module):
+    """A sum that float32 rounds by 0.25 of what a batch norm of variance 0 then makes 316 times as large."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.flatten, self.norm, self.last = nn.Flatten(), nn.BatchNorm1d(144), nn.Linear(144, 2)
+        nn.init.zeros_(self.norm.running_var)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.norm(self.flatten(x) * 0.1 + 4e3) - self.norm(torch.full_like(self.flatten(x), 4e3)))
+
+
+def test_what_float32_makes_of_a_network_is_told_from_a_wrong_graph() -> None:
+    torch.manual_seed(0)
+    assert own_rounding(nn.Sequential(nn.Flatten(), nn.Linear(144, 2)).eval(), Scale(), IMAGES, batch=16) < 1e-5
+    assert own_rounding(Spread().eval(), Scale(), IMAGES) > 1e-3
+
+    class Single(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x.flatten(1) @ torch.ones(144, 2)
+
+    assert own_rounding(Single(), Scale(), IMAGES) == 0
+
+
+@pytest.mark.parametrize(("rounding", "allowed"), [(0.001, "0.004"), (0.5, "0.01"), (0.0, "0.001")])
+def test_a_graph_may_differ_by_what_float32_makes_of_the_network_but_not_by_more(
+    trained: tuple[Project, Artifact], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rounding: float, allowed: str
+) -> None:
+    monkeypatch.setattr("compress.graphs.export.own_rounding", lambda *_, **__: rounding)
+    for difference, refused in ((0.0039, allowed == "0.001"), (0.011, True)):
+        proof = Parity(images=3, largest_difference=difference, agreement=1.0, probabilities=None)
+        monkeypatch.setattr("compress.graphs.export.parity", lambda *_, proof=proof, **__: proof)
+        if refused:
+            with pytest.raises(CompressError, match=rf"logits differ by {difference} on 3 images, {allowed} is allowed"):
+                export_stage(*trained, ExportConfig(), tmp_path / str(difference))
+        else:
+            assert export_stage(*trained, ExportConfig(), tmp_path / str(difference)).manifest.metrics.parity == proof
 
 
 def test_logits_that_are_not_finite_are_an_infinite_difference(tmp_path: Path) -> None:
