@@ -177,9 +177,8 @@ def contract(text: Text, call: Contract) -> list[str]:
             place, last = slice(first, first + each), stored_last(out, n, lanes) if call.groups == 1 else (each - 1) % lanes + 1
             runs = filters[place].transpose(0, 2, 3, 1).reshape(each, kh * kw, c)
             packed = words(runs, lanes) if integers else panels(filters[place], lanes)
-            to = f"{o} + {first * (4 if integers and not call.quantize else 1)}, {oh}, {ow}" + (
-                f", {how(call, packed)}" if integers else ""
-            )
+            kind = f", {how(call, packed)}" if integers else ""
+            to = f"{o} + {first * (4 if integers and not call.quantize else 1)}, {oh}, {ow}{kind}"
             names = listed(*tables(text, call, place, packed))
             source = f"a + {first // each * c}, {size}"
             lines += [f"k_conv{eight}{'_pool' * (pool - 1)}({to}, {source}, {names}, {each}, {last}, {bounds});"]
@@ -187,8 +186,8 @@ def contract(text: Text, call: Contract) -> list[str]:
         lines = [f"for (int y = 0; y < {count}; y++, o += {oh}{step}) {{", *lines, "}"]
     found = []
     for image in range(1 if call.matrix else out.shape[0]):
-        start, place_ = (where + image * each_.strides[0] if image else where for where, each_ in ((plan.start, plan), (begin, under)))
-        found += ["{", text.pointer("o", out, start, write=True), text.pointer("a", call.source, place_), *lines, "}"]
+        written, read = (at + image * where.strides[0] if image else at for at, where in ((plan.start, plan), (begin, under)))
+        found += ["{", text.pointer("o", out, written, write=True), text.pointer("a", call.source, read), *lines, "}"]
     return found
 
 

@@ -78,8 +78,10 @@ def test_images_without_labels_do(here: Path, theirs: Path, pictures: Path, run:
     cut = read_artifact(Path(made["artifact"]), "graph")
     about = cut.manifest.data
     assert about.source == (str(pictures), str(theirs)) and about.name == pictures.name
-    # Shares are taken class by class, and what the trained file answers differs a little between processors.
-    assert (about.images.train + about.images.validation, about.images.test) == (320, 80) and 216 <= about.images.train <= 232
+    by_class = np.bincount(answers(theirs, load_data("digits").train.images[:400]))  # a little different between processors
+    tests = [round(0.2 * count) for count in by_class]
+    held = [round(0.3 * (count - test)) for count, test in zip(by_class, tests, strict=True)]
+    assert vars(about.images) == {"train": 400 - sum(tests) - sum(held), "validation": sum(held), "test": sum(tests)}
     assert 0.7 < made["metrics"]["validation"]["accuracy"] <= 1
     assert made["metrics"]["drop"]["value"] == pytest.approx(100 * (1 - made["metrics"]["validation"]["balanced_accuracy"]))
 
