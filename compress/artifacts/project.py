@@ -17,6 +17,7 @@ from msgspec import UNSET
 from ..benchmarks.formats import bytes_of, size
 from ..errors import ArtifactError
 from ..files import claimed, identity, publish
+from ..train.allocator import give_back_freed_memory
 from ..train.data_set import DataSet
 from .artifact import MANIFEST, Artifact, InputSpec, Kind, Manifest, digest_of, find_artifacts, read_artifact, sealed, vacant
 from .model_reference import ModelReference
@@ -198,6 +199,7 @@ def making(
                 found = _found(target, kind, key)
             else:
                 say(f"{stage}: {target}")
+                give_back_freed_memory()  # of earlier stages
                 new = New(stage=stage, key=key, folder=folder, wanted=True)
                 yield new
                 new.made = Artifact(path=target, manifest=_sealed(project, new, kind, config, parent), parent=parent)

@@ -11,6 +11,7 @@ Source: He et al. 2017, arXiv:1707.06168, section 3.2.
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -153,6 +154,10 @@ def inputs_of(layer: nn.Module, came: Tensor, places: Callable[[int], Tensor]) -
     if isinstance(module, nn.Linear):
         values = positions_of(module, came)
         return values[:, :, places(values.shape[2]).to(came.device)].transpose(1, 2).flatten(0, 1).unsqueeze(0)
+    if module.groups == 1 and {*module.kernel_size} == {1} and not any(module._reversed_padding_repeated_twice):
+        strided: Any = (slice(None), slice(None), *(slice(None, None, stride) for stride in module.stride))
+        values = came[strided].flatten(2)
+        return values.index_select(2, places(values.shape[2]).to(came.device)).transpose(1, 2).flatten(0, 1).unsqueeze(0)
     mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
     padded = functional.pad(came, module._reversed_padding_repeated_twice, mode).contiguous()
     axes = list(zip(padded.shape[2:], padded.stride()[2:], module.kernel_size, module.stride, module.dilation, strict=True))
@@ -171,6 +176,9 @@ def positions_of(layer: nn.Module, values: Tensor) -> Tensor:
     return values.movedim(-1, 1).flatten(2) if values.dim() > 2 else values.unsqueeze(2)
 
 
+@lru_cache(maxsize=2**13)
 def some_of(count: int, wanted: int, seed: int) -> Tensor:
-    """Which of ``count`` positions are looked at, int64: the same ones each time."""
-    return torch.arange(count) if wanted >= count else torch.randperm(count, generator=torch.Generator().manual_seed(seed))[:wanted]
+    """Which of ``count`` positions are looked at, int64: the same ones each time, which are not to be written to."""
+    if wanted >= count:
+        return torch.arange(count)
+    return torch.randperm(count, generator=torch.Generator().manual_seed(seed))[:wanted].clone()

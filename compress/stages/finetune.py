@@ -39,6 +39,7 @@ from ..pruning.layerwise import Zeros, most_images, solve
 from ..pruning.masks import nonzero_masks
 from ..pruning.passes import at_once, evaluating
 from ..pruning.repair import Repaired, make_up
+from ..train.allocator import give_back_freed_memory
 from ..train.data_set import Part
 from ..train.distributed import this_team
 from ..train.fit import Fitted, choose_device, fit, predict_logits
@@ -227,15 +228,17 @@ def _read(project: Project, run: Predict, images: Images) -> NDArray[np.float32]
 class Bench:
     """Makes up for what was cut or zeroed, and scores networks, on training images without distortions, drawn once, by a fixed seed.
 
-    ``solved_on``: as many images at most are solved on; :data:`JUDGED_BY` others judge; fewer large ones, see :func:`affordable`.
+    ``solved_on``: as many images at most are solved on; :data:`JUDGED_BY` others judge; fewer large ones, see :func:`affordable`, but no
+    fewer than ``least`` judge.
     """
 
     project: Project
     solved_on: int
+    least: int = 512
 
     def __post_init__(self) -> None:
         train = self.project.data.train
-        solving, judging = affordable(self.solved_on, self.project), affordable(JUDGED_BY, self.project, least=512)
+        solving, judging = affordable(self.solved_on, self.project), affordable(JUDGED_BY, self.project, self.least)
         chosen = train.sample(min(solving + judging, len(train.labels)), seed=0)
         order = np.random.default_rng(0).permutation(len(chosen.labels))
         judging = min(judging if self.project.score is None else OWN_JUDGED_BY, len(order) // 2)
@@ -304,12 +307,13 @@ class Bench:
 
     @contextmanager
     def _placed(self, *networks: nn.Module) -> Iterator[None]:
-        """These networks on the device, and on the CPU again afterwards."""
+        """These networks on the device, and on the CPU again afterwards, when what all the images took is given back."""
         for one in networks:
             one.to(self.device)
         yield
         for one in networks:
             one.cpu()
+        give_back_freed_memory()
 
 
 def validated(project: Project, network: nn.Module) -> Metrics:

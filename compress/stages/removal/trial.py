@@ -31,7 +31,8 @@ from ..finetune import Bench, zeros_kept
 from ..remove_channels import AUTO, STAGE
 from .plan import Cutter
 
-TRIED_ON = 256  # training images that a network is reconstructed on for the trial, as more change the losses and not their order
+TRIED_ON = 256  # training images that a network is reconstructed on for the trial, as more change the losses and not their order; as many
+# large ones judge it at least
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,8 @@ def planned(cutter: Cutter) -> Plan:
     """The plan: importance "auto", and a rounding that was measured now, are those whose networks are best when they are reconstructed."""
     if cutter.config.sparsity is None and not cutter.limits:
         return cutter.plan()
-    jury = _Jury(Bench(project=cutter.job.project, solved_on=min(cutter.config.images, TRIED_ON)), load_to_cut(cutter.parent))
+    bench = Bench(project=cutter.job.project, solved_on=min(cutter.config.images, TRIED_ON), least=TRIED_ON)
+    jury = _Jury(bench, load_to_cut(cutter.parent))
     losses: dict[str, float] = {}
     if cutter.config.importance == AUTO:
         cutter, losses = _best_importance(cutter.by("l2"), jury)

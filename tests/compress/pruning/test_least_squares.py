@@ -77,6 +77,8 @@ def test_inputs_that_are_always_zero_change_nothing() -> None:
         (nn.Conv2d(4, 6, (3, 2), stride=(2, 1), dilation=(1, 2), padding=(1, 2)), (3, 4, 8, 9)),
         (nn.Conv2d(4, 8, 3, groups=4, padding="same", padding_mode="circular"), (3, 4, 6, 7)),
         (nn.Conv2d(6, 4, 3, groups=2, bias=False), (3, 6, 5, 5)),
+        (nn.Conv2d(4, 6, 1, stride=(2, 1)), (3, 4, 6, 3)),
+        (nn.Conv2d(4, 6, 1, padding=1), (3, 4, 3, 3)),
         (nn.Conv3d(2, 3, 2, padding=1, padding_mode="replicate"), (2, 2, 3, 4, 5)),
     ],
 )
