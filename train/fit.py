@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
-from .allocator import keep_freed_memory
+from .allocator import freed_memory_kept
 from .augment import distort, draw_grid, draw_mix, draw_seeds, mix, vary
 from .data_set import Part
 from .distil import Lessons, Teacher
@@ -106,14 +106,13 @@ def fit(
     ``progress(epoch, step, steps, loss)`` is called about ten times a second at most; ``after_epoch`` gets each new row of the history once
     it is saved, and what it raises ends the training. Raises :class:`TrainError` when the loss is no longer finite.
     """
-    keep_freed_memory()
     team = this_team()
     if config.batch % team.size:
         raise TrainError(f"batch (={config.batch}) must be a multiple of the {team.size} processes, which share it")
     network.to(device).to(memory_format=torch.channels_last)
     criterion = _criterion(config, np.bincount(training[1], minlength=classes), device)
     lessons = Lessons(teacher, network, device) if teacher is not None and teacher.config.teaches else None
-    with team.sharing(network) as shared, lessons or nullcontext():
+    with freed_memory_kept(), team.sharing(network) as shared, lessons or nullcontext():
         options = {"lr": config.lr, "weight_decay": config.weight_decay, "fused": True}
         state = State(network, OPTIMISERS[config.optimiser](network.parameters(), **options))  # type: ignore[arg-type]
         state.averaged = _copy(network) if config.ema else {}

@@ -5,6 +5,20 @@ import sys
 
 import pytest
 
+# A tensor of a training's size, freed inside the block and after it.
+KEPT = """
+import numpy as np
+from compress.train.allocator import freed_memory_kept
+held = lambda: int(open("/proc/self/statm").read().split()[1]) * 4096
+def freed():
+    array = np.ones(50_000_000, np.uint8)
+    most = held()
+    del array
+    return most - held()
+with freed_memory_kept():
+    inside = freed()
+print(inside, freed())
+"""
 # Small arrays, every second of which goes: the holes between them are smaller than what the C library gives back by itself.
 HOLES = """
 import numpy as np
@@ -22,3 +36,10 @@ print(before - held())
 def test_holes_are_given_back() -> None:
     done = subprocess.run([sys.executable, "-c", HOLES], capture_output=True, text=True, check=True)
     assert int(done.stdout) > 30e6  # of the 65 MB that were freed: the kernel takes whole pages only
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc and glibc")
+def test_memory_is_kept_as_long_as_is_said() -> None:
+    done = subprocess.run([sys.executable, "-c", KEPT], capture_output=True, text=True, check=True)
+    inside, after = map(int, done.stdout.split())
+    assert inside < 1e6 and after > 49e6
