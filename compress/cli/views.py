@@ -171,7 +171,7 @@ def explanation_text(explanation: "Explanation") -> str:
 
 
 def _figures(view: "View", first: "View") -> dict[str, Any]:
-    from ..graphs.gates import correlation, rank_correlation
+    from ..graphs.evidence.gates import correlation, rank_correlation
     from ..plots.explain import gate_names
 
     gates = []

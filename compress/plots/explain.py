@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..files import write_whole
-from ..graphs.gates import Gate
+from ..graphs.evidence.gates import Gate
 from .figure import INK, WRONG, new_figure, png, show_image
 from .predictions import fonts_for, spelled
 

@@ -24,8 +24,9 @@ from ..artifacts.load import as_runner, load_parts
 from ..artifacts.project import TRAINED_STAGES, Project, variant_name
 from ..benchmarks.runtimes import Candidate, open_model
 from ..errors import CompressError
+from ..graphs.evidence.gates import Gate, graph_gates, network_gates
+from ..graphs.evidence.occlusion import Run, occlusion, run_batches
 from ..graphs.file import open_session, read_onnx
-from ..graphs.gates import Gate, Run, graph_gates, network_gates, occlusion, run_batches
 from ..plots.explain import Seen, View, draw_maps, gate_names
 from ..train.metrics import softmax
 from .benchmark import candidates_of_file

@@ -13,7 +13,7 @@ from PIL import Image
 from compress.artifacts.artifact import read_artifact
 from compress.artifacts.load import load_runner
 from compress.cli import main as cli
-from compress.graphs.gates import Gate
+from compress.graphs.evidence.gates import Gate
 from compress.plots.explain import Seen, View, draw_maps, gate_names, shown_gates
 from compress.stages.explain import Looked, _most_misread
 from compress.train.metrics import softmax

@@ -10,8 +10,9 @@ from onnx import TensorProto, helper
 from scipy.stats import pearsonr, spearmanr
 from torch import Tensor, nn
 
+from compress.graphs.evidence.gates import correlation, graph_gates, network_gates, rank_correlation
+from compress.graphs.evidence.occlusion import occlusion, run_batches
 from compress.graphs.export import export_onnx
-from compress.graphs.gates import correlation, graph_gates, network_gates, occlusion, rank_correlation, run_batches
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (3, 1, 6, 5), dtype=np.uint8)
 X = IMAGES.astype(np.float64)[:, 0] / 255

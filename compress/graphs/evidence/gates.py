@@ -1,17 +1,12 @@
-"""Where a network looks: its attention gates, and which parts of an image speak for a class. The same numbers from torch and from ONNX.
+"""Where a network looks: its attention gates. The same numbers from torch and from ONNX; evidence is in :mod:`.occlusion`.
 
 A *gate* is a sigmoid or hard sigmoid that multiplies a feature map (B, C, H, W) and is the same at every pixel (*channel gate*, C numbers)
 or in every channel (*spatial gate*, H x W numbers). It is recognised by what it does, in any network: squeeze-and-excitation and CBAM have
 gates; ``x * sigmoid(x)`` is none, nor is a sigmoid to which something is added before it multiplies.
 
-*Evidence* needs no gates and no gradients: cover a patch with background, and see how far the logit of a class falls. It cannot show that
-ink is missing: background covered with background changes nothing.
-
-Refused: nothing but a graph that ONNX Runtime cannot load. Sources: Hu et al. 2017, arXiv:1709.01507 and Woo et al. 2018, arXiv:1807.06521
-(gates); Zeiler and Fergus 2013, arXiv:1311.2901 (occlusion).
+Refused: nothing but a graph that ONNX Runtime cannot load. Sources: Hu et al. 2017, arXiv:1709.01507 and Woo et al. 2018, arXiv:1807.06521.
 """
 
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,15 +18,13 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from .index import index, is_a, maker
-from .probe import run_in_batches, with_outputs
+from ..index import index, is_a, maker
+from ..probe import run_in_batches, with_outputs
 
-Run = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
 _ATEN = torch.ops.aten
 _SIGMOIDS = (_ATEN.sigmoid, _ATEN.sigmoid_, _ATEN.hardsigmoid, _ATEN.hardsigmoid_)
 # Nodes between a sigmoid and the product that leave its values as they are, but for int8's rounding, which belongs to the gate.
 _CARRIERS = ("QuantizeLinear", "DequantizeLinear", "Reshape", "Unsqueeze", "Expand", "Identity", "Cast")
-_BATCH = 32  # k49 takes a third of the time per image that it takes in batches of 256, which leave the cache
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,48 +62,6 @@ def graph_gates(model: onnx.ModelProto, images: NDArray[np.uint8]) -> list[Gate]
     tensors = {name: np.concatenate(values) for name, values in zip(names, zip(*parts, strict=True), strict=True)}
     found = [_as_gate(tensors[factor], tensors[product].shape) for factor, product in pairs]
     return [gate for gate in found if gate is not None]
-
-
-def occlusion(run: Run, image: NDArray[np.uint8], classes: Sequence[int], *, patch: int) -> NDArray[np.float64]:
-    """Evidence of each pixel for each class, float64 (len(classes), H, W), in logits: positive where covering it costs the class.
-
-    What falls is the class's logit less the mean of all logits. A probability, also its logarithm, stands still as long as the network
-    remains sure of a class; a logit does not.
-
-    A network that only looks at the upper left pixel, ``patch`` 1: that pixel has the whole logit as its evidence, all others 0.
-
-    Args:
-        run: images uint8 (B, C, H, W) to logits (B, K). image: uint8 (C, H, W). classes: indices into the logits.
-        patch: side of the square that is covered, in pixels, with the median colour of the image's border.
-            From one square to the next it is half a patch, and a pixel's evidence is the mean over the squares that cover it.
-    """
-    stride = max(1, (patch + 1) // 2)
-    _, height, width = image.shape
-    border = np.concatenate([image[:, 0], image[:, -1], image[:, :, 0], image[:, :, -1]], axis=1)
-    background = np.median(border, axis=1).astype(np.uint8)[:, None, None]
-    # Squares begin outside of the image, so that a corner is covered as often as the middle.
-    tops, lefts = (range(stride - patch, size, stride) for size in (height, width))
-    squares = [(slice(max(0, top), top + patch), slice(max(0, left), left + patch)) for top in tops for left in lefts]
-    covered = np.repeat(image[None], len(squares) + 1, axis=0)
-    for copy, (rows, columns) in zip(covered[1:], squares, strict=True):
-        copy[:, rows, columns] = background
-    logits = run_batches(run, covered).astype(np.float64)
-    scores = (logits - logits.mean(axis=1, keepdims=True))[:, list(classes)]
-    total, count = np.zeros((len(classes), height, width)), np.zeros((height, width))
-    for drop, (rows, columns) in zip(scores[0] - scores[1:], squares, strict=True):
-        total[:, rows, columns] += drop[:, None, None]
-        count[rows, columns] += 1
-    return total / count
-
-
-def run_batches(run: Run, images: Any, progress: Callable[[int, int], None] | None = None) -> NDArray[np.float32]:
-    """Logits (N, K) of any number of ``images``, indexed as an array is, in batches; ``progress(done, total)`` is told of each."""
-    parts = []
-    for start in range(0, len(images), _BATCH):
-        parts.append(run(images[start : start + _BATCH]))
-        if progress is not None:
-            progress(min(start + _BATCH, len(images)), len(images))
-    return np.concatenate(parts)
 
 
 def rank_correlation(first: NDArray[Any], second: NDArray[Any]) -> float | None:
