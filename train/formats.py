@@ -21,7 +21,7 @@ import struct
 import warnings
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -181,16 +181,31 @@ def strictly() -> Iterator[None]:
 
 def decode_image(path: Path, shape: tuple[int, int, int], resize: Resize, levels: Levels = BYTES) -> tuple[np.ndarray, int]:
     """As :func:`read_image`, for several threads at once, all :func:`strictly`; and how many values were clipped."""
-    from PIL import Image, ImageOps
+    _refuse_no_file(path)
+    return decode_picture(path, str(path), shape, resize, levels)
+
+
+def decode_picture(
+    source: Path | IO[bytes],
+    name: str,
+    shape: tuple[int, int, int],
+    resize: Resize,
+    levels: Levels = BYTES,
+    formats: Sequence[str] = _IMAGE_FORMATS,
+    most_pixels: int | None = None,
+) -> tuple[np.ndarray, int]:
+    """The same of a file or of bytes, which messages call ``name``; ``most_pixels``: more are refused by what the file declares."""
+    from PIL import Image, ImageOps, UnidentifiedImageError
 
     channels, height, width = shape
     if channels not in (1, 3):
-        raise TrainError(f"channels (={channels}) of the shape {shape} must be 1 (grey) or 3 (RGB) to read pictures such as {path}")
-    _refuse_no_file(path)
+        raise TrainError(f"channels (={channels}) of the shape {shape} must be 1 (grey) or 3 (RGB) to read pictures such as {name}")
     try:
-        with Image.open(path, formats=_IMAGE_FORMATS) as opened:
-            if opened.format == "WEBP" and opened.width * opened.height > _WEBP_PIXELS:
-                told = f"{opened.width}x{opened.height} pixels; of WebP at most {_WEBP_PIXELS:,} are taken"
+        with Image.open(source, formats=formats) as opened:
+            kind = "WebP" if opened.format == "WEBP" else str(opened.format)
+            most = min(most_pixels or math.inf, _WEBP_PIXELS if kind == "WebP" else math.inf)
+            if opened.width * opened.height > most:
+                told = f"{opened.width}x{opened.height} pixels; of {kind} at most {most:,} are taken"
                 raise Image.DecompressionBombError(told)
             ImageOps.exif_transpose(opened, in_place=True)
             mode, clipped = "L" if channels == 1 else "RGB", 0
@@ -201,9 +216,11 @@ def decode_image(path: Path, shape: tuple[int, int, int], resize: Resize, levels
                 flat = _on_white(opened, mode) if opened.has_transparency_data else opened.convert(mode)
             image = resize.apply(flat, width, height)
     except FileNotFoundError as error:
-        raise TrainError(f"{path} does not exist; check the path") from error
+        raise TrainError(f"{name} does not exist; check the path") from error
     except (*_PICTURE_DAMAGE, Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
-        raise TrainError(f"{path} is not a usable image ({error}); mend it or take it out of the data") from error
+        unknown = isinstance(error, UnidentifiedImageError) and not isinstance(source, Path)  # it would quote the address of the bytes
+        why = f"it is none of {', '.join(formats)}" if unknown else error
+        raise TrainError(f"{name} is not a usable image ({why}); mend it or take it out of the data") from error
     return np.ascontiguousarray(np.asarray(image).reshape(height, width, channels).transpose(2, 0, 1)), clipped
 
 

@@ -16,21 +16,21 @@ from typing import Any
 from msgspec import UNSET
 
 from ..artifacts.artifact import PAYLOAD, Artifact, InputSpec, Manifest, read_artifact, sha256_of
+from ..artifacts.classifier.opened import shape_of
 from ..artifacts.context import Context
 from ..artifacts.payloads import read_results
 from ..artifacts.project import TRAINED_STAGES, Project, data_identity, making, stage_key, variant_name, variants_of
 from ..artifacts.recipe import Recipe
-from ..benchmarks.errors import BenchmarkError
 from ..benchmarks.formats import title
 from ..benchmarks.limits import Limits
 from ..benchmarks.machine import has_cuda_driver
 from ..benchmarks.results import Choice, Data, Finalist, Result, write_results
 from ..benchmarks.results import Facts as Known
 from ..benchmarks.run import BenchmarkConfig, run_benchmark
-from ..benchmarks.runtimes import Candidate, about_file
+from ..benchmarks.runtimes import Candidate
 from ..benchmarks.verdict import Verdict, decide
 from ..codegen.target import target_of
-from ..errors import CompressError, first_line, need_file, onnxruntime_errors
+from ..errors import CompressError, need_file
 from ..quantization.records import described
 from ..train.metrics import mean_average_precision, score
 from .boards.compilers import toolchain
@@ -134,25 +134,6 @@ def candidates_of_file(path: Path, runtimes: Sequence[str] = USUAL, spec: InputS
     about: dict[str, Any] = {"name": name, "path": path, "stage": "file", "artifact": sha256_of(path)}
     about |= {"mean": spec.mean, "std": spec.std} if spec else {}
     return [Candidate(runtime=runtime, **about) for runtime in takes]
-
-
-def shape_of(files: Sequence[Path], given: tuple[int, int, int] | None) -> tuple[int, int, int]:
-    """The (C, H, W) that the first of the files takes which can be read; ``given`` stands for what it leaves open."""
-    refused = None
-    for path in files:
-        need_file(path, str(path), "; name an .onnx file or the folder of an artifact")
-        try:
-            shape = about_file(path)[0].shape
-        except (BenchmarkError, *onnxruntime_errors()) as error:
-            told = f": {error}" if isinstance(error, BenchmarkError) else f" is no ONNX file that onnxruntime can load: {first_line(error)}"
-            refused = refused or CompressError(f"{path}{told}")
-            continue
-        if given is None and not all(shape):
-            raise CompressError(f"{path} leaves the size of its images open, {shape}; name it with --image-shape CxHxW")
-        channels, height, width = given or shape
-        return channels, height, width
-    assert refused is not None, "there is a file"
-    raise refused
 
 
 def benchmark(

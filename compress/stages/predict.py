@@ -5,7 +5,6 @@ The model is ``--onnx FILE``, anybody's, ``--from ARTIFACT``, ``--weights FILE``
 files, or random ones of the test images, whose true labels are then known.
 """
 
-import dataclasses
 import importlib.util
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -15,19 +14,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..artifacts.artifact import Artifact, Classes, InputSpec
+from ..artifacts.artifact import Artifact
+from ..artifacts.classifier.opened import numbered, open_artifact, open_file
 from ..artifacts.context import Context
 from ..artifacts.project import find_parent
-from ..artifacts.records import parse_record
-from ..benchmarks.errors import refuse_odd_name
-from ..benchmarks.runtimes import Candidate, open_model
-from ..errors import CompressError, first_line, need_file, onnxruntime_errors
+from ..errors import CompressError
 from ..plots.predictions import Prediction, draw_grid
 from ..train.arrays import read_images
 from ..train.formats import read_image
-from ..train.metrics import sigmoid, softmax
 from ..train.pictures import Reader
-from .benchmark import shape_of
 from .import_network import start_of
 
 Sure = Callable[[NDArray[np.uint8]], NDArray[Any]]  # images uint8 (N, C, H, W) to probabilities (N, K)
@@ -82,7 +77,8 @@ def read(
 
 
 def _read_files(context: Context, files: Sequence[Path], onnx: Path | None, invert: bool) -> tuple[list[Prediction], NDArray[np.uint8]]:
-    sure, classes, spec = _open_file(onnx, context) if onnx else _open_artifact(_chosen(context))
+    model = open_file(onnx, context) if onnx else open_artifact(_chosen(context))
+    spec = model.spec
     names, parts = list[str](), list[NDArray[np.uint8]]()
     for path in files:
         if path.suffix == ".npz":
@@ -93,7 +89,7 @@ def _read_files(context: Context, files: Sequence[Path], onnx: Path | None, inve
             names.append(str(path))
     images = np.concatenate(parts)
     images = 255 - images if invert else images
-    return predict_images(sure, images, names, classes), images
+    return predict_images(model.sure, images, names, model.classes), images
 
 
 def _chosen(context: Context) -> Artifact:
@@ -108,11 +104,12 @@ def _chosen(context: Context) -> Artifact:
 def _read_test_images(context: Context, onnx: Path | None, count: int) -> tuple[list[Prediction], NDArray[np.uint8]]:
     if onnx is not None:
         recipe = context.load_recipe()
-        sure, classes, spec = _open_file(onnx, context)
-        data = context.load(recipe.data, recipe.seed, spec)[0]
+        model = open_file(onnx, context)
+        data = context.load(recipe.data, recipe.seed, model.spec)[0]
     else:
         project, _, artifact = start_of(context, READABLE)
-        (sure, classes, spec), data = _open_artifact(artifact), project.data
+        model, data = open_artifact(artifact), project.data
+    classes = model.classes
     if len(data.classes) != len(classes):
         raise CompressError(f"data (={data.name}) has {len(data.classes)} classes, the model {len(classes)}; name the data it was made for")
     if onnx is not None and classes == numbered(len(classes)):  # it does not say them
@@ -122,58 +119,4 @@ def _read_test_images(context: Context, onnx: Path | None, count: int) -> tuple[
     )
     images = data.test.images[chosen]
     truths = [classes[label] for label in data.test.labels[chosen]]
-    return predict_images(sure, images, [f"test image {index}" for index in chosen], classes, truths), images
-
-
-def _open_artifact(artifact: Artifact) -> tuple[Sure, Sequence[str], InputSpec]:
-    about = artifact.manifest
-    if about.kind == "graph":
-        candidate = Candidate(name=about.stage, path=artifact.payload)
-        return open_model(candidate, about.input.shape, len(about.classes), threads=1).sure, about.classes, about.input
-    from ..artifacts.load import load_runner
-
-    run = load_runner(artifact, "cpu", 1)
-    return lambda images: softmax(run(images)), about.classes, about.input
-
-
-def numbered(count: int) -> tuple[str, ...]:
-    """What classes are called where nobody says it."""
-    return tuple(map(str, range(count)))
-
-
-def _open_file(path: Path, context: Context) -> tuple[Sure, Sequence[str], InputSpec]:
-    """An ONNX file of this toolkit, which carries its labels and its input, or one that another tool wrote, whose classes are numbers.
-
-    That is read as it is; its input is normalised as the options say.
-    """
-    about = _metadata(path)
-    if "compress.classes" not in about or "compress.input" not in about:
-        return _open_foreign(path, context)
-    again = "export the model again"
-    names = parse_record(about["compress.classes"], Classes, where=f"compress.classes in {path}", again=again)
-    spec = parse_record(about["compress.input"], InputSpec, where=f"compress.input in {path}", again=again)
-    return open_model(Candidate(name=path.stem, path=path), spec.shape, len(names), threads=1).sure, names, spec
-
-
-def _open_foreign(path: Path, context: Context) -> tuple[Sure, Sequence[str], InputSpec]:
-    from ..graphs.adopt import own_answers
-
-    spec = dataclasses.replace(context, image_shape=shape_of([path], context.image_shape)).spec_of(None)
-
-    def sure(images: NDArray[np.uint8]) -> NDArray[Any]:
-        found, kind = own_answers(path, spec.mean, spec.std, images)
-        return found if kind == "probabilities" else softmax(found) if kind == "Softmax" else sigmoid(found)
-
-    return sure, numbered(sure(np.zeros((1, *spec.shape), np.uint8)).shape[1]), spec
-
-
-def _metadata(path: Path) -> dict[str, str]:
-    import onnxruntime
-
-    need_file(path, f"onnx (={path})")
-    refuse_odd_name(path)
-    try:
-        session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-        return dict(session.get_modelmeta().custom_metadata_map)
-    except (*onnxruntime_errors(), UnicodeDecodeError) as error:
-        raise CompressError(f"onnx (={path}) is no whole ONNX file that onnxruntime can load: {first_line(error)}") from error
+    return predict_images(model.sure, images, [f"test image {index}" for index in chosen], classes, truths), images

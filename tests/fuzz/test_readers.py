@@ -35,6 +35,7 @@ from PIL import Image
 from safetensors.torch import save
 
 from compress.artifacts.artifact import MANIFEST, PAYLOAD, digest_of, read_artifact, sha256_of
+from compress.artifacts.classifier.opened import shape_of
 from compress.artifacts.context import Context
 from compress.artifacts.load import load_network, load_weights
 from compress.artifacts.model_reference import ModelReference
@@ -61,7 +62,6 @@ from compress.cli.main import USER_ERRORS
 from compress.graphs.adopt import adopt
 from compress.graphs.file import read_onnx
 from compress.quantization.records import Setting, Tried
-from compress.stages.benchmark import shape_of
 from compress.stages.cross_validate import _read_fold
 from compress.stages.predict import _open_file
 from compress.stages.tune import Tuning, read_space

@@ -1,0 +1,1 @@
+"""What reads classes: a file or an artifact, opened as images to probabilities."""

@@ -1,0 +1,123 @@
+"""A classifier from a file: an artifact, an ONNX file of this toolkit, or one that another tool wrote. Torch is loaded only for networks.
+
+A file of this toolkit carries its labels and its input. Of another tool's the classes are numbers, its input is normalised as the options
+say, and what makes probabilities of its answers is read from its last node.
+
+Refused: what ONNX Runtime cannot load, and what gives no classes.
+"""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...benchmarks.errors import BenchmarkError, refuse_odd_name
+from ...benchmarks.runtimes import Candidate, about_file, open_model
+from ...errors import CompressError, first_line, need_file, onnxruntime_errors
+from ...train.metrics import sigmoid, softmax
+from ..artifact import Artifact, Classes, InputSpec
+from ..context import Context
+from ..records import parse_record
+
+Run = Callable[[NDArray[np.uint8]], NDArray[Any]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Classifier:
+    """``run``: images uint8 (N, C, H, W) to what the file gives (N, K), logits as a rule; ``sure``: to probabilities (N, K).
+
+    A sigmoid's probabilities need not sum to 1.
+    """
+
+    run: Run
+    sure: Run
+    classes: Sequence[str]
+    spec: InputSpec
+    file: Path
+
+
+def numbered(count: int) -> tuple[str, ...]:
+    """What classes are called where nobody says it."""
+    return tuple(map(str, range(count)))
+
+
+def open_artifact(artifact: Artifact) -> Classifier:
+    """The graph or the network of an artifact, which the caller trusts."""
+    about = artifact.manifest
+    if about.kind == "graph":
+        return _open_own(artifact.payload, about.classes, about.input)
+    from ..load import load_runner
+
+    run = load_runner(artifact, "cpu", 1)
+    return Classifier(run=run, sure=lambda images: softmax(run(images)), classes=about.classes, spec=about.input, file=artifact.payload)
+
+
+def open_file(path: Path, context: Context) -> Classifier:
+    """An ONNX file; the ``context`` says how another tool's is fed."""
+    about = _metadata(path)
+    if "compress.classes" not in about or "compress.input" not in about:
+        return _open_foreign(path, context)
+    again = "export the model again"
+    names = parse_record(about["compress.classes"], Classes, where=f"compress.classes in {path}", again=again)
+    spec = parse_record(about["compress.input"], InputSpec, where=f"compress.input in {path}", again=again)
+    return _open_own(path, names, spec)
+
+
+def shape_of(files: Sequence[Path], given: tuple[int, int, int] | None) -> tuple[int, int, int]:
+    """The (C, H, W) that the first of the files takes which can be read; ``given`` stands for what it leaves open."""
+    refused = None
+    for path in files:
+        need_file(path, str(path), "; name an .onnx file or the folder of an artifact")
+        try:
+            shape = about_file(path)[0].shape
+        except (BenchmarkError, *onnxruntime_errors()) as error:
+            told = f": {error}" if isinstance(error, BenchmarkError) else f" is no ONNX file that onnxruntime can load: {first_line(error)}"
+            refused = refused or CompressError(f"{path}{told}")
+            continue
+        if given is None and not all(shape):
+            raise CompressError(f"{path} leaves the size of its images open, {shape}; name it with --image-shape CxHxW")
+        channels, height, width = given or shape
+        return channels, height, width
+    assert refused is not None, "there is a file"
+    raise refused
+
+
+def _open_own(path: Path, classes: Sequence[str], spec: InputSpec) -> Classifier:
+    opened = open_model(Candidate(name=path.stem, path=path), spec.shape, len(classes), threads=1)
+    return Classifier(run=opened.predict, sure=opened.sure, classes=classes, spec=spec, file=path)
+
+
+def _open_foreign(path: Path, context: Context) -> Classifier:
+    from ...graphs.adopt import own_answers
+
+    spec = dataclasses.replace(context, image_shape=shape_of([path], context.image_shape)).spec_of(None)
+    image = np.random.default_rng(0).integers(0, 256, (1, *spec.shape), np.uint8)
+    first, kind = own_answers(path, spec.mean, spec.std, image)
+    opened = open_model(Candidate(name=path.stem, path=path, mean=spec.mean, std=spec.std), spec.shape, None, threads=1)
+
+    def run(images: NDArray[np.uint8]) -> NDArray[Any]:
+        return opened.predict(images).astype(np.float32)
+
+    def asked(images: NDArray[np.uint8]) -> NDArray[Any]:  # where its classes are not its first output
+        return own_answers(path, spec.mean, spec.std, images)[0]
+
+    found = run(image)
+    chosen = run if found.shape == first.shape and np.allclose(found, first, rtol=1e-4, atol=1e-5) else asked
+    certain = {"probabilities": lambda answers: answers, "Softmax": softmax}.get(kind, sigmoid)
+    return Classifier(run=chosen, sure=lambda images: certain(chosen(images)), classes=numbered(first.shape[1]), spec=spec, file=path)
+
+
+def _metadata(path: Path) -> dict[str, str]:
+    import onnxruntime
+
+    need_file(path, f"onnx (={path})")
+    refuse_odd_name(path)
+    try:
+        session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+        return dict(session.get_modelmeta().custom_metadata_map)
+    except (*onnxruntime_errors(), UnicodeDecodeError) as error:
+        raise CompressError(f"onnx (={path}) is no whole ONNX file that onnxruntime can load: {first_line(error)}") from error
