@@ -2,7 +2,7 @@
 
 ::
 
-    cli > api > stages > plots, artifacts > quantization, channels, codegen > graphs, pruning > errors, files
+    cli > api > stages, serve > plots, artifacts > quantization, channels, codegen > graphs, pruning > errors, files
 
 A room imports from floors below it, and from itself. ``models``, ``train`` and ``benchmarks`` stand alone; ``artifacts`` and what lies
 above may use them, the algorithms below may not. Only ``cli`` knows click, and prints.
@@ -25,7 +25,7 @@ FILES = sorted(str(path.relative_to(ROOT)) for folder in FOLDERS for path in (RO
 FLOORS = (
     ("cli",),
     ("api",),
-    ("stages",),
+    ("stages", "serve"),
     ("plots", "artifacts"),
     ("quantization", "channels", "codegen"),
     ("graphs", "pruning"),
@@ -40,6 +40,8 @@ WITHOUT_TORCH = (
     "artifacts.project",
     "artifacts.recipe",
     "artifacts.records",
+    "serve.settings",
+    "serve.worker",
     "stages.benchmark",
     "stages.predict",
     "stages.verify",
@@ -148,6 +150,8 @@ def test_no_file_breaks_an_import_rule(path: str) -> None:
         ("compress/channels/find.py", "from ..quantization.int8 import prepare", "or beside it"),
         ("compress/artifacts/load.py", "if TYPE_CHECKING:\n    from ..stages.train import train", "artifacts lies below stages"),
         ("compress/stages/train.py", "from ..cli.terminal import Terminal", "stages lies below cli"),
+        ("compress/serve/worker.py", "from ..stages.predict import read", "or beside it"),
+        ("compress/stages/predict.py", "from ..serve.decode import images_of", "or beside it"),
         ("compress/stages/train.py", "from ..api.network import Network", "stages lies below api"),
         ("compress/stages/train.py", "def f():\n    import click", "only cli talks"),
         ("compress/stages/train.py", "from ..misc import helper", "is no room"),

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from ..artifacts.project import Console
     from ..benchmarks.compare import Changes
     from ..channels.groups import Groups
+    from ..serve.service import Served
     from ..stages.benchmark import Benchmark
     from ..stages.boards.export_c import ExportedC
     from ..stages.explain import Explanation
@@ -290,6 +291,24 @@ def verify(folder: Path | str, **options: Unpack[of.VerifyOptions]) -> "Proof":
     from ..stages.verify import verify as prove
 
     return prove(Path(folder), **options)
+
+
+@takes(of.ServeOptions)
+def serve(*sources: Path | str, console: "Console | None" = None, **options: Unpack[of.ServeOptions]) -> "Served":
+    """Put models behind a port, with a page to draw on, until Ctrl-C or SIGTERM; what was accepted is answered first.
+
+    SOURCES are .onnx files, artifacts, and folders made by report --ship, as PATH or NAME=PATH. Only this machine can ask, unless --host
+    says otherwise. A file that is replaced is loaded and takes over without a lost request. Needs the extra compress-edge[serve].
+    """
+    from ..artifacts.project import Silent
+    from ..artifacts.records import checked
+    from ..serve.settings import ServeConfig, sources_of
+
+    config = checked(ServeConfig, fields_of(ServeConfig, options), "serve")
+    found = sources_of(sources, **some(options, "image_shape", "mean", "std", "model"), runs=str(options.get("runs", "runs")))
+    from ..serve.service import serve as served
+
+    return served(found, config, console or Silent())
 
 
 def recipe_schema() -> dict[str, Any]:

@@ -247,6 +247,23 @@ class VerifyOptions(TypedDict, total=False):
     run: Annotated[str, "Of C: what runs its programs: 'ssh board', 'qemu-aarch64 -L /usr/aarch64-linux-gnu'.  [default: this machine]"]
 
 
+class ServeOptions(TypedDict, total=False):
+    host: Annotated[str, "Address to listen at; 0.0.0.0 for all of this machine's, and then for anybody.  [default: 127.0.0.1]"]
+    port: Annotated[int, "0 takes a free one.  [default: 8000]"]
+    workers: Annotated[int, "Processes of each model, one thread each.  [default: 1]"]
+    queue: Annotated[int, "Requests of each model that may wait; more are refused with 429.  [default: 64]"]
+    max_body: Annotated[Bytes, "Largest body of a request: 8MB.  [default: 8MB]"]
+    max_pixels: Annotated[int, "Largest picture, as it declares itself.  [default: 25000000]"]
+    timeout: Annotated[Time, "For a request, from its first byte to its answer: 10s.  [default: 10s]"]
+    token_file: Annotated[File, "A file with a bearer token that is then asked for, by all but the page and the health checks."]
+    allow_origin: Annotated[Sequence[str], "A site whose pages may ask, such as https://example.org; may be given often."]
+    image_shape: Annotated[tuple[int, int, int], "Image that another tool's file takes, CxHxW.  [default: as it says]"]
+    mean: Annotated[tuple[float, ...], "Mean per channel that another tool's file expects to be subtracted, in [0, 1].  [default: 0]"]
+    std: Annotated[tuple[float, ...], "Standard deviation per channel to divide by, in [0, 1].  [default: 1]"]
+    model: Annotated[str, "path/net.py:factory, where an artifact is of a network of your own."]
+    runs: Annotated[File, "Folder of artifacts whose code is trusted.  [default: runs]"]
+
+
 class CompareOptions(TypedDict, total=False):
     fail_if_slower: Annotated[Percent, "Fail where a latency surely grew by more than this, e.g. 5%."]
     fail_if_less_accurate: Annotated[float, "Fail where surely more points of balanced accuracy, or of --score, were lost."]

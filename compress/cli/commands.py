@@ -90,6 +90,13 @@ verify = command(
     "compress verify board/c --cc aarch64-linux-gnu-gcc --run 'qemu-aarch64 -L /usr/aarch64-linux-gnu'",
 )(shown(views.proof_text, lambda proof: {"folder": proof.folder, "holds": proof.holds, "checks": proof.checks}, lambda proof: proof.holds))
 
+serve = command(
+    api.serve,
+    "compress serve runs/k49/quantize/3f9a0c51be27",
+    "compress serve small=board/k49 large=k49.onnx --port 8000",
+    "compress serve board/k49 --host 0.0.0.0 --token-file token.txt",
+)(shown(views.served_text, vars))
+
 
 @click.command()
 @click.option("--schema", is_flag=True, help="Print the JSON Schema of recipes, with which editors complete and check them.")

@@ -36,6 +36,7 @@ from .terminal import tell
 USER_ERRORS = (CompressError, TrainError, ModelError, BenchmarkError)
 # What a board does without: numpy, onnxruntime and click are enough to predict, benchmark, compare and verify.
 OPTIONAL = {name: name for name in ("torch", "torchvision", "onnx", "onnxscript", "safetensors", "matplotlib", "jinja2", "optuna")}
+OPTIONAL |= {"fastapi": "compress-edge[serve]", "uvicorn": "compress-edge[serve]", "httptools": "compress-edge[serve]"}
 OPTIONAL |= {"sklearn": "scikit-learn", "PIL": "pillow"}
 MOST_TOLD = 300  # characters of an error
 STOPS = ("SIGTERM", "SIGHUP")
@@ -67,6 +68,7 @@ COMMANDS = {
     "predict": "read images: labels and a picture",
     "explain": "draw what a network looks at",
     "verify": "is this still the file that was made",
+    "serve": "models behind a port, and a page to draw on",
     "data": "decoded pictures on disk; --prune removes them",
     "recipe": "recipes there are; --schema for editors",
 }

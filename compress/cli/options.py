@@ -138,7 +138,8 @@ def command(method: Callable[..., Any], *examples: str, switch: Switch | None = 
             known = inspect.signature(called).parameters  # a switch needs only some of the options
             with closing(Terminal()) as terminal:
                 network = [open(**opened, console=terminal)] if "self" in parameters else []
-                result = called(*network, *files, **{name: value for name, value in said.items() if name in known})
+                told = {"console": terminal} if "console" in known else {}
+                result = called(*network, *files, **told, **{name: value for name, value in said.items() if name in known})
             shown(result, as_json)
 
         about = (inspect.getdoc(method) or "").replace("``start``", "--from").replace("``", "")

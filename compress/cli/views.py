@@ -17,6 +17,7 @@ from .tables import paragraphs, table
 
 if TYPE_CHECKING:
     from ..plots.explain import View
+    from ..serve.service import Served
     from ..stages.boards.export_c import ExportedC
     from ..stages.explain import Explanation
     from ..stages.predict import Predictions
@@ -231,3 +232,8 @@ def c_text(exported: "ExportedC") -> str:
 def c_summary(exported: "ExportedC") -> dict[str, Any]:
     """What ``--json`` shows: the record, and where the folder lies."""
     return {"folder": exported.folder, **plain(exported.made), "flags": exported.made.processor.flags}
+
+
+def served_text(served: "Served") -> str:
+    """What was done until it was told to end."""
+    return f"{served.address}: {served.answered:,} requests answered, {served.images:,} images read, {served.refused:,} requests refused"

@@ -1,0 +1,1 @@
+"""``compress serve``: classifiers behind a port, and a page to draw on."""

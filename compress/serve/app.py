@@ -1,0 +1,207 @@
+"""The routes: the page, the models, predictions, evidence, health and figures. ``/openapi.json`` describes them.
+
+Nothing that is sent is kept, and no name from outside becomes a path.
+"""
+
+import time
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import msgspec
+from fastapi import FastAPI, Query, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.middleware.cors import CORSMiddleware
+from starlette.exceptions import HTTPException
+
+from .. import __version__
+from . import metrics, schema
+from .decode import Refused, kind_of
+from .frames import Answer, Job
+from .guard import PROBLEM, Bodies, Guard, page_policy, problem
+from .pool import Model
+from .settings import ServeConfig
+
+PAGE = Path(__file__).with_name("page.html")
+GUARDED = (401, 403, 421)
+TASK_ERRORS = (400, 401, 403, 404, 408, 413, 415, 421, 422, 429, 500, 503)
+Models = Mapping[str, Model]
+
+
+def make_app(models: Models, config: ServeConfig, lifespan: Callable[[], Any] | None = None) -> FastAPI:
+    """The application; ``lifespan`` is a context in which the models are loaded."""
+
+    @asynccontextmanager
+    async def living(app: FastAPI) -> AsyncIterator[None]:
+        if lifespan is None:
+            yield
+        else:
+            async with lifespan():
+                yield
+
+    html = PAGE.read_text(encoding="utf-8")
+    app = FastAPI(
+        title="compress serve",
+        version=__version__,
+        description="Classifiers behind a port.",
+        docs_url=None,
+        redoc_url=None,
+        lifespan=living,
+    )
+    app.openapi_version = "3.1.0"
+    _add_state(app, models, html)
+    _add_tasks(app, models, config)
+    if config.token is not None:
+        _ask_for_token(app)
+    app.add_exception_handler(Refused, _refused)
+    app.add_exception_handler(HTTPException, _http)
+    app.add_exception_handler(RequestValidationError, _invalid)
+    if config.allow_origin:
+        how: dict[str, Any] = {"allow_methods": ["GET", "POST"], "allow_headers": ["authorization", "content-type"]}
+        app.add_middleware(CORSMiddleware, allow_origins=config.allow_origin, **how)
+    app.add_middleware(Guard, config=config, policy=page_policy(html))
+    return app
+
+
+def _add_state(app: FastAPI, models: Models, html: str) -> None:
+    @app.get("/", include_in_schema=False)
+    async def page() -> Response:
+        return Response(html, media_type="text/html; charset=utf-8")
+
+    @app.get("/healthz", response_model=schema.State, summary="Whether it lives", responses=schema.problems(403, 421))
+    async def health() -> Response:
+        return _json(b'{"status":"ok"}')
+
+    @app.get("/readyz", response_model=schema.State, summary="Whether all models are loaded", responses=schema.problems(403, 421, 503))
+    async def readiness() -> Response:
+        if missing := [name for name, model in models.items() if not model.ready]:
+            raise Refused(503, f"{', '.join(missing)} is not loaded", **{"retry-after": "1"})
+        return _json(b'{"status":"ok"}')
+
+    text = {200: {"content": {"text/plain": {"schema": {"type": "string"}}}, "description": "Prometheus's text format."}}
+    figures: dict[int | str, dict[str, Any]] = {**text, **schema.problems(*GUARDED)}
+
+    @app.get("/metrics", response_class=Response, summary="Figures for Prometheus", responses=figures)
+    async def exposition() -> Response:
+        return Response(metrics.exposition(models), media_type=metrics.TYPE)
+
+    @app.get("/v1/models", response_model=schema.Models, summary="The models", responses=schema.problems(*GUARDED))
+    async def list_models() -> Response:
+        return _json(msgspec.json.encode({"models": [_about(name, model) for name, model in models.items()]}))
+
+
+def _add_tasks(app: FastAPI, models: Models, config: ServeConfig) -> None:
+    bodies = Bodies(config)
+
+    async def answered(task: str, name: str, request: Request, seen: bool) -> Response:
+        deadline = time.monotonic() + config.seconds
+        model = models.get(name)
+        if model is None:
+            raise Refused(404, f"there is no model of that name; there is {', '.join(models)}")
+        try:
+            content_type = request.headers.get("content-type", "")
+            kind_of(content_type)
+            model.refuse_full()
+            body = await bodies.read(request.receive, deadline)
+            answer, waited = await model.ask(Job(task=task, content_type=content_type, body=body, deadline=deadline, seen=seen))
+            if answer.status != 200:
+                raise Refused(answer.status, answer.content.decode())
+        except Refused as error:
+            model.counts.answers[task, error.status] += 1
+            raise
+        _count(model, task, answer, waited)
+        return _json(_whole(task, name, answer, waited))
+
+    @app.post(
+        "/v1/models/{name}/predict",
+        response_model=schema.Predictions,
+        summary="Read images",
+        openapi_extra=schema.body(several=True),
+        responses=schema.problems(*TASK_ERRORS),
+    )
+    async def predict(
+        name: str, request: Request, seen: Annotated[bool, Query(description="give back the pixels that were read")] = False
+    ) -> Response:
+        return await answered("predict", name, request, seen)
+
+    @app.post(
+        "/v1/models/{name}/explain",
+        response_model=schema.Explanation,
+        summary="What of an image speaks for its label",
+        openapi_extra=schema.body(several=False),
+        responses=schema.problems(*TASK_ERRORS),
+    )
+    async def explain(name: str, request: Request) -> Response:
+        return await answered("explain", name, request, False)
+
+
+def _about(name: str, model: Model) -> dict[str, Any]:
+    about = model.about
+    channels, height, width = about.shape
+    found = {"name": name, "ready": model.ready, "hash": about.hash, "shape": (height, width, channels), "classes": about.classes}
+    return found | {
+        "size": about.size,
+        "latency_ms": about.latency_ms,
+        "batch": about.batch,
+        "drawing": about.drawing,
+        "error": model.error,
+    }
+
+
+def _whole(task: str, name: str, answer: Answer, waited: int) -> bytes:
+    """The answer's own content with what is known of it."""
+    parts = {"decode_ms": answer.decode_ns, "wait_ms": waited, "compute_ms": answer.compute_ns}
+    timing = {part: round(ns / 1e6, 4) for part, ns in parts.items()} | {"batch": answer.batch}
+    about = {"model": name, "hash": answer.hash, "timing": timing}
+    if task == "predict":
+        return msgspec.json.encode(about | {"predictions": msgspec.Raw(answer.content)})
+    return msgspec.json.encode(about | msgspec.json.decode(answer.content))
+
+
+def _count(model: Model, task: str, answer: Answer, waited: int) -> None:
+    model.counts.answers[task, 200] += 1
+    model.counts.images += answer.images
+    for part, ns in (("decode", answer.decode_ns), ("wait", waited), ("compute", answer.compute_ns)):
+        model.counts.seconds[part].add(ns / 1e9)
+
+
+def _ask_for_token(app: FastAPI) -> None:
+    """Say in the description that a token is needed."""
+    described = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        found = described()
+        found.setdefault("components", {})["securitySchemes"] = {"token": {"type": "http", "scheme": "bearer"}}
+        for path, operations in found["paths"].items():
+            for operation in operations.values():
+                if path not in ("/healthz", "/readyz"):
+                    operation["security"] = [{"token": []}]
+        return found
+
+    app.openapi = openapi  # type: ignore[method-assign]
+
+
+def _json(content: bytes) -> Response:
+    return Response(content, media_type="application/json")
+
+
+async def _refused(request: Request, error: Exception) -> Response:
+    assert isinstance(error, Refused)
+    return Response(problem(error.status, error.detail), error.status, error.headers, PROBLEM)
+
+
+async def _http(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    told = {
+        404: "there is nothing at this path; /openapi.json says what there is",
+        405: "this path takes another method; Allow says which",
+    }
+    detail = told.get(error.status_code, str(error.detail))
+    return Response(problem(error.status_code, detail), error.status_code, dict(error.headers or {}), PROBLEM)
+
+
+async def _invalid(request: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)
+    first = error.errors()[0]
+    return Response(problem(422, f"{'.'.join(map(str, first['loc']))}: {first['msg']}"[:200]), 422, None, PROBLEM)
