@@ -165,7 +165,7 @@ class Worker:
         return found
 
     def _predictions(self, sure: NDArray[Any], seen: NDArray[np.uint8] | None) -> bytes:
-        classes, rows = self._model.classes, sure.round(6).tolist()
+        classes, rows = self._model.classes, sure.astype(np.float64).round(6).tolist()
         found: list[dict[str, Any]] = [
             {"label": classes[at], "index": at, "probability": row[at], "probabilities": row}
             for row, at in zip(rows, sure.argmax(axis=1).tolist(), strict=True)
