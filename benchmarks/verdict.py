@@ -73,10 +73,9 @@ def decide(result: Result, limits: Limits, needs: Mapping[str, Needs | str] | No
         return Verdict(ship=None, headline=f"No verdict: the baseline, {baseline.name}, was not measured: {baseline.reason}.")
     if not result.scored:
         return Verdict(ship=None, headline="No verdict: without labels only latency and size are known.")
-    measured = [one for one in result.measurements if one.runtime == "onnxruntime" and one.device == "cpu" and one.reason is None]
-    if not measured:
+    rows = standings(result, limits, needs)
+    if not rows:
         return Verdict(ship=None, headline="No verdict: no file was measured in ONNX Runtime on the CPU.")
-    rows = [_row(result, one, limits, (needs or {}).get(one.name)) for one in measured]
     within = [row for row in rows if not row.broken]
     chosen = _choose([row for row in within if row.proved or limits.accept_unproved])
     best = _choose(within)
@@ -96,6 +95,12 @@ def decide(result: Result, limits: Limits, needs: Mapping[str, Needs | str] | No
         reasons=tuple(_reason(row, chosen) for row in rows if row is not chosen),
         units=units(result).score or Units().of,
     )
+
+
+def standings(result: Result, limits: Limits, needs: Mapping[str, Needs | str] | None = None) -> list[Standing]:
+    """How each file that may ship stands to the limits; the baseline was measured, and there are labels or a score."""
+    measured = [one for one in result.measurements if one.runtime == "onnxruntime" and one.device == "cpu" and one.reason is None]
+    return [_row(result, one, limits, (needs or {}).get(one.name)) for one in measured]
 
 
 def between(other: Measurement, one: Measurement) -> Speedup:
@@ -124,7 +129,7 @@ def surely_slower(found: Speedup) -> bool:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class _Row:
+class Standing:
     """A file that was measured beside the baseline, and how it stands to the limits.
 
     `broken`: the limits that it breaks as counted, as ends of the sentence "it ..."; `excess`: by which factor at most, but for the drop.
@@ -212,7 +217,7 @@ class _Row:
         return f"not proved within {limit} with {drop.images:,} images: {counted} as counted, {self.bound}{tell}"
 
 
-def _row(result: Result, one: Measurement, limits: Limits, needs: Needs | str | None) -> _Row:
+def _row(result: Result, one: Measurement, limits: Limits, needs: Needs | str | None) -> Standing:
     baseline = result.measurements[result.baseline]
     found = loss(result, baseline, result, one)
     if one is baseline:
@@ -225,26 +230,26 @@ def _row(result: Result, one: Measurement, limits: Limits, needs: Needs | str | 
     proved = found.drop.bound <= limit
     tells = None if proved else needed(result, one, limit)
     excess = max((other.factor for other in others), default=0.0)
-    return _Row(
+    return Standing(
         one=one, baseline=baseline, loss=found, broken=tuple(broken), excess=excess, proved=proved, limit=limit, tells=tells, units=told
     )  # fmt: skip
 
 
-def _choose(allowed: Sequence[_Row]) -> _Row | None:
+def _choose(allowed: Sequence[Standing]) -> Standing | None:
     """The smallest of those that are as fast as the fastest; the baseline where none is faster; else the fastest that there is."""
     faster = [row for row in allowed if not row.is_baseline and is_faster(row.one)]
     if faster:
         fastest = min(faster, key=lambda row: row.p50)
-        return min((row for row in faster if _as_fast(row, fastest)), key=lambda row: (row.one.size_bytes, row.p50))
+        return min((row for row in faster if as_fast(row, fastest)), key=lambda row: (row.one.size_bytes, row.p50))
     return next((row for row in allowed if row.is_baseline), min(allowed, key=lambda row: row.p50, default=None))
 
 
-def _as_fast(row: _Row, fastest: _Row) -> bool:
+def as_fast(row: Standing, fastest: Standing) -> bool:
     """Whether it is not surely slower, round by round: then the smaller file is the better one of the two."""
     return row is fastest or not surely_slower(between(fastest.one, row.one))
 
 
-def _headline(rows: Sequence[_Row], chosen: _Row | None, unproved: _Row | None, limits: Limits) -> tuple[str, list[_Row]]:
+def _headline(rows: Sequence[Standing], chosen: Standing | None, unproved: Standing | None, limits: Limits) -> tuple[str, list[Standing]]:
     """The sentences, and the rows whose latencies they compare."""
     waits = ""
     if unproved is not None:
@@ -279,7 +284,7 @@ def _headline(rows: Sequence[_Row], chosen: _Row | None, unproved: _Row | None, 
     return _keep(others, best, limits) + file, [best, chosen]
 
 
-def _keep(others: Sequence[_Row], best: _Row, limits: Limits) -> str:
+def _keep(others: Sequence[Standing], best: Standing, limits: Limits) -> str:
     """Why the baseline ships, and the size alternative where there is one."""
     if all(is_slower(row.one) for row in others):
         said = f"{best.name} is slower here ({best.doubtful_times})" + ("" if len(others) == 1 else ", and the others more so")
@@ -296,12 +301,12 @@ def _keep(others: Sequence[_Row], best: _Row, limits: Limits) -> str:
     return told
 
 
-def _nearest(rows: Sequence[_Row]) -> _Row:
+def _nearest(rows: Sequence[Standing]) -> Standing:
     """Of those that break a limit, the one that misses the limits but that of the drop by the smallest factor."""
     return min(rows, key=lambda row: (row.loss.drop.value > row.limit, row.excess))
 
 
-def _reason(row: _Row, chosen: _Row | None) -> str:
+def _reason(row: Standing, chosen: Standing | None) -> str:
     """Why it was not chosen."""
     if row.broken:
         return f"{row.name}: not chosen, it {' and '.join(row.broken)}."
@@ -310,7 +315,7 @@ def _reason(row: _Row, chosen: _Row | None) -> str:
     if is_faster(row.one) and not row.proved and (chosen is None or chosen.proved):
         return f"{row.name}: not chosen, it {row.speed} and {row.unproved}."
     if is_faster(row.one):
-        larger = chosen is not None and row.one.size_bytes > chosen.one.size_bytes and _as_fast(chosen, row)
+        larger = chosen is not None and row.one.size_bytes > chosen.one.size_bytes and as_fast(chosen, row)
         but = (
             f"not clearly faster than {chosen.name}, and larger" if chosen and larger else f"its {milliseconds(row.p50)} are not the least"
         )
