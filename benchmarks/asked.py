@@ -14,6 +14,7 @@ from typing import Any
 from .drops import needed
 from .formats import milliseconds, size, units
 from .limits import Limits, Needs
+from .plot import y_of
 from .results import Result
 from .verdict import Standing, as_fast, is_faster, is_slower, standings
 
@@ -25,7 +26,7 @@ def question(result: Result, limits: Limits, needs: Mapping[str, Needs | str] | 
     """The stops of the sliders, where they stand, and a record per file; None where no limit makes a verdict.
 
     A stop is ``[limit, as it is written]``: of the drop a round number, of latency and size what a file just keeps; the last of those two
-    is ``[null, ""]``, no limit. The limits that were given are stops too.
+    is ``[null, ""]``, no limit. The limits that were given are stops too. ``score``: of the baseline, as the plots have it.
     """
     if result.measurements[result.baseline].reason is not None or not result.scored:
         return None
@@ -43,6 +44,7 @@ def question(result: Result, limits: Limits, needs: Mapping[str, Needs | str] | 
         "accept": limits.accept_unproved,
         "short": units(result).short,
         "baseline": result.measurements[result.baseline].name,
+        "score": y_of(result.measurements[result.baseline]),
         "rows": [_record(result, row, rows, drops) for row in rows],
     }
 

@@ -1,7 +1,6 @@
 """Draws accuracy against latency or size, with the variants that no other beats in both (the Pareto front) joined by a line.
 
-Refuses nothing; a result in which nothing was measured has no plot. Wide and narrow, light and dark are separate pictures, because
-the letters of one that is merely shrunk cannot be read on a phone.
+PNG, for Markdown; the page has its own (`chart`). Refuses nothing; a result in which nothing was measured has no plot.
 """
 
 from __future__ import annotations
@@ -16,11 +15,8 @@ from .results import Measurement, Result
 
 Points = Sequence[tuple[float, float]]  # latency in milliseconds or size in kilobytes; balanced accuracy in %, or the user's own score
 
-SIZES = {"wide": (8.4, 4.6), "narrow": (3.8, 4.2)}  # inches, at 100 pixels each
-THEMES = {  # no two colours of one alike: `in_the_dark` swaps them
-    "light": {"ink": "#1f2328", "faint": "#d0d7de", "front": "#0a5fb4", "paper": "#ffffff"},
-    "dark": {"ink": "#e6e6e6", "faint": "#3d444d", "front": "#6cb6ff", "paper": "#16181d"},
-}
+SIZE = (8.4, 4.6)  # inches, at 100 pixels each
+COLOURS = {"ink": "#1f2328", "faint": "#d0d7de", "front": "#0a5fb4", "paper": "#ffffff"}
 MARKERS = {
     ("onnxruntime", "cpu"): "o", ("onnxruntime", "cuda"): "D", ("openvino", "cpu"): "h", ("torch", "cpu"): "s", ("torch", "cuda"): "^",
     ("torch.compile", "cpu"): "p", ("torch.compile", "cuda"): "P", ("torch.fp16", "cuda"): "v", ("torch.cudagraph", "cuda"): "X",
@@ -41,52 +37,47 @@ def pareto_front(points: Points) -> list[int]:
     return front
 
 
-def in_the_dark(svg: bytes) -> bytes:
-    """A plot of the theme ``light`` in the colours of ``dark``; drawing it anew would take as long again."""
-    for role, colour in THEMES["light"].items():
-        svg = svg.replace(colour.encode(), THEMES["dark"][role].encode())
-    return svg
-
-
-def draw(result: Result, form: str, shape: str, axis: str = "latency") -> bytes:
-    """The plot as a file's bytes, in the theme ``light``.
+def draw(result: Result, axis: str = "latency", ship: str | None = None) -> bytes:
+    """The plot as a PNG file's bytes.
 
     Args:
-        result: with at least one measured candidate. form: ``svg`` or ``png``. shape: of `SIZES`. axis: of `AXES`.
+        result: with at least one measured candidate. axis: of `AXES`. ship: the name of the variant that is marked as the one to ship.
     """
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    colours, shown = THEMES["light"], _shown(result, axis)
-    points = [(_x(one, axis), _y(one)) for one in shown]
+    colours, marked = COLOURS, shown(result, axis)
+    points = [(x_of(one, axis), y_of(one)) for one in marked]
     ends = [
         (1e3 * one.latency.low, 1e3 * one.latency.high) if one.latency and axis == "latency" else (x, x)
-        for one, (x, _) in zip(shown, points, strict=True)
+        for one, (x, _) in zip(marked, points, strict=True)
     ]
     buffer = io.BytesIO()
-    # A fixed salt and no date: the same result gives the same bytes.
-    with matplotlib.rc_context({"svg.hashsalt": "compress", "font.size": 9, "font.family": "DejaVu Sans"}):
-        figure = Figure(figsize=SIZES[shape], dpi=100, facecolor=colours["paper"], layout="constrained")
+    with matplotlib.rc_context({"font.size": 9, "font.family": "DejaVu Sans"}):
+        figure = Figure(figsize=SIZE, dpi=100, facecolor=colours["paper"], layout="constrained")
         FigureCanvasAgg(figure)
         axes = figure.add_subplot(facecolor=colours["paper"])
         _style(axes, points, colours, AXES[axis], units(result))
         front = [points[index] for index in pareto_front(points)]
         axes.plot(*zip(*front, strict=True), color=colours["front"], linewidth=1.4, drawstyle="steps-post", zorder=1)
         for kind, marker in MARKERS.items():
-            own = [index for index, one in enumerate(shown) if (one.runtime, one.device) == kind]
+            own = [index for index, one in enumerate(marked) if (one.runtime, one.device) == kind]
             if own:
                 x, y = zip(*(points[index] for index in own), strict=True)
                 reach = [[points[i][0] - ends[i][0] for i in own], [ends[i][1] - points[i][0] for i in own]] if axis == "latency" else None
                 axes.errorbar(x, y, xerr=reach, fmt=marker, color=colours["front"], ecolor=colours["ink"], capsize=2, label=", ".join(kind))
-        figure.legend(loc="outside upper left", ncols=2 if shape == "wide" else 1, frameon=False, labelcolor=colours["ink"], fontsize=8)
+        for one, point in zip(marked, points, strict=True):
+            if one.name == ship and (axis == "size" or (one.runtime, one.device) == ("onnxruntime", "cpu")):
+                axes.plot(*([end] for end in point), "o", markersize=15, markerfacecolor="none", color=colours["front"], label="ship")
+        figure.legend(loc="outside upper left", ncols=2, frameon=False, labelcolor=colours["ink"], fontsize=8)
         bars = [(bound, y) for pair, (_, y) in zip(ends, points, strict=True) for bound in pair]
-        _label(axes, points, bars, _names(shown), front, colours["ink"])
-        figure.savefig(buffer, format=form, metadata={"Date": None} if form == "svg" else None)
+        _label(axes, points, bars, names(marked), front, colours["ink"])
+        figure.savefig(buffer, format="png")
     return buffer.getvalue()
 
 
-def _shown(result: Result, axis: str) -> list[Measurement]:
+def shown(result: Result, axis: str) -> list[Measurement]:
     """What was measured; against size each file once, as the runtime does not change it."""
     measured = [one for one in result.measurements if one.latency is not None]
     if axis == "latency":
@@ -97,12 +88,13 @@ def _shown(result: Result, axis: str) -> list[Measurement]:
     return list(once.values())
 
 
-def _x(one: Measurement, axis: str) -> float:
+def x_of(one: Measurement, axis: str) -> float:
+    """Latency in milliseconds, or size in kilobytes."""
     assert one.latency is not None
     return one.latency.p50 * 1e3 if axis == "latency" else one.size_bytes / 1e3
 
 
-def _y(one: Measurement) -> float:
+def y_of(one: Measurement) -> float:
     """What it scores: balanced accuracy in percent, or the user's own score."""
     return 100 * one.scores["balanced_accuracy"] if one.score is None else one.score
 
@@ -127,11 +119,11 @@ def _style(axes: Any, points: Points, colours: Mapping[str, str], title: str, sc
     axes.set_ylabel(scored.name + ("" if scored.score else " in %"), color=colours["ink"])
 
 
-def _names(measured: Sequence[Measurement]) -> list[str]:
+def names(measured: Sequence[Measurement]) -> list[str]:
     """A name alone where it is the only one, else with runtime and device; cut where it would fill the plot."""
     plain = [one.name for one in measured]
-    names = [one.name if plain.count(one.name) == 1 else title(one) for one in measured]
-    return [name if len(name) <= 32 else name[:31] + "…" for name in names]
+    told = [one.name if plain.count(one.name) == 1 else title(one) for one in measured]
+    return [name if len(name) <= 32 else name[:31] + "…" for name in told]
 
 
 def _label(axes: Any, points: Points, bars: Points, names: Sequence[str], front: Points, colour: str) -> None:

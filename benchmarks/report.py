@@ -1,6 +1,7 @@
 """Writes the report: which variant to ship, the tables, the plots, what is read differently, and how it was measured.
 
-``report.html`` is one file that asks nothing of the network and runs no script; ``report.md`` has the same numbers, with the plots as PNG
+``report.html`` is one file that asks nothing of the network. Its own script, the only one that it lets run, hides, sorts, and moves the
+verdict with the limits (`asked`); without it everything is there to be read. ``report.md`` has the same numbers, with the plots as PNG
 beside it; ``report.csv`` and ``report.json`` have them for programs. Several results (of several machines, say) become sections; nothing is
 compared across them, and the report says so. Whatever the user named is escaped.
 Refused: no results, limits out of range.
@@ -8,7 +9,6 @@ Refused: no results, limits out of range.
 
 from __future__ import annotations
 
-import base64
 import collections
 import itertools
 import json
@@ -17,16 +17,20 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from .asked import question
+from .chart import chart
 from .errors import BenchmarkError
 from .formats import CHOOSING, MISSING, ZEROS, Units, count, percent, size, units
 from .limits import Limits, Needs
 from .machine import differences
-from .plot import AXES, SIZES, draw, in_the_dark
+from .page import embedded, page_parts
+from .plot import AXES, draw
 from .results import Finalist, LayerZeros, Measurement, Result, replace
-from .tables import as_csv, as_json, p_value, tables
+from .tables import Row, as_csv, as_json, p_value, tables
 from .verdict import Verdict, decide
 
 MOST_NAMED = 5  # classes and confusions in a sentence
+MOST_PICTURES = 700_000  # characters of images whose answer flipped, so that the page stays under 1.5 MB
 
 
 def write_report(
@@ -49,17 +53,15 @@ def write_report(
         raise BenchmarkError("results (=none) must be at least one; run `compress benchmark` first")
     verdicts = tuple(decide(result, limits, known) for result, known in itertools.zip_longest(results, needs))
     folder.mkdir(parents=True, exist_ok=True)
-    sections = []
-    for number, (result, verdict) in enumerate(zip(results, verdicts, strict=True), start=1):
-        section = _section(result, verdict, limits)
+    sections, room = [], MOST_PICTURES // len(results)
+    for number, (result, verdict, known) in enumerate(zip(results, verdicts, [*needs, *[{}] * len(results)], strict=False), start=1):
+        section = _section(result, verdict, limits, room)
+        section["asked"] = embedded(question(result, limits, known))
+        told = {f"{row.name} ({row.where})": _drop_in(row) for row in section["tables"][0].rows}
         for axis in AXES if any(one.latency for one in result.measurements) else ():
             name = "report" + (f"-{number}" if len(results) > 1 else "") + ("" if axis == "latency" else f"-{axis}") + ".png"
-            replace(folder / name, draw(result, "png", "wide", axis))
-            pictures = {shape: draw(result, "svg", shape, axis) for shape in SIZES}
-            themes = {f"{shape}_light": svg for shape, svg in pictures.items()}
-            themes |= {f"{shape}_dark": in_the_dark(svg) for shape, svg in pictures.items()}
-            embedded = {which: base64.b64encode(svg).decode() for which, svg in themes.items()}
-            section["plots"].append({"axis": axis, "png": name} | embedded)
+            replace(folder / name, draw(result, axis, verdict.ship))
+            section["plots"].append({"axis": axis, "png": name, "chart": chart(result, limits, verdict.ship, axis, told)})
         sections.append(section)
     replace(folder / "report.csv", as_csv(results).encode())
     plain = [as_json(result, verdict) for result, verdict in zip(results, verdicts, strict=True)]
@@ -70,7 +72,8 @@ def write_report(
         environment = jinja2.Environment(
             loader=loader, autoescape=autoescape, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, finalize=finalize
         )
-        text = environment.get_template(f"{name}.j2").render(sections=sections, across=_across(results), zeros=ZEROS, choosing=CHOOSING)
+        words = {"sections": sections, "across": _across(results), "zeros": ZEROS, "choosing": CHOOSING}
+        text = environment.get_template(f"{name}.j2").render(**words, **page_parts("verdict.js", "page.js"))
         replace(folder / name, text.encode())
     return verdicts
 
@@ -82,7 +85,12 @@ def markdown(value: Any) -> Any:
     )
 
 
-def _section(result: Result, verdict: Verdict, limits: Limits) -> dict[str, Any]:
+def _drop_in(row: Row) -> str:
+    """``drop 0.10, at most 0.14``, of a row of the first table."""
+    return next((f"drop {value}" + (f", {bound}" if bound else "") for title, value, bound in row.cells if title.startswith("Drop")), "")
+
+
+def _section(result: Result, verdict: Verdict, limits: Limits, room: int) -> dict[str, Any]:
     baseline, machine, settings = result.measurements[result.baseline], result.machine, result.settings
     allowed = [f"at most {limits.drop_of(result):.4g} {units(result).of} lost"]
     allowed += limits.told()
@@ -111,7 +119,8 @@ def _section(result: Result, verdict: Verdict, limits: Limits) -> dict[str, Any]
         "plots": [],
         "choices": _choices(result),
         "zeros": _zeros(result),
-        "differences": _differences(result),
+        "differences": _differences(result, room),
+        "baseline": baseline.name,
         "lineage": [
             {"name": one.name, "runtime": one.runtime, "device": one.device, "stage": one.stage or MISSING, "file": one.file}
             | {"artifact": one.artifact[:16] or MISSING, "ran": placed(one)}
@@ -176,9 +185,13 @@ def _zeros(result: Result) -> list[dict[str, Any]]:
     return found
 
 
-def _differences(result: Result) -> list[dict[str, Any]]:
-    """What each variant reads differently than the baseline; variants of one file with the same answers appear once."""
-    names, seen, found = result.data.get("class_names", []), set(), []
+def _differences(result: Result, room: int) -> list[dict[str, Any]]:
+    """What each variant reads differently than the baseline; variants of one file with the same answers appear once.
+
+    ``room``: characters that pictures may take, an even share for each variant.
+    """
+    names, seen = result.data.get("class_names", []), set()
+    found: list[dict[str, Any]] = []
 
     def called(label: int) -> str:
         return names[label] if label < len(names) else str(label)
@@ -210,11 +223,16 @@ def _differences(result: Result) -> list[dict[str, Any]]:
                 "recalls": "; ".join(recalls) or "none",
                 "confused": "; ".join(confused) or "none",
                 "flips": [
-                    {"png": flip.png, "text": f"{called(flip.truth)}: {called(flip.before)} → {called(flip.after)}", "number": flip.index}
+                    {"png": flip.png, "number": flip.index} | {of: called(getattr(flip, of)) for of in ("truth", "before", "after")}
                     for flip in one.flips
                 ],
             }
         )
+    for told in found:
+        flips, most = told["flips"], room // len(found)
+        lengths = itertools.accumulate(len(flip["png"]) for flip in flips)
+        told["flips"] = [flip for flip, length in zip(flips, lengths, strict=True) if length <= most]
+        told["left_out"] = f" ({len(told['flips'])} of {len(flips)} fit here)" if len(told["flips"]) < len(flips) else ""
     return found
 
 

@@ -6,9 +6,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..benchmarks.plot import THEMES
+from ..benchmarks.plot import COLOURS as LIGHT
 
-LIGHT = THEMES["light"]
 INK, WRONG = "#1a1a1a", "#b3261e"
 
 
