@@ -31,6 +31,9 @@ LETTER, LINE = 12, 14  # pixels: the size of letters, and the height of a line
 SQUEEZED = 2  # what reaches so many times as far as the rest squeezes it
 LOGARITHMIC, ERRORS = 8, 4  # from so many times the least on, an axis is logarithmic; that of accuracy by what is misread
 STEPS = (1, 1.5, 2, 3, 5, 7)
+# Where a name may stand: beside its point, above, below, and between these, to the right and downwards.
+SIDES: tuple[tuple[float, float], ...] = ((1, 0), (-1, 0), (0, -1), (0, 1), (1, -1), (1, 1), (-1, -1), (-1, 1))
+SIDES += ((1, -0.5), (1, 0.5), (-1, -0.5), (-1, 0.5), (0.5, -1), (0.5, 1), (-0.5, -1), (-0.5, 1))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,9 +163,9 @@ def _picture(points: Sequence[Point], shape: str, axis: str, told: Units, ship: 
     bars = [(across(one.low), y, across(one.high), y) for one, (_, y) in zip(points, places, strict=True)]
     steps = [(min(a, c), min(b, d), max(a, c), max(b, d)) for (a, b), (c, d) in itertools.pairwise(corners)]
     marks = [(x, y, x, y) for x, y in places]
-    filled = [_padded(box, 5) for box in (*bars, *marks)] + [_padded(box, 1) for box in steps]
-    filled += [_padded(box, 12) for one, box in zip(points, marks, strict=True) if one.name == ship]
-    words, key = _words(points, places, filled, frame, shape == "narrow", ship)
+    filled = [_padded(box, 12 if one.name == ship else 5) for one, box in zip(points, marks, strict=True)]
+    filled += [_padded(box, 1) for box in steps]
+    words, key = _words(points, places, filled, [_padded(box, 4) for box in bars], frame, shape == "narrow", ship)
     unit = "log scale" if across.kind == "log" else ""
     named = told.name + ("" if told.score else " in %") + (", log scale of what is misread" if up.kind == "error" else "")
     about = f"{named} against {AXES[axis]}"
@@ -242,17 +245,21 @@ def _mark(one: Point, place: tuple[float, float], across: Scale, ship: str | Non
 
 
 def _words(
-    points: Sequence[Point], places: Spots, filled: Sequence[Box], frame: Box, numbered: bool, ship: str | None
+    points: Sequence[Point], places: Spots, filled: Sequence[Box], bars: Sequence[Box], frame: Box, numbered: bool, ship: str | None
 ) -> tuple[list[str], str]:
-    """The names as SVG, and the key to those that are numbers. ``filled``: where no letters may stand."""
-    taken, found, key = list(filled), [], []
+    """The names as SVG, and the key to those that are numbers.
+
+    ``filled``: where no letters may stand; ``bars``: where only a number may that has no other place.
+    """
+    words, found, key = list[Box](), [], []
     for number, (one, place) in enumerate(zip(points, places, strict=True), start=1):
-        for text in (str(number),) if numbered else (one.label, str(number)):
-            free = _free(text, place, taken, taken[len(filled) :], frame)
+        tries = [(str(number), bars), (str(number), ())]
+        for text, besides in tries if numbered else [(one.label, bars), *tries]:
+            free = _free(text, place, [*filled, *besides, *words], words, frame)
             if free is None:
                 continue
             box, lead = free
-            taken += [_padded(box, 2), *lead]
+            words += [_padded(box, 2), *lead]
             line = f'<path class="lead" d="M{place[0]:g},{place[1]:g}L{lead[-1][0] + 1:g},{lead[-1][1] + 1:g}"/>' if lead else ""
             about = f'data-name="{html.escape(one.name)}" data-kind="{html.escape(one.kind)}"'
             place_of_text = f'x="{(box[0] + box[2]) / 2:g}" y="{box[3] - 3:g}"'
@@ -270,9 +277,8 @@ def _free(text: str, place: tuple[float, float], taken: Sequence[Box], words: Se
     ``words``: what such a line may not cross.
     """
     width = sum(LETTER if unicodedata.east_asian_width(one) in "WF" else 0.62 * LETTER for one in text)
-    sides = ((1, 0), (-1, 0), (0, -1), (0, 1), (1, -1), (1, 1), (-1, -1), (-1, 1))
-    for reach, (right, down) in itertools.product((11, 24, 40, 60, 84, 110, 140, 175), sides):
-        x = place[0] + right * reach - (width / 2, 0, width)[right]
+    for reach, (right, down) in itertools.product((11, 24, 40, 60, 84, 110, 140, 175, 215), SIDES):
+        x = place[0] + right * reach - (0 if right > 0 else width if right < 0 else width / 2)
         y = place[1] + down * reach - (LINE if down < 0 else LINE / 2 if down == 0 else 0)
         box = (x, y, x + width, y + LINE)
         inside = frame[0] <= box[0] and box[2] <= frame[2] and frame[1] <= box[1] and box[3] <= frame[3]
@@ -306,7 +312,7 @@ def _regular(corners: int, turn: float = -90, radius: Callable[[int], float] = l
 
 
 _CROSS = [(-5, -2), (-2, -2), (-2, -5), (2, -5), (2, -2), (5, -2), (5, 2), (2, 2), (2, 5), (-2, 5), (-2, 2), (-5, 2)]
-SIGNS = {
+SIGNS: Mapping[str, Sequence[tuple[float, float]]] = {
     "D": _regular(4), "d": _regular(4, wide=0.6), "h": _regular(6), "s": _regular(4, -45), "^": _regular(3), "v": _regular(3, 90),
     "p": _regular(5), "P": _CROSS, "X": [((a - b) * 0.7, (a + b) * 0.7) for a, b in _CROSS],
     "*": _regular(10, radius=lambda n: 6.5 if n % 2 == 0 else 2.7),
