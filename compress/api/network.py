@@ -278,7 +278,22 @@ def compare(old: Path | str, new: Path | str, **options: Unpack[of.CompareOption
     from ..benchmarks.compare import compare as compared
 
     slower, less_accurate = options.get("fail_if_slower"), options.get("fail_if_less_accurate")
-    return compared(read_scored(Path(old)), read_scored(Path(new)), slower=slower, less_accurate=less_accurate)
+    files = [Path(old), Path(new)]
+    for name in ("html", "markdown"):
+        if name in options and Path(options[name]).resolve() in [one.resolve() for one in files]:
+            raise CompressError(f"{name} (={options[name]}) is one of the results that are compared; name another file")
+    was, now = map(read_scored, files)
+    found = compared(was, now, slower=slower, less_accurate=less_accurate)
+    if "html" in options:
+        from ..benchmarks.diff import write_diff
+
+        write_diff(was, now, found, Path(options["html"]), slower=slower, less_accurate=less_accurate)
+    if "markdown" in options:
+        from ..benchmarks.diff import as_markdown
+
+        with Path(options["markdown"]).open("a", encoding="utf-8") as file:
+            file.write(as_markdown(found))
+    return found
 
 
 @takes(of.VerifyOptions)

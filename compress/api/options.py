@@ -267,3 +267,5 @@ class ServeOptions(TypedDict, total=False):
 class CompareOptions(TypedDict, total=False):
     fail_if_slower: Annotated[Percent, "Fail where a latency surely grew by more than this, e.g. 5%."]
     fail_if_less_accurate: Annotated[float, "Fail where surely more points of balanced accuracy, or of --score, were lost."]
+    html: Annotated[File, "Write a page of the comparison here, with every interval drawn."]
+    markdown: Annotated[File, "Append the table as Markdown here, such as to $GITHUB_STEP_SUMMARY."]

@@ -70,9 +70,9 @@ benchmark = command(
     "compress benchmark net.onnx",
 )(lambda measured, as_json: show_artifact(measured.artifact, as_json))
 report = command(Network.report, "compress report --model k49 --max-drop 0.5")(show_outcome)
-compare = command(api.compare, "compress compare old.json new.json --fail-if-slower 5%")(
-    shown(views.changes_text, lambda found: vars(found) | {"fails": found.fails}, holds=lambda found: not found.fails)
-)
+compare = command(
+    api.compare, "compress compare old.json new.json --fail-if-slower 5%", "compress compare old.json new.json --html difference.html"
+)(shown(views.changes_text, lambda found: vars(found) | {"fails": found.fails}, holds=lambda found: not found.fails))
 throughput = command(
     Network.throughput,
     "compress throughput --model k49 --data digits",

@@ -38,6 +38,8 @@ METAVARS = {
     "time_limit": "TIME",
     "max_ram": "SIZE",
     "max_flash": "SIZE",
+    "html": "FILE",
+    "markdown": "FILE",
 }
 DEFAULTS = {"grid": Path("predictions.png")}  # what is taken where nothing was said, and Python does not
 OPENS: Mapping[str, Any] = {"model": of.Model, **typing.get_type_hints(of.OpenOptions, include_extras=True)}
