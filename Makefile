@@ -33,7 +33,7 @@ types: .venv/installed
 # The marker is newer than pyproject.toml only after an install that went through to its end.
 .venv/installed: pyproject.toml
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[train,dev]'
 	touch $@
 
 # Tests that need CUDA say so in their reason to skip. onnxruntime-gpu takes the place of onnxruntime: they hide each other.
@@ -54,7 +54,7 @@ mutants: .venv/mutants
 	OMP_NUM_THREADS=1 nice $(BIN)/python tests/mutants.py $(MODULE)
 
 .venv/mutants: .venv/installed
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[mutants]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[train,mutants]'
 	touch $@
 
 # Inputs that were never tried before, so many for each reader: 20,000 take some twenty minutes on one core. Those that fail are kept.

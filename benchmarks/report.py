@@ -3,13 +3,14 @@
 ``report.html`` is one file that asks nothing of the network. Its own script, the only one that it lets run, hides, sorts, and moves the
 verdict with the limits (`asked`); without it everything is there to be read. ``report.md`` has the same numbers, with the plots as PNG
 beside it; ``report.csv`` and ``report.json`` have them for programs. Several results (of several machines, say) become sections; nothing is
-compared across them, and the report says so. Whatever the user named is escaped.
+compared across them, and the report says so. Whatever the user named is escaped. Without matplotlib the plots are in the page alone.
 Refused: no results, limits out of range.
 """
 
 from __future__ import annotations
 
 import collections
+import importlib.util
 import itertools
 import json
 import re
@@ -53,15 +54,18 @@ def write_report(
         raise BenchmarkError("results (=none) must be at least one; run `compress benchmark` first")
     verdicts = tuple(decide(result, limits, known) for result, known in itertools.zip_longest(results, needs))
     folder.mkdir(parents=True, exist_ok=True)
-    sections, room = [], MOST_PICTURES // len(results)
+    sections, room, drawn = [], MOST_PICTURES // len(results), importlib.util.find_spec("matplotlib") is not None
     for number, (result, verdict, known) in enumerate(zip(results, verdicts, [*needs, *[{}] * len(results)], strict=False), start=1):
         section = _section(result, verdict, limits, room)
         section["asked"] = embedded(question(result, limits, known))
+        if not drawn:
+            section["about"]["Plots"] = "only in report.html, as matplotlib is not installed here"
         told = {f"{row.name} ({row.where})": _drop_in(row) for row in section["tables"][0].rows}
         for axis in AXES if any(one.latency for one in result.measurements) else ():
             name = "report" + (f"-{number}" if len(results) > 1 else "") + ("" if axis == "latency" else f"-{axis}") + ".png"
-            replace(folder / name, draw(result, axis, verdict.ship))
-            section["plots"].append({"axis": axis, "png": name, "chart": chart(result, limits, verdict.ship, axis, told)})
+            if drawn:
+                replace(folder / name, draw(result, axis, verdict.ship))
+            section["plots"].append({"axis": axis, "png": name if drawn else None, "chart": chart(result, limits, verdict.ship, axis, told)})
         sections.append(section)
     replace(folder / "report.csv", as_csv(results).encode())
     plain = [as_json(result, verdict) for result, verdict in zip(results, verdicts, strict=True)]

@@ -107,5 +107,5 @@ def _timm() -> Any:
     try:
         import timm
     except ModuleNotFoundError as error:
-        raise ModelError("model: networks of timm need that package, which is not here: pip install timm") from error
+        raise ModelError("model: networks of timm need that package, which is not here: pip install 'compress-edge[timm]'") from error
     return timm

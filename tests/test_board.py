@@ -1,15 +1,18 @@
-"""Alone on a board: the commands that need no torch, in an environment that has numpy, onnxruntime and click and nothing else.
+"""Alone on a board: the wheel in an environment of its own, installed as a user would, with what it asks for and nothing else.
 
-The environment is built from the package registry, and the project is installed into it as a user would, without its dependencies. Without
-a registry these tests are skipped, and say so. What runs there was trained, exported and quantized here.
+The environment is built from the package registry; without one these tests are skipped, and say so. What runs there was trained, exported
+and quantized here.
 """
 
+import email
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 import venv
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +24,7 @@ from compress.artifacts.artifact import InputSpec
 from compress.artifacts.model_reference import ModelReference
 from compress.artifacts.project import Project
 from compress.artifacts.recipe import Tutoring
+from compress.cli.main import EXTRAS
 from compress.cli.terminal import Terminal
 from compress.stages.export import ExportConfig, export
 from compress.stages.quantize import QuantizeConfig, quantize
@@ -29,7 +33,7 @@ from compress.train.settings import DistilConfig, FitConfig
 from compress.train.sources import load_data
 
 ROOT = Path(__file__).parents[1]
-ALONE = ("numpy", "onnxruntime", "click", "msgspec", "rich")
+MOST_MEGABYTES, MOST_OF_OURS = 200, 3_000_000
 QUICK = ("--data", "data", "--quick", "--rounds", "2", "--samples", "10", "--recipe", "quick.toml")
 
 
@@ -54,21 +58,38 @@ def pip(python: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.fixture(scope="module")
-def board(tmp_path_factory: pytest.TempPathFactory) -> Board:
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Built of a copy, as a build leaves things behind."""
+    folder = tmp_path_factory.mktemp("wheel")
+    for name in ("models", "train", "benchmarks", "compress", "src"):
+        shutil.copytree(ROOT / name, folder / name, symlinks=True, ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, folder)
+    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--retries", "1", "--wheel-dir", str(folder), str(folder)]
+    if (done := subprocess.run(command, capture_output=True, text=True)).returncode != 0:
+        pytest.skip(f"no package registry to build the wheel with: {done.stderr.strip().splitlines()[-1]}")
+    [made] = folder.glob("*.whl")
+    return made
+
+
+@pytest.fixture(scope="module")
+def board(tmp_path_factory: pytest.TempPathFactory, wheel: Path) -> Board:
     folder = tmp_path_factory.mktemp("board")
     venv.create(folder / "environment", symlinks=True, with_pip=False)
     python = folder / "environment" / "bin" / "python"
-    if (done := pip(python, "--retries", "1", *ALONE)).returncode != 0:
+    if (done := pip(python, "--retries", "1", str(wheel))).returncode != 0:
         pytest.skip(f"no package registry to build a board's environment from: {done.stderr.strip().splitlines()[-1]}")
-    source = folder / "source"  # a copy, as a build leaves things behind
-    for name in ("models", "train", "benchmarks", "compress", "src"):
-        shutil.copytree(ROOT / name, source / name, symlinks=True, ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
-        shutil.copy(ROOT / name, source)
-    done = pip(python, "--no-deps", str(source))
-    assert done.returncode == 0, done.stderr
     _fill(folder)
     return Board(python=python, folder=folder)
+
+
+@pytest.fixture(scope="module")
+def graphs(board: Board, wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What the extra ``onnx`` adds, in a folder of its own."""
+    folder = tmp_path_factory.mktemp("graphs")
+    done = pip(board.python, "--target", str(folder), f"{wheel}[onnx]")
+    assert done.returncode == 0, done.stderr
+    return folder
 
 
 def _fill(folder: Path) -> None:
@@ -90,11 +111,44 @@ def _fill(folder: Path) -> None:
 
 
 def test_there_is_nothing_else_on_the_board(board: Board) -> None:
-    heavy = "torch", "torchvision", "onnx", "onnxscript", "sklearn", "scipy", "safetensors", "matplotlib", "jinja2", "PIL"
+    heavy = "torch", "torchvision", "onnx", "onnxscript", "sklearn", "scipy", "safetensors", "matplotlib", "PIL"
     code = f"import importlib.util; print([name for name in {heavy} if importlib.util.find_spec(name)])"
     assert subprocess.run([str(board.python), "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
     code, out, _ = board.run("--help")
     assert code == 0 and "compress run --model k49" in out
+
+
+def test_the_base_is_small_and_lacks_nothing(board: Board, wheel: Path) -> None:
+    command = [sys.executable, "-m", "pip", "--python", str(board.python), "check"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.stdout == "No broken requirements found.\n"
+    files = [path for path in (board.python.parents[1] / "lib").rglob("*") if path.is_file() and not path.is_symlink()]
+    assert sum(path.stat().st_size for path in files) < MOST_MEGABYTES * 1e6
+    assert wheel.stat().st_size < MOST_OF_OURS
+
+
+def test_every_message_names_an_extra_that_has_what_is_missing(wheel: Path) -> None:
+    about = next(
+        email.message_from_bytes(zip.read(name)) for zip in [zipfile.ZipFile(wheel)] for name in zip.namelist() if name.endswith("METADATA")
+    )
+    told = [line for line in about.get_all("Requires-Dist", []) if "extra ==" in line]
+    names = {"PIL": "pillow", "sklearn": "scikit-learn", "onnx_ir": "onnx-ir"}
+    for extra, modules in EXTRAS.items():
+        has = {re.split(r"[><=; ]", line)[0] for line in told if f'extra == "{extra}"' in line}
+        assert {names.get(one, one) for one in modules} <= has
+    assert about["Author"] == "the compress contributors"
+
+
+def test_quantize_chooses_on_the_board_with_onnx_and_without_torch(board: Board, graphs: Path) -> None:
+    shutil.copy(board.folder / "fp32" / "model.onnx", board.folder / "net.onnx")
+    arguments = ("quantize", "--onnx", "net.onnx", "--data", "data", "--images", "64", "--json")
+    code, out, err = board.run(*arguments)
+    assert (code, out) == (2, "")
+    assert err.splitlines()[-1].startswith("compress: this needs onnx, which is not installed here; pip install 'compress-edge[onnx]', or")
+    code, out, err = board.run(*arguments, PYTHONPATH=str(graphs))
+    assert code == 0, err
+    assert json.loads(out)["metrics"]["choice"]["tried"] > 1
+    assert board.run("verify", json.loads(out)["artifact"])[0] == 0
 
 
 def test_verify_proves_both_models_and_finds_a_cut_one(board: Board) -> None:
@@ -139,9 +193,8 @@ def test_predict_reads_image_files_with_pillow_and_names_it_without(board: Board
     Image.fromarray(load_data("digits").test.images[0, 0]).save(board.folder / "digit.png")
     arguments = ("predict", "--onnx", "fp32/model.onnx", "digit.png")
     code, out, err = board.run(*arguments)
-    assert (code, out, err) == (
-        2, "", "compress: this needs pillow, which is not installed here; pip install it, or do this on another machine\n"
-    )  # fmt: skip
+    told = "this needs pillow, which is not installed here; pip install 'compress-edge[pictures]', or do this on another machine"
+    assert (code, out, err) == (2, "", f"compress: {told}\n")
     assert pip(board.python, "--target", str(tmp_path / "extra"), "pillow").returncode == 0
     code, out, err = board.run(*arguments, PYTHONPATH=str(tmp_path / "extra"))
     assert code == 0, err
@@ -157,6 +210,9 @@ def test_benchmark_and_compare(board: Board) -> None:
     old, new = (json.loads((board.folder / path).read_text()) for path in results)
     assert [one["reason"] for one in new["measurements"] if one["device"] == "cpu"] == [None, None]
     assert all(one["scores"]["accuracy"] > 0.2 for one in new["measurements"] if one["reason"] is None)
+    code, out, err = board.run("report", str(results[0]), "--out", "report")
+    assert code == 0, err
+    assert "none, matplotlib is not installed here" in (board.folder / "report" / "report.html").read_text()
     code, out, err = board.run("compare", *map(str, results), "--fail-if-slower", "400%", "--fail-if-less-accurate", "0.5")
     assert (code, err) == (0, ""), out
     assert "Intervals are unpaired" in out

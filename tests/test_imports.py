@@ -44,6 +44,8 @@ WITHOUT_TORCH = (
     "serve.worker",
     "stages.benchmark",
     "stages.predict",
+    "stages.quantize",
+    "stages.report",
     "stages.verify",
     "cli.main",
 )
@@ -223,6 +225,12 @@ def test_processes_of_a_benchmark_load_nothing_of_the_command_line(tmp_path: Pat
     """They import the file that was started, as processes that are not forked do, and what they compute with."""
     output = run("import sys, compress.__main__, compress.benchmarks.worker\nprint({'click', 'compress.cli'} & set(sys.modules))", tmp_path)
     assert output == "set()\n"
+
+
+def test_what_chooses_on_a_board_loads_no_torch(tmp_path: Path) -> None:
+    use = "import sys, compress.stages.int8_files, compress.stages.import_network, compress.graphs.adopt"
+    heavy = "{'torch', 'torchvision', 'onnxscript', 'sklearn', 'matplotlib', 'safetensors', 'PIL'}"
+    assert run(f"{use}\nprint(sorted({heavy} & set(sys.modules)))", tmp_path) == "[]\n"
 
 
 def test_what_runs_on_a_board_loads_no_torch(tmp_path: Path) -> None:

@@ -6,24 +6,17 @@ and 1.18 with 10, 38 and 104, as the blocked layout of ONNX Runtime takes only t
 of four. So a goal in latency, and the multiple to which widths are rounded, are measured: one thread, one image, float32, the graph that
 ``compress export-onnx`` writes.
 
-This only steers, and in one process; what a finished file gains, ``compress benchmark`` says, with processes of its own for each file.
-In each round every file is loaded anew and gets one turn, in random order and in every second round backwards; a round gives one ratio,
-and the 95% interval over the rounds is Student's t on logarithms. Loading anew matters, as a session keeps the luck of its memory
-layout: of k49 against itself, 25 times in 12 rounds, the interval held 1 in 64% of the cases with sessions kept, in 92% loaded anew.
-Rounds end where the answer is clear, and at their number where it is not; the doubt is then part of the answer.
-Its error: k49 against itself was off by 0.3% at most in 20 calls of one process, by 0.7% in 8 processes on a busy core; 0.686 came out
-between 0.667 and 0.690.
+Timed in turns, see ``benchmarks.turns``: this only steers. Rounds end where the answer is clear, and at their number where it is not; the
+doubt is then part of the answer. Its error: k49 against itself was off by 0.3% at most in 20 calls of one process, by 0.7% in 8 processes
+on a busy core; 0.686 came out between 0.667 and 0.690.
 
 Refused: a number of rounds that gives no interval, a network that cannot be exported.
-
-Source of the statistics: benchmarks/statistics.py.
 """
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,12 +27,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
-from ..benchmarks.runtimes import Candidate, onnx_session
-from ..benchmarks.statistics import MOST_LAUNCHES, Interval, over_launches
-from ..benchmarks.worker import WAKE_CALLS, time_calls
+from ..benchmarks.statistics import MOST_LAUNCHES, Interval
+from ..benchmarks.turns import ONNX_RUNTIME, OPEN_SECONDS, TURN_SECONDS, Runtime, in_turns, interval_of, random_images, ratios_to_first
 from ..errors import CompressError
 from ..graphs.as_torch.network import OnnxNetwork
-from ..graphs.file import as_taken, write_onnx
+from ..graphs.file import write_onnx
 from ..graphs.template import Template
 from .artifact import InputSpec
 from .load import Prepare
@@ -47,28 +39,7 @@ from .parts import Rounded, Rounding
 
 MULTIPLES = (1, 4, 8, 16)  # of channels, to which widths may be rounded
 BLOCK = 4  # rounds between two looks at what is known by now
-INPUTS = 32  # timed calls cycle over so many different images
-TURN_SECONDS, LEAST_CALLS, MOST_CALLS = 0.03, 5, 200
-OPEN_SECONDS = 0.02  # to load a file; with it a turn of a small network takes as long as it says here
 WORTH = 0.05  # latency that a coarser rounding must save, as it leaves less choice of what to remove
-
-
-@dataclass(frozen=True, kw_only=True)
-class Runtime:
-    """Where graphs are timed. ``opening`` gives for a file what is called as a session of ONNX Runtime is; ``ready`` readies files before
-    that, in ``seconds`` each.
-    """
-
-    opening: Callable[[Path], Any]
-    ready: Callable[[Sequence[Path]], None] = lambda files: None
-    seconds: float = 0.0
-
-
-def _in_onnx_runtime(file: Path) -> Any:
-    return onnx_session(Candidate(name="", path=file), threads=1)
-
-
-ONNX_RUNTIME = Runtime(opening=_in_onnx_runtime)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,7 +111,7 @@ class Clock:
             raise CompressError(f"rounds (={rounds}) must lie in 2 to {MOST_LAUNCHES}; an interval needs two, 12 are the default")
         self.spec, self.rounds, self._folder, self._runtime = spec, rounds, folder, runtime
         self._generator = np.random.default_rng(seed)
-        self._images = random_images(spec, self._generator)
+        self._images = random_images(spec.shape, bool(spec.pixels), self._generator)
         self._template = Template(Prepare(spec), torch.from_numpy(self._images[0]), classes=classes)
         self._files: dict[Any, Path] = {}
         self._baseline = self.graph(baseline)
@@ -153,7 +124,7 @@ class Clock:
         most = self.rounds if rounds is None else rounds
         seconds = self.latencies([network], most if goal is None else min(BLOCK, most))
         while True:
-            found = _interval(seconds[:, 1] / seconds[:, 0])
+            found = interval_of(seconds[:, 1] / seconds[:, 0])
             if goal is None or len(seconds) >= most or not found.low <= goal < found.high:
                 return found
             seconds = np.concatenate([seconds, self.latencies([network], min(BLOCK, most - len(seconds)))])
@@ -192,38 +163,6 @@ class Clock:
         return self._files[key]
 
 
-def in_turns(
-    files: Sequence[Path], images: list[NDArray[Any]], rounds: int, generator: np.random.Generator, runtime: Runtime = ONNX_RUNTIME
-) -> NDArray[np.float64]:
-    """Median seconds per call of each graph in each round, float64 (rounds, files), all in turns as the module says.
-
-    Args:
-        files: graphs with one input, uint8 or float32 in [0, 1]. images: uint8 (1, C, H, W) each; the calls cycle over them.
-    """
-    runtime.ready(files)
-    seconds = np.empty((rounds, len(files)))
-    order = list(range(len(files)))
-    for number, row in enumerate(seconds):
-        # Whatever comes first may gain or lose by it, so every second round goes backwards.
-        order = order[::-1] if number % 2 else generator.permutation(len(files)).tolist()
-        sessions = {index: runtime.opening(files[index]) for index in order}
-        for index in order:
-            row[index] = _turn(sessions[index], images)
-    return seconds
-
-
-def random_images(spec: InputSpec, generator: np.random.Generator) -> list[NDArray[Any]]:
-    """What timed calls cycle over: images of noise, uint8 (1, C, H, W), or float32 in [0, 1) where the network takes such."""
-    if spec.pixels:
-        return [generator.random((1, *spec.shape), dtype=np.float32) for _ in range(INPUTS)]
-    return [generator.integers(0, 256, (1, *spec.shape), dtype=np.uint8) for _ in range(INPUTS)]
-
-
-def ratios_to_first(seconds: NDArray[np.float64]) -> list[Interval]:
-    """The latency of every file but the first as a fraction of the first's, with its 95% interval; of seconds (rounds, files)."""
-    return [_interval(other / seconds[:, 0]) for other in seconds.T[1:]]
-
-
 def fastest_rounding(networks: Mapping[int, nn.Module], clock: Clock, until: float = math.inf) -> Rounding:
     """The multiple to which widths are best rounded here, measured on networks that meet the same goal in MACs, size or sparsity.
 
@@ -248,7 +187,7 @@ def fastest_rounding(networks: Mapping[int, nn.Module], clock: Clock, until: flo
         for multiple, own in zip(racing, others, strict=True):
             seconds[multiple] = np.concatenate([seconds[multiple], np.stack([baseline, own], axis=1)])
         fastest = min(racing, key=lambda one: float(np.log(seconds[one][:, 1]).mean()))
-        slower = {one: _interval(seconds[one][:, 1] / seconds[fastest][:, 1]) for one in racing}
+        slower = {one: interval_of(seconds[one][:, 1] / seconds[fastest][:, 1]) for one in racing}
         best = min(one for one, by in slower.items() if by.value <= 1 + WORTH)
         unclear = [one for one, by in slower.items() if one < best and by.low <= 1 + WORTH]
         unclear += [fastest] if slower[best].high > 1 + WORTH else []
@@ -261,7 +200,7 @@ def fastest_rounding(networks: Mapping[int, nn.Module], clock: Clock, until: flo
 
 
 def _row(multiple: int, network: nn.Module, seconds: NDArray[np.float64], spec: InputSpec) -> Rounded:
-    found = _interval(seconds[:, 1] / seconds[:, 0])
+    found = interval_of(seconds[:, 1] / seconds[:, 0])
     image = torch.zeros(1, *spec.shape, device=next(network.parameters()).device)
     return Rounded(round_to=multiple, ratio=found.value, low=found.low, high=found.high, macs=count_cost(network, image).macs)
 
@@ -269,17 +208,3 @@ def _row(multiple: int, network: nn.Module, seconds: NDArray[np.float64], spec: 
 def _attention_on_cpu(query: torch.Size, key: torch.Size, value: torch.Size, *_: Any, **__: Any) -> int:
     """For the one operation of attention that torch has no formula for."""
     return int(sdpa_flop_count(query, key, value))
-
-
-def _turn(session: Any, images: list[NDArray[Any]]) -> float:
-    """Median seconds of calls with one image, as many as fit into a turn."""
-    [entry] = session.get_inputs()
-    timed = partial(time_calls, lambda image: session.run(None, {entry.name: image})[0], [as_taken(entry, image) for image in images])
-    calls = int(np.clip(TURN_SECONDS * 1e9 / float(np.median(timed(0, WAKE_CALLS))), LEAST_CALLS, MOST_CALLS))
-    return float(np.median(timed(WAKE_CALLS, calls))) / 1e9
-
-
-def _interval(ratios: NDArray[np.float64]) -> Interval:
-    interval = over_launches(ratios.tolist())
-    assert interval is not None, "a clock has two rounds and more"
-    return interval

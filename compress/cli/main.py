@@ -34,10 +34,14 @@ from ..train.errors import TrainError
 from .terminal import tell
 
 USER_ERRORS = (CompressError, TrainError, ModelError, BenchmarkError)
-# What a board does without: numpy, onnxruntime and click are enough to predict, benchmark, compare and verify.
-OPTIONAL = {name: name for name in ("torch", "torchvision", "onnx", "onnxscript", "safetensors", "matplotlib", "jinja2", "optuna")}
-OPTIONAL |= {"fastapi": "compress-edge[serve]", "uvicorn": "compress-edge[serve]", "httptools": "compress-edge[serve]"}
-OPTIONAL |= {"sklearn": "scikit-learn", "PIL": "pillow"}
+# What a board does without, by the extra that has it: without any there is enough to predict, benchmark, report, compare and verify.
+EXTRAS = {
+    "onnx": ("onnx", "onnx_ir"),
+    "pictures": ("PIL",),
+    "serve": ("fastapi", "uvicorn", "httptools"),
+    "train": ("torch", "torchvision", "onnxscript", "safetensors", "sklearn", "optuna", "matplotlib"),
+}
+CALLED = {"sklearn": "scikit-learn", "PIL": "pillow", "onnx_ir": "onnx"}
 MOST_TOLD = 300  # characters of an error
 STOPS = ("SIGTERM", "SIGHUP")
 # The words of torch, ONNX Runtime, C++ and the loader of libraries; Python itself raises MemoryError.
@@ -171,8 +175,9 @@ def _told(error: Exception) -> str | None:
     """What went wrong, where that is the user's to know or to mend; None where it is a fault of ours."""
     if isinstance(error, USER_ERRORS):
         return str(error)
-    if isinstance(error, ModuleNotFoundError) and error.name in OPTIONAL:
-        return f"this needs {OPTIONAL[error.name]}, which is not installed here; pip install it, or do this on another machine"
+    if isinstance(error, ModuleNotFoundError) and (extra := next((one for one, has in EXTRAS.items() if error.name in has), None)):
+        needed = f"this needs {CALLED.get(error.name or '', error.name)}, which is not installed here"
+        return f"{needed}; pip install 'compress-edge[{extra}]', or do this on another machine"
     if isinstance(error, MemoryError) or any(words in str(error).lower() for words in NO_MEMORY):
         return "there is not enough memory for this; take a smaller --batch or fewer images, or close other programs"
     if isinstance(error, OSError) and error.errno is not None:

@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property, partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,10 +22,8 @@ from ..artifacts.load import Prepare, build_network
 from ..artifacts.parts import SCORES, Facts, Metrics, Scores
 from ..artifacts.project import New, Project, state_file
 from ..artifacts.records import write_csv
+from ..artifacts.task.classes import logits_of
 from ..artifacts.vectors import TOLERANCE, write_vectors
-from ..benchmarks.inputs import Predict
-from ..benchmarks.run import scoring_batch
-from ..benchmarks.runtimes import Candidate, Opened, check_logits, open_model
 from ..channels.cut import Keep
 from ..channels.groups import Groups
 from ..channels.reconstruct import reconstruct, repair
@@ -200,28 +197,6 @@ def _save_graph(project: Project, new: New, network: OnnxNetwork) -> Parity | Un
             "please report this file"
         )
     return Parity(images=len(images), largest_difference=difference, agreement=same, probabilities=None)
-
-
-def logits_of(project: Project, file: Path | Candidate, images: Images) -> NDArray[np.float32]:
-    """What a file says of images uint8 (N, C, H, W), in ONNX Runtime or as the candidate says: float32 (N, K)."""
-    return _read(project, _opened(project, file).predict, images)
-
-
-def sure_of(project: Project, file: Path, images: Images) -> NDArray[np.float32]:
-    """As :func:`logits_of`, its probabilities."""
-    return _read(project, _opened(project, file).sure, images)
-
-
-def _opened(project: Project, file: Path | Candidate) -> Opened:
-    one = file if isinstance(file, Candidate) else Candidate(name=file.stem, path=file)
-    return open_model(one, project.spec.shape, project.classes, threads=1)
-
-
-def _read(project: Project, run: Predict, images: Images) -> NDArray[np.float32]:
-    size = min(64, scoring_batch(math.prod(project.spec.shape)))
-    batches = np.array_split(np.arange(len(images)), max(1, len(images) // size))
-    parts = (images[rows[0] : rows[-1] + 1] for rows in batches)
-    return np.concatenate([check_logits(run(part), len(part), project.classes) for part in parts])
 
 
 @dataclass(kw_only=True)

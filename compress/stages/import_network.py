@@ -20,6 +20,7 @@ from ..artifacts.parts import Metrics
 from ..artifacts.project import Project, data_identity, is_made, making, network_identity, place_of, stage_key
 from ..artifacts.recipe import Recipe
 from ..artifacts.records import plain
+from ..artifacts.task.classes import logits_of, sure_of
 from ..artifacts.vectors import TOLERANCE, write_vectors
 from ..errors import CompressError, need_file
 from ..graphs.records import Parity
@@ -59,7 +60,6 @@ def import_onnx(project: Project, path: Path, *, fold: bool = False) -> Artifact
         if made is None or not new.wanted:
             return new.artifact
         from ..graphs.file import write_onnx
-        from .finetune import logits_of
 
         target = new.folder / PAYLOAD["graph"]
         write_onnx(made, target)
@@ -94,7 +94,6 @@ def _import_other(project: Project, path: Path, key: str, config: Mapping[str, A
 def _parity(project: Project, path: Path, target: Path, images: NDArray[np.uint8]) -> Parity:
     """The file as it came, fed as its maker meant it, against what was made of it."""
     from ..graphs.adopt import own_answers
-    from .finetune import logits_of, sure_of
 
     ours = logits_of(project, target, images)
     theirs, _ = own_answers(path, project.spec.mean, project.spec.std, images)

@@ -17,6 +17,7 @@ from ..artifacts.parts import Calibration, Metrics, Scores
 from ..artifacts.payloads import Search
 from ..artifacts.project import New, Project
 from ..artifacts.recipe import Tutoring
+from ..artifacts.task.classes import logits_of, sure_of
 from ..artifacts.vectors import TOLERANCE, write_vectors
 from ..benchmarks.paired import images_to_tell, paired_drop
 from ..benchmarks.runtimes import Candidate, open_model
@@ -24,19 +25,14 @@ from ..errors import CompressError
 from ..graphs.adopt import is_sigmoid
 from ..graphs.file import write_onnx
 from ..graphs.records import MINIMUM_IMAGES
-from ..pruning.masks import apply_masks
 from ..quantization.choice.latency_model import Groups
 from ..quantization.choice.node_groups import borders, node_groups
 from ..quantization.int8 import Prepared, prepare, quantize_dynamic, quantize_prepared, write_quantized
-from ..quantization.qat.network import GraphNetwork
 from ..quantization.records import Certified, Setting, Tried
 from ..quantization.weights_only import store_in, store_weights
 from ..train.data_set import Part
-from ..train.distil import Teacher
-from ..train.fit import choose_device
 from ..train.metrics import mean_average_precision, score
 from ..train.split import stratified_sample
-from .finetune import fit_network, logits_of, sure_of
 from .own_task import Asked, score_of
 from .quantize import QuantizeConfig
 
@@ -247,6 +243,12 @@ def _fine_tune(
     project: Project, new: New, prepared: Prepared, quantized: Any, config: QuantizeConfig, tutoring: Tutoring
 ) -> tuple[Any, Metrics]:
     """Train the quantized graph, with the float32 one as teacher; the graph with its new weights, and what happened."""
+    from ..pruning.masks import apply_masks
+    from ..quantization.qat.network import GraphNetwork
+    from ..train.distil import Teacher
+    from ..train.fit import choose_device
+    from .finetune import fit_network
+
     weights = {weight.name: onnx.numpy_helper.to_array(weight) for weight in prepared.model.graph.initializer}
     network, teacher = GraphNetwork(quantized, weights=weights), Teacher(network=GraphNetwork(prepared.model), config=tutoring.distil)
     device = choose_device(project.device)

@@ -46,6 +46,7 @@ from ..artifacts.records import seconds_of, write_record
 from ..artifacts.vectors import TOLERANCE
 from ..benchmarks.machine import DECIDING, machine_facts
 from ..benchmarks.statistics import Interval, over_launches
+from ..benchmarks.turns import in_turns, random_images, ratios_to_first
 from ..errors import CompressError
 from ..graphs.records import MINIMUM_IMAGES
 from ..quantization.choice.search import QUICK, SURE, Judges, choose
@@ -162,12 +163,14 @@ def choose_quantization(project: Project, parent: Artifact, config: QuantizeConf
     with making(project, "choice", "choose", key, settings, parent) as new:
         if not new.wanted:
             return new.artifact
-        from ..artifacts.cost import random_images
         from .int8_files import Answers, Maker, calibration_images, graph_of
 
         in_c = _in_c(project) if config.runtime == "c" else None
         generator = np.random.default_rng(config.seed)
-        images, units = random_images(project.spec, generator), Lost(project.score.name if project.score else "")
+        images, units = (
+            random_images(project.spec.shape, bool(project.spec.pixels), generator),
+            Lost(project.score.name if project.score else ""),
+        )
         calibrated, calibration = calibration_images(project, config)
         with tempfile.TemporaryDirectory(dir=new.folder) as scratch:
             maker = Maker(project, parent.payload, calibration, Path(scratch), *([in_c.refuses] if in_c else []))
@@ -209,7 +212,6 @@ def _timed(
     in_c: InC | None, files: Sequence[Path], images: list[NDArray[Any]], rounds: int, generator: np.random.Generator
 ) -> NDArray[np.float64]:
     """Seconds per call (rounds, files), in ONNX Runtime or as C, of which few rounds are a first look."""
-    from ..artifacts.cost import in_turns
     from .boards.timing import DECIDE, LOOK
 
     runtime = [in_c.runtime(LOOK if rounds <= QUICK else DECIDE)] if in_c else []
@@ -304,10 +306,8 @@ def explain_quantization(project: Project, parent: Artifact, config: QuantizeCon
 
 def _latencies(project: Project, maker: Maker, setting: Setting, seed: int) -> dict[str, Interval]:
     """Latency with one group alone in int8 as a fraction of float32's, with its 95% interval."""
-    from ..artifacts.cost import in_turns, random_images, ratios_to_first
-
     generator = np.random.default_rng(seed)
-    images = random_images(project.spec, generator)
+    images = random_images(project.spec.shape, bool(project.spec.pixels), generator)
     files = [maker.float32, *(maker.static(frozenset([name]), setting) for name in maker.groups)]
     return dict(zip(maker.groups, ratios_to_first(in_turns(files, images, SURE, generator)), strict=True))
 

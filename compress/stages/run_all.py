@@ -49,7 +49,7 @@ SETTINGS: Mapping[str, type] = {
 def run_all(context: Context, recipe: Recipe, measuring: Mapping[str, Any], limits: Mapping[str, Any]) -> Outcome:
     """Run everything; ``measuring`` and ``limits`` are what the caller says of benchmark and report."""
     # Every setting is checked before the first minute is spent, and what the last minutes need.
-    if missing := [name for name in ("onnx", "onnxscript", "matplotlib", "jinja2") if importlib.util.find_spec(name) is None]:
+    if missing := [name for name in ("onnx", "onnxscript", "matplotlib") if importlib.util.find_spec(name) is None]:
         raise ModuleNotFoundError(f"No module named {missing[0]!r}", name=missing[0])
     pruning = recipe.stage(PruneConfig, "prune")
     removing = recipe.stage(RemoveConfig, "remove-channels") if recipe.table("remove-channels") else None

@@ -106,5 +106,5 @@ def test_a_name_that_is_none_is_refused(package: str, name: str, told: str, timm
 
 def test_without_timm_it_is_said_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "timm", None)
-    with pytest.raises(ModelError, match=r"timm need that package, which is not here: pip install timm"):
+    with pytest.raises(ModelError, match=r"timm need that package, which is not here: pip install 'compress-edge\[timm\]'"):
         images("timm", "resnet18")

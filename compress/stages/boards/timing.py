@@ -32,12 +32,12 @@ from ...artifacts.project import Console
 from ...benchmarks.compiled import PAGE, Compiled, Loaded
 from ...benchmarks.machine import usable_cores
 from ...benchmarks.runtimes import Candidate
+from ...benchmarks.turns import Runtime
 from ...errors import CompressError
 from .compilers import STANDARD, compiler_here, toolchain
 from .library import NAME, build, described, written
 
 if TYPE_CHECKING:
-    from ...artifacts.cost import Runtime
     from ...codegen.program import Program
 
 LOOK, DECIDE = "-O1", STANDARD[-1]
@@ -93,10 +93,8 @@ class InC:
             return str(error)
         return ""
 
-    def runtime(self, level: str = DECIDE) -> "Runtime":
+    def runtime(self, level: str = DECIDE) -> Runtime:
         """How files are timed."""
-        from ...artifacts.cost import Runtime
-
         return Runtime(ready=partial(self._ready, level=level), opening=partial(self._opening, level=level), seconds=SECONDS)
 
     def candidate(self, file: Path) -> Candidate:

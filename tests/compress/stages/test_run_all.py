@@ -26,6 +26,10 @@ def test_what_the_last_stages_cannot_do_is_refused_before_the_first(setting: str
 
 def test_a_package_that_only_the_report_needs_is_asked_for_first(run: Commands, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     find = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *more: None if name == "jinja2" else find(name, *more))
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *more: None if name == "matplotlib" else find(name, *more))
     code, _, err = run("run", "--model", "emnist", "--data", "digits", "--runs", str(tmp_path / "runs"))
-    assert code == 2 and err == "compress: this needs jinja2, which is not installed here; pip install it, or do this on another machine\n"
+    assert (
+        code == 2
+        and err
+        == "compress: this needs matplotlib, which is not installed here; pip install 'compress-edge[train]', or do this on another machine\n"
+    )

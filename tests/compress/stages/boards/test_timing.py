@@ -9,8 +9,8 @@ from c_folders import HEIGHT, WIDTH, net
 from compiled_c import needs_gcc
 from stand_ins import Silent
 
-from compress.artifacts.cost import in_turns
 from compress.benchmarks.runtimes import Candidate, onnx_session, open_model
+from compress.benchmarks.turns import in_turns
 from compress.errors import CompressError
 from compress.stages.boards import compilers, timing
 from compress.stages.boards.timing import DECIDE, LOOK, InC

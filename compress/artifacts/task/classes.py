@@ -1,0 +1,35 @@
+"""What a file answers where its outputs are classes: logits and probabilities of many images, in ONNX Runtime or as a candidate says."""
+
+import math
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...benchmarks.inputs import Predict
+from ...benchmarks.run import scoring_batch
+from ...benchmarks.runtimes import Candidate, Opened, check_logits, open_model
+from ...train.stored import Images
+from ..project import Project
+
+
+def logits_of(project: Project, file: Path | Candidate, images: Images) -> NDArray[np.float32]:
+    """What a file says of images uint8 (N, C, H, W), in ONNX Runtime or as the candidate says: float32 (N, K)."""
+    return _read(project, _opened(project, file).predict, images)
+
+
+def sure_of(project: Project, file: Path, images: Images) -> NDArray[np.float32]:
+    """As :func:`logits_of`, its probabilities."""
+    return _read(project, _opened(project, file).sure, images)
+
+
+def _opened(project: Project, file: Path | Candidate) -> Opened:
+    one = file if isinstance(file, Candidate) else Candidate(name=file.stem, path=file)
+    return open_model(one, project.spec.shape, project.classes, threads=1)
+
+
+def _read(project: Project, run: Predict, images: Images) -> NDArray[np.float32]:
+    size = min(64, scoring_batch(math.prod(project.spec.shape)))
+    batches = np.array_split(np.arange(len(images)), max(1, len(images) // size))
+    parts = (images[rows[0] : rows[-1] + 1] for rows in batches)
+    return np.concatenate([check_logits(run(part), len(part), project.classes) for part in parts])
