@@ -8,6 +8,7 @@ import platform
 import re
 import subprocess
 from collections.abc import Mapping
+from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 from typing import Any, TypedDict
@@ -62,6 +63,26 @@ def differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
 def usable_cores() -> int:
     """Cores that this process may run on."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def strongest_cores(threads: int) -> list[int]:
+    """The cores of which each round takes the next one, the same for all candidates: of big and little ones the big.
+
+    None where it is left to the system: with several threads, and where a process cannot choose its core (Windows, macOS).
+    """
+    if threads > 1 or not hasattr(os, "sched_setaffinity"):
+        return []
+    strength = {core: _strength(core) for core in sorted(os.sched_getaffinity(0))}
+    return [core for core, one in strength.items() if one == max(strength.values())]
+
+
+def _strength(core: int) -> int:
+    """What Linux says of a core's speed beside that of the others, in its units; 0 where it says nothing."""
+    about = Path("/sys/devices/system/cpu", f"cpu{core}")
+    for name in ("cpu_capacity", "cpufreq/cpuinfo_max_freq"):
+        with suppress(OSError, ValueError):
+            return int((about / name).read_text())
+    return 0
 
 
 def has_cuda_driver() -> bool:

@@ -10,7 +10,6 @@ settings out of range.
 
 from __future__ import annotations
 
-import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -24,19 +23,17 @@ import numpy as np
 
 from .answers import as_text
 from .errors import BenchmarkError
-from .gauges import energy_source
-from .machine import machine_facts
-from .peak import gemm_peak
+from .place import HERE, Asked, Place
 from .records import Answers, BenchmarkConfig, Precision, Record, Score, measurement
 from .results import Data, Result, Scoring
 from .runtimes import Candidate
 from .scored import Judge, Outputs
 from .statistics import MOST_LAUNCHES, speedup
 from .sweep import points_of
-from .worker import WARM_RULE, Worker
+from .worker import WARM_RULE
 
 Progress = Callable[[str, int, int], None]
-Pairs = list[tuple[Worker, Record]]
+Pairs = list[tuple[Asked, Record]]
 Own = tuple[Judge, Mapping[str, Any]]  # what scores in place of labels, and its name and source
 
 PREDICT_BATCH, PREDICT_BYTES = 256, 2**21  # images at a time, and bytes of pixels
@@ -56,6 +53,7 @@ def run_benchmark(
     progress: Progress | None = None,
     own: Own | None = None,
     precision: Precision | None = None,
+    place: Place = HERE,
 ) -> Result:
     """Measure all candidates.
 
@@ -69,6 +67,7 @@ def run_benchmark(
         progress: told what is done, how much of it, and how much there is.
         precision: ``precision(labels, logits)``, a mean average precision, for files whose labels do not exclude each other.
         own: what scores them in place of labels, and its name and source, see `results.Scoring`; candidates are then ``whole``.
+        place: the machine that measures.
 
     Raises:
         BenchmarkError: as the module says.
@@ -78,7 +77,7 @@ def run_benchmark(
     records = [Record(candidate=one, points=points_of(one, config.threads) if config.sweeps else []) for one in candidates]
     generator = np.random.default_rng(config.seed)
     inputs = [np.ascontiguousarray(images[pick]) for pick in generator.integers(0, len(images), (DISTINCT_INPUTS, config.batch))]
-    machine, created, peak = machine_facts(), datetime.now(UTC).isoformat(timespec="seconds"), gemm_peak(config.threads)
+    around, created = place.surroundings(config.threads), datetime.now(UTC).isoformat(timespec="seconds")
     order, launch, until = np.arange(len(candidates)), 0, time.monotonic() + config.time_limit
     while launch < config.launches or (launch < MOST_LAUNCHES and time.monotonic() < until and _too_wide(records, records[index], config)):
         # A file against itself, always started first and barely warmed up, came out 0.6% slower in 23 of 24 benchmarks. So the order is
@@ -87,11 +86,11 @@ def run_benchmark(
         how: dict[str, Any] = {"inputs": inputs, "classes": classes, "threads": config.threads}
         with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
             logs = [(number, Path(folder, str(number))) for number in order.tolist() if records[number].reason is None]
-            pairs = [(stack.enter_context(Worker(records[one].candidate, **how, log=log)), records[one]) for one, log in logs]
+            pairs = [(stack.enter_context(place.worker(records[one].candidate, **how, log=log)), records[one]) for one, log in logs]
             _open(pairs)
             if launch == 0:
                 _read(pairs, images, labels is not None, own, progress)
-            _time(pairs, launch, config, generator, progress)
+            _time(pairs, launch, config, generator, around.cores, progress)
             for worker, record in pairs:
                 record.reason = worker.reason
             # Nothing from here on can disturb the comparison, or undo it where it fails.
@@ -99,10 +98,10 @@ def run_benchmark(
         launch += 1
     judged: dict[str, Any] = {"images": images, "labels": labels, "classes": classes, "score": score, "seed": config.seed}
     answers = Answers(**judged, precision=precision) if labels is not None else None
-    settings, energy = {**asdict(config), "launches": launch, "warm_up": WARM_RULE}, energy_source()
+    settings, peak = {**asdict(config), "launches": launch, "warm_up": WARM_RULE}, around.peak
     seen = {**data, "images": len(images), "classes": classes or 0, "shape": list(images.shape[1:])}
-    about: dict[str, Any] = {"created": created, "machine": machine, "data": seen, "settings": settings, "peak": peak, "energy": energy}
-    return Result(**about, baseline=index, **_found(records, index, answers, own, config, peak))
+    about: dict[str, Any] = {"created": created, "machine": around.machine, "data": seen, "settings": settings, "peak": peak}
+    return Result(**about, energy=around.energy, baseline=index, **_found(records, index, answers, own, config, peak))
 
 
 def _found(
@@ -180,7 +179,7 @@ def _predict(pairs: Pairs, images: Any, progress: Progress | None) -> None:
 def _score(pairs: Pairs, images: Any, judge: Judge, progress: Progress | None) -> None:
     """One worker after the other, one image at a time, as an output may have another size for each."""
 
-    def answers(worker: Worker, number: int) -> Iterator[Outputs]:
+    def answers(worker: Asked, number: int) -> Iterator[Outputs]:
         for at in range(len(images)):
             found = worker.ask("answer", images[at : at + 1])
             if found is None:
@@ -208,13 +207,14 @@ def scoring_batch(image_bytes: int) -> int:
     return max(1, min(PREDICT_BATCH, PREDICT_BYTES // image_bytes))
 
 
-def _time(pairs: Pairs, launch: int, config: BenchmarkConfig, generator: np.random.Generator, progress: Progress | None) -> None:
+def _time(
+    pairs: Pairs, launch: int, config: BenchmarkConfig, generator: np.random.Generator, cores: Sequence[int], progress: Progress | None
+) -> None:
     for worker, record in pairs:
         answer = worker.ask("warm_up")
         if answer is not None:
             record.warmup.append(answer[0])
             record.unsteady += not answer[1]
-    cores = cores_for(config.threads)
     for turn in range(config.rounds):
         # A core whose hardware another machine uses too is slower by half for seconds: so is a whole round then, and its ratios are not.
         core = cores[(launch * config.rounds + turn) % len(cores)] if cores else None
@@ -227,26 +227,6 @@ def _time(pairs: Pairs, launch: int, config: BenchmarkConfig, generator: np.rand
                 record.turns.append(answer[2])
         if progress:
             progress("rounds", launch * config.rounds + turn + 1, max(config.launches, launch + 1) * config.rounds)
-
-
-def cores_for(threads: int) -> list[int]:
-    """The cores of which each round takes the next one, the same for all candidates: of big and little ones the big.
-
-    None where it is left to the system: with several threads, and where a process cannot choose its core (Windows, macOS).
-    """
-    if threads > 1 or not hasattr(os, "sched_setaffinity"):
-        return []
-    strength = {core: _strength(core) for core in sorted(os.sched_getaffinity(0))}
-    return [core for core, one in strength.items() if one == max(strength.values())]
-
-
-def _strength(core: int) -> int:
-    """What Linux says of a core's speed beside that of the others, in its units; 0 where it says nothing."""
-    about = Path("/sys/devices/system/cpu", f"cpu{core}")
-    for name in ("cpu_capacity", "cpufreq/cpuinfo_max_freq"):
-        with suppress(OSError, ValueError):
-            return int((about / name).read_text())
-    return 0
 
 
 def _look_around(pairs: Pairs, launch: int, config: BenchmarkConfig, generator: np.random.Generator, progress: Progress | None) -> None:

@@ -156,6 +156,11 @@ class Session:
             self._independent = are_independent(sure)
         return logits.argmax(axis=1).astype(np.int64), logits if self._independent else None
 
+    def logits(self, images: np.ndarray) -> list[np.ndarray | None]:
+        """Logits ``(B, K)``, and probabilities where the file gives them as such."""
+        assert self._model is not None, "open comes first"
+        return [self._model.predict(images), self._model.probabilities(images) if self._model.probabilities else None]
+
     def answer(self, image: np.ndarray) -> tuple[np.ndarray, ...]:
         """All that it gives for one image."""
         return tuple(np.atleast_1d(one) for one in self._model.predict(image)) if self._model else ()

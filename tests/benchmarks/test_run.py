@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from compress.artifacts.payloads import read_results
-from compress.benchmarks import run, sweep, worker
+from compress.benchmarks import machine, run, sweep, worker
 from compress.benchmarks.errors import BenchmarkError
 from compress.benchmarks.records import Record
 from compress.benchmarks.results import Result, write_results
@@ -363,12 +363,12 @@ def test_all_candidates_of_a_round_run_on_one_core_and_the_next_round_on_the_nex
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {5, 2})
     config, generator = BenchmarkConfig(rounds=3), np.random.default_rng(0)
     for launch in range(2):
-        run._time(pairs, launch, config, generator, None)
+        run._time(pairs, launch, config, generator, machine.strongest_cores(1), None)
     assert [core for _, core in asked] == [core for core in (2, 5, 2, 5, 2, 5) for _ in range(3)]
     assert all({name for name, _ in asked[at : at + 3]} == {0, 1, 2} for at in range(0, len(asked), 3))
-    assert run.cores_for(2) == []
-    monkeypatch.setattr(run, "_strength", {2: 446, 5: 1024}.__getitem__)
-    assert run.cores_for(1) == [5], "not the little one"
+    assert machine.strongest_cores(2) == []
+    monkeypatch.setattr(machine, "_strength", {2: 446, 5: 1024}.__getitem__)
+    assert machine.strongest_cores(1) == [5], "not the little one"
 
 
 def test_what_the_system_says_of_a_core_is_read_or_nothing() -> None:
