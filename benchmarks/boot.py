@@ -22,6 +22,7 @@ import time
 import zipfile
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 PARTS = ("code", "site", "files", "scratch")
 CHUNK = 1 << 20
@@ -39,12 +40,13 @@ def read(count: int) -> bytes:
     return b"".join(parts)
 
 
-def heard() -> dict:  # type: ignore[type-arg]
+def heard() -> dict[str, Any]:
     """The next line."""
     line = b""
     while not line.endswith(b"\n"):
         line += read(1)
-    return json.loads(line)  # type: ignore[no-any-return]
+    told: dict[str, Any] = json.loads(line)
+    return told
 
 
 def answer(**told: object) -> None:
@@ -96,7 +98,7 @@ def install(site: Path, requirements: list[str]) -> str:
     return "" if done.returncode == 0 else said[-1]
 
 
-def do(folder: Path, wanted: dict) -> dict[str, object]:  # type: ignore[type-arg]
+def do(folder: Path, wanted: dict[str, Any]) -> dict[str, object]:
     """One of: code, wheels, install, remove."""
     kind = wanted["do"]
     if kind == "code":
@@ -137,7 +139,7 @@ def main() -> None:
     code = folder / "code" / wanted["hash"]
     sys.path[:0] = [str(code)]
     os.environ["PYTHONPATH"] = os.pathsep.join([str(code), str(folder / "site")])
-    from compress.benchmarks.there import serve  # type: ignore[import-not-found,unused-ignore] # noqa: TID251,RUF100
+    from compress.benchmarks.there import serve
 
     serve(folder)
 

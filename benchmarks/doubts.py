@@ -21,6 +21,7 @@ RESOLUTION = 0.01  # of the median latency
 # What to do about a doubt, by words that are in it, the first that fits; and about any other.
 CURES = (
     ("stolen time", "measure again when the host has time, or on a machine of its own"),
+    ("for its heat", "let it cool, or cool it, and measure again"),
     ("clock rate", "fix the clock rate (`cpupower frequency-set -g performance`) and measure again"),
     ("the clock's steps", "measure again with more images per call (batch in [benchmark])"),
 )
@@ -60,6 +61,11 @@ def _found(samples: np.ndarray, turns: Sequence[Turn], unsteady: int, resolution
     rates = [turn.khz for turn in turns if turn.khz]
     if rates and max(rates) > (1 + FREQUENCY) * min(rates):
         yield f"the clock rate changed between {min(rates) / 1e6:.2f} and {max(rates) / 1e6:.2f} GHz"
+    if hot := [turn for turn in turns if turn.throttled]:
+        degrees = max((turn.celsius or 0 for turn in hot), default=0)
+        yield f"the processor was slowed down for its heat in {len(hot)} of {len(turns)} turns" + (
+            f", at {degrees:.0f} °C" if degrees else ""
+        )
     if resolution_ns > RESOLUTION * middle:
         yield f"the clock's steps of {resolution_ns} ns are {100 * resolution_ns / middle:.0f}% of a call"
 

@@ -2,7 +2,7 @@
 
 Read from ``/proc`` and ``/sys`` of Linux. What cannot be read is None, and energy says why; nothing is estimated.
 
-Sources: proc(5), the columns of ``/proc/stat``; the kernel's powercap documentation for RAPL. RAPL counts the whole package: what other
+Sources: proc(5), the columns of ``/proc/stat``; the kernel's documentation of powercap for RAPL, and of thermal. RAPL counts the whole package: what other
 programs use in the meantime is in it.
 """
 
@@ -18,6 +18,7 @@ from .machine import read_text
 
 POWERCAP = Path("/sys/class/powercap")
 PROCESSORS = Path("/sys/devices/system/cpu")
+THERMAL = Path("/sys/class/thermal")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +28,7 @@ class Turn:
     Args:
         stolen_ms: taken by the host of a virtual machine, over all cores, in steps of a clock tick (10 ms as a rule).
         khz: clock rate of the fastest core at the end. energy_uj: of all processor packages.
+        celsius: of the hottest sensor at the end. throttled: whether the kernel slows processors down for their heat.
     """
 
     wall_ns: int
@@ -34,6 +36,8 @@ class Turn:
     stolen_ms: int | None
     khz: int | None
     energy_uj: int | None
+    celsius: float | None = None
+    throttled: bool | None = None
 
 
 class Watch:
@@ -52,6 +56,8 @@ class Watch:
             stolen_ms=None if stolen is None or self._stolen is None else (stolen - self._stolen) * 1000 // os.sysconf("SC_CLK_TCK"),
             khz=_khz(),
             energy_uj=_used(self._energy, energy),
+            celsius=_celsius(),
+            throttled=_throttled(),
         )
 
 
@@ -113,3 +119,15 @@ def _stolen_ticks() -> int | None:
 def _khz() -> int | None:
     rates = [read_text(path).strip() for path in PROCESSORS.glob("cpu[0-9]*/cpufreq/scaling_cur_freq")]
     return max((int(rate) for rate in rates if rate.isdecimal()), default=None)
+
+
+def _celsius() -> float | None:
+    """Sensors tell thousandths of a degree."""
+    told = [read_text(path).strip() for path in THERMAL.glob("thermal_zone*/temp")]
+    return max((int(one) / 1000 for one in told if one.isdecimal()), default=None)
+
+
+def _throttled() -> bool | None:
+    """Whether a cooling device that is a processor's clock does anything."""
+    devices = [path for path in THERMAL.glob("cooling_device*") if re.match("cpufreq|processor", read_text(path / "type").strip().lower())]
+    return any(read_text(path / "cur_state").strip() not in ("", "0") for path in devices) if devices else None

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -10,6 +12,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from .errors import BenchmarkError
 from .gauges import energy_source
 from .machine import Machine, machine_facts, strongest_cores
 from .peak import gemm_peak
@@ -47,6 +50,8 @@ class Place(Protocol):
 
     name: str
 
+    def machine(self) -> Machine: ...
+
     def surroundings(self, threads: int) -> Surroundings: ...
 
     def worker(self, candidate: Candidate, *, inputs: list[np.ndarray], classes: int | None, threads: int, log: Path) -> Asked: ...
@@ -61,6 +66,9 @@ class Here(Place):
 
     name = ""
 
+    def machine(self) -> Machine:
+        return machine_facts()
+
     def surroundings(self, threads: int) -> Surroundings:
         return Surroundings(machine=machine_facts(), peak=gemm_peak(threads), energy=energy_source(), cores=strongest_cores(threads))
 
@@ -74,3 +82,25 @@ class Here(Place):
 
 
 HERE = Here()
+
+
+@contextmanager
+def answering(
+    place: Place, candidate: Candidate, shape: tuple[int, int, int], classes: int | None
+) -> Iterator[Callable[[np.ndarray], tuple[np.ndarray, np.ndarray | None]]]:
+    """What a file answers there: a function of images ``(B, C, H, W)`` to logits ``(B, K)``, and probabilities where it gives them.
+
+    Raises BenchmarkError where it does not load or run.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        inputs = [np.zeros((1, *shape), np.uint8)]
+        with place.worker(candidate, inputs=inputs, classes=classes, threads=1, log=Path(folder, "log")) as worker:
+
+            def heard(found: object) -> Any:
+                if worker.reason is not None:
+                    raise BenchmarkError(worker.reason)
+                return found
+
+            heard(worker.receive())
+            heard(worker.ask("open"))
+            yield lambda images: heard(worker.ask("logits", images))

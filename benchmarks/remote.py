@@ -30,6 +30,7 @@ from typing import Any, cast
 import numpy as np
 
 from .errors import BenchmarkError
+from .machine import Machine as Facts
 from .place import Asked, Place, Surroundings
 from .runtimes import Candidate
 from .turns import ONNX_RUNTIME, Runtime
@@ -189,7 +190,9 @@ class CutError(BenchmarkError):
 
 
 def _next_step(error: str) -> str:
-    return "; make room there, and the same command goes on" if "No space left" in error else ""
+    if "No space left" in error:
+        return "; make room there, and the same command goes on"
+    return "; name another folder at the end of its address" if error.endswith(("Read-only file system", "denied", "permitted")) else ""
 
 
 class Board(Place):
@@ -198,8 +201,12 @@ class Board(Place):
     def __init__(self, name: str, address: Address, tell: Callable[[str, int, int], None] | None = None) -> None:
         self.name, self.address, self._tell = name, address, tell
         self._link: Connection | None = None
+        self._facts: Facts | None = None
         self._there: set[str] = set()
         self._count = 0
+
+    def __del__(self) -> None:
+        self.close()
 
     def close(self) -> None:
         if self._link is not None:
@@ -215,6 +222,11 @@ class Board(Place):
         if kind == "failed":
             raise BenchmarkError(f"{self.name}: {value}{_next_step(str(value))}")
         return value
+
+    def machine(self) -> Facts:
+        if self._facts is None:
+            self._facts = cast(Facts, self.ask("machine"))
+        return self._facts
 
     def surroundings(self, threads: int) -> Surroundings:
         return cast(Surroundings, self.ask("surroundings", threads))

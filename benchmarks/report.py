@@ -65,7 +65,8 @@ def write_report(
             name = "report" + (f"-{number}" if len(results) > 1 else "") + ("" if axis == "latency" else f"-{axis}") + ".png"
             if drawn:
                 replace(folder / name, draw(result, axis, verdict.ship))
-            section["plots"].append({"axis": axis, "png": name if drawn else None, "chart": chart(result, limits, verdict.ship, axis, told)})
+            plot = chart(result, limits, verdict.ship, axis, told)
+            section["plots"].append({"axis": axis, "png": name if drawn else None, "chart": plot})
         sections.append(section)
     replace(folder / "report.csv", as_csv(results).encode())
     plain = [as_json(result, verdict) for result, verdict in zip(results, verdicts, strict=True)]

@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from .errors import BenchmarkError
+from .machine import Machine
 from .place import HERE, Surroundings
 from .runtimes import Candidate
 from .turns import in_turns
@@ -58,6 +59,10 @@ class Requests:
             if hash_of(part) != digest:
                 raise BenchmarkError("a file came damaged")
             part.replace(self.kept(digest))
+
+    def machine(self) -> Machine:
+        """What it is."""
+        return HERE.machine()
 
     def surroundings(self, threads: int) -> Surroundings:
         """What a benchmark records of this machine."""

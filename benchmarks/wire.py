@@ -22,10 +22,9 @@ from .gauges import Turn
 from .place import Surroundings
 from .profile import Profile
 from .runtimes import Candidate
-from .sweep import Point
 from .worker import Facts
 
-RECORDS: dict[str, Any] = {one.__name__: one for one in (Facts, Turn, Profile, Point, Surroundings)}
+RECORDS: dict[str, Any] = {one.__name__: one for one in (Facts, Turn, Profile, Surroundings)}
 SENT = ("name", "runtime", "device", "mean", "std", "whole")  # of a candidate
 KINDS = "biuf"
 LARGE = 1 << 15  # bytes of an array that goes by its hash
@@ -63,14 +62,8 @@ def hash_of(content: bytes | Path) -> str:
 
 def _plain(value: Any, keep: Callable[[bytes | Path], str] | None) -> Any:
     if isinstance(value, np.ndarray):
-        data = np.ascontiguousarray(value).tobytes()
-        inside = keep is None or len(data) < LARGE
-        return {
-            "!": "array",
-            "type": value.dtype.str,
-            "shape": list(value.shape),
-            "data" if inside else "hash": data if inside else keep(data),
-        }  # type: ignore[misc]
+        data, about = np.ascontiguousarray(value).tobytes(), {"!": "array", "type": value.dtype.str, "shape": list(value.shape)}
+        return about | ({"data": data} if keep is None or len(data) < LARGE else {"hash": keep(data)})
     if isinstance(value, Candidate):
         assert keep is not None, "candidates go one way"
         return {"!": "candidate", "hash": keep(value.path), **{name: _plain(getattr(value, name), keep) for name in SENT}}

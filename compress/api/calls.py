@@ -30,6 +30,7 @@ SHARED = (
     "fresh",
     "calibrate",
     "score",
+    "on",
 )  # options that say where to start and what becomes of what is made
 
 

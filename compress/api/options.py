@@ -70,6 +70,10 @@ class ScoreOptions(TypedDict, total=False):
     score: Annotated[str, "Other tasks: path/score.py:function of outputs and targets, higher is better; --data path/data.py:load."]
 
 
+class OnOptions(TypedDict, total=False):
+    on: Annotated[str, "Time and ask files on another machine: a name of `compress board`, or ssh://user@host[:port][/folder]."]
+
+
 class TrainOptions(ResumeOptions, total=False):
     epochs: Annotated[int, "Passes over the training images."]
     batch: Annotated[int, "Images per step.  [default: the recipe's, else 128, halved until they have at most 2^20 pixels: 16 of 224x224]"]
@@ -130,7 +134,7 @@ class GroupsOptions(StartOptions, ScoreOptions, total=False):
     ]
 
 
-class RemoveOptions(FineTuneOptions, GroupsOptions, total=False):
+class RemoveOptions(FineTuneOptions, GroupsOptions, OnOptions, total=False):
     sparsity: Annotated[float, "Fraction of the removable channels to remove, in (0, 1)."]
     max_macs: Annotated[Share, "MACs to be left, as a share of the teacher's."]
     max_size: Annotated[Share, "Weights to be left, as a share of the teacher's."]
@@ -163,7 +167,7 @@ class ExportCOptions(TypedDict, total=False):
     force: Annotated[bool, "Replace other C in --out."]
 
 
-class QuantizeOptions(ResumeOptions, ScoreOptions, total=False):
+class QuantizeOptions(ResumeOptions, ScoreOptions, OnOptions, total=False):
     mode: Annotated[str, "auto (by measurement), static, dynamic, int8-weights, fp16-weights, or float32 (a copy).  [default: auto]"]
     max_drop: Annotated[
         float, "Balanced accuracy that auto may lose, in points, or of --score, as a 95% bound.  [default: 0.3, or 0.3% of the score]"
@@ -193,7 +197,7 @@ class MeasureOptions(TypedDict, total=False):
     quick: Annotated[bool, "Leave out other batch sizes and numbers of threads, and further launches where five leave a speedup wide."]
 
 
-class BenchmarkOptions(MeasureOptions, PretrainedOptions, ScoreOptions, total=False):
+class BenchmarkOptions(MeasureOptions, PretrainedOptions, ScoreOptions, OnOptions, total=False):
     calibrate: Annotated[
         File, "Measure files on these images without labels, a folder or an array; latency and size only.  [default: random pixels]"
     ]
@@ -223,7 +227,7 @@ class RunOptions(MeasureOptions, LimitOptions, StartOptions, total=False):
     force: Annotated[bool, "Run again even if the inputs are unchanged."]
 
 
-class PredictOptions(StartOptions, total=False):
+class PredictOptions(StartOptions, OnOptions, total=False):
     onnx: Annotated[File, "Read with this ONNX file."]
     random: Annotated[int, "Read this many test images, drawn by --seed, and show their true labels."]
     invert: Annotated[bool, "Turn dark ink on light paper into light on dark, as the data sets have it."]
@@ -242,7 +246,7 @@ class ThroughputOptions(TypedDict, total=False):
     variants: Annotated[Sequence[str], "Measure this one.  [default: all but torch.compile]"]
 
 
-class VerifyOptions(TypedDict, total=False):
+class VerifyOptions(OnOptions, total=False):
     cc: Annotated[str, "Of C: the compiler, with options if it needs some: clang, aarch64-linux-gnu-gcc.  [default: the target's]"]
     run: Annotated[str, "Of C: what runs its programs: 'ssh board', 'qemu-aarch64 -L /usr/aarch64-linux-gnu'.  [default: this machine]"]
 

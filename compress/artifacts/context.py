@@ -16,6 +16,7 @@ import numpy as np
 from msgspec import UNSET
 from numpy.typing import NDArray
 
+from ..benchmarks.boards import place_named
 from ..errors import ArtifactError, CompressError, need_file, shown
 from ..files import claimed, publish
 from ..train.cache import HIDDEN, Cache
@@ -46,6 +47,7 @@ class Context:
 
     ``start``, ``weights``, ``pretrained``: the network to start from. ``out``, ``force``, ``fresh``: what becomes of what is made.
     ``calibrate``: images without labels, for an ONNX file. ``score``: a function of the user's own, where ``data`` is one too.
+    ``on``: the machine that times.
     """
 
     model: str | None = None
@@ -77,6 +79,7 @@ class Context:
     fresh: bool = False
     calibrate: Path | None = None
     score: str | None = None
+    on: str | None = None
     loaded: dict[Any, Any] = field(default_factory=dict, compare=False, repr=False)  # data sets that were read for an earlier call
 
     def __post_init__(self) -> None:
@@ -341,6 +344,7 @@ class Context:
     def _project(self, model: Any, folder: str, spec: InputSpec, data: DataSet, source: Data, known: bool = True) -> Project:
         component(folder, "the name of the file")
         how: dict[str, Any] = {name: getattr(self, name) for name in ("console", "device", "force", "fresh")}
+        how["place"] = place_named(self.on, self.console.progress)
         if data.targets is not None:
             spec, how["score"] = fitting(self, spec, data, known), Function("score", str(self.score))
         return Project(folder=self.runs / folder, model=model, spec=spec, data=data, source=source, **how)

@@ -27,8 +27,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
+from ..benchmarks.place import HERE, Place
 from ..benchmarks.statistics import MOST_LAUNCHES, Interval
-from ..benchmarks.turns import ONNX_RUNTIME, OPEN_SECONDS, TURN_SECONDS, Runtime, in_turns, interval_of, random_images, ratios_to_first
+from ..benchmarks.turns import ONNX_RUNTIME, OPEN_SECONDS, TURN_SECONDS, Runtime, interval_of, random_images, ratios_to_first
 from ..errors import CompressError
 from ..graphs.as_torch.network import OnnxNetwork
 from ..graphs.file import write_onnx
@@ -90,7 +91,7 @@ class Clock:
         spec: the images it takes.
         folder: where the graphs lie; the caller removes it.
         rounds: 2 to 30; one ratio each. seed: of the order and the images. classes: they give logits, see ``export_onnx``.
-        runtime: where they are timed.
+        runtime: in what they are timed. place: where.
 
     Raises:
         CompressError: wrong ``rounds``, or ``baseline`` cannot be exported.
@@ -106,10 +107,11 @@ class Clock:
         seed: int = 0,
         classes: bool = True,
         runtime: Runtime = ONNX_RUNTIME,
+        place: Place = HERE,
     ) -> None:
         if not 2 <= rounds <= MOST_LAUNCHES:
             raise CompressError(f"rounds (={rounds}) must lie in 2 to {MOST_LAUNCHES}; an interval needs two, 12 are the default")
-        self.spec, self.rounds, self._folder, self._runtime = spec, rounds, folder, runtime
+        self.spec, self.rounds, self._folder, self._runtime, self._place = spec, rounds, folder, runtime, place
         self._generator = np.random.default_rng(seed)
         self._images = random_images(spec.shape, bool(spec.pixels), self._generator)
         self._template = Template(Prepare(spec), torch.from_numpy(self._images[0]), classes=classes)
@@ -143,7 +145,7 @@ class Clock:
         """
         wanted = [self.graph(network) for network in networks]
         different = list(dict.fromkeys(wanted))
-        seconds = in_turns([self._baseline, *different], self._images, rounds or self.rounds, self._generator, self._runtime)
+        seconds = self._place.turns([self._baseline, *different], self._images, rounds or self.rounds, self._generator, self._runtime)
         return seconds[:, [0, *(1 + different.index(file) for file in wanted)]]
 
     def expected(self, networks: int, rounds: int | None = None) -> float:

@@ -15,6 +15,8 @@ from typing import Any, Protocol
 from msgspec import UNSET
 
 from ..benchmarks.formats import bytes_of, size
+from ..benchmarks.machine import DECIDING
+from ..benchmarks.place import HERE, Place
 from ..errors import ArtifactError
 from ..files import claimed, identity, publish
 from ..train.allocator import give_back_freed_memory
@@ -66,6 +68,7 @@ class Project:
     force: bool = False
     fresh: bool = False
     score: Function | None = None  # of the user's own, where the data have targets in place of classes
+    place: Place = HERE  # where candidates are timed
     told: str = ""  # what to say of the data where nothing was made from them before
 
     @property
@@ -251,6 +254,14 @@ def network_identity(project: Project) -> dict[str, Any]:
     """What a new network depends on."""
     assert project.model is not None, "only files are measured without a model"
     return {"model": project.model.identity(), "input": plain(project.spec), "classes": project.classes}
+
+
+def place_identity(project: Project) -> dict[str, Any]:
+    """What the machine is that ``--on`` names, where what is made depends on it; nothing for this one."""
+    if project.place is HERE:
+        return {}
+    facts = project.place.machine()
+    return {"on": {name: facts.get(name) for name in DECIDING if name not in ("governor", "gpu")}}
 
 
 def data_identity(project: Project) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from ..api import network as api
 from ..api.network import Network
 from ..artifacts.payloads import Noise, Sensitivity
 from . import views
+from .board import board as board
 from .options import PATH, Switch, command
 from .tables import paragraphs, payload_summary, show_artifact, show_outcome, shown, table
 from .terminal import tell

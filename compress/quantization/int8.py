@@ -46,16 +46,17 @@ _WHY_NOT_DYNAMIC = {
 }
 
 
-def quantize_dynamic(source: Path, target: Path) -> Quantized:
+def quantize_dynamic(source: Path, target: Path, types: Types | None = None) -> Quantized:
     """Make the weights of MatMul and Gemm int8, one scale per output channel; a Gemm becomes a MatMul and an Add, and is counted as MatMul.
 
     ``target`` is replaced at once or not at all; it keeps the metadata of ``source``, and ``quantization.*`` is added.
+    ``types``: as ``prepare`` takes them.
 
     Raises:
         CompressError: for what the module refuses; a graph without MatMul and Gemm on constant weights.
     """
     model, name = read_float(source), f'"{source}"'
-    reduce_range = this_cpu().reduce_range
+    reduce_range = (types or this_cpu()).reduce_range
     folded = fold(model, name)
     split_gemms(folded)
     rename_clashes(folded)

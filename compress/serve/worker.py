@@ -52,7 +52,7 @@ def load(source: Source) -> Classifier:
         artifact = context.trusted(read_artifact(path))
         if artifact.manifest.kind not in ("network", "graph") or not artifact.manifest.classes:
             raise CompressError(f"{path} holds no classifier (kind {artifact.manifest.kind}); name a network or a graph that reads classes")
-        return open_artifact(artifact)
+        return open_artifact(artifact, context)
     model = open_file(path / PAYLOAD["graph"] if path.is_dir() else path, context)
     if (labels := path / LABELS).is_file() and model.classes == numbered(len(model.classes)):
         names = labels.read_text(encoding="utf-8").splitlines()

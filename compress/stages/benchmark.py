@@ -19,7 +19,7 @@ from ..artifacts.artifact import PAYLOAD, Artifact, InputSpec, Manifest, read_ar
 from ..artifacts.classifier.opened import shape_of
 from ..artifacts.context import Context
 from ..artifacts.payloads import read_results
-from ..artifacts.project import TRAINED_STAGES, Project, data_identity, making, stage_key, variant_name, variants_of
+from ..artifacts.project import TRAINED_STAGES, Project, data_identity, making, place_identity, stage_key, variant_name, variants_of
 from ..artifacts.recipe import Recipe
 from ..benchmarks.formats import title
 from ..benchmarks.limits import Limits
@@ -99,6 +99,14 @@ def _chosen(runtimes: Sequence[str]) -> Sequence[str]:
     return [name for name in CHOICES if name in runtimes or "all" in runtimes]
 
 
+def _there(runtimes: Sequence[str]) -> Sequence[str]:
+    """Those that another machine may have: files are timed there, and nothing is compiled."""
+    if not (left := [name for name in ("onnxruntime", "openvino") if name in runtimes or "all" in runtimes]):
+        told = f"runtime (={', '.join(runtimes)}) is not timed on another machine"
+        raise CompressError(f"{told}; take onnxruntime or openvino, or leave --on out")
+    return left
+
+
 def _places(kind: str, runtime: str, on_cuda: bool, first: bool) -> list[tuple[str, str]]:
     """Where an artifact of this kind is measured for a choice of runtime: pairs of runtime and device."""
     if (kind == "graph") != (runtime in OF_GRAPHS):
@@ -145,7 +153,7 @@ def benchmark(
     baseline = next((c.name for c in candidates if c.runtime == "onnxruntime"), candidates[0].name)
     seen = [{"name": c.name, "runtime": c.runtime, "device": c.device, "artifact": c.artifact} for c in candidates]
     built = {"toolchain": toolchain()} if any(one.runtime == "c" for one in candidates) else {}  # an upgrade measures again
-    key = stage_key("benchmark", config, candidates=seen, data=data_identity(project), **built)
+    key = stage_key("benchmark", config, candidates=seen, data=data_identity(project), **built, **place_identity(project))
 
     with making(project, "benchmark", "benchmark", key, config, root, out) as new:
         if not new.wanted:
@@ -168,6 +176,7 @@ def benchmark(
                 data=data,
                 progress=project.console.progress,
                 precision=mean_average_precision if importlib.util.find_spec("sklearn") else None,
+                place=project.place,
                 own=(task.judge(test), task.identity) if task is not None else None,
             )
         failed = [f"{title(one)}: {one.reason}" for one in result.measurements if one.reason is not None]
@@ -180,6 +189,8 @@ def benchmark(
 def measure(context: Context, recipe: Recipe, files: Sequence[Path], config: BenchmarkConfig, runtimes: Sequence[str]) -> Benchmark:
     """Measure ``files`` (.onnx files, folders of artifacts), or every variant of the newest network."""
     _chosen(runtimes)  # a wrong name should not cost the loading of data first
+    if context.on is not None:
+        context, runtimes = dataclasses.replace(context, device="cpu"), _there(runtimes)
     limits = recipe.stage(Limits, "report")
     target_of(limits.target)
     root = None
@@ -203,6 +214,8 @@ def measure(context: Context, recipe: Recipe, files: Sequence[Path], config: Ben
     else:
         project, _, root = context.child(TRAINED_STAGES)
         candidates = candidates_of([*variants_of(project, root), root], project.device, runtimes)
+    if not candidates:
+        raise CompressError("there is no file to time there; `compress export-onnx` makes one")
     artifact = benchmark(project, candidates, config, root, context.out)
     result = read_results(artifact.payload)
     return Benchmark(artifact=artifact, result=result, verdict=decide(result, limits, needs_of_files(artifact.payload, result, limits)))

@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from ..artifacts.recipe import Tutoring
 from ..artifacts.task.classes import logits_of, sure_of
 from ..artifacts.vectors import TOLERANCE, write_vectors
 from ..benchmarks.paired import images_to_tell, paired_drop
+from ..benchmarks.place import HERE
 from ..benchmarks.runtimes import Candidate, open_model
 from ..errors import CompressError
 from ..graphs.adopt import is_sigmoid
@@ -28,6 +30,7 @@ from ..graphs.records import MINIMUM_IMAGES
 from ..quantization.choice.latency_model import Groups
 from ..quantization.choice.node_groups import borders, node_groups
 from ..quantization.int8 import Prepared, prepare, quantize_dynamic, quantize_prepared, write_quantized
+from ..quantization.ort_quantizer import Types, types_for
 from ..quantization.records import Certified, Setting, Tried
 from ..quantization.weights_only import store_in, store_weights
 from ..train.data_set import Part
@@ -79,7 +82,7 @@ class Maker:
         """The graph as the quantizer takes it, calibrated once; with cross-layer equalisation before or without."""
         if equalised not in self._prepared:
             self.project.console.progress("calibration", 0, 1)
-            self._prepared[equalised] = prepare(self.float32, self.images, equalised=equalised)
+            self._prepared[equalised] = prepare(self.float32, self.images, equalised=equalised, types=types_of(self.project))
         return self._prepared[equalised]
 
     def static(self, groups: Groups, setting: Setting) -> Path:
@@ -120,7 +123,10 @@ class Maker:
         for mode in ("int8-weights", "fp16-weights", "dynamic") if self._others else ():
             target = self.folder / f"{mode}.onnx"
             try:
-                _ = quantize_dynamic(self.float32, target) if mode == "dynamic" else store_weights(self.float32, target, bits=BITS[mode])
+                if mode == "dynamic":
+                    quantize_dynamic(self.float32, target, types_of(self.project))
+                else:
+                    store_weights(self.float32, target, bits=BITS[mode])
             except CompressError as error:  # such as a network without linear layers, which has no dynamic form
                 self.project.console.say(f"quantize: no {mode}: {error}")
             else:
@@ -177,6 +183,14 @@ class Answers:
         return Certified(drop=drop.value, bound=drop.bound, images=drop.images, tells=tells)
 
 
+def types_of(project: Project) -> Types | None:
+    """Those that the machine of ``--on`` computes fast and without overflow; None for this one's."""
+    if project.place is HERE:
+        return None
+    facts = project.place.machine()
+    return types_for(facts.get("architecture", ""), facts.get("flags", []))
+
+
 def groups_of(prepared: Prepared) -> dict[str, tuple[str, ...]]:
     """The groups of nodes that static quantization can take, in the order of the graph."""
     return node_groups(prepared.model, [node.name for node in prepared.nodes])
@@ -200,7 +214,9 @@ def make_file(
         assert had.value is not UNSET and has.value is not UNSET, "scored"
         return dataclasses.replace(metrics, score=has, score_lost=had.value - has.value, units=has.name)
     # Test vectors are what it answers here, as no other runtime computes in int8 what this one does.
-    run = open_model(Candidate(name="int8", path=target), project.spec.shape, project.classes, threads=1).predict
+    run: Any = partial(logits_of, project, target)
+    if project.place is HERE:
+        run = open_model(Candidate(name="int8", path=target), project.spec.shape, project.classes, threads=1).predict
     write_vectors(new.folder, run, project.data.validation.images, TOLERANCE["quantize"])
     before = found.before if found and found.before else scores_of(project, parent.payload)
     scores = found.after if found and found.after and found.graph == graph_of(target) else scores_of(project, target)
@@ -213,11 +229,11 @@ def _make(project: Project, new: New, parent: Artifact, config: QuantizeConfig, 
         target.write_bytes(parent.payload.read_bytes())
         return Metrics()
     if config.mode == "dynamic":
-        return Metrics(quantized=quantize_dynamic(parent.payload, target))
+        return Metrics(quantized=quantize_dynamic(parent.payload, target, types_of(project)))
     if config.mode in BITS:
         return Metrics(stored=store_weights(parent.payload, target, bits=BITS[config.mode]))
     indices, images = calibration_images(project, config)
-    prepared = prepare(parent.payload, images, equalised=config.equalise)
+    prepared = prepare(parent.payload, images, equalised=config.equalise, types=types_of(project))
     setting = Setting(**{field.name: getattr(config, field.name) for field in dataclasses.fields(Setting)})
     quantized = quantize_prepared(prepared, setting, nodes_of(prepared, config.groups))
     metrics = Metrics()

@@ -19,6 +19,7 @@ from ..artifacts.parts import OwnScore
 from ..artifacts.project import Project
 from ..artifacts.task.score import Task
 from ..benchmarks.paired import Drop
+from ..benchmarks.place import HERE
 from ..benchmarks.runtimes import Candidate, open_model
 from ..benchmarks.scored import Judge, Outputs, Scored, images_to_prove, lost
 from ..errors import CompressError
@@ -41,6 +42,12 @@ def refuse_training(project: Project, epochs: int) -> None:
     if epochs and project.score is not None:
         told = f"training is for classifiers, and {project.score.name} of your own scores this network"
         raise CompressError(f"epochs (={epochs}): {told}; take --epochs 0, and train it further in code of yours")
+
+
+def refuse_compiled(project: Project, runtime: str) -> None:
+    """Raise CompressError where candidates are to be compiled here and timed elsewhere."""
+    if runtime == "c" and project.place is not HERE:
+        raise CompressError(f"runtime (=c) is compiled for this machine, and on (={project.place.name}) is another; leave one of them out")
 
 
 def outputs_of(spec: InputSpec, file: Path | Candidate, images: Any) -> Iterator[Outputs]:

@@ -77,7 +77,7 @@ def read(
 
 
 def _read_files(context: Context, files: Sequence[Path], onnx: Path | None, invert: bool) -> tuple[list[Prediction], NDArray[np.uint8]]:
-    model = open_file(onnx, context) if onnx else open_artifact(_chosen(context))
+    model = open_file(onnx, context) if onnx else open_artifact(_chosen(context), context)
     spec = model.spec
     names, parts = list[str](), list[NDArray[np.uint8]]()
     for path in files:
@@ -108,7 +108,7 @@ def _read_test_images(context: Context, onnx: Path | None, count: int) -> tuple[
         data = context.load(recipe.data, recipe.seed, model.spec)[0]
     else:
         project, _, artifact = start_of(context, READABLE)
-        model, data = open_artifact(artifact), project.data
+        model, data = open_artifact(artifact, context), project.data
     classes = model.classes
     if len(data.classes) != len(classes):
         raise CompressError(f"data (={data.name}) has {len(data.classes)} classes, the model {len(classes)}; name the data it was made for")

@@ -40,11 +40,12 @@ from numpy.typing import NDArray
 from ..artifacts.artifact import PAYLOAD, Artifact
 from ..artifacts.parts import Chosen, Metrics
 from ..artifacts.payloads import Noise, NoisyGroup, NoisyLayer, Search, read_payload
-from ..artifacts.project import Project, data_identity, is_made, making, place_of, stage_key, state_file
+from ..artifacts.project import Project, data_identity, is_made, making, place_identity, place_of, stage_key, state_file
 from ..artifacts.recipe import Tutoring
 from ..artifacts.records import seconds_of, write_record
 from ..artifacts.vectors import TOLERANCE
-from ..benchmarks.machine import DECIDING, machine_facts
+from ..benchmarks.machine import DECIDING
+from ..benchmarks.place import HERE
 from ..benchmarks.statistics import Interval, over_launches
 from ..benchmarks.turns import in_turns, random_images, ratios_to_first
 from ..errors import CompressError
@@ -53,7 +54,7 @@ from ..quantization.choice.search import QUICK, SURE, Judges, choose
 from ..quantization.records import Lost, Setting
 from .boards.compilers import compiler_here, toolchain
 from .import_network import refuse_sigmoid
-from .own_task import OwnAnswers, refuse_training
+from .own_task import OwnAnswers, refuse_compiled, refuse_training
 
 if TYPE_CHECKING:
     from ..quantization.noise import GroupCost, LayerNoise
@@ -133,6 +134,7 @@ def quantize(
     settings = _settings_of(config)
     if config.epochs:  # "unfolded": older versions trained the first layer at another scale
         inputs = {"training": dataclasses.asdict(tuning), "distil": dataclasses.asdict(distil), "first layer": "unfolded"}
+    inputs |= place_identity(project)
     key = stage_key("quantize", settings, parent=parent.content, data=data_identity(project), vectors=TOLERANCE["quantize"], **inputs)
 
     with making(project, "graph", "quantize", key, settings, parent, out) as new:
@@ -149,7 +151,9 @@ def quantize(
 def choose_quantization(project: Project, parent: Artifact, config: QuantizeConfig) -> Artifact:
     """Search for the fastest file as ``quantization.choice.search`` does, on this machine: one image, one thread."""
     begun, config = time.monotonic(), _limited(project, config)
-    machine: dict[str, Any] = {name: machine_facts().get(name) for name in DECIDING if name not in ("governor", "gpu")}
+    refuse_compiled(project, config.runtime)
+    facts = project.place.machine()
+    machine: dict[str, Any] = {name: facts.get(name) for name in DECIDING if name not in ("governor", "gpu")}
     settings: dict[str, Any] = {name: getattr(config, name) for name in ("images", "seed", "max_drop", "accept_unproved")}
     inputs: dict[str, Any] = {"parent": parent.content, "data": data_identity(project), "machine": machine, "search": SEARCH}
     if config.runtime != "onnxruntime":
@@ -178,7 +182,7 @@ def choose_quantization(project: Project, parent: Artifact, config: QuantizeConf
             answers = (OwnAnswers if project.task else Answers)(project, parent.payload, calibrated, config.max_drop, *asked)
             limit_of_drop = answers.max_drop
             judges = Judges(
-                times=lambda files, rounds: _timed(in_c, files, images, rounds, generator),
+                times=lambda files, rounds: _timed(project, in_c, files, images, rounds, generator),
                 interval=over_launches,
                 moved=answers.moved,
                 certify=answers.certify,
@@ -189,6 +193,9 @@ def choose_quantization(project: Project, parent: Artifact, config: QuantizeConf
             found = choose(maker, judges, max_drop=limit_of_drop, accept_unproved=config.accept_unproved, units=units)
             if in_c:
                 found = dataclasses.replace(found, verdict=f"{found.verdict} This is the choice for C ({toolchain()['compiler']}).")
+            if project.place is not HERE:
+                where = f"On {project.place.name} ({facts.get('cpu', 'an unnamed CPU')})"
+                found = dataclasses.replace(found, verdict=f"{where}: {found.verdict.replace(' on this machine', '')}")
             best = maker.file(found.best)
             before, after = answers.scores(parent.payload), answers.scores(best)
             scored: dict[str, Any] = {"before": before, "after": after}
@@ -209,13 +216,13 @@ def _in_c(project: Project) -> InC:
 
 
 def _timed(
-    in_c: InC | None, files: Sequence[Path], images: list[NDArray[Any]], rounds: int, generator: np.random.Generator
+    project: Project, in_c: InC | None, files: Sequence[Path], images: list[NDArray[Any]], rounds: int, generator: np.random.Generator
 ) -> NDArray[np.float64]:
     """Seconds per call (rounds, files), in ONNX Runtime or as C, of which few rounds are a first look."""
     from .boards.timing import DECIDE, LOOK
 
     runtime = [in_c.runtime(LOOK if rounds <= QUICK else DECIDE)] if in_c else []
-    return in_turns(list(files), images, rounds, generator, *runtime)
+    return project.place.turns(list(files), images, rounds, generator, *runtime)
 
 
 def _limited(project: Project, config: QuantizeConfig) -> QuantizeConfig:

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..artifacts.artifact import Artifact
-from ..artifacts.project import New, Project, data_identity, is_made, making, place_of, stage_key
+from ..artifacts.project import New, Project, data_identity, is_made, making, place_identity, place_of, stage_key
 from ..artifacts.recipe import Recipe, Tutoring
 from ..artifacts.records import seconds_of, write_kept
 from ..benchmarks.formats import size
@@ -77,6 +77,7 @@ class Job:
         from ..artifacts.load import load_to_cut
 
         how: dict[str, Any] = {"classes": self.project.score is None}
+        how["place"] = self.project.place
         if self.goals.runtime == "c":
             from .boards.timing import InC
 
@@ -236,7 +237,7 @@ def _step(job: Job, parent: Artifact, config: RemoveConfig, out: Path | None) ->
         "distil": dataclasses.asdict(job.tutoring.distil),
         "data": data_identity(project),
     }
-    inputs |= {"parent": parent.content, "teacher": origin.content}
+    inputs |= {"parent": parent.content, "teacher": origin.content} | place_identity(project)
     inputs |= {"bypass": "made up for"} if config.bypass else {}  # older versions did so for channels alone
     key = stage_key(job.stage, dataclasses.replace(config, time_limit=None).decides, **inputs)
     if config.time_limit is not None and not is_made(project, place_of(project, job.stage, key, out)):

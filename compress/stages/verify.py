@@ -25,8 +25,11 @@ from numpy.typing import NDArray
 
 from ..artifacts.artifact import MANIFEST, MOST_VALUES, PAYLOAD, read_artifact, sha256_of
 from ..artifacts.vectors import TOLERANCE, VECTORS, Vectors, read_vectors
+from ..benchmarks.boards import place_named
 from ..benchmarks.errors import BenchmarkError
 from ..benchmarks.inputs import Taken
+from ..benchmarks.place import answering
+from ..benchmarks.remote import CutError
 from ..benchmarks.runtimes import Candidate, Opened, about_file, check_logits, onnx_session, open_model
 from ..errors import CompressError, first_line, onnxruntime_errors, shown
 from ..train.metrics import sigmoid, softmax
@@ -57,14 +60,16 @@ class Proof:
         return all(check.passed for check in self.checks)
 
 
-def verify(folder: Path, cc: str | None = None, run: str | None = None) -> Proof:
+def verify(folder: Path, cc: str | None = None, run: str | None = None, on: str | None = None) -> Proof:
     """Repeat the proof for the ``model.onnx`` in ``folder``, an artifact's or any other with ``vectors.npz`` in it, or for any .onnx file.
 
-    ``cc``, ``run``: of a folder of C, which compiler makes programs, and what runs them.
+    ``cc``, ``run``: of a folder of C, which compiler makes programs, and what runs them. ``on``: the machine that is to compute it.
 
     Raises:
         CompressError: there is nothing to prove, or nothing to prove it with.
     """
+    if on is not None and ((folder / RECORD).is_file() or not _beside(folder).is_file()):
+        raise CompressError(f"on (={on}) proves a model with {VECTORS} beside it, which {folder} has not; leave it out, or export again")
     if (folder / RECORD).is_file():
         from .boards.prove import prove
 
@@ -88,7 +93,27 @@ def verify(folder: Path, cc: str | None = None, run: str | None = None) -> Proof
     checks = [Check(name="hash", passed=whole, detail=detail)]
     if whole and (folder / MANIFEST).is_file():
         read_artifact(folder, "graph")  # the hash of every other file, the vectors included
-    return Proof(folder=folder, checks=(*checks, *_compute(model, vectors)))
+    return Proof(folder=folder, checks=(*checks, *(_compute(model, vectors) if on is None else _compute_there(model, vectors, on))))
+
+
+def _beside(folder: Path) -> Path:
+    """Where the test vectors of a folder, or of the file that was named, would lie."""
+    return folder.with_name(VECTORS) if folder.is_file() else folder / VECTORS
+
+
+def _compute_there(model: Path, vectors: Vectors, on: str) -> list[Check]:
+    place = place_named(on)
+    facts, (count, classes) = place.machine(), vectors.logits.shape
+    where = f"onnxruntime {facts['libraries'].get('onnxruntime', 'of its own')} on {place.name}, {facts.get('cpu', 'an unnamed CPU')}"
+    try:
+        with answering(place, Candidate(name=model.stem, path=model), vectors.images.shape[1:], classes) as told:
+            logits, probabilities = told(vectors.images)
+        check_logits(logits, count, classes)
+    except CutError:
+        raise
+    except BenchmarkError as error:
+        return [Check(name="loads", passed=False, detail=f"not in {where}: {error}")]
+    return [Check(name="loads", passed=True, detail=where), *_checks(vectors, logits, probabilities)]
 
 
 def _on_noise(model: Path) -> Iterator[Check]:
@@ -136,29 +161,38 @@ def _compute(model: Path, vectors: Vectors) -> list[Check]:
     import onnxruntime
 
     try:
-        opened, logits, difference, same = _answer(model, vectors, "onnxruntime")
+        opened, logits, _, _ = _answer(model, vectors, "onnxruntime")
     except (BenchmarkError, *onnxruntime_errors()) as error:
         return [Check(name="loads", passed=False, detail=f"not in onnxruntime {onnxruntime.__version__}: {_said(error)}")]
-    count = len(logits)
-    far = f"largest difference {difference:.2g} on {count} images, {vectors.tolerance:.2g} is allowed"
-    checks = [
-        Check(name="loads", passed=True, detail=f"onnxruntime {onnxruntime.__version__}, {', '.join(opened.providers)}"),
-        Check(name="logits", passed=difference <= vectors.tolerance, detail=far),
-        Check(name="answers", passed=same == count, detail=f"{same} of {count} images have the expected answer"),
-    ]
-    if opened.probabilities is not None:
-        checks.append(_check_probabilities(opened.probabilities(vectors.images), logits))
+    checks = [Check(name="loads", passed=True, detail=f"onnxruntime {onnxruntime.__version__}, {', '.join(opened.providers)}")]
+    checks += _checks(vectors, logits, opened.probabilities(vectors.images) if opened.probabilities is not None else None)
     if importlib.util.find_spec("openvino") is not None:
         checks.append(_check_openvino(model, vectors))
     return checks
 
 
+def _checks(vectors: Vectors, logits: NDArray[np.float32], probabilities: NDArray[np.float32] | None) -> list[Check]:
+    count, (difference, same) = len(logits), _apart_from(vectors, logits)
+    far = f"largest difference {difference:.2g} on {count} images, {vectors.tolerance:.2g} is allowed"
+    checks = [
+        Check(name="logits", passed=difference <= vectors.tolerance, detail=far),
+        Check(name="answers", passed=same == count, detail=f"{same} of {count} images have the expected answer"),
+    ]
+    return checks if probabilities is None else [*checks, _check_probabilities(probabilities, logits)]
+
+
+def _apart_from(vectors: Vectors, logits: NDArray[np.float32]) -> tuple[float, int]:
+    """The largest difference from the logits expected, and how many images have the expected answer."""
+    expected = vectors.logits
+    return float(np.abs(logits - expected).max()), int((logits.argmax(axis=1) == expected.argmax(axis=1)).sum())
+
+
 def _answer(model: Path, vectors: Vectors, runtime: str) -> tuple[Opened, NDArray[np.float32], float, int]:
     """The model, its logits, the largest difference from those expected, and how many images have the expected answer."""
-    expected, (count, classes) = vectors.logits, vectors.logits.shape
+    count, classes = vectors.logits.shape
     opened = open_model(Candidate(name=model.stem, path=model, runtime=runtime), vectors.images.shape[1:], classes, threads=1)
     logits = check_logits(opened.predict(vectors.images), count, classes)
-    return opened, logits, float(np.abs(logits - expected).max()), int((logits.argmax(axis=1) == expected.argmax(axis=1)).sum())
+    return opened, logits, *_apart_from(vectors, logits)
 
 
 def _check_probabilities(found: NDArray[np.float32], logits: NDArray[np.float32]) -> Check:

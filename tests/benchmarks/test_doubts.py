@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from compress.benchmarks.doubts import doubts, heaps
+from compress.benchmarks.doubts import cure, doubts, heaps
 from compress.benchmarks.gauges import Turn
 
 CALM = Turn(wall_ns=100_000_000, thread_ns=99_000_000, stolen_ms=0, khz=3_000_000, energy_uj=None)
@@ -66,6 +66,13 @@ def test_changing_clock_rate_is_told_and_an_unknown_one_is_not() -> None:
     turns = [dataclasses.replace(CALM, khz=khz) for khz in (3_000_000, 2_400_000, 3_000_000)]
     assert found(noise(), turns) == ("the clock rate changed between 2.40 and 3.00 GHz",)
     assert found(noise(), [dataclasses.replace(CALM, khz=None, stolen_ms=None)]) == ()
+
+
+def test_throttling_is_told_with_the_heat() -> None:
+    turns = [dataclasses.replace(CALM, celsius=84.9, throttled=throttled) for throttled in (False, True, True, False)]
+    assert found(noise(), turns) == ("the processor was slowed down for its heat in 2 of 4 turns, at 85 °C",)
+    assert cure(found(noise(), turns)).startswith("let it cool")
+    assert found(noise(), [dataclasses.replace(CALM, celsius=84.9)]) == ()
 
 
 def test_two_heaps_are_found_with_share_and_distance() -> None:

@@ -49,6 +49,22 @@ def test_where_the_system_tells_nothing_all_is_none(monkeypatch: pytest.MonkeyPa
     assert turn.wall_ns > 0
 
 
+def test_heat_is_that_of_the_hottest_sensor_and_only_a_slowed_clock_is_throttling(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gauges, "THERMAL", tmp_path)
+    assert (gauges.Watch().stop().celsius, gauges.Watch().stop().throttled) == (None, None)
+    for name, told in {
+        "thermal_zone0/temp": "61200", "thermal_zone1/temp": "84900",
+        "cooling_device0/type": "Fan", "cooling_device0/cur_state": "3",
+        "cooling_device1/type": "cpufreq-cpu0", "cooling_device1/cur_state": "0",
+    }.items():  # fmt: skip
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(f"{told}\n")
+    turn = gauges.Watch().stop()
+    assert (turn.celsius, turn.throttled) == (84.9, False)
+    (tmp_path / "cooling_device1" / "cur_state").write_text("2\n")
+    assert gauges.Watch().stop().throttled is True
+
+
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs /proc")
 def test_peak_memory_holds_what_was_freed_again() -> None:
     before = gauges.peak_memory()

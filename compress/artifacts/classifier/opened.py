@@ -15,13 +15,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ...benchmarks.boards import place_named
 from ...benchmarks.errors import BenchmarkError, refuse_odd_name
+from ...benchmarks.place import answering
 from ...benchmarks.runtimes import Candidate, about_file, open_model
 from ...errors import CompressError, first_line, need_file, onnxruntime_errors
 from ...train.metrics import sigmoid, softmax
 from ..artifact import Artifact, Classes, InputSpec
 from ..context import Context
 from ..records import parse_record
+from ..task.classes import sure_from
 
 Run = Callable[[NDArray[np.uint8]], NDArray[Any]]
 
@@ -45,11 +48,13 @@ def numbered(count: int) -> tuple[str, ...]:
     return tuple(map(str, range(count)))
 
 
-def open_artifact(artifact: Artifact) -> Classifier:
+def open_artifact(artifact: Artifact, context: Context) -> Classifier:
     """The graph or the network of an artifact, which the caller trusts."""
     about = artifact.manifest
     if about.kind == "graph":
-        return _open_own(artifact.payload, about.classes, about.input)
+        return _open_own(artifact.payload, about.classes, about.input, context)
+    if context.on is not None:
+        raise CompressError(f"on (={context.on}) asks files, and {artifact.path} is a network; `compress export-onnx` makes one of it")
     from ..load import load_runner
 
     run = load_runner(artifact, "cpu", 1)
@@ -64,7 +69,7 @@ def open_file(path: Path, context: Context) -> Classifier:
     again = "export the model again"
     names = parse_record(about["compress.classes"], Classes, where=f"compress.classes in {path}", again=again)
     spec = parse_record(about["compress.input"], InputSpec, where=f"compress.input in {path}", again=again)
-    return _open_own(path, names, spec)
+    return _open_own(path, names, spec, context)
 
 
 def shape_of(files: Sequence[Path], given: tuple[int, int, int] | None) -> tuple[int, int, int]:
@@ -86,12 +91,28 @@ def shape_of(files: Sequence[Path], given: tuple[int, int, int] | None) -> tuple
     raise refused
 
 
-def _open_own(path: Path, classes: Sequence[str], spec: InputSpec) -> Classifier:
-    opened = open_model(Candidate(name=path.stem, path=path), spec.shape, len(classes), threads=1)
-    return Classifier(run=opened.predict, sure=opened.sure, classes=classes, spec=spec, file=path)
+def _open_own(path: Path, classes: Sequence[str], spec: InputSpec, context: Context) -> Classifier:
+    """Here, or on the machine that ``--on`` names."""
+    candidate = Candidate(name=path.stem, path=path)
+    if context.on is None:
+        opened = open_model(candidate, spec.shape, len(classes), threads=1)
+        return Classifier(run=opened.predict, sure=opened.sure, classes=classes, spec=spec, file=path)
+    place = place_named(context.on, context.console.progress)
+
+    def run(images: NDArray[np.uint8]) -> NDArray[Any]:
+        with answering(place, candidate, spec.shape, len(classes)) as told:
+            return told(images)[0]
+
+    def sure(images: NDArray[np.uint8]) -> NDArray[Any]:
+        with answering(place, candidate, spec.shape, len(classes)) as told:
+            return sure_from(*told(images))
+
+    return Classifier(run=run, sure=sure, classes=classes, spec=spec, file=path)
 
 
 def _open_foreign(path: Path, context: Context) -> Classifier:
+    if context.on is not None:
+        raise CompressError(f"on (={context.on}) asks files of this toolkit; take {path} in with `compress quantize --onnx` first")
     from ...graphs.adopt import own_answers
 
     spec = dataclasses.replace(context, image_shape=shape_of([path], context.image_shape)).spec_of(None)

@@ -1,26 +1,47 @@
-"""What a file answers where its outputs are classes: logits and probabilities of many images, in ONNX Runtime or as a candidate says."""
+"""What a file answers where its outputs are classes: logits and probabilities of many images, in ONNX Runtime or as a candidate says,
+on the machine that ``--on`` names, as 8-bit kernels round otherwise there.
+"""
 
 import math
+from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ...benchmarks.inputs import Predict
+from ...benchmarks.place import HERE, answering
 from ...benchmarks.run import scoring_batch
 from ...benchmarks.runtimes import Candidate, Opened, check_logits, open_model
+from ...train.metrics import softmax
 from ...train.stored import Images
 from ..project import Project
 
 
 def logits_of(project: Project, file: Path | Candidate, images: Images) -> NDArray[np.float32]:
     """What a file says of images uint8 (N, C, H, W), in ONNX Runtime or as the candidate says: float32 (N, K)."""
-    return _read(project, _opened(project, file).predict, images)
+    if project.place is HERE or isinstance(file, Candidate):
+        return _read(project, _opened(project, file).predict, images)
+    with _there(project, file) as told:
+        return _read(project, lambda part: told(part)[0], images)
 
 
 def sure_of(project: Project, file: Path, images: Images) -> NDArray[np.float32]:
     """As :func:`logits_of`, its probabilities."""
-    return _read(project, _opened(project, file).sure, images)
+    if project.place is HERE:
+        return _read(project, _opened(project, file).sure, images)
+    with _there(project, file) as told:
+        return _read(project, lambda part: sure_from(*told(part)), images)
+
+
+def sure_from(logits: NDArray[Any], probabilities: NDArray[Any] | None) -> NDArray[Any]:
+    """Probabilities (B, K): those that the file gives, else the softmax of its logits."""
+    return softmax(logits) if probabilities is None else probabilities
+
+
+def _there(project: Project, file: Path) -> AbstractContextManager[Any]:
+    return answering(project.place, Candidate(name=file.stem, path=file), project.spec.shape, project.classes)
 
 
 def _opened(project: Project, file: Path | Candidate) -> Opened:
