@@ -63,9 +63,8 @@ def _found(samples: np.ndarray, turns: Sequence[Turn], unsteady: int, resolution
         yield f"the clock rate changed between {min(rates) / 1e6:.2f} and {max(rates) / 1e6:.2f} GHz"
     if hot := [turn for turn in turns if turn.throttled]:
         degrees = max((turn.celsius or 0 for turn in hot), default=0)
-        yield f"the processor was slowed down for its heat in {len(hot)} of {len(turns)} turns" + (
-            f", at {degrees:.0f} °C" if degrees else ""
-        )
+        at = f", at {degrees:.0f} °C" if degrees else ""
+        yield f"the processor was slowed down for its heat in {len(hot)} of {len(turns)} turns{at}"
     if resolution_ns > RESOLUTION * middle:
         yield f"the clock's steps of {resolution_ns} ns are {100 * resolution_ns / middle:.0f}% of a call"
 

@@ -2,8 +2,8 @@
 
 Read from ``/proc`` and ``/sys`` of Linux. What cannot be read is None, and energy says why; nothing is estimated.
 
-Sources: proc(5), the columns of ``/proc/stat``; the kernel's documentation of powercap for RAPL, and of thermal. RAPL counts the whole package: what other
-programs use in the meantime is in it.
+Sources: proc(5), the columns of ``/proc/stat``; the kernel's documentation of powercap for RAPL, and of thermal. RAPL counts the whole
+package: what other programs use in the meantime is in it.
 """
 
 from __future__ import annotations

@@ -70,7 +70,7 @@ class Address:
     @classmethod
     def of(cls, text: str) -> Address:
         """Raises BenchmarkError for anything else."""
-        found = re.fullmatch(r"ssh://(?:([\w.+-]+)@)?([\w.-]+|\[[0-9A-Fa-f:.%]+\])(?::(\d{1,5}))?(/[^\0\n]*)?", text)
+        found = re.fullmatch(r"ssh://(?:([\w.+-]+)@)?([\w.-]+|\[[\w:.%]+\])(?::(\d{1,5}))?(/[^\0\n]*)?", text)
         if found is None or found[2].startswith("-") or (found[1] or "").startswith("-"):
             raise BenchmarkError(f"on (={text}) must be ssh://user@host[:port][/folder], or a name of `compress board list`")
         folder = found[4] if found[4] and found[4] != "/" else FOLDER
