@@ -29,7 +29,7 @@ from .sweep import Sweep
 
 Kind = TypeVar("Kind", dict[str, Any], list[Any])
 SCHEMA = "compress-benchmark"
-VERSION = 5
+VERSION = 6
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -257,12 +257,16 @@ def replace(path: Path, content: bytes) -> None:
 def upgraded(found: dict[str, Any], version: int) -> dict[str, Any]:
     """The values of a file of an older version as those of this one.
 
-    Before 3 no answers were kept and no paths, before 4 no bounds, and before 5 there were no scores of a user's own.
+    Before 3 no answers were kept and no paths, before 4 no bounds, before 5 there were no scores of a user's own, and before 6 no
+    temperatures.
     """
     measurements = found.get("measurements")
     for one in measurements if isinstance(measurements, list) else ():
         if isinstance(one, dict):
             one |= ({"answers": None, "path": None} if version < 3 else {}) | ({"score": None, "shares": []} if version < 5 else {}) | one
+            for turn in _inside(one, "turns", list) if version < 6 else ():
+                if isinstance(turn, dict):
+                    turn |= {"celsius": None, "throttled": None} | turn
             for finalist in _inside(_inside(_inside(one, "facts", dict), "choice", dict), "finalists", list):
                 if isinstance(finalist, dict):
                     finalist |= {"bound": None} | finalist

@@ -19,7 +19,7 @@ from .parts import Baseline, OwnScore, Scores
 from .records import read_record
 
 T = TypeVar("T")
-READ_VERSIONS = (2, 3, 4, VERSION)
+READ_VERSIONS = (2, 3, 4, 5, VERSION)
 Some = Annotated[tuple[T, ...], Meta(min_length=1)]
 
 

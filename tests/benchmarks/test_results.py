@@ -25,7 +25,7 @@ def test_result_reads_back_as_it_was_written(made: Any, tmp_path: Path) -> None:
     write_results(result, tmp_path / "new" / "benchmark.json")
     assert read_results(tmp_path / "new" / "benchmark.json") == result
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["benchmark.json"]
-    assert json.loads((tmp_path / "new" / "benchmark.json").read_text())["version"] == 5
+    assert json.loads((tmp_path / "new" / "benchmark.json").read_text())["version"] == 6
 
 
 def test_lists_of_samples_take_one_line_and_names_stay_as_they_are(made: Any, tmp_path: Path) -> None:
@@ -44,7 +44,7 @@ def test_lists_of_samples_take_one_line_and_names_stay_as_they_are(made: Any, tm
         ("\udcff", r"is damaged: .*can't decode byte 0xff.*; write it anew"),
         ("[1, 2]", "is not a benchmark's result"),
         ('{"cpu": "x"}', "is not a benchmark's result"),
-        ('{"schema": "compress-benchmark", "version": 1}', "has schema version 1, this program reads version 5; write it anew"),
+        ('{"schema": "compress-benchmark", "version": 1}', "has schema version 1, this program reads version 6; write it anew"),
         ('{"schema": "compress-benchmark", "version": 3}', "is damaged: .*missing required field `?created`?; write it anew"),
     ],
 )
@@ -137,6 +137,22 @@ def test_a_result_of_the_version_before_is_read_and_has_no_answers(made: Any, tm
         read_results(path)
     path.write_text(json.dumps(raw | {"measurements": 3}))
     with pytest.raises(BenchmarkError, match=r"measurements must be array, not int"):
+        read_results(path)
+
+
+def test_a_result_of_version_5_is_read_and_has_no_temperatures(made: Any, tmp_path: Path) -> None:
+    path = tmp_path / "benchmark.json"
+    result = made.result(made.one("fp32"))
+    write_results(result, path)
+    raw = json.loads(path.read_text()) | {"version": 5}
+    turns = [turn for one in raw["measurements"] for turn in one["turns"]]
+    assert turns
+    for turn in turns:
+        del turn["celsius"], turn["throttled"]
+    path.write_text(json.dumps(raw))
+    assert [turn.celsius for one in read_results(path).measurements for turn in one.turns] == [None] * len(turns)
+    path.write_text(json.dumps(raw | {"version": 6}))
+    with pytest.raises(BenchmarkError, match=r"turns\[0\]\.celsius is missing"):
         read_results(path)
 
 
