@@ -36,6 +36,20 @@ def freed_memory_kept() -> Iterator[None]:
         give_back_freed_memory()
 
 
+@contextmanager
+def freed_memory_given_back() -> Iterator[None]:
+    """Inside the block tensors of a megabyte and more leave the process as they are freed, and at its end whatever is free.
+
+    Least squares on 300 photographs took 1.7 GB so, 2.0 to 2.3 otherwise, and a fifth more of time.
+    """
+    _set({_M_MMAP_THRESHOLD: 1 << 20})
+    try:
+        yield
+    finally:
+        _set(_USUAL)
+        give_back_freed_memory()
+
+
 def give_back_freed_memory() -> bool:
     """Give the kernel what is free in the process by now; returns whether something was."""
     trim = _of_glibc("malloc_trim")

@@ -36,7 +36,7 @@ from ..pruning.layerwise import Zeros, most_images, solve
 from ..pruning.masks import nonzero_masks
 from ..pruning.passes import at_once, evaluating
 from ..pruning.repair import Repaired, make_up
-from ..train.allocator import give_back_freed_memory
+from ..train.allocator import freed_memory_given_back, give_back_freed_memory
 from ..train.data_set import Part
 from ..train.distributed import this_team
 from ..train.fit import Fitted, choose_device, fit, predict_logits
@@ -252,7 +252,7 @@ class Bench:
     def repaired(self, network: nn.Module, pruned: nn.Module, groups: Groups, keep: Keep, zeros: Zeros) -> Repaired:
         """See :func:`compress.channels.reconstruct.repair`."""
         progress = partial(self.project.console.progress, "least squares")
-        with self._placed(network, pruned):
+        with self._placed(network, pruned), freed_memory_given_back():
             images = self._some_images(network, MOST_CHUNKS)
             found = repair(network, pruned, groups, keep, images, self.score, prepare=self.prepare, zeros=zeros, progress=progress)
         found.network.cpu()
@@ -261,7 +261,7 @@ class Bench:
     def made_up(self, network: nn.Module, pruned: nn.Module, zeros: Zeros) -> Repaired:
         """See :func:`compress.pruning.repair.make_up`."""
         progress = partial(self.project.console.progress, "least squares")
-        with self._placed(network, pruned):
+        with self._placed(network, pruned), freed_memory_given_back():
             images = self._some_images(network, MOST_CHUNKS)
             found = make_up(network, pruned, images, self.score, zeros=zeros, prepare=self.prepare, progress=progress)
         found.network.cpu()

@@ -8,16 +8,19 @@ import pytest
 # A tensor of a training's size, freed inside the block and after it.
 KEPT = """
 import numpy as np
-from compress.train.allocator import freed_memory_kept
+from compress.train.allocator import freed_memory_given_back, freed_memory_kept
 held = lambda: int(open("/proc/self/statm").read().split()[1]) * 4096
-def freed():
-    array = np.ones(50_000_000, np.uint8)
+def freed(size=50_000_000):
+    array, after = np.ones(size, np.uint8), np.ones(100, np.uint8)
     most = held()
     del array
     return most - held()
 with freed_memory_kept():
     inside = freed()
-print(inside, freed())
+outside = freed()
+with freed_memory_given_back():
+    smaller = freed(5_000_000)
+print(inside, outside, smaller)
 """
 # Small arrays, every second of which goes: the holes between them are smaller than what the C library gives back by itself.
 HOLES = """
@@ -41,5 +44,5 @@ def test_holes_are_given_back() -> None:
 @pytest.mark.skipif(sys.platform != "linux", reason="/proc and glibc")
 def test_memory_is_kept_as_long_as_is_said() -> None:
     done = subprocess.run([sys.executable, "-c", KEPT], capture_output=True, text=True, check=True)
-    inside, after = map(int, done.stdout.split())
-    assert inside < 1e6 and after > 49e6
+    inside, after, smaller = map(int, done.stdout.split())
+    assert inside < 1e6 and after > 49e6 and smaller > 4.9e6
