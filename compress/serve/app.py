@@ -12,7 +12,6 @@ from typing import Annotated, Any
 import msgspec
 from fastapi import FastAPI, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
-from fastapi.middleware.cors import CORSMiddleware
 from starlette.exceptions import HTTPException
 
 from .. import __version__
@@ -57,9 +56,6 @@ def make_app(models: Models, config: ServeConfig, lifespan: Callable[[], Any] | 
     app.add_exception_handler(Refused, _refused)
     app.add_exception_handler(HTTPException, _http)
     app.add_exception_handler(RequestValidationError, _invalid)
-    if config.allow_origin:
-        how: dict[str, Any] = {"allow_methods": ["GET", "POST"], "allow_headers": ["authorization", "content-type"]}
-        app.add_middleware(CORSMiddleware, allow_origins=config.allow_origin, **how)
     app.add_middleware(Guard, config=config, policy=page_policy(html))
     return app
 

@@ -25,6 +25,11 @@ Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
+_ALLOWED = [
+    (b"access-control-allow-methods", b"GET, POST"),
+    (b"access-control-allow-headers", b"authorization, content-type"),
+    (b"access-control-max-age", b"600"),
+]
 _NOTHING = "default-src 'none'; frame-ancestors 'none'; base-uri 'none'; form-action 'none'"
 
 
@@ -70,12 +75,15 @@ class Guard:
             start = {"type": "http.response.start", "status": error.status, "headers": _encoded(told)}
             await guarded(start)
             return await send({"type": "http.response.body", "body": body})
+        if _preflight(scope, headers):
+            await guarded({"type": "http.response.start", "status": 204, "headers": _ALLOWED})
+            return await send({"type": "http.response.body", "body": b""})
         return await self._app(scope, receive, guarded)
 
     def _headers(self, headers: dict[bytes, bytes], path: str) -> list[tuple[bytes, bytes]]:
         found = [
             (b"x-content-type-options", b"nosniff"),
-            (b"referrer-policy", b"no-referrer"),
+            (b"referrer-policy", b"same-origin"),
             (b"cross-origin-opener-policy", b"same-origin"),
             (b"cache-control", b"no-store"),
             (b"permissions-policy", b"camera=(self), microphone=(), geolocation=()"),
@@ -85,7 +93,7 @@ class Guard:
         if self._config.allow_origin:
             found.append((b"vary", b"origin"))
             if origin.decode("latin-1") in self._config.allow_origin:
-                found.append((b"access-control-allow-origin", origin))
+                found += [(b"access-control-allow-origin", origin), (b"access-control-expose-headers", b"retry-after")]
         else:
             found.append((b"cross-origin-resource-policy", b"same-origin"))
         return found
@@ -140,7 +148,8 @@ class Bodies:
 
 
 def _preflight(scope: Scope, headers: dict[bytes, bytes]) -> bool:
-    return scope["method"] == "OPTIONS" and b"access-control-request-method" in headers
+    """Whether a browser asks on behalf of another site's page, which was found to be allowed, what it may send."""
+    return scope["method"] == "OPTIONS" and b"origin" in headers and b"access-control-request-method" in headers
 
 
 def _encoded(headers: dict[str, str]) -> list[tuple[bytes, bytes]]:

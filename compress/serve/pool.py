@@ -120,7 +120,7 @@ class Model:
 
     async def start(self) -> None:
         """Load it; raises LoadError where that fails."""
-        workers = await asyncio.gather(*(self._load() for _ in range(self._config.workers)))
+        workers = await self._load_all()
         self._take_on(workers)
         self._keep(self._watch(workers[0].stamp))
 
@@ -158,6 +158,16 @@ class Model:
     async def _load(self) -> WorkerProcess:
         return await WorkerProcess.start(self.source, self._config.max_pixels)
 
+    async def _load_all(self) -> list[WorkerProcess]:
+        """As many as there should be, or none: then LoadError."""
+        loads = (self._load() for _ in range(self._config.workers))
+        found = await asyncio.gather(*loads, return_exceptions=True)
+        workers = [one for one in found if isinstance(one, WorkerProcess)]
+        if failed := [one for one in found if isinstance(one, BaseException)]:
+            await asyncio.gather(*(worker.close() for worker in workers))
+            raise failed[0]
+        return workers
+
     def _take_on(self, workers: list[WorkerProcess]) -> None:
         """Have these do the work, in the place of all others."""
         old = list(self._workers)
@@ -186,7 +196,7 @@ class Model:
                 self._workers.discard(worker)
                 self.counts.died += 1
                 self._keep(self._replace())
-                return
+                break
         self._workers.discard(worker)
         await worker.close()
 
@@ -239,7 +249,7 @@ class Model:
                 continue
             loaded = now
             try:
-                workers = await asyncio.gather(*(self._load() for _ in range(self._config.workers)))
+                workers = await self._load_all()
             except LoadError as error:
                 self._failed(str(error))
                 continue

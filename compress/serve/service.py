@@ -44,6 +44,7 @@ class Served:
 class Patient(HttpToolsProtocol):
     """HTTP with an end to its patience, and with an answer for who stops sending before it comes."""
 
+    body_seconds = 60.0  # for the rest of a request, also where it was answered before that came
     _late: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: Any) -> None:
@@ -60,7 +61,12 @@ class Patient(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         self._enough()
+        self._late = self.loop.call_later(self.body_seconds, self.transport.close)
         super().on_headers_complete()
+
+    def on_message_complete(self) -> None:
+        self._enough()
+        super().on_message_complete()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._enough()
@@ -117,6 +123,7 @@ def serve(sources: Sequence[Source], config: ServeConfig, console: Console) -> S
     logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)
     how: dict[str, Any] = {"http": Patient, "ws": "none", "log_config": None, "access_log": False, "server_header": False}
     how |= {"timeout_keep_alive": KEEP_ALIVE, "timeout_graceful_shutdown": round(config.seconds) + 5, "lifespan": "on", "loop": "asyncio"}
+    Patient.body_seconds = config.seconds + HEAD_SECONDS
     server = Server(uvicorn.Config(make_app(models, config, living), backlog=MOST_CONNECTIONS, proxy_headers=False, **how))
     with listening:
         asyncio.run(server.serve([listening]))

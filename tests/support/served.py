@@ -86,7 +86,7 @@ class Service:
     def stop(self) -> tuple[int, str]:
         """End it as a service manager does; its exit code, and what it printed last."""
         self.process.send_signal(signal.SIGTERM)
-        out, _ = self.process.communicate(timeout=60)
+        out, _ = self.process.communicate(timeout=300)
         return self.process.returncode, out
 
 

@@ -84,6 +84,11 @@ def test_a_token_and_another_site_are_asked_for_where_they_are_said(serve: Start
     status, headers, _ = service.ask("GET", "/v1/models", authorization="Bearer 0123456789abcdef", origin="https://example.org")
     assert status == 200 and headers["access-control-allow-origin"] == "https://example.org"
     assert service.ask("GET", "/v1/models", authorization="Bearer 0123456789abcdef", origin="https://example.com")[0] == 403
+    asks = {"access_control_request_method": "POST", "access_control_request_headers": "authorization,content-type"}
+    status, headers, _ = service.ask("OPTIONS", "/v1/models/model/predict", origin="https://example.org", **asks)
+    assert (status, headers["access-control-allow-headers"]) == (204, "authorization, content-type")
+    assert headers["access-control-allow-origin"] == "https://example.org"
+    assert service.ask("OPTIONS", "/v1/models/model/predict", origin="https://example.com", **asks)[0] == 403
 
 
 def test_a_new_version_takes_over_without_a_lost_request(serve: Start, model: Path, tmp_path: Path) -> None:
