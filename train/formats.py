@@ -21,7 +21,7 @@ import struct
 import warnings
 import zipfile
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -191,7 +191,7 @@ def decode_picture(
     shape: tuple[int, int, int],
     resize: Resize,
     levels: Levels = BYTES,
-    formats: Sequence[str] = _IMAGE_FORMATS,
+    formats: tuple[str, ...] = _IMAGE_FORMATS,
     most_pixels: int | None = None,
 ) -> tuple[np.ndarray, int]:
     """The same of a file or of bytes, which messages call ``name``; ``most_pixels``: more are refused by what the file declares."""
