@@ -113,6 +113,7 @@ def _add_tasks(app: FastAPI, models: Models, config: ServeConfig) -> None:
         "/v1/models/{name}/predict",
         response_model=schema.Predictions,
         summary="Read images",
+        description="`curl --data-binary @letter.png -H 'content-type: image/png' http://127.0.0.1:8000/v1/models/NAME/predict`",
         openapi_extra=schema.body(several=True),
         responses=schema.problems(*TASK_ERRORS),
     )
@@ -125,6 +126,7 @@ def _add_tasks(app: FastAPI, models: Models, config: ServeConfig) -> None:
         "/v1/models/{name}/explain",
         response_model=schema.Explanation,
         summary="What of an image speaks for its label",
+        description="`curl --data-binary @letter.png -H 'content-type: image/png' http://127.0.0.1:8000/v1/models/NAME/explain`",
         openapi_extra=schema.body(several=False),
         responses=schema.problems(*TASK_ERRORS),
     )

@@ -7,7 +7,12 @@ from pydantic import BaseModel, Field
 from .decode import FORM, PICTURES, RAW
 from .guard import PROBLEM
 
-_PIXEL_PNG = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4nGNgAAAAAgABSK+kcQAAAABJRU5ErkJggg=="
+_ANSWERED = {
+    "model": "k49",
+    "hash": "09f72768dd964a1a6e4f0c4a3c1f6b0c8a5d8f3b2e7a9c4d1e6f5b8a7c3d2e10",
+    "timing": {"decode_ms": 0.042, "wait_ms": 0.61, "compute_ms": 1.31, "batch": 1},
+}
+_READ = {"label": "B", "index": 1, "probability": 0.94}
 Fraction = Annotated[float, Field(ge=0, le=1)]
 
 
@@ -81,12 +86,14 @@ class Answered(BaseModel):
 class Predictions(Answered):
     """One prediction for each image, in their order."""
 
+    model_config = {"json_schema_extra": {"examples": [_ANSWERED | {"predictions": [_READ | {"probabilities": [0.05, 0.94, 0.01]}]}]}}
     predictions: list[Prediction]
 
 
 class Explanation(Answered):
     """Evidence of each pixel (H, W) for the label, in logits: positive where covering it costs the label."""
 
+    model_config = {"json_schema_extra": {"examples": [_ANSWERED | _READ | {"evidence": [[0.0, 1.25], [0.5, -0.25]]}]}}
     label: str
     index: int
     probability: Fraction
@@ -107,7 +114,6 @@ def body(several: bool) -> dict[str, Any]:
     form = {"type": "object", "properties": {"image": files}, "required": ["image"]}
     raw = {"type": "string", "format": "binary", "description": "uint8 (N, H, W, C) of the model's shape", "minLength": 1}
     content = dict.fromkeys(PICTURES, picture) | {RAW: {"schema": raw}, FORM: {"schema": form}}
-    content["image/png"] = picture | {"example": f"data:image/png;base64,{_PIXEL_PNG}"}
     return {"requestBody": {"required": True, "content": content}}
 
 
