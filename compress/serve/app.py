@@ -18,7 +18,7 @@ from .. import __version__
 from . import metrics, schema
 from .decode import Refused, kind_of
 from .frames import Answer, Job
-from .guard import PROBLEM, Bodies, Guard, page_policy, problem
+from .guard import OPEN, PROBLEM, Bodies, Guard, page_policy, problem
 from .pool import Model
 from .settings import ServeConfig
 
@@ -51,8 +51,7 @@ def make_app(models: Models, config: ServeConfig, lifespan: Callable[[], Any] | 
     app.openapi_version = "3.1.0"
     _add_state(app, models, html)
     _add_tasks(app, models, config)
-    if config.token is not None:
-        _ask_for_token(app)
+    _describe(app, token=config.token is not None)
     app.add_exception_handler(Refused, _refused)
     app.add_exception_handler(HTTPException, _http)
     app.add_exception_handler(RequestValidationError, _invalid)
@@ -164,17 +163,19 @@ def _count(model: Model, task: str, answer: Answer, waited: int) -> None:
         model.counts.seconds[part].add(ns / 1e9)
 
 
-def _ask_for_token(app: FastAPI) -> None:
-    """Say in the description that a token is needed."""
+def _describe(app: FastAPI, token: bool) -> None:
+    """Have the description hold what errors are made of, and say where a ``token`` is needed."""
     described = app.openapi
 
     def openapi() -> dict[str, Any]:
         found = described()
-        found.setdefault("components", {})["securitySchemes"] = {"token": {"type": "http", "scheme": "bearer"}}
-        for path, operations in found["paths"].items():
-            for operation in operations.values():
-                if path not in ("/healthz", "/readyz"):
-                    operation["security"] = [{"token": []}]
+        parts = found.setdefault("components", {})
+        parts.setdefault("schemas", {})["Problem"] = schema.Problem.model_json_schema()
+        if token:
+            parts["securitySchemes"] = {"token": {"type": "http", "scheme": "bearer"}}
+            guarded = (one for path, operations in found["paths"].items() if path not in OPEN for one in operations.values())
+            for operation in guarded:
+                operation["security"] = [{"token": []}]
         return found
 
     app.openapi = openapi  # type: ignore[method-assign]

@@ -19,6 +19,7 @@ from .frames import Habits
 
 USUAL = Habits(ink="light", extent=20 / 28, thickness=2.2 / 28, centred="mass", known=False)
 LEAST = 3  # images
+_SLANTED = 1.1
 _PLAIN = 0.5  # of a border that is all background: this share of its pixels is within 16 of its median
 
 
@@ -69,7 +70,8 @@ def _inks(grey: NDArray[np.float64], background: float) -> Iterator[_Ink]:
             continue
         rows, columns = np.flatnonzero(ink.any(axis=1)), np.flatnonzero(ink.any(axis=0))
         sides = rows[-1] - rows[0] + 1, columns[-1] - columns[0] + 1
-        # A stroke of length L and width w covers L w pixels, with an edge of about 2 L; counted in sides of pixels that is 4/pi too much.
+        # A stroke of length L and width w covers L w pixels, with an edge of about 2 L. Counted in sides of pixels that is as much where
+        # strokes are upright, and 4/pi times as much where they go in all directions; writing is between.
         padded = np.pad(ink, 1)
         edge = (padded[1:] != padded[:-1]).sum() + (padded[:, 1:] != padded[:, :-1]).sum()
         where = np.indices(image.shape)
@@ -77,5 +79,5 @@ def _inks(grey: NDArray[np.float64], background: float) -> Iterator[_Ink]:
         box = [(side[0] + side[-1]) / 2 for side in (rows, columns)]
         middle = (height - 1) / 2, (width - 1) / 2
         off = [float(np.hypot(*(np.subtract(one, middle) / (height, width)))) for one in (mass, box)]
-        extent, thickness = max(sides[0] / height, sides[1] / width), 2 * ink.sum() / (edge * np.pi / 4) / min(height, width)
+        extent, thickness = max(sides[0] / height, sides[1] / width), 2 * ink.sum() / (edge / _SLANTED) / min(height, width)
         yield _Ink(float(extent), float(thickness), *off)

@@ -215,6 +215,8 @@ def test_it_is_described_with_examples(serve: Start, model: Path) -> None:
     assert set(predict["requestBody"]["content"]) >= {"image/png", "application/octet-stream", "multipart/form-data"}
     assert {"200", "400", "404", "413", "415", "429", "503"} <= set(predict["responses"])
     assert "application/problem+json" in predict["responses"]["429"]["content"]
+    names = set(re.findall(r'"#/components/schemas/(\w+)"', json.dumps(about)))
+    assert "Problem" in names and names <= set(about["components"]["schemas"])
     [example] = about["components"]["schemas"]["Predictions"]["examples"]
     told = {name for name, one in service.read(lit(1))[1]["predictions"][0].items() if one is not None}
     assert set(example["predictions"][0]) == told and "curl" in predict["description"]
