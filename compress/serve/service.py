@@ -13,7 +13,7 @@ import logging
 import signal
 import socket
 from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import ExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -101,14 +101,14 @@ def serve(sources: Sequence[Source], config: ServeConfig, console: Console) -> S
     host, port = listening.getsockname()[:2]
     address = f"http://{f'[{host}]' if ':' in host else host}:{port}/"
     models = {source.name: Model(source, config, console.say) for source in sources}
-    failed: list[str] = []
+    failed: list[LoadError] = []
 
     @asynccontextmanager
     async def living() -> AsyncIterator[None]:
         try:
             await asyncio.gather(*(model.start() for model in models.values()))
         except LoadError as error:
-            failed.append(str(error))
+            failed.append(error)
             await asyncio.gather(*(model.stop() for model in models.values()))
             raise
         for name, model in models.items():
@@ -126,9 +126,13 @@ def serve(sources: Sequence[Source], config: ServeConfig, console: Console) -> S
     Patient.body_seconds = config.seconds + HEAD_SECONDS
     server = Server(uvicorn.Config(make_app(models, config, living), backlog=MOST_CONNECTIONS, proxy_headers=False, **how))
     with listening:
-        asyncio.run(server.serve([listening]))
-    if failed:
-        raise CompressError(failed[0])
+        try:
+            asyncio.run(server.serve([listening]))
+        except SystemExit:  # with which uvicorn ends where the models cannot be had
+            if not failed:
+                raise
+    for error in failed:
+        raise CompressError(str(error)) from error
     counts = [model.counts for model in models.values()]
     totals = [(status, count) for one in counts for (_, status), count in one.answers.items()]
     answered = sum(count for status, count in totals if status == 200)
@@ -137,13 +141,14 @@ def serve(sources: Sequence[Source], config: ServeConfig, console: Console) -> S
 
 
 def _socket(config: ServeConfig) -> socket.socket:
-    try:
-        family, kind, _, _, where = socket.getaddrinfo(config.host, config.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
-        found = socket.socket(family, kind)
-        found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        found.bind(where)
-    except OSError as error:
-        raise CompressError(
-            f"host (={config.host}) and port (={config.port}): {error.strerror}; name others with --host and --port"
-        ) from error
+    with ExitStack() as opened:
+        try:
+            family, kind, _, _, where = socket.getaddrinfo(config.host, config.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+            found = opened.enter_context(socket.socket(family, kind))
+            found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            found.bind(where)
+        except OSError as error:
+            told = f"host (={config.host}) and port (={config.port}): {error.strerror}; name others with --host and --port"
+            raise CompressError(told) from error
+        opened.pop_all()
     return found
