@@ -315,7 +315,7 @@ def serve(*sources: Path | str, console: "Console | None" = None, **options: Unp
     SOURCES are .onnx files, artifacts, and folders made by report --ship, as PATH or NAME=PATH. Only this machine can ask, unless --host
     says otherwise. A file that is replaced is loaded and takes over without a lost request. Needs the extra compress-edge[serve].
     """
-    from ..artifacts.project import Silent
+    from ..artifacts.context import Context
     from ..artifacts.records import checked
     from ..serve.settings import ServeConfig, sources_of
 
@@ -323,7 +323,7 @@ def serve(*sources: Path | str, console: "Console | None" = None, **options: Unp
     found = sources_of(sources, **some(options, "image_shape", "mean", "std", "model"), runs=str(options.get("runs", "runs")))
     from ..serve.service import serve as served
 
-    return served(found, config, console or Silent())
+    return served(found, config, console or Context().console)
 
 
 def recipe_schema() -> dict[str, Any]:

@@ -28,6 +28,23 @@ TASK_ERRORS = (400, 401, 403, 404, 408, 413, 415, 421, 422, 429, 500, 503)
 Models = Mapping[str, Model]
 
 
+class Described(FastAPI):
+    """Its description holds what errors are made of, and says where a token is needed."""
+
+    needs_token = False
+
+    def openapi(self) -> dict[str, Any]:
+        found: dict[str, Any] = super().openapi()
+        parts = found.setdefault("components", {})
+        parts.setdefault("schemas", {})["Problem"] = schema.Problem.model_json_schema()
+        if self.needs_token:
+            parts["securitySchemes"] = {"token": {"type": "http", "scheme": "bearer"}}
+            guarded = (one for path, operations in found["paths"].items() if path not in OPEN for one in operations.values())
+            for operation in guarded:
+                operation["security"] = [{"token": []}]
+        return found
+
+
 def make_app(models: Models, config: ServeConfig, lifespan: Callable[[], Any] | None = None) -> FastAPI:
     """The application; ``lifespan`` is a context in which the models are loaded."""
 
@@ -40,7 +57,7 @@ def make_app(models: Models, config: ServeConfig, lifespan: Callable[[], Any] | 
                 yield
 
     html = PAGE.read_text(encoding="utf-8")
-    app = FastAPI(
+    app = Described(
         title="compress serve",
         version=__version__,
         description="Classifiers behind a port.",
@@ -51,7 +68,7 @@ def make_app(models: Models, config: ServeConfig, lifespan: Callable[[], Any] | 
     app.openapi_version = "3.1.0"
     _add_state(app, models, html)
     _add_tasks(app, models, config)
-    _describe(app, token=config.token is not None)
+    app.needs_token = config.token is not None
     app.add_exception_handler(Refused, _refused)
     app.add_exception_handler(HTTPException, _http)
     app.add_exception_handler(RequestValidationError, _invalid)
@@ -74,7 +91,9 @@ def _add_state(app: FastAPI, models: Models, html: str) -> None:
             raise Refused(503, f"{', '.join(missing)} is not loaded", **{"retry-after": "1"})
         return _json(b'{"status":"ok"}')
 
-    text = {200: {"content": {"text/plain": {"schema": {"type": "string"}}}, "description": "Prometheus's text format."}}
+    text: dict[int | str, dict[str, Any]] = {
+        200: {"content": {"text/plain": {"schema": {"type": "string"}}}, "description": "Prometheus's text format."}
+    }
     figures: dict[int | str, dict[str, Any]] = {**text, **schema.problems(*GUARDED)}
 
     @app.get("/metrics", response_class=Response, summary="Figures for Prometheus", responses=figures)
@@ -161,24 +180,6 @@ def _count(model: Model, task: str, answer: Answer, waited: int) -> None:
     model.counts.images += answer.images
     for part, ns in (("decode", answer.decode_ns), ("wait", waited), ("compute", answer.compute_ns)):
         model.counts.seconds[part].add(ns / 1e9)
-
-
-def _describe(app: FastAPI, token: bool) -> None:
-    """Have the description hold what errors are made of, and say where a ``token`` is needed."""
-    described = app.openapi
-
-    def openapi() -> dict[str, Any]:
-        found = described()
-        parts = found.setdefault("components", {})
-        parts.setdefault("schemas", {})["Problem"] = schema.Problem.model_json_schema()
-        if token:
-            parts["securitySchemes"] = {"token": {"type": "http", "scheme": "bearer"}}
-            guarded = (one for path, operations in found["paths"].items() if path not in OPEN for one in operations.values())
-            for operation in guarded:
-                operation["security"] = [{"token": []}]
-        return found
-
-    app.openapi = openapi  # type: ignore[method-assign]
 
 
 def _json(content: bytes) -> Response:

@@ -41,7 +41,7 @@ class WorkerProcess:
 
     def __init__(self, process: Process, about: Ready, stamp: Stamp) -> None:
         self.process, self.about, self.stamp = process, about, stamp
-        self.retired = False
+        self.retired = asyncio.Event()
         self.idle: asyncio.Task[None] | None = None  # who waits for work for it
 
     @classmethod
@@ -82,7 +82,7 @@ class WorkerProcess:
 
     def retire(self) -> None:
         """Have it end after what it computes."""
-        self.retired = True
+        self.retired.set()
         if self.idle is not None:
             self.idle.cancel()
 
@@ -181,12 +181,12 @@ class Model:
     async def _work(self, worker: WorkerProcess) -> None:
         """Have it compute what waits, until it is retired or dies."""
         task = asyncio.current_task()
-        while not worker.retired:
+        while not worker.retired.is_set():
             worker.idle = task
             try:
                 some = [await self._queue.get()]
             except asyncio.CancelledError:
-                if worker.retired:
+                if worker.retired.is_set():
                     break
                 raise
             worker.idle = None

@@ -7,12 +7,12 @@ from pydantic import BaseModel, Field
 from .decode import FORM, PICTURES, RAW
 from .guard import PROBLEM
 
-_ANSWERED = {
+_ANSWERED: dict[str, Any] = {
     "model": "k49",
     "hash": "09f72768dd964a1a6e4f0c4a3c1f6b0c8a5d8f3b2e7a9c4d1e6f5b8a7c3d2e10",
     "timing": {"decode_ms": 0.042, "wait_ms": 0.61, "compute_ms": 1.31, "batch": 1},
 }
-_READ = {"label": "B", "index": 1, "probability": 0.94}
+_READ: dict[str, Any] = {"label": "B", "index": 1, "probability": 0.94}
 Fraction = Annotated[float, Field(ge=0, le=1)]
 
 

@@ -72,7 +72,8 @@ class Patient(HttpToolsProtocol):
         self._enough()
         super().connection_lost(exc)
 
-    def eof_received(self) -> bool:  # type: ignore[override]
+    def eof_received(self) -> Any:
+        """Whether it stays open for the answer."""
         return self.cycle is not None and not self.cycle.response_complete
 
     def _enough(self) -> None:

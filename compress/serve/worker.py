@@ -12,6 +12,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
@@ -133,7 +134,7 @@ class Worker:
             self._predict(reads, answers)
         for place, job, images in parts:
             if job.task == "explain":
-                self._timed(answers[place], lambda job=job, images=images: self._explain(images, job.deadline))
+                self._timed(answers[place], partial(self._explain, images, job.deadline))
         return answers
 
     def _predict(self, parts: list[tuple[int, Job, NDArray[np.uint8]]], answers: list[Answer]) -> None:
