@@ -44,7 +44,7 @@ class ModelAbout(BaseModel):
     shape: tuple[int, int, int] = Field(description="height, width and channels of the uint8 image that it takes", examples=[(28, 28, 1)])
     classes: list[str]
     size: int = Field(description="bytes of its file")
-    latency_ms: float = Field(description="of one image alone, measured on loading")
+    latency_ms: float = Field(description="of one image alone, the fastest of several on loading")
     batch: int = Field(description="images that are computed at once, where that was measured to pay")
     drawing: Drawing | None
     error: str = Field(description="why a newer version of the file could not be loaded; empty where there is none")
