@@ -51,6 +51,8 @@ COMMANDS = (
     "throughput",
     "data",
     "recipe",
+    "serve",
+    "board",
 )
 
 
