@@ -115,13 +115,19 @@ class Connection:
             self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._said)
         except FileNotFoundError:
             raise BenchmarkError(f"on (={name}) needs OpenSSH's client, `ssh`, which is not installed here") from None
-        boot = base64.b64encode(Path(__file__).with_name("boot.py").read_bytes())
+        try:
+            self.machine = self._greeted(packages)
+        except BaseException:
+            self.close()
+            raise
+
+    def _greeted(self, packages: Sequence[str]) -> Machine:
         asked = time.time()
-        self._write(boot + b"\n")
-        self.say(folder=address.folder, packages=list(packages))
+        self._write(base64.b64encode(Path(__file__).with_name("boot.py").read_bytes()) + b"\n")
+        self.say(folder=self.address.folder, packages=list(packages))
         about = self.hear()
         ahead = about.pop("time") - (asked + time.time()) / 2
-        self.machine = Machine(**about | {"code": tuple(about["code"])}, skew=ahead)
+        return Machine(**about | {"code": tuple(about["code"])}, skew=ahead)
 
     def close(self) -> None:
         """End it; the other side ends with it."""
@@ -172,7 +178,11 @@ class Connection:
             raise self._gone() from None
 
     def _gone(self) -> BenchmarkError:
-        self._process.wait()
+        try:
+            self._process.wait(timeout=10)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
         self._said.seek(0)
         said = self._said.read().decode(errors="replace")
         port = f"-p {self.address.port} " if self.address.port else ""
@@ -180,7 +190,7 @@ class Connection:
             if words in said:
                 return BenchmarkError(f"{self.name}: " + cure.format(host=self.address.host, target=port + self.address.target))
         lines = [line.strip() for line in said.splitlines() if line.strip()]
-        if self._process.returncode == 255 and lines and not hasattr(self, "machine"):
+        if lines and lines[-1].startswith(("ssh: ", "Connection timed out")) and not hasattr(self, "machine"):
             return BenchmarkError(f"{self.name}: {lines[-1]}; is it on, and its address right?")
         return CutError(f"{self.name}: {CUT}")
 
