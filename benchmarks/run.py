@@ -64,10 +64,9 @@ def run_benchmark(
         classes: K, None without labels. score: ``score(labels, predictions, classes)``, fractions with ``balanced_accuracy`` among them.
         baseline: the name of the candidate to compare with; where several runtimes have it, ONNX Runtime's on the CPU.
         data: name and fingerprint of the test set, passed through.
-        progress: told what is done, how much of it, and how much there is.
+        progress: told what is done, how much of it, and how much there is. place: the machine that measures.
         precision: ``precision(labels, logits)``, a mean average precision, for files whose labels do not exclude each other.
         own: what scores them in place of labels, and its name and source, see `results.Scoring`; candidates are then ``whole``.
-        place: the machine that measures.
 
     Raises:
         BenchmarkError: as the module says.
@@ -93,8 +92,7 @@ def run_benchmark(
             _time(pairs, launch, config, generator, around.cores, progress)
             for worker, record in pairs:
                 record.reason = worker.reason
-            # Nothing from here on can disturb the comparison, or undo it where it fails.
-            _look_around(pairs, launch, config, generator, progress)
+            _look_around(pairs, launch, config, generator, progress)  # can no longer disturb the comparison, or undo it where it fails
         launch += 1
     judged: dict[str, Any] = {"images": images, "labels": labels, "classes": classes, "score": score, "seed": config.seed}
     answers = Answers(**judged, precision=precision) if labels is not None else None
