@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from compress.artifacts.payloads import read_results
-from compress.benchmarks import machine, run, sweep, worker
+from compress.benchmarks import machine, place, run, sweep, worker
 from compress.benchmarks.errors import BenchmarkError
 from compress.benchmarks.records import Record
 from compress.benchmarks.results import Result, write_results
@@ -60,7 +60,7 @@ LOADS = """
 @pytest.fixture(autouse=True)
 def peak_of_50_gmacs(monkeypatch: pytest.MonkeyPatch) -> None:
     """The real one takes half a second and has tests of its own."""
-    monkeypatch.setattr(run, "gemm_peak", lambda threads: 5e10)
+    monkeypatch.setattr(place, "gemm_peak", lambda threads: 5e10)
 
 
 def score(labels: np.ndarray, predictions: np.ndarray, classes: int) -> dict[str, float]:

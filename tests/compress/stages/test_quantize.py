@@ -12,13 +12,14 @@ import pytest
 from compiled_c import needs_gcc
 from stand_ins import Silent, recorded
 
-from compress.artifacts import cost
 from compress.artifacts.artifact import Artifact, InputSpec, read_artifact
 from compress.artifacts.model_reference import ModelReference
 from compress.artifacts.payloads import Search, read_payload
 from compress.artifacts.project import Project, variant_name
 from compress.artifacts.recipe import Tutoring
+from compress.benchmarks import place
 from compress.benchmarks.paired import paired_drop
+from compress.benchmarks.turns import Runtime
 from compress.cli.tables import artifact_text
 from compress.errors import CompressError
 from compress.stages.benchmark import candidates_of
@@ -211,11 +212,11 @@ def test_where_nothing_in_int8_is_faster_there_is_nothing_to_fine_tune(
 def timed(monkeypatch: pytest.MonkeyPatch, ratio: float) -> None:
     """Files with something in int8 take so much of float32's latency."""
 
-    def times(files: list[Path], images: object, rounds: int, generator: np.random.Generator) -> np.ndarray:
+    def times(files: list[Path], images: object, rounds: int, generator: np.random.Generator, runtime: Runtime) -> np.ndarray:
         quantized = [any(node.op_type == "QuantizeLinear" for node in onnx.load(file).graph.node) for file in files]
         return np.where(quantized, ratio, 1.0) * generator.normal(1, 1e-3, (rounds, len(files)))
 
-    monkeypatch.setattr(cost, "in_turns", times)
+    monkeypatch.setattr(place, "in_turns", times)
 
 
 @needs_gcc
@@ -227,13 +228,13 @@ def test_a_choice_for_c_is_timed_and_asked_as_c_and_says_so(
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     levels: list[str] = []
 
-    def times(files: list[Path], images: object, rounds: int, generator: np.random.Generator, runtime: cost.Runtime) -> np.ndarray:
+    def times(files: list[Path], images: object, rounds: int, generator: np.random.Generator, runtime: Runtime) -> np.ndarray:
         levels.append(runtime.ready.keywords["level"])  # type: ignore[attr-defined]
         quantized = [any(node.op_type == "QuantizeLinear" for node in onnx.load(file).graph.node) for file in files]
         return np.where(quantized, 0.5, 1.0) * generator.normal(1, 1e-3, (rounds, len(files)))
 
     plain = choose_quantization(project, graph, QuantizeConfig(images=68, accept_unproved=True))
-    monkeypatch.setattr(cost, "in_turns", times)
+    monkeypatch.setattr(place, "in_turns", times)
     in_c = choose_quantization(project, graph, QuantizeConfig(images=68, accept_unproved=True, runtime="c"))
     assert in_c.path != plain.path
     assert in_c.manifest.config["runtime"] == "c" and "runtime" not in plain.manifest.config, "what older versions chose is found again"
