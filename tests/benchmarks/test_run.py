@@ -372,5 +372,5 @@ def test_all_candidates_of_a_round_run_on_one_core_and_the_next_round_on_the_nex
 
 
 def test_what_the_system_says_of_a_core_is_read_or_nothing() -> None:
-    assert run._strength(0) >= 0
-    assert run._strength(10**6) == 0
+    assert machine._strength(0) >= 0
+    assert machine._strength(10**6) == 0
