@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeAlias, TypeVar
 
 from ..errors import CompressError, nearest, shown
+from .logs import logged
 from .options import File
 
 if TYPE_CHECKING:
@@ -47,7 +48,13 @@ def takes(kind: type) -> Callable[[Callable[P, R]], Callable[P, R]]:
             if unknown := [name for name in given if name not in known]:
                 raise CompressError(f"{method.__name__} takes no option {unknown[0]}; {nearest(unknown[0], hints)}")
             said = {name: value for name, value in given.items() if value is not None}
-            return method(*positional, **{name: _fitting(name, value, hints.get(name), method.__name__) for name, value in said.items()})
+            options = {name: _fitting(name, value, hints.get(name), method.__name__) for name, value in said.items()}
+            if "log" not in options:
+                return method(*positional, **options)
+            network: Any = positional[0]
+            with logged(network._context, options.pop("log"), method.__name__.replace("_", "-"), options) as context:
+                positional = (type(network)(context), *positional[1:])  # type: ignore[assignment]
+                return method(*positional, **options)
 
         keywords = [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=hint) for name, hint in hints.items()]
         checked.__signature__ = inspect.Signature([*own, *keywords])  # type: ignore[attr-defined]

@@ -74,7 +74,13 @@ class OnOptions(TypedDict, total=False):
     on: Annotated[str, "Time and ask files on another machine: a name of `compress board`, or ssh://user@host[:port][/folder]."]
 
 
-class TrainOptions(ResumeOptions, total=False):
+class LogOptions(TypedDict, total=False):
+    log: Annotated[
+        Literal["tensorboard", "mlflow"], "Log figures while it works, in runs/tensorboard or to MLflow (extras of these names)."
+    ]
+
+
+class TrainOptions(ResumeOptions, LogOptions, total=False):
     epochs: Annotated[int, "Passes over the training images."]
     batch: Annotated[int, "Images per step.  [default: the recipe's, else 128, halved until they have at most 2^20 pixels: 16 of 224x224]"]
     lr: Annotated[float, "Largest learning rate; it does not follow the batch."]
@@ -85,7 +91,7 @@ class TrainOptions(ResumeOptions, total=False):
     folds: Annotated[int, "Cross-validate instead: train this many networks, each scored on the images it did not see."]
 
 
-class TuneOptions(TypedDict, total=False):
+class TuneOptions(LogOptions, total=False):
     trials: Annotated[int, "Finished trials in the study, by whichever worker.  [default: 40]"]
     time_limit: Annotated[Time, "No trial starts after so long; the best so far is the answer: 90s, 5m, 1h."]
     storage: Annotated[str, "Journal file, or a database for Optuna, as a URL.  [default: runs/MODEL/tune/STUDY.journal]"]
@@ -105,7 +111,7 @@ class SensitivityOptions(MakeOptions, total=False):
     images: Annotated[int, "Training images that are scored, drawn evenly from the classes.  [default: 2048]"]
 
 
-class FineTuneOptions(ResumeOptions, total=False):
+class FineTuneOptions(ResumeOptions, LogOptions, total=False):
     steps: Annotated[int, "Do it gradually; every step is an artifact.  [default: the recipe's]"]
     between: Annotated[int, "Epochs of fine-tuning after each step but the last.  [default: 1]"]
     epochs: Annotated[int, "Epochs of fine-tuning after the last step; 0 for none.  [default: the recipe's]"]
@@ -197,7 +203,7 @@ class MeasureOptions(TypedDict, total=False):
     quick: Annotated[bool, "Leave out other batch sizes and numbers of threads, and further launches where five leave a speedup wide."]
 
 
-class BenchmarkOptions(MeasureOptions, PretrainedOptions, ScoreOptions, OnOptions, total=False):
+class BenchmarkOptions(MeasureOptions, PretrainedOptions, ScoreOptions, OnOptions, LogOptions, total=False):
     calibrate: Annotated[
         File, "Measure files on these images without labels, a folder or an array; latency and size only.  [default: random pixels]"
     ]

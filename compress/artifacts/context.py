@@ -29,7 +29,7 @@ from ..train.stored import Images as ImageArray
 from .artifact import Artifact, InputSpec, Manifest, digest_of, read_artifact, sha256_of
 from .model_reference import BUILT_IN, ModelReference
 from .parts import Data
-from .project import Console, Project, Silent, find_parent, trained_on
+from .project import Console, Log, NoLog, Project, Silent, find_parent, trained_on
 from .recipe import FOREIGN, Recipe, load_recipe
 from .records import component, plain, read_record, refuse_odd
 from .task.own import Function, fitting, is_function, load_own, refuse_half, refuse_other
@@ -71,6 +71,7 @@ class Context:
     runs: Path = Path("runs")
     device: str = "auto"
     console: Console = field(default_factory=Silent)
+    log: Log = field(default_factory=NoLog)
     start: Start | None = None
     weights: Path | None = None
     pretrained: bool = False
@@ -343,7 +344,7 @@ class Context:
 
     def _project(self, model: Any, folder: str, spec: InputSpec, data: DataSet, source: Data, known: bool = True) -> Project:
         component(folder, "the name of the file")
-        how: dict[str, Any] = {name: getattr(self, name) for name in ("console", "device", "force", "fresh")}
+        how: dict[str, Any] = {name: getattr(self, name) for name in ("console", "log", "device", "force", "fresh")}
         how["place"] = place_named(self.on, self.console.progress)
         if data.targets is not None:
             spec, how["score"] = fitting(self, spec, data, known), Function("score", str(self.score))

@@ -6,7 +6,7 @@ here. Loads no torch.
 """
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -51,6 +51,16 @@ class Silent(Console):
     """Tells nobody anything."""
 
 
+class Log(Protocol):
+    """Where a stage tells figures as it finds them: of ``name``, at a step, an epoch or a trial, values by their names."""
+
+    def figures(self, name: str, step: int, values: Mapping[str, Any]) -> None: ...
+
+
+class NoLog(Log):
+    """Keeps none."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Project:
     """What every stage needs: the folder ``runs/<model>``, the network, the data as loaded and as recorded, and how to run.
@@ -64,6 +74,7 @@ class Project:
     data: DataSet
     source: Data
     console: Console
+    log: Log = field(default_factory=NoLog)
     device: str = "auto"
     force: bool = False
     fresh: bool = False

@@ -10,6 +10,7 @@ from ..api.network import Network
 from ..artifacts.payloads import Noise, Sensitivity
 from . import views
 from .board import board as board
+from .completion import completion as completion
 from .options import PATH, Switch, command
 from .tables import paragraphs, payload_summary, show_artifact, show_outcome, shown, table
 from .terminal import tell

@@ -76,6 +76,7 @@ COMMANDS = {
     "board": "other machines that time and ask files",
     "data": "decoded pictures on disk; --prune removes them",
     "recipe": "recipes there are; --schema for editors",
+    "completion": "of commands and values, for bash, zsh or fish",
 }
 
 

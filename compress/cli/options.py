@@ -19,6 +19,7 @@ from ..api import options as of
 from ..api.calls import SHARED
 from ..api.network import open
 from ..errors import CompressError
+from .completion import completes
 from .terminal import Terminal
 
 Show = Callable[[Any, bool], None]  # prints a result, as JSON if the second argument says so
@@ -97,7 +98,9 @@ def option(name: str, hint: Any) -> click.Option:
     kind = marks[0] if marks else hint.__origin__
     origin, inner = typing.get_origin(kind), typing.get_args(kind)
     names = [f"--{NAMES.get(name, name).replace('_', '-')}", name]
+    choices = inner if origin is typing.Literal else ()
     how: dict[str, Any] = {"help": text, "metavar": METAVARS.get(name), "default": DEFAULTS.get(name)}
+    how["shell_complete"] = completes(name, choices)
     if kind is bool:
         return click.Option([EITHER[name], name] if name in EITHER else names, is_flag=True, **how)
     if origin is typing.Literal:

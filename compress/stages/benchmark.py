@@ -28,6 +28,7 @@ from ..benchmarks.results import Choice, Data, Finalist, Result, write_results
 from ..benchmarks.results import Facts as Known
 from ..benchmarks.run import BenchmarkConfig, run_benchmark
 from ..benchmarks.runtimes import Candidate
+from ..benchmarks.tables import plain
 from ..benchmarks.verdict import Verdict, decide
 from ..codegen.target import target_of
 from ..errors import CompressError, need_file
@@ -218,4 +219,7 @@ def measure(context: Context, recipe: Recipe, files: Sequence[Path], config: Ben
         raise CompressError("there is no file to time there; `compress export-onnx` makes one")
     artifact = benchmark(project, candidates, config, root, context.out)
     result = read_results(artifact.payload)
+    for one in result.measurements:
+        if one.reason is None:
+            project.log.figures(f"benchmark/{title(one)}", 0, plain(result, one))
     return Benchmark(artifact=artifact, result=result, verdict=decide(result, limits, needs_of_files(artifact.payload, result, limits)))

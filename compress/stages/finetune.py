@@ -159,10 +159,17 @@ def fit_parts(
         done = (turn[0] * config.epochs + epoch - 1) * steps + step
         project.console.progress(f"{name}, epoch {epoch} of {config.epochs}, loss {loss:.3f}", done, turn[1] * config.epochs * steps)
 
+    given = how.pop("after_epoch", None)
+
+    def after_epoch(row: dict[str, float]) -> None:
+        project.log.figures(name, turn[0] * config.epochs + int(row["epoch"]), {key: row[key] for key in row if key != "epoch"})
+        if given is not None:
+            given(row)
+
     training, validation = ((part.images, part.labels) for part in parts)
     how.setdefault("prepare", Prepare(project.spec).to(device))
     how |= {"classes": project.classes, "device": device, "progress": progress, "say": lambda text: project.console.say(f"{name}: {text}")}
-    return fit(network, training, validation, config, **how)
+    return fit(network, training, validation, config, after_epoch=after_epoch, **how)
 
 
 def save_network(project: Project, new: New, network: nn.Module, metrics: Metrics) -> None:

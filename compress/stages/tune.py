@@ -148,6 +148,7 @@ def tune_project(project: Project, recipe: Recipe, tuning: Tuning) -> Tuned:
     def told(trial: Trial, summary: Summary) -> None:
         result = f"{100 * trial.score:.2f}%" if trial.state == "complete" and trial.score is not None else f"given up: {trial.reason}"
         best = f"; best {percent(summary.best)} (trial {summary.best.number})" if summary.best else ""
+        project.log.figures("tune", trial.number, {"balanced_accuracy": trial.score} | dict(trial.notes) | dict(trial.values))
         project.console.say(f"tune: trial {trial.number}: {result}{best}; {summary.finished} of {tuning.trials} done")
 
     def waits(busy: int) -> None:
