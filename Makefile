@@ -26,6 +26,7 @@ check: lint types test
 lint: .venv/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	if [ -x $(BIN)/hadolint ]; then $(BIN)/hadolint Dockerfile; else echo "hadolint is not installed; the Dockerfile is not linted"; fi
 
 types: .venv/installed
 	$(BIN)/mypy compress
