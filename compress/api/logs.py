@@ -55,18 +55,18 @@ class MLflow(Tracker):
     """One run, begun with the first figure. Raises CompressError where the tracking server does not answer."""
 
     def __init__(self, stage: str, said: Mapping[str, Any]) -> None:
-        from mlflow import MlflowClient
+        from mlflow import MlflowClient, get_tracking_uri
         from mlflow.exceptions import MlflowException
 
-        self._client, self._stage, self._said, self._run = MlflowClient(), stage, said, ""
-        uri = self._client.tracking_uri
+        self._stage, self._said, self._run = stage, said, ""
+        uri, name = get_tracking_uri(), os.environ.get("MLFLOW_EXPERIMENT_NAME", EXPERIMENT)
         self.where = f"MLflow at {uri}"
-        name = os.environ.get("MLFLOW_EXPERIMENT_NAME", EXPERIMENT)
         try:
+            self._client = MlflowClient()
             known = self._client.get_experiment_by_name(name)
             self._experiment = known.experiment_id if known else self._client.create_experiment(name)
-        except (MlflowException, OSError) as error:
-            told = "set MLFLOW_TRACKING_URI to a folder or a server that answers"
+        except (MlflowException, OSError, ImportError) as error:
+            told = "set MLFLOW_TRACKING_URI to sqlite:///FILE or to a server that answers"
             raise CompressError(f"log (=mlflow) at {uri} failed: {first_line(error)}; {told}") from error
 
     def figures(self, name: str, step: int, values: Mapping[str, float]) -> None:

@@ -78,7 +78,11 @@ def script(shell: str) -> str:
 
 
 @click.command()
-@click.argument("shell", metavar="bash|zsh|fish", shell_complete=lambda *_: [CompletionItem(name) for name in PLACES])
+@click.argument(
+    "shell",
+    metavar="bash|zsh|fish",
+    shell_complete=lambda _, __, typed: [CompletionItem(name) for name in PLACES if name.startswith(typed)],
+)
 @click.option("--install", is_flag=True, help="Write it where this shell looks for completions, instead of printing it.")
 def completion(shell: str, install: bool) -> None:
     """Print what completes commands, options and their values in bash, zsh or fish.

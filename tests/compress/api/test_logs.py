@@ -92,9 +92,10 @@ def test_tensorboard_reads_what_was_written(tmp_path: Path) -> None:
     assert [(one.step, one.tensor_proto.float_val[0]) for one in found.Tensors("train/loss")] == [(1, 0.5), (2, 0.25)]
 
 
+@pytest.mark.filterwarnings("ignore")  # those of its database
 def test_mlflow_reads_what_was_written(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     pytest.importorskip("mlflow", reason="mlflow is not installed (the extra mlflow)")
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", tmp_path.as_uri())
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
     tracker = MLflow("benchmark", {"threads": 1})
     log = Logged(tracker, print)
     log.figures("benchmark/int8 (onnxruntime, cpu)", 0, {"p50": 0.25})
