@@ -26,7 +26,7 @@ Box = tuple[float, float, float, float]  # left, top, right, bottom in pixels
 Spots = Sequence[tuple[float, float]]
 
 SIZES = {"wide": (840, 440), "narrow": (360, 380)}  # pixels
-LEFT, RIGHT, TOP, BOTTOM = 58, 12, 12, 46  # around the frame
+LEFT, RIGHT, TOP, BOTTOM = 72, 12, 12, 46  # around the frame
 LETTER, LINE = 12, 14  # pixels: the size of letters, and the height of a line
 SQUEEZED = 2  # what reaches so many times as far as the rest squeezes it
 LOGARITHMIC, ERRORS = 8, 4  # from so many times the least on, an axis is logarithmic; that of accuracy by what is misread
@@ -165,7 +165,7 @@ def _picture(points: Sequence[Point], shape: str, axis: str, told: Units, ship: 
     marks = [(x, y, x, y) for x, y in places]
     filled = [_padded(box, 12 if one.name == ship else 5) for one, box in zip(points, marks, strict=True)]
     filled += [_padded(box, 1) for box in steps]
-    words, key = _words(points, places, filled, [_padded(box, 4) for box in bars], frame, shape == "narrow", ship)
+    words, key = _words(points, places, filled, [_padded(box, 4) for box in bars], frame, shape == "narrow", axis, ship)
     unit = "log scale" if across.kind == "log" else ""
     named = told.name + ("" if told.score else " in %") + (", log scale of what is misread" if up.kind == "error" else "")
     about = f"{named} against {AXES[axis]}"
@@ -175,10 +175,7 @@ def _picture(points: Sequence[Point], shape: str, axis: str, told: Units, ship: 
         *_grid(across, up, frame, ", ".join(filter(None, (AXES[axis], unit))), named),
         *_limits(across, up, frame, lines),
         f'<polyline class="front" points="{" ".join(f"{x:g},{y:g}" for x, y in corners)}"/>' if len(corners) > 1 else "",
-        *(
-            _mark(one, place, across, ship, axis == "size" or one.kind == "onnxruntime, cpu")
-            for one, place in zip(points, places, strict=True)
-        ),
+        *(_mark(one, place, across, _class(one, axis, ship)) for one, place in zip(points, places, strict=True)),
         *words,
         "</svg>",
     ]
@@ -231,12 +228,17 @@ def _limits(across: Scale, up: Scale, frame: Box, lines: Mapping[str, float]) ->
         yield f'<path class="limit" data-limit="{name}" d="{path}" transform="{moved}"{hidden}/>'
 
 
-def _mark(one: Point, place: tuple[float, float], across: Scale, ship: str | None, may_ship: bool) -> str:
+def _class(one: Point, axis: str, ship: str | None) -> str:
+    """`` ship`` where it is what ships, `` stays`` where it never can be: against size a file is marked, else one in ONNX Runtime."""
+    may_ship = axis == "size" or one.kind == "onnxruntime, cpu"
+    return (" ship" if one.name == ship else "") if may_ship else " stays"
+
+
+def _mark(one: Point, place: tuple[float, float], across: Scale, ships: str) -> str:
     x, y = place
     name, kind, told = (html.escape(text) for text in (one.name, one.kind, one.told))
     low, high = across(one.low), across(one.high)
     bar = f'<path class="bar" d="M{low:g},{y - 3:g}v6m0,-3H{high:g}m0,-3v6"/>' if high > low else ""
-    ships = (" ship" if one.name == ship else "") if may_ship else " stays"
     ring = f'<circle class="ring" cx="{x:g}" cy="{y:g}" r="10"/>'
     return (
         f'<g class="point{ships}" data-name="{name}" data-kind="{kind}"><title>{told}</title>{ring}{bar}'
@@ -245,7 +247,14 @@ def _mark(one: Point, place: tuple[float, float], across: Scale, ship: str | Non
 
 
 def _words(
-    points: Sequence[Point], places: Spots, filled: Sequence[Box], bars: Sequence[Box], frame: Box, numbered: bool, ship: str | None
+    points: Sequence[Point],
+    places: Spots,
+    filled: Sequence[Box],
+    bars: Sequence[Box],
+    frame: Box,
+    numbered: bool,
+    axis: str,
+    ship: str | None,
 ) -> tuple[list[str], str]:
     """The names as SVG, and the key to those that are numbers.
 
@@ -263,7 +272,7 @@ def _words(
             line = f'<path class="lead" d="M{place[0]:g},{place[1]:g}L{lead[-1][0] + 1:g},{lead[-1][1] + 1:g}"/>' if lead else ""
             about = f'data-name="{html.escape(one.name)}" data-kind="{html.escape(one.kind)}"'
             place_of_text = f'x="{(box[0] + box[2]) / 2:g}" y="{box[3] - 3:g}"'
-            ships = " ship" if one.name == ship else ""
+            ships = _class(one, axis, ship)
             found.append(f'<g class="name{ships}" {about}>{line}<text {place_of_text} class="mid">{html.escape(text)}</text></g>')
             if text != one.label:
                 key.append(f"{number} {one.label}")

@@ -31,7 +31,7 @@ function ask(section) {
     section.querySelector(".verdict").textContent = found.headline;
     section.querySelector(".reasons").replaceChildren(...found.reasons.map(reason => make("li", {}, reason)));
     all("[data-ships]", section).forEach(row => row.classList.toggle("chosen", row.dataset.ships === found.ship));
-    all(".point:not(.stays), .name", section).forEach(mark => mark.classList.toggle("ship", mark.dataset.name === found.ship));
+    all(":is(.point, .name):not(.stays)", section).forEach(mark => mark.classList.toggle("ship", mark.dataset.name === found.ship));
     const size = asked.size[at.size][0];
     const limits = { y: asked.score - asked.drop[at.drop][0], latency: asked.latency[at.latency][0], size: size && size / 1e3 };
     all(".limit", section).forEach(line => place(line, line.dataset.limit === "y" ? limits.y : limits[line.ownerSVGElement.dataset.axis]));

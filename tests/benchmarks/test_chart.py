@@ -97,3 +97,9 @@ def test_every_runtime_has_a_sign(made: Any) -> None:
         [(_, sign, _)] = chart(made.result(made.one("a", runtime=runtime, device=device)), Limits(), None, "latency", {}).legend
         signs.add(sign)
     assert len(signs) == len(MARKERS)
+
+
+def test_only_the_file_that_ships_is_marked_not_the_same_name_elsewhere(made: Any) -> None:
+    svg = drawn(made, made.result(made.one("fp32"), made.one("fp32", 5e-4, runtime="c")), ship="fp32")["all", "wide"][0]
+    marked = re.findall(r'<g class="(?:point|name) ship" data-name="fp32" data-kind="(.*?)"', svg)
+    assert marked == ["onnxruntime, cpu"] * 2 and svg.count('stays" data-name="fp32" data-kind="c, cpu"') == 2
