@@ -7,9 +7,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
 from compress.benchmarks.runtimes import RUNTIMES
-from compress.cli.completion import PLACES, VALUES, script
+from compress.cli.completion import PLACES, VALUES, completion, script
 from compress.codegen.target import TARGETS
 from compress.quantization.records import METHODS
 from compress.stages.benchmark import CHOICES
@@ -54,3 +55,11 @@ def test_the_script_is_one_that_the_shell_reads(shell: str, tmp_path: Path) -> N
         pytest.skip(f"{shell} is not installed; it would read the script")
     (tmp_path / "script").write_text(text)
     assert subprocess.run([shell, "-n", str(tmp_path / "script")], capture_output=True).returncode == 0
+
+
+def test_it_is_installed_where_the_shell_looks_and_another_shell_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Path, "home", lambda: tmp_path)
+    told = CliRunner().invoke(completion, ["fish", "--install"])
+    assert told.exit_code == 0 and (tmp_path / ".config/fish/completions/compress.fish").read_text() == script("fish") + "\n"
+    refused = CliRunner().invoke(completion, ["tcsh"])
+    assert str(refused.exception) == "shell (=tcsh) must be bash, zsh, fish; on another, complete by hand"

@@ -53,6 +53,7 @@ COMMANDS = (
     "recipe",
     "serve",
     "board",
+    "completion",
 )
 
 
