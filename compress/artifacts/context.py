@@ -46,8 +46,7 @@ class Context:
     """What was said, by options of a command or in Python; None where nothing was.
 
     ``start``, ``weights``, ``pretrained``: the network to start from. ``out``, ``force``, ``fresh``: what becomes of what is made.
-    ``calibrate``: images without labels, for an ONNX file. ``score``: a function of the user's own, where ``data`` is one too.
-    ``on``: the machine that times.
+    ``calibrate``: images without labels, for an ONNX file. ``score``: a function, if ``data`` is one too. ``on``: the machine that times.
     """
 
     model: str | None = None
