@@ -8,8 +8,8 @@ FROM python:3.12-slim AS base
 ENV PYTHONDONTWRITEBYTECODE=1 PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 WORKDIR /opt/compress
 COPY . .
-RUN pip install "numpy>=2.0" "onnxruntime>=1.24" "click>=8.1.7" "msgspec>=0.20" "rich>=14.0" "pillow>=10.1" "jinja2>=3.1" \
-    && pip install --no-deps . \
+# hadolint ignore=DL3013
+RUN pip install ".[pictures]" \
     && useradd --create-home --uid 1000 compress \
     && install -d -o compress /work
 WORKDIR /work
@@ -19,8 +19,8 @@ CMD ["--help"]
 
 FROM base AS train
 USER 0
-# The index has torch for the CPU alone; leave the argument empty for the one with CUDA, which is some gigabytes larger.
+# Torch comes with CUDA as a rule, some gigabytes of it; an index that has it for the CPU alone may be named here.
 ARG TORCH_INDEX=
 # hadolint ignore=DL3013
-RUN pip install ${TORCH_INDEX:+--extra-index-url "$TORCH_INDEX"} "/opt/compress"
+RUN pip install ${TORCH_INDEX:+--extra-index-url "$TORCH_INDEX"} "/opt/compress[train]"
 USER 1000

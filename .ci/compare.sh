@@ -6,8 +6,7 @@ set -euo pipefail
 PYTHON="${PYTHON:-python3}" HERE="${HERE:-$(cd "$(dirname "$0")/.." && pwd)}"
 
 if ! "$PYTHON" -c "import compress.benchmarks" 2> /dev/null; then
-    "$PYTHON" -m pip install --quiet --disable-pip-version-check numpy onnxruntime click msgspec rich jinja2
-    "$PYTHON" -m pip install --quiet --disable-pip-version-check --no-deps "$HERE"
+    "$PYTHON" -m pip install --quiet --disable-pip-version-check "$HERE"
 fi
 
 arguments=("$OLD" "$NEW")
