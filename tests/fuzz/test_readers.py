@@ -35,7 +35,7 @@ from PIL import Image
 from safetensors.torch import save
 
 from compress.artifacts.artifact import MANIFEST, PAYLOAD, digest_of, read_artifact, sha256_of
-from compress.artifacts.classifier.opened import shape_of
+from compress.artifacts.classifier.opened import open_file, shape_of
 from compress.artifacts.context import Context
 from compress.artifacts.load import load_network, load_weights
 from compress.artifacts.model_reference import ModelReference
@@ -63,7 +63,6 @@ from compress.graphs.adopt import adopt
 from compress.graphs.file import read_onnx
 from compress.quantization.records import Setting, Tried
 from compress.stages.cross_validate import _read_fold
-from compress.stages.predict import _open_file
 from compress.stages.tune import Tuning, read_space
 from compress.stages.verify import verify
 from compress.train.formats import read_array, read_class_map, read_image, read_rows
@@ -251,7 +250,7 @@ def read_metadata(path: Path) -> None:
     model = onnx.load_from_string(graph(path.parent))
     onnx.helper.set_model_props(model, {"compress.classes": classes, "compress.input": spec})
     path.write_bytes(model.SerializeToString())
-    _open_file(path, Context())
+    open_file(path, Context())
 
 
 def history(folder: Path) -> bytes:
@@ -305,7 +304,7 @@ READERS: dict[str, tuple[str, Callable[[Path], bytes], Callable[[Path], Any]]] =
     "pt": ("a.pt", torch_file, lambda path: load_weights(NETWORK, path)),
     "ONNX": ("a.onnx", graph, read_onnx),
     "foreign ONNX": ("a.onnx", graph, lambda path: adopt(path, SHAPE, (0.0,), (1.0,), {})),
-    "ONNX to read with": ("a.onnx", graph, lambda path: _open_file(path, Context())),
+    "ONNX to read with": ("a.onnx", graph, lambda path: open_file(path, Context())),
     "ONNX to time": ("a.onnx", graph, lambda path: shape_of([path], None)),
     "ONNX to prove": ("a.onnx", graph, verify),
     "ONNX metadata": ("a.onnx", metadata, read_metadata),

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from compress.artifacts import cost as latency
 from compress.artifacts.artifact import InputSpec
 from compress.artifacts.cost import Clock, fastest_rounding
+from compress.benchmarks import turns
 from compress.errors import CompressError
 
 SPEC = InputSpec(shape=(1, 8, 8))
@@ -33,10 +34,10 @@ class Script:
         self.opened: list[str] = []
         self.timed: list[str] = []
         monkeypatch.setattr(latency.Template, "write", lambda template, network, file: self.exported.append(network))
-        monkeypatch.setattr(latency, "onnx_session", self.open)
-        monkeypatch.setattr(latency, "_turn", self.turn)
+        monkeypatch.setattr(turns, "onnx_session", self.open)
+        monkeypatch.setattr(turns, "_turn", self.turn)
 
-    def open(self, candidate: latency.Candidate, threads: int) -> str:
+    def open(self, candidate: turns.Candidate, threads: int) -> str:
         assert threads == 1
         self.opened.append(candidate.path.stem)
         return candidate.path.stem
@@ -82,27 +83,27 @@ IMAGES = [np.full((1, 1, 8, 8), value, np.uint8) for value in range(7)]
 def test_a_turn_is_the_median_of_as_many_calls_as_fit_after_a_few_to_wake_up(clock: list[int], milliseconds: float, calls: int) -> None:
     """30 ms of calls, at least 5 and at most 200, after 5 that do not count; they cycle over the images."""
     session = Session(clock, [milliseconds])
-    assert latency._turn(session, IMAGES) == pytest.approx(milliseconds / 1e3)
+    assert turns._turn(session, IMAGES) == pytest.approx(milliseconds / 1e3)
     assert len(session.fed) == 5 + calls
     assert [int(image.flat[0]) for image in session.fed] == [number % 7 for number in range(5 + calls)]
 
 
 def test_calls_to_wake_up_do_not_count_and_a_disturbed_one_costs_nothing(clock: list[int]) -> None:
     slow_start = Session(clock, [9.0, 9.0, 9.0, 9.0, 9.0] + [1.0] * 8)
-    assert latency._turn(slow_start, IMAGES) == pytest.approx(1e-3)
+    assert turns._turn(slow_start, IMAGES) == pytest.approx(1e-3)
     disturbed = Session(clock, [2.0, 2.0, 2.0, 2.0, 500.0])
-    assert latency._turn(disturbed, IMAGES) == pytest.approx(2e-3)
+    assert turns._turn(disturbed, IMAGES) == pytest.approx(2e-3)
 
 
 def test_images_are_fed_as_the_graph_takes_them(clock: list[int]) -> None:
     session = Session(clock, [1.0], "tensor(float)")
-    latency._turn(session, [np.full((1, 1, 8, 8), 255, np.uint8)])
+    turns._turn(session, [np.full((1, 1, 8, 8), 255, np.uint8)])
     assert session.fed[0].dtype == np.float32 and session.fed[0].max() == 1
 
 
 def test_a_real_network_is_exported_once_and_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Through the exporter and ONNX Runtime, with the number of logits in the place of the seconds."""
-    monkeypatch.setattr(latency, "_turn", lambda session, images: float(np.prod(session.run(None, {"image": images[0]})[0].shape)))
+    monkeypatch.setattr(turns, "_turn", lambda session, images: float(np.prod(session.run(None, {"image": images[0]})[0].shape)))
     clock = Clock(net(64), SPEC, tmp_path, rounds=2)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["0.onnx"]
     assert clock.ratio(net(4)).value == pytest.approx(1)  # three logits of either

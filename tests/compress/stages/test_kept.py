@@ -10,10 +10,10 @@ import pytest
 from stand_ins import Silent
 
 from compress.artifacts.artifact import InputSpec
+from compress.artifacts.classifier import opened
 from compress.artifacts.context import Context
 from compress.artifacts.records import read_kept, write_kept
 from compress.errors import CompressError
-from compress.stages import predict
 from compress.stages.cross_validate import _Fold, _read_fold
 from compress.stages.removal.trial import taken_up
 
@@ -100,10 +100,11 @@ def test_a_damaged_plan_is_told_and_chosen_anew(text: str, tmp_path: Path) -> No
 )
 def test_damaged_metadata_of_a_graph_is_one_line(name: str, text: str, monkeypatch: pytest.MonkeyPatch) -> None:
     about = {"compress.classes": '["a"]', "compress.input": '{"shape": [1, 28, 28], "mean": [0.0], "std": [1.0]}'}
-    monkeypatch.setattr(predict, "_metadata", lambda path: about)
-    monkeypatch.setattr(predict, "open_model", lambda *_, **__: SimpleNamespace(sure=None))
-    assert predict._open_file(Path("net.onnx"), Context())[1:] == (("a",), InputSpec())
+    monkeypatch.setattr(opened, "_metadata", lambda path: about)
+    monkeypatch.setattr(opened, "open_model", lambda *_, **__: SimpleNamespace(sure=None, predict=None))
+    found = opened.open_file(Path("net.onnx"), Context())
+    assert (found.classes, found.spec) == (("a",), InputSpec())
     about[f"compress.{name}"] = text
     with pytest.raises(CompressError, match=rf"compress\.{name} in net\.onnx is damaged: .+; export the model again$") as told:
-        predict._open_file(Path("net.onnx"), Context())
+        opened.open_file(Path("net.onnx"), Context())
     assert "\n" not in str(told.value)

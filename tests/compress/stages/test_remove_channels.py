@@ -24,6 +24,7 @@ from compress.artifacts.project import New, Project, variant_name
 from compress.artifacts.recipe import Tutoring, load_recipe
 from compress.artifacts.records import checked
 from compress.benchmarks.errors import BenchmarkError
+from compress.benchmarks.place import HERE, Place
 from compress.benchmarks.statistics import Interval
 from compress.channels.reconstruct import Repaired
 from compress.cli.tables import artifact_text
@@ -61,7 +62,7 @@ class CountingClock:
     asked, noise = 0, 0.0
     generator = np.random.default_rng(0)
 
-    def __init__(self, baseline: nn.Module, spec: InputSpec, folder: Path, *, classes: bool = True) -> None:
+    def __init__(self, baseline: nn.Module, spec: InputSpec, folder: Path, *, classes: bool = True, place: Place = HERE) -> None:
         self.whole = sum(p.numel() for p in baseline.parameters())
 
     def ratio(self, network: nn.Module, *, goal: float | None = None, rounds: int = 12) -> Interval:
