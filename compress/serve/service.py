@@ -115,6 +115,7 @@ def serve(sources: Sequence[Source], config: ServeConfig, console: Console) -> S
         for name, model in models.items():
             about, batch = model.about, f", {model.about.batch} at once" if model.about.batch > 1 else ""
             console.say(f"{name}: {len(about.classes)} classes, {about.latency_ms:.3g} ms an image{batch}, {about.hash[:12]}")
+        listening.listen(MOST_CONNECTIONS)  # who reads the next line may ask at once
         console.say(f"serves {address}; Ctrl-C ends it" + ("" if config.is_local or config.token else "; anybody who reaches it may ask"))
         try:
             yield

@@ -146,7 +146,7 @@ def test_finished_folds_are_not_trained_again_and_one_that_was_cut_short_goes_on
                 raise KeyboardInterrupt
 
         trained.append(how["key"])
-        return fit(network, training, validation, config, after_epoch=stop, **how)
+        return fit(network, training, validation, config, **how | {"after_epoch": stop})
 
     monkeypatch.setattr(finetune, "fit", counted)
     with pytest.raises(KeyboardInterrupt):
