@@ -130,6 +130,8 @@ def throughput_text(found: "list[Throughput]") -> str:
 
 def predictions_text(read: "Predictions") -> str:
     """One line per image, and how many were right where the truth is known."""
+    from ..plots.predictions import MOST_DRAWN
+
     rows = [
         {"image": p.name, "label": p.label, "probability": f"{100 * p.probability:.1f}%"}
         | ({"true": p.truth + ("" if p.truth == p.label else "   <- misread")} if p.truth is not None else {})
@@ -138,7 +140,8 @@ def predictions_text(read: "Predictions") -> str:
     right = [p.truth == p.label for p in read.images if p.truth is not None]
     told = [f"{sum(right)} of {len(right)} read correctly"] if right else []
     picture = read.picture or "none, matplotlib is not installed here"
-    return "\n".join([table(rows), *told, f"picture: {picture}"])
+    part = f", of the first {MOST_DRAWN}" if read.picture and len(read.images) > MOST_DRAWN else ""
+    return "\n".join([table(rows), *told, f"picture: {picture}{part}"])
 
 
 def explanation_summary(explanation: "Explanation") -> dict[str, Any]:

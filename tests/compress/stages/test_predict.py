@@ -50,6 +50,13 @@ def test_the_grid_is_a_png_of_180_by_210_pixels_an_image(count: int, channels: i
         assert picture.format == "PNG" and picture.size == size
 
 
+def test_of_many_images_the_first_are_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("compress.plots.predictions.MOST_DRAWN", 9)
+    draw_grid(np.zeros((20, 1, 8, 8), np.uint8), predicted(*"A" * 20), tmp_path / "grid")
+    with Image.open(tmp_path / "grid") as picture:
+        assert picture.size == (540, 630)
+
+
 @pytest.fixture
 def titles(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Any]]:
     """What is written above the images, with its colour."""
