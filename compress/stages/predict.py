@@ -6,7 +6,6 @@ files, or random ones of the test images, whose true labels are then known.
 """
 
 import importlib.util
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,10 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..artifacts.artifact import Artifact
-from ..artifacts.classifier.opened import Classifier, numbered, open_artifact, open_file
+from ..artifacts.classifier.opened import numbered, open_artifact, open_file
 from ..artifacts.context import Context
 from ..artifacts.project import find_parent
-from ..benchmarks.run import scoring_batch
 from ..errors import CompressError
 from ..plots.predictions import Prediction, draw_grid
 from ..train.arrays import read_images
@@ -91,13 +89,7 @@ def _read_files(context: Context, files: Sequence[Path], onnx: Path | None, inve
             names.append(str(path))
     images = np.concatenate(parts)
     images = 255 - images if invert else images
-    return predict_images(_in_batches(model), images, names, model.classes), images
-
-
-def _in_batches(model: Classifier) -> Sure:
-    """What the model is asked, of so many images at a time that their activations fit."""
-    size = min(64, scoring_batch(math.prod(model.spec.shape)))
-    return lambda images: np.concatenate([model.sure(images[at : at + size]) for at in range(0, len(images), size)])
+    return predict_images(model.sure, images, names, model.classes), images
 
 
 def _chosen(context: Context) -> Artifact:
@@ -127,4 +119,4 @@ def _read_test_images(context: Context, onnx: Path | None, count: int) -> tuple[
     )
     images = data.test.images[chosen]
     truths = [classes[label] for label in data.test.labels[chosen]]
-    return predict_images(_in_batches(model), images, [f"test image {index}" for index in chosen], classes, truths), images
+    return predict_images(model.sure, images, [f"test image {index}" for index in chosen], classes, truths), images

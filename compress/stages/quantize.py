@@ -267,6 +267,8 @@ def explain_quantization(project: Project, parent: Artifact, config: QuantizeCon
         raise CompressError("explain shows what int8 costs the logits of a classifier; leave it out")
     if config.runtime != "onnxruntime":
         raise CompressError(f"explain times groups of nodes in ONNX Runtime; leave runtime (={config.runtime}) out")
+    if project.place is not HERE:
+        raise CompressError(f"explain times nodes on this machine; leave on (={project.place.name}) out")
     settings = {name: getattr(config, name) for name in ("method", "per_channel", "groups", "equalise", "correct_bias", "images", "seed")}
     key = stage_key(EXPLAIN, settings, parent=parent.content, data=data_identity(project))
     setting = Setting(method=config.method, per_channel=config.per_channel, equalise=config.equalise, correct_bias=config.correct_bias)

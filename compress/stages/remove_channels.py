@@ -30,7 +30,7 @@ from ..benchmarks.formats import size
 from ..errors import CompressError
 from ..train.settings import FitConfig
 from .import_network import refuse_sigmoid
-from .own_task import refuse_training
+from .own_task import refuse_compiled, refuse_training
 from .removal.goals import RemoveConfig
 from .sensitivity import spare_modules
 
@@ -134,6 +134,7 @@ def remove_in_steps(
     steps = config.in_steps()
     refuse_sigmoid(parent, max(step.epochs for step in steps))
     refuse_training(project, max(step.epochs for step in steps))
+    refuse_compiled(project, config.runtime)
     with tempfile.TemporaryDirectory() as place:
         job = Job(
             project=project,

@@ -25,7 +25,7 @@ from ..artifacts.artifact import PAYLOAD, Artifact
 from ..artifacts.parts import Baseline, Metrics
 from ..artifacts.payloads import Curve as Measured
 from ..artifacts.payloads import Point, Sensitivity, read_payload
-from ..artifacts.project import Project, data_identity, is_made, making, place_of, stage_key
+from ..artifacts.project import Project, data_identity, is_made, making, place_identity, place_of, stage_key
 from ..artifacts.recipe import Recipe
 from ..artifacts.records import write_csv, write_record
 from ..benchmarks.statistics import Interval
@@ -81,10 +81,11 @@ def measure_sensitivity(
         "module": ("importance", "sparsities"),
     }[config.granularity]:
         del settings[name]  # without effect
-    key = stage_key(STAGE, settings, parent=parent.content, data=data_identity(project))
+    there = place_identity(project) if config.granularity == "module" else {}  # of modules the latency counts too
+    key = stage_key(STAGE, settings, parent=parent.content, data=data_identity(project), **there)
     if limit is not None and not is_made(project, place_of(project, STAGE, key, out)):
         settings |= {"time_limit": limit}
-        key = stage_key(STAGE, settings, parent=parent.content, data=data_identity(project))
+        key = stage_key(STAGE, settings, parent=parent.content, data=data_identity(project), **there)
 
     with making(project, STAGE, STAGE, key, settings, parent, out) as new:
         if not new.wanted:
@@ -218,7 +219,7 @@ def _latencies(project: Project, network: nn.Module, names: Sequence[str]) -> di
     from ..channels.bypass import bypass
 
     with tempfile.TemporaryDirectory() as folder:
-        clock = Clock(network, project.spec, Path(folder))
+        clock = Clock(network, project.spec, Path(folder), place=project.place)
         without = []
         for done, name in enumerate(names):
             project.console.progress(f"{STAGE}: latency without {name}", done, len(names))

@@ -7,6 +7,7 @@ Refused: what ONNX Runtime cannot load, and what gives no classes.
 """
 
 import dataclasses
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from numpy.typing import NDArray
 from ...benchmarks.boards import place_named
 from ...benchmarks.errors import BenchmarkError, refuse_odd_name
 from ...benchmarks.place import answering
+from ...benchmarks.run import scoring_batch
 from ...benchmarks.runtimes import Candidate, about_file, open_model
 from ...errors import CompressError, first_line, need_file, onnxruntime_errors
 from ...train.metrics import sigmoid, softmax
@@ -31,7 +33,8 @@ Run = Callable[[NDArray[np.uint8]], NDArray[Any]]
 
 @dataclass(frozen=True, kw_only=True)
 class Classifier:
-    """``run``: images uint8 (N, C, H, W) to what the file gives (N, K), logits as a rule; ``sure``: to probabilities (N, K).
+    """``run``: images uint8 (N, C, H, W) to what the file gives (N, K), logits as a rule; ``sure``: to probabilities (N, K), of so many
+    images at a time that their activations fit.
 
     A sigmoid's probabilities need not sum to 1.
     """
@@ -41,6 +44,12 @@ class Classifier:
     classes: Sequence[str]
     spec: InputSpec
     file: Path
+
+
+def in_batches(run: Run, shape: tuple[int, int, int]) -> Run:
+    """The same, asked for a few images at a time, as many as benchmarks score at once."""
+    size = min(64, scoring_batch(math.prod(shape)))
+    return lambda images: np.concatenate([run(images[at : at + size]) for at in range(0, len(images), size)])
 
 
 def numbered(count: int) -> tuple[str, ...]:
@@ -58,7 +67,8 @@ def open_artifact(artifact: Artifact, context: Context) -> Classifier:
     from ..load import load_runner
 
     run = load_runner(artifact, "cpu", 1)
-    return Classifier(run=run, sure=lambda images: softmax(run(images)), classes=about.classes, spec=about.input, file=artifact.payload)
+    sure = in_batches(lambda images: softmax(run(images)), about.input.shape)
+    return Classifier(run=run, sure=sure, classes=about.classes, spec=about.input, file=artifact.payload)
 
 
 def open_file(path: Path, context: Context) -> Classifier:
@@ -96,7 +106,7 @@ def _open_own(path: Path, classes: Sequence[str], spec: InputSpec, context: Cont
     candidate = Candidate(name=path.stem, path=path)
     if context.on is None:
         opened = open_model(candidate, spec.shape, len(classes), threads=1)
-        return Classifier(run=opened.predict, sure=opened.sure, classes=classes, spec=spec, file=path)
+        return Classifier(run=opened.predict, sure=in_batches(opened.sure, spec.shape), classes=classes, spec=spec, file=path)
     place = place_named(context.on, context.console.progress)
 
     def run(images: NDArray[np.uint8]) -> NDArray[Any]:
@@ -105,7 +115,7 @@ def _open_own(path: Path, classes: Sequence[str], spec: InputSpec, context: Cont
 
     def sure(images: NDArray[np.uint8]) -> NDArray[Any]:
         with answering(place, candidate, spec.shape, len(classes)) as told:
-            return sure_from(*told(images))
+            return in_batches(lambda part: sure_from(*told(part)), spec.shape)(images)
 
     return Classifier(run=run, sure=sure, classes=classes, spec=spec, file=path)
 
@@ -129,7 +139,8 @@ def _open_foreign(path: Path, context: Context) -> Classifier:
     found = run(image)
     chosen = run if found.shape == first.shape and np.allclose(found, first, rtol=1e-4, atol=1e-5) else asked
     certain = {"probabilities": lambda answers: answers, "Softmax": softmax}.get(kind, sigmoid)
-    return Classifier(run=chosen, sure=lambda images: certain(chosen(images)), classes=numbered(first.shape[1]), spec=spec, file=path)
+    sure = in_batches(lambda images: certain(chosen(images)), spec.shape)
+    return Classifier(run=chosen, sure=sure, classes=numbered(first.shape[1]), spec=spec, file=path)
 
 
 def _metadata(path: Path) -> dict[str, str]:

@@ -5,14 +5,18 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hosts import Host, host
+from torch import nn
 
 import compress
-from compress.artifacts.artifact import Artifact
+from compress.artifacts.artifact import Artifact, InputSpec
 from compress.artifacts.payloads import read_results
+from compress.artifacts.project import Silent
 from compress.errors import CompressError
 from compress.stages.int8_files import types_of
+from compress.stages.sensitivity import _latencies
 
 QUICK: dict[str, Any] = {"quick": True, "rounds": 2, "samples": 5}
 
@@ -54,6 +58,32 @@ def test_a_choice_made_there_is_one_for_that_machine_and_found_again(there: Host
     assert chosen and chosen.verdict.startswith(f"On {there.address} (") and " on this machine" not in chosen.verdict
     assert network.quantize(graph, images=64, on=there.address).path == made.path
     assert compress.verify(made.path, on=there.address).holds
+
+
+def test_channels_are_removed_by_what_is_fast_there(there: Host, network: compress.Network, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("compress.benchmarks.place.in_turns", lambda *_: pytest.fail("it was timed here"))
+    made = network.remove_channels(max_latency=0.9, epochs=0, steps=1, round_to=1, on=there.address)
+    assert made.manifest.metrics.gains and made.manifest.metrics.gains.latency
+    with pytest.raises(CompressError, match=r"^runtime \(=c\) is compiled for this machine, and on \(=ssh://.*\) is another; leave one of"):
+        network.remove_channels(max_latency=0.9, epochs=0, runtime="c", on=there.address)
+
+
+def test_modules_that_may_be_left_out_are_timed_there() -> None:
+    class Place:
+        def turns(self, files: list[Path], *_: Any) -> np.ndarray:
+            return np.array([[2.0, 1.0]] * 12)
+
+    class Project:
+        spec, place, console = InputSpec(shape=(1, 8, 8)), Place(), Silent()
+
+    made = nn.Sequential(nn.Conv2d(1, 2, 3, padding=1), nn.Conv2d(2, 2, 3, padding=1), nn.Flatten(), nn.Linear(128, 3)).eval()
+    found = _latencies(Project(), made, ["1"])  # type: ignore[arg-type]
+    assert found["1"].value == pytest.approx(0.5)
+
+
+def test_what_is_explained_is_of_this_machine(there: Host, network: compress.Network, graph: Artifact) -> None:
+    with pytest.raises(CompressError, match=r"^explain times nodes on this machine; leave on \(=ssh://.*\) out$"):
+        network.explain_int8(graph, on=there.address)
 
 
 def test_a_benchmark_of_there_has_its_files_alone(there: Host, network: compress.Network, graph: Artifact) -> None:

@@ -9,10 +9,9 @@ import pytest
 from matplotlib.axes import Axes
 from PIL import Image
 
-from compress.artifacts.artifact import InputSpec
-from compress.artifacts.classifier.opened import Classifier
+from compress.artifacts.classifier.opened import in_batches
 from compress.plots.predictions import Prediction, draw_grid
-from compress.stages.predict import _in_batches, predict_images
+from compress.stages.predict import predict_images
 from compress.train.metrics import softmax
 
 IMAGES = np.zeros((2, 1, 4, 4), dtype=np.uint8)
@@ -53,13 +52,11 @@ def test_the_grid_is_a_png_of_180_by_210_pixels_an_image(count: int, channels: i
 
 
 @pytest.mark.parametrize(("size", "most"), [(28, 64), (224, 41)])
-def test_a_model_is_asked_of_a_few_images_at_a_time(size: int, most: int, tmp_path: Path) -> None:
+def test_a_model_is_asked_of_a_few_images_at_a_time(size: int, most: int) -> None:
     asked: list[int] = []
     images = np.arange(130 * size * size, dtype=np.uint32).astype(np.uint8).reshape(130, 1, size, size)
-    spec = InputSpec(shape=(1, size, size))
-    sure = lambda part: asked.append(len(part)) or part.reshape(len(part), -1)[:, :2]  # noqa: E731
-    model = Classifier(run=sure, sure=sure, classes=("a", "b"), spec=spec, file=tmp_path)
-    assert np.array_equal(_in_batches(model)(images), images.reshape(130, -1)[:, :2])
+    sure = in_batches(lambda part: asked.append(len(part)) or part.reshape(len(part), -1)[:, :2], (1, size, size))
+    assert np.array_equal(sure(images), images.reshape(130, -1)[:, :2])
     assert max(asked) <= most and sum(asked) == 130
 
 
