@@ -1,4 +1,4 @@
-"""Where candidates are timed: on this machine, or on one that `remote` reaches. What measures asks a place, and does not know which."""
+"""Where candidates are timed: on this machine, or on one that `boards.remote` reaches. What measures asks a place, and knows not which."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Draws accuracy against latency or size, with the variants that no other beats in both (the Pareto front) joined by a line.
 
-PNG, for Markdown; the page has its own (`chart`). Refuses nothing; a result in which nothing was measured has no plot.
+PNG, for Markdown; the page has its own (`page.chart`). Refuses nothing; a result in which nothing was measured has no plot.
 """
 
 from __future__ import annotations

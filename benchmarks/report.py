@@ -1,7 +1,7 @@
 """Writes the report: which variant to ship, the tables, the plots, what is read differently, and how it was measured.
 
 ``report.html`` is one file that asks nothing of the network. Its own script, the only one that it lets run, hides, sorts, and moves the
-verdict with the limits (`asked`); without it everything is there to be read. ``report.md`` has the same numbers, with the plots as PNG
+verdict with the limits (`page.asked`); without it everything is there to be read. ``report.md`` has the same numbers, with the plots as PNG
 beside it; ``report.csv`` and ``report.json`` have them for programs. Several results (of several machines, say) become sections; nothing is
 compared across them, and the report says so. Whatever the user named is escaped. Without matplotlib the plots are in the page alone.
 Refused: no results, limits out of range.
@@ -18,13 +18,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from .asked import question
-from .chart import chart
 from .errors import BenchmarkError
 from .formats import CHOOSING, MISSING, ZEROS, Units, count, percent, size, units
 from .limits import Limits, Needs
 from .machine import differences
-from .page import embedded, page_parts
+from .page.asked import question
+from .page.chart import chart
+from .page.parts import embedded, page_parts
 from .plot import AXES, draw
 from .results import Finalist, LayerZeros, Measurement, Result, replace
 from .tables import Row, as_csv, as_json, p_value, tables

@@ -285,11 +285,11 @@ def compare(old: Path | str, new: Path | str, **options: Unpack[of.CompareOption
     was, now = map(read_scored, files)
     found = compared(was, now, slower=slower, less_accurate=less_accurate)
     if "html" in options:
-        from ..benchmarks.diff import write_diff
+        from ..benchmarks.page.diff import write_diff
 
         write_diff(was, now, found, Path(options["html"]), slower=slower, less_accurate=less_accurate)
     if "markdown" in options:
-        from ..benchmarks.diff import as_markdown
+        from ..benchmarks.page.diff import as_markdown
 
         with Path(options["markdown"]).open("a", encoding="utf-8") as file:
             file.write(as_markdown(found))

@@ -16,7 +16,7 @@ import numpy as np
 from msgspec import UNSET
 from numpy.typing import NDArray
 
-from ..benchmarks.boards import place_named
+from ..benchmarks.boards.known import place_named
 from ..errors import ArtifactError, CompressError, need_file, shown
 from ..files import claimed, publish
 from ..train.cache import HIDDEN, Cache

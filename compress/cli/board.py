@@ -2,9 +2,9 @@
 
 import click
 
-from ..benchmarks import boards
+from ..benchmarks.boards import known as boards
+from ..benchmarks.boards.remote import Machine
 from ..benchmarks.formats import size
-from ..benchmarks.remote import Machine
 from ..errors import shown
 from .tables import paragraphs, table
 from .terminal import tell

@@ -25,11 +25,11 @@ from numpy.typing import NDArray
 
 from ..artifacts.artifact import MANIFEST, MOST_VALUES, PAYLOAD, read_artifact, sha256_of
 from ..artifacts.vectors import TOLERANCE, VECTORS, Vectors, read_vectors
-from ..benchmarks.boards import place_named
+from ..benchmarks.boards.known import place_named
+from ..benchmarks.boards.remote import CutError
 from ..benchmarks.errors import BenchmarkError
 from ..benchmarks.inputs import Taken
 from ..benchmarks.place import answering
-from ..benchmarks.remote import CutError
 from ..benchmarks.runtimes import Candidate, Opened, about_file, check_logits, onnx_session, open_model
 from ..errors import CompressError, first_line, onnxruntime_errors, shown
 from ..train.metrics import sigmoid, softmax

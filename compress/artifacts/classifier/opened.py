@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ...benchmarks.boards import place_named
+from ...benchmarks.boards.known import place_named
 from ...benchmarks.errors import BenchmarkError, refuse_odd_name
 from ...benchmarks.place import answering
 from ...benchmarks.run import scoring_batch

@@ -13,14 +13,15 @@ import numpy as np
 import pytest
 from hosts import Host, host, written
 
-from compress.benchmarks import boards, remote
-from compress.benchmarks.boot import unpack
+from compress.benchmarks.boards import known as boards
+from compress.benchmarks.boards import remote
+from compress.benchmarks.boards.boot import unpack
+from compress.benchmarks.boards.remote import Address, Board, CutError, Machine, package
+from compress.benchmarks.boards.wire import hash_of, packed, unpacked
 from compress.benchmarks.errors import BenchmarkError
 from compress.benchmarks.place import HERE, answering
-from compress.benchmarks.remote import Address, Board, CutError, Machine, package
 from compress.benchmarks.run import BenchmarkConfig, run_benchmark
 from compress.benchmarks.runtimes import Candidate
-from compress.benchmarks.wire import hash_of, packed, unpacked
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (40, 1, 4, 4), dtype=np.uint8)
 INPUTS = [IMAGES[:1], IMAGES[1:2]]
@@ -107,7 +108,8 @@ def test_messages_come_back_as_they_went_and_nothing_else_is_made_of_bytes() -> 
 def test_what_goes_there_is_the_same_bytes_each_time_and_runs_alone(tmp_path: Path) -> None:
     assert package() == package()
     unpack(package(), tmp_path / "code")
-    code = "import compress.benchmarks.there, sys; print(sorted({'click', 'torch', 'onnx', 'jinja2', 'compress.cli'} & set(sys.modules)))"
+    names = {"click", "torch", "onnx", "jinja2", "compress.cli"}
+    code = f"import compress.benchmarks.boards.there, sys; print(sorted({names!r} & set(sys.modules)))"
     command, environment = [sys.executable, "-P", "-c", code], {"PYTHONPATH": str(tmp_path / "code")}
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.stdout == "[]\n", done.stderr
@@ -152,7 +154,7 @@ def test_a_large_array_and_a_file_travel_once(board: Board, model: Path, monkeyp
     monkeypatch.setattr(board._link, "send", lambda frame: (sent.append(len(frame)), send(frame))[1])
     for _ in range(2):
         assert board.turns([model, model], large, 2, np.random.default_rng(0)).shape == (2, 2)
-    monkeypatch.setattr("compress.benchmarks.wire.LARGE", 8)
+    monkeypatch.setattr("compress.benchmarks.boards.wire.LARGE", 8)
     before = len(sent)
     for _ in range(2):
         board.turns([model], large, 2, np.random.default_rng(0))

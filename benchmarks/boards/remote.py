@@ -29,11 +29,11 @@ from typing import Any, cast
 
 import numpy as np
 
-from .errors import BenchmarkError
-from .machine import Machine as Facts
-from .place import Asked, Place, Surroundings
-from .runtimes import Candidate
-from .turns import ONNX_RUNTIME, Runtime
+from ..errors import BenchmarkError
+from ..machine import Machine as Facts
+from ..place import Asked, Place, Surroundings
+from ..runtimes import Candidate
+from ..turns import ONNX_RUNTIME, Runtime
 from .wire import hash_of, packed, unpacked
 
 FOLDER = ".compress-edge"
@@ -336,9 +336,10 @@ class _Worker:
 
 def package() -> bytes:
     """What of this package measures, and what that imports, as a zip: the same bytes for the same files."""
-    root, buffer = Path(__file__).resolve().parent.parent, io.BytesIO()
-    root = root if root.name == "compress" else root / "compress"
-    paths = [path for folder in (root, root / "api", root / "benchmarks") for path in folder.glob("*.py")]
+    above, buffer = Path(__file__).resolve().parents[2], io.BytesIO()
+    root = above / "compress" if (above / "compress").is_dir() else above  # in a clone, benchmarks stands beside it
+    folders = (root, root / "api", root / "benchmarks", root / "benchmarks" / "boards")
+    paths = [path for folder in folders for path in folder.glob("*.py")]
     with zipfile.ZipFile(buffer, "w") as target:
         for path in sorted(paths):
             entry = zipfile.ZipInfo((Path("compress") / path.relative_to(root)).as_posix())

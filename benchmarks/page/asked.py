@@ -11,12 +11,12 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from .drops import needed
-from .formats import milliseconds, size, units
-from .limits import Limits, Needs
-from .plot import y_of
-from .results import Result
-from .verdict import Standing, as_fast, is_faster, is_slower, standings
+from ..drops import needed
+from ..formats import milliseconds, size, units
+from ..limits import Limits, Needs
+from ..plot import y_of
+from ..results import Result
+from ..verdict import Standing, as_fast, is_faster, is_slower, standings
 
 # Points that may be lost, or percents of a score of the user's own.
 DROPS = (0, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 1, 1.5, 2, 3, 5, 10)

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from compress.benchmarks.limits import Limits
-from compress.benchmarks.page import embedded
+from compress.benchmarks.page.parts import embedded
 from compress.benchmarks.report import write_report
 from compress.benchmarks.verdict import decide
 

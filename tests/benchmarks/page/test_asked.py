@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from compress.benchmarks import asked as module
-from compress.benchmarks.asked import question
+import compress.benchmarks
 from compress.benchmarks.limits import Limits, Needs
+from compress.benchmarks.page.asked import question
 from compress.benchmarks.results import Scoring
 from compress.benchmarks.verdict import decide
 
-SCRIPT = Path(module.__file__).parent / "templates" / "verdict.js"
+SCRIPT = Path(compress.benchmarks.__file__).parent / "templates" / "verdict.js"
 ASK = """
 const asked = JSON.parse(require("fs").readFileSync(0)), found = [];
 for (let drop = 0; drop < asked.drop.length; drop++)

@@ -17,12 +17,12 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from .errors import BenchmarkError
-from .gauges import Turn
-from .place import Surroundings
-from .profile import Profile
-from .runtimes import Candidate
-from .worker import Facts
+from ..errors import BenchmarkError
+from ..gauges import Turn
+from ..place import Surroundings
+from ..profile import Profile
+from ..runtimes import Candidate
+from ..worker import Facts
 
 RECORDS: dict[str, Any] = {one.__name__: one for one in (Facts, Turn, Profile, Surroundings)}
 SENT = ("name", "runtime", "device", "mean", "std", "whole")  # of a candidate

@@ -7,7 +7,7 @@ import pytest
 
 from compress.api.network import compare as compare_files
 from compress.benchmarks.compare import compare
-from compress.benchmarks.diff import as_markdown, headline, write_diff
+from compress.benchmarks.page.diff import as_markdown, headline, write_diff
 from compress.benchmarks.results import write_results
 from compress.errors import CompressError
 

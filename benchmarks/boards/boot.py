@@ -139,7 +139,7 @@ def main() -> None:
     code = folder / "code" / wanted["hash"]
     sys.path[:0] = [str(code)]
     os.environ["PYTHONPATH"] = os.pathsep.join([str(code), str(folder / "site")])
-    from compress.benchmarks.there import serve
+    from compress.benchmarks.boards.there import serve
 
     serve(folder)
 

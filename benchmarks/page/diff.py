@@ -1,6 +1,6 @@
 """Two results as one page: what became slower, larger or less accurate, with intervals drawn, and what else differs between the runs.
 
-One file like the report's (`page`): nothing is asked of the network, its own script only sorts, filters and copies. Refuses nothing that
+One file like the report's (`parts`): nothing is asked of the network, its own script only sorts, filters and copies. Refuses nothing that
 `compare` let through.
 """
 
@@ -11,11 +11,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from .compare import Changes, rows
-from .formats import MISSING, size, title
-from .page import page_parts
-from .report import markdown
-from .results import Measurement, Result, replace
+from ..compare import Changes, rows
+from ..formats import MISSING, size, title
+from ..report import markdown
+from ..results import Measurement, Result, replace
+from .parts import page_parts
 
 WIDTH, HEIGHT = 160, 16  # pixels of an interval as it is drawn
 
@@ -26,7 +26,7 @@ def write_diff(
     """Write the page of `compare.compare`, which was given these limits: percent of latency, points or units of the score."""
     import jinja2
 
-    loader = jinja2.FileSystemLoader(Path(__file__).parent / "templates")
+    loader = jinja2.FileSystemLoader(Path(__file__).parents[1] / "templates")
     environment = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     told = [f"at most {slower:g}% slower"] if slower is not None else []
     told += [f"at most {less_accurate:g} {'lost' if found.changes[0].score else 'points lost'}"] if less_accurate is not None else []

@@ -21,13 +21,13 @@ from typing import Any
 
 import numpy as np
 
-from .errors import BenchmarkError
-from .machine import Machine
-from .place import HERE, Surroundings
-from .runtimes import Candidate
-from .turns import in_turns
+from ..errors import BenchmarkError
+from ..machine import Machine
+from ..place import HERE, Surroundings
+from ..runtimes import Candidate
+from ..turns import in_turns
+from ..worker import Worker
 from .wire import hash_of, packed, unpacked
-from .worker import Worker
 
 SILENT = 1800.0
 

@@ -20,8 +20,8 @@ from contextlib import closing
 from importlib import metadata
 from pathlib import Path
 
-from .errors import BenchmarkError
-from .place import HERE, Place
+from ..errors import BenchmarkError
+from ..place import HERE, Place
 from .remote import NEEDED, Address, Board, Connection, Machine
 
 ROOM = 400_000_000  # bytes: twice what is installed
@@ -152,7 +152,7 @@ def _file() -> Path:
 
 
 def _write(boards: dict[str, str]) -> None:
-    from .results import replace
+    from ..results import replace
 
     _file().parent.mkdir(parents=True, exist_ok=True)
     replace(_file(), (json.dumps(boards, indent=1) + "\n").encode())

@@ -8,7 +8,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-TEMPLATES = Path(__file__).parent / "templates"
+TEMPLATES = Path(__file__).parents[1] / "templates"
 
 
 def page_parts(*scripts: str) -> dict[str, Any]:

@@ -15,12 +15,12 @@ import unicodedata
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from .formats import Units, milliseconds, size, title, units
-from .limits import Limits
-from .plot import AXES, MARKERS, pareto_front, x_of, y_of
-from .plot import names as names_of
-from .plot import shown as shown_of
-from .results import Measurement, Result
+from ..formats import Units, milliseconds, size, title, units
+from ..limits import Limits
+from ..plot import AXES, MARKERS, pareto_front, x_of, y_of
+from ..plot import names as names_of
+from ..plot import shown as shown_of
+from ..results import Measurement, Result
 
 Box = tuple[float, float, float, float]  # left, top, right, bottom in pixels
 Spots = Sequence[tuple[float, float]]

@@ -5,8 +5,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from compress.benchmarks.chart import SIZES, Scale, chart
 from compress.benchmarks.limits import Limits
+from compress.benchmarks.page.chart import SIZES, Scale, chart
 from compress.benchmarks.plot import MARKERS
 
 
