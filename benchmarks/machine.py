@@ -17,7 +17,7 @@ from typing import Any, TypedDict
 RELEVANT_FLAGS = re.compile(r"avx.*|amx.*|f16c|fma|sse4_2|asimd.*|neon|i8mm|bf16|sve.*|sme(2|_\w+)?|fphp")
 # Two results may be compared only where these are the same.
 DECIDING = ("cpu", "architecture", "flags", "cores", "governor", "gpu")
-LIBRARIES = ("numpy", "onnxruntime", "onnxruntime-gpu", "openvino", "torch", "compress-edge")
+LIBRARIES = ("numpy", "onnxruntime", "onnxruntime-gpu", "openvino", "ai-edge-litert", "torch", "compress-edge")
 
 
 class Machine(TypedDict, total=False):

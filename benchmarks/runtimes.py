@@ -8,6 +8,7 @@ several outputs the first one is the logits.
 onnxruntime             cpu, cuda  an ``.onnx`` file
 onnxruntime.fp16        cuda       the same, converted to half precision
 openvino                cpu        an ``.onnx`` file, in float32 where the file is (OpenVINO's own default may be bf16)
+litert                  cpu        a ``.tflite`` file, anybody's; one image at a time, a batch is a loop
 c                       cpu        an ``.onnx`` file as C, in a shared library; one thread, a batch is a loop
 torch                   cpu, cuda  a network, eager, float32
 torch.compile           cpu, cuda  the same, compiled for the batch of one and once more for all others
@@ -47,6 +48,7 @@ RUNTIMES: Mapping[str, tuple[str, ...]] = {
     "onnxruntime": BOTH,
     "onnxruntime.fp16": ("cuda",),
     "openvino": ("cpu",),
+    "litert": ("cpu",),
     "c": ("cpu",),
     "torch": BOTH,
     "torch.compile": BOTH,
@@ -61,12 +63,12 @@ class Candidate:
 
     Args:
         name: what the variant is called, e.g. ``"int8 static"``; name, runtime and device together are unique in a benchmark.
-        path: an ``.onnx`` file, or for torch an artifact's folder.
+        path: an ``.onnx`` file, for litert a ``.tflite`` file, or for torch an artifact's folder.
         runtime, device: as the module's table has them.
         stage: the stage that wrote the file, e.g. ``"quantize"``.
         artifact: the artifact's hash.
         facts: what its maker knows of it, see `results.Facts`; passed through to the report.
-        mean, std: what an ``.onnx`` file that takes floats was normalised with.
+        mean, std: what a file that takes floats was normalised with.
         whole: all outputs are asked for, as a tuple of arrays, and none of them is looked at.
         load: for torch, a module-level function ``load(path)`` that returns two modules on the CPU: one from uint8 images to the network's
             float32 input, and the network, to logits.
@@ -152,8 +154,10 @@ def import_runtime(candidate: Candidate) -> None:
     if candidate.runtime == "c":
         return
     try:
-        importlib.import_module(candidate.library)
+        importlib.import_module("ai_edge_litert" if candidate.runtime == "litert" else candidate.library)
     except ModuleNotFoundError:
+        if candidate.runtime == "litert":
+            raise BenchmarkError("ai-edge-litert is not installed; `pip install 'compress-edge[litert]'`") from None
         raise BenchmarkError(f"{candidate.library} is not installed") from None
 
 
@@ -180,6 +184,11 @@ def open_model(candidate: Candidate, shape: tuple[int, int, int], classes: int |
 
         predict, probabilities = open_file(candidate, shape, threads)
         providers = ("OpenVINO CPU",)
+    elif candidate.library == "litert":
+        from .litertnets import open_file as open_tflite
+
+        predict, probabilities = open_tflite(candidate, shape, threads)
+        providers = ("LiteRT CPU",)
     elif candidate.library == "c":
         how: dict[str, Any] = {"whole": candidate.whole, "mean": candidate.mean, "std": candidate.std}
         predict, probabilities = open_compiled(candidate.compiled, shape, PROBABILITIES, **how)
@@ -218,8 +227,12 @@ def check_logits(logits: np.ndarray, count: int, classes: int) -> np.ndarray:
 
 
 def about_file(path: Path) -> tuple[Taken, dict[str, str]]:
-    """What an ``.onnx`` file takes, and its metadata; onnxruntime's own errors pass through."""
+    """What an ``.onnx`` or a ``.tflite`` file takes, and an ``.onnx`` file's metadata; onnxruntime's own errors pass through."""
     refuse_odd_name(path)
+    if path.suffix == ".tflite":
+        from .litertnets import taken_by
+
+        return taken_by(path), {}
     try:
         session = onnx_session(Candidate(name=path.stem, path=path), 1)
         return taken(_inputs(session)), dict(session.get_modelmeta().custom_metadata_map)

@@ -207,7 +207,7 @@ class BenchmarkOptions(MeasureOptions, PretrainedOptions, ScoreOptions, OnOption
     calibrate: Annotated[
         File, "Measure files on these images without labels, a folder or an array; latency and size only.  [default: random pixels]"
     ]
-    runtimes: Annotated[Sequence[str], "onnxruntime, openvino, c, torch, torch.compile, or all.  [default: onnxruntime and torch]"]
+    runtimes: Annotated[Sequence[str], "onnxruntime, openvino, c, litert, torch, torch.compile, or all.  [default: onnxruntime and torch]"]
     out: Annotated[File, "Where the artifact goes.  [default: runs/MODEL/STAGE/KEY]"]
     force: Annotated[bool, "Run again even if the inputs are unchanged; replace --out."]
 

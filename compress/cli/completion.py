@@ -33,7 +33,7 @@ VALUES = {
     "granularity": ("weight", "channel", "module"),
     "importance": ("auto", "l2", "bn", "taylor", "fluctuation", "bn-fluctuation"),
     "target": ("native", "portable", "x86-64-v3", "x86-64-v4", "aarch64", "aarch64+dotprod", "cortex-m4", "cortex-m7", "cortex-m55"),
-    "runtimes": ("onnxruntime", "openvino", "c", "torch", "torch.compile", "all"),
+    "runtimes": ("onnxruntime", "openvino", "c", "litert", "torch", "torch.compile", "all"),
     "pattern": ("2:4",),
     "input": ("uint8", "float32"),
 }

@@ -39,7 +39,7 @@ from .boards.library import compiled
 from .report import needs_of_files
 
 OF_GRAPHS = ("onnxruntime", "openvino", "c")
-CHOICES = (*OF_GRAPHS, "torch", "torch.compile")
+CHOICES = (*OF_GRAPHS, "litert", "torch", "torch.compile")
 USUAL = ("onnxruntime", "torch")  # the others on request: OpenVINO is an extra, and torch.compile takes a minute or more before it starts
 
 
@@ -110,7 +110,7 @@ def _there(runtimes: Sequence[str]) -> Sequence[str]:
 
 def _places(kind: str, runtime: str, on_cuda: bool, first: bool) -> list[tuple[str, str]]:
     """Where an artifact of this kind is measured for a choice of runtime: pairs of runtime and device."""
-    if (kind == "graph") != (runtime in OF_GRAPHS):
+    if runtime == "litert" or (kind == "graph") != (runtime in OF_GRAPHS):
         return []
     if runtime in ("openvino", "c", "torch.compile"):
         return [(runtime, "cpu")]
@@ -133,9 +133,11 @@ def _has_cuda(kind: str) -> bool:
 
 
 def candidates_of_file(path: Path, runtimes: Sequence[str] = USUAL, spec: InputSpec | None = None) -> list[Candidate]:
-    """An ONNX file that no stage of this toolkit wrote, in each runtime that takes one; floats are normalised as ``spec`` says."""
+    """A file that no stage of this toolkit wrote, ONNX in each runtime that takes it, a ``.tflite`` file in LiteRT; floats are normalised
+    as ``spec`` says.
+    """
     need_file(path, str(path), "; name an .onnx file or the folder of an artifact")
-    takes = [runtime for runtime in _chosen(runtimes) if runtime in OF_GRAPHS]
+    takes = ["litert"] if path.suffix == ".tflite" else [runtime for runtime in _chosen(runtimes) if runtime in OF_GRAPHS]
     if not takes:
         raise CompressError(f"runtime (={', '.join(runtimes)}) takes no .onnx file such as {path}; add --runtime onnxruntime")
     # Artifacts' files are all called model.onnx: such a one goes by its folder.

@@ -95,7 +95,10 @@ def test_every_command_is_there_and_has_help_with_an_example(capfd: pytest.Captu
         (["export-onnx", "--from", "a", "--weights", "b.pt"], "exclude each other"),
         (["export-onnx", "--weights", "b.pt", "--data", "digits"], "weights (=b.pt): there is no such file"),
         (["benchmark", "none.onnx"], "none.onnx"),
-        (["benchmark", "--runtime", "tflite", "none.onnx"], "runtime (=tflite) is unknown; choose of onnxruntime, openvino, c, torch"),
+        (
+            ["benchmark", "--runtime", "tflite", "none.onnx"],
+            "runtime (=tflite) is unknown; choose of onnxruntime, openvino, c, litert, torch",
+        ),
         (["benchmark", "--samples", "0"], "samples (=0) must be at least 1"),
         (["report", "none.json"], "none.json"),
         (["report"], "run `compress benchmark` first"),

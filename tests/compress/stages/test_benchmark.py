@@ -50,7 +50,7 @@ def test_runtimes_come_in_one_order_and_an_unknown_one_is_refused() -> None:
     assert _chosen(("torch", "onnxruntime")) == ["onnxruntime", "torch"]
     assert _chosen(("all",)) == list(CHOICES)
     with pytest.raises(
-        CompressError, match=r"runtime \(=tflite\) is unknown; choose of onnxruntime, openvino, c, torch, torch.compile, or all"
+        CompressError, match=r"runtime \(=tflite\) is unknown; choose of onnxruntime, openvino, c, litert, torch, torch.compile, or all"
     ):
         _chosen(("torch", "tflite"))
 
@@ -206,3 +206,9 @@ def one_hot_weights() -> np.ndarray:
     train = load_data("digits").train
     means = np.stack([train.images[train.labels == label].reshape(-1, 784).mean(axis=0) for label in range(10)])
     return np.ascontiguousarray((means - means.mean(axis=0)).T.astype(np.float32))
+
+
+def test_a_tflite_file_is_measured_in_litert_and_nothing_else_is(tmp_path: Path) -> None:
+    (path := tmp_path / "net.tflite").write_bytes(b"")
+    assert [(one.name, one.runtime) for one in candidates_of_file(path)] == [("net", "litert")]
+    assert [one.runtime for one in candidates_of_file(path, ("all",))] == ["litert"]
