@@ -3,14 +3,14 @@
 This only steers; what a finished file gains, `run_benchmark` says, with processes of its own for each file. In each round every file is
 loaded anew and gets one turn, in random order and in every second round backwards; a round gives one ratio, and the 95% interval over the
 rounds is Student's t on logarithms. Loading anew matters, as a session keeps the luck of its memory layout: of k49 against itself, 25 times
-in 12 rounds, the interval held 1 in 64% of the cases with sessions kept, in 92% loaded anew.
+in 12 rounds, the interval held 1 in 64% of the cases with sessions kept, in 92% loaded anew. Large files are loaded a few at a time.
 
 Source of the statistics: `statistics`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -24,6 +24,7 @@ from .worker import WAKE_CALLS, time_calls
 
 INPUTS = 32  # timed calls cycle over so many different images
 TURN_SECONDS, LEAST_CALLS, MOST_CALLS = 0.03, 5, 200
+MOST_BYTES = 32e6  # of files that are open at once: a session of ONNX Runtime takes several times what its file does
 OPEN_SECONDS = 0.02  # to load a file; with it a turn of a small network takes as long as it says here
 
 
@@ -59,10 +60,26 @@ def in_turns(
     for number, row in enumerate(seconds):
         # Whatever comes first may gain or lose by it, so every second round goes backwards.
         order = order[::-1] if number % 2 else generator.permutation(len(files)).tolist()
-        sessions = {index: runtime.opening(files[index]) for index in order}
-        for index in order:
-            row[index] = _turn(sessions[index], images)
+        for some in _fitting(files, order):
+            row[some] = _turns([runtime.opening(files[index]) for index in some], images)
     return seconds
+
+
+def _fitting(files: Sequence[Path], order: Sequence[int]) -> Iterator[list[int]]:
+    """``order`` in parts whose files have no more than :data:`MOST_BYTES`, or are one."""
+    part, size = list[int](), 0
+    for index in order:
+        more = files[index].stat().st_size
+        if part and size + more > MOST_BYTES:
+            yield part
+            part, size = [], 0
+        part, size = [*part, index], size + more
+    if part:
+        yield part
+
+
+def _turns(sessions: Sequence[Any], images: list[np.ndarray]) -> list[float]:
+    return [_turn(session, images) for session in sessions]
 
 
 def random_images(shape: Sequence[int], floats: bool, generator: np.random.Generator) -> list[np.ndarray]:
