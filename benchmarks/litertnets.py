@@ -1,13 +1,19 @@
 """Opens a ``.tflite`` file in LiteRT (XNNPACK where it takes a node): one image at a time, a batch is a loop.
 
-Integers that a file takes or gives are numbers by its own scale and zero point, so images are normalised first and then rounded.
+A file that takes uint8 gets the pixels. One that takes int8 gets numbers by its own scale and zero point: images are normalised first and
+then rounded, 256 numbers for each channel; where nobody says how they are normalised, and the integers reach far beyond 1, the pixels
+themselves. By hand: of int8 with a scale of 1 and a zero of -128 pixel 255 is 127, as of int8 with a scale of 1/255.
 
 Refused: what LiteRT cannot load, an input that ``inputs`` refuses, and integers quantized per channel.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -18,21 +24,46 @@ from .inputs import Predict, Taken, fitting, taken
 from .runtimes import PROBABILITIES, Candidate, import_runtime
 
 SUFFIX = ".tflite"
+FAR = 16.0  # numbers beyond which an input is no normalised image
 Port = dict[str, Any]  # LiteRT's own description of a tensor
 
 
-def open_file(candidate: Candidate, shape: tuple[int, int, int], threads: int) -> tuple[Predict, Predict | None]:
-    """What it gives for images, and its probabilities where it has some."""
-    interpreter = _interpreter(candidate.path, threads)
+@dataclass(frozen=True, kw_only=True)
+class Integers(Taken):
+    """An input of int8 that stand for ``(q - zero) * scale``."""
+
+    scale: float
+    zero: int
+
+    @cached_property
+    def table(self) -> np.ndarray:
+        """What the 256 pixels become, (C, 256)."""
+        pixels = np.arange(256, dtype=np.uint8).reshape(1, 1, 1, 256)
+        if self.scale * 255 > FAR and not any(self.mean) and set(self.std) == {1.0}:
+            return self.rounded(np.repeat(pixels, self.shape[0], axis=1).astype(np.float32))[0, :, 0]
+        floats = Taken(name=self.name, batch=1, shape=self.shape, dtype=np.float32, last=False, mean=self.mean, std=self.std)
+        return self.rounded(floats.fed(np.repeat(pixels, self.shape[0], axis=1)))[0, :, 0]
+
+    def rounded(self, numbers: np.ndarray) -> np.ndarray:
+        return np.clip(np.rint(numbers / np.float32(self.scale)) + self.zero, -128, 127).astype(np.int8)
+
+    def fed(self, images: np.ndarray) -> np.ndarray:
+        images = self.table[np.arange(images.shape[1])[:, None, None], images] if images.dtype == np.uint8 else self.rounded(images)
+        return np.ascontiguousarray(images.transpose(0, 2, 3, 1)) if self.last else images
+
+
+def open_file(candidate: Candidate, shape: tuple[int, int, int], threads: int, *, plain: bool = False) -> tuple[Predict, Predict | None]:
+    """What it gives for images, and its probabilities where it has some; ``plain``: without XNNPACK."""
+    interpreter = _interpreter(candidate.path, threads, plain=plain)
     [port, *_], outputs = interpreter.get_input_details(), interpreter.get_output_details()
     if not outputs:
         raise BenchmarkError("it gives nothing; export it again")
-    entry, rounded = fitting(_inputs(interpreter), shape, mean=candidate.mean, std=candidate.std), _rounding(port)
+    entry = entry_of(port, fitting(_inputs(interpreter), shape, mean=candidate.mean, std=candidate.std))
 
     def every(images: np.ndarray, *some: Port) -> tuple[np.ndarray, ...]:
-        interpreter.set_tensor(port["index"], rounded(images))
+        interpreter.set_tensor(port["index"], images)
         interpreter.invoke()
-        return tuple(_numbers(interpreter.get_tensor(one["index"]), one) for one in some)
+        return tuple(numbers_of(interpreter.get_tensor(one["index"]), one) for one in some)
 
     if candidate.whole:
         return entry.one_by_one(lambda images: every(images, *outputs)), None
@@ -45,15 +76,44 @@ def open_file(candidate: Candidate, shape: tuple[int, int, int], threads: int) -
 def taken_by(path: Path) -> Taken:
     """What a file takes. Raises BenchmarkError where LiteRT is missing or cannot load it."""
     import_runtime(Candidate(name=path.stem, path=path, runtime="litert"))
-    return taken(_inputs(_interpreter(path, 1)))
+    return taken(_inputs(_interpreter(path, 1, plain=True)))
 
 
-def _interpreter(path: Path, threads: int) -> Any:
-    from ai_edge_litert.interpreter import Interpreter
+def holds_int8(path: Path) -> bool:
+    """Whether something is computed in int8, so that other kernels may round otherwise."""
+    return any(one["dtype"] is np.int8 for one in _interpreter(path, 1, plain=True).get_tensor_details())
+
+
+def entry_of(port: Port, entry: Taken) -> Taken:
+    """The same, of integers with what they stand for."""
+    if not _is_quantized(port) or port["dtype"] is np.uint8:
+        return entry
+    (scale, zero), known = port["quantization"], {name: getattr(entry, name) for name in Taken.__dataclass_fields__}
+    return Integers(**known, scale=float(scale), zero=int(zero))
+
+
+@contextmanager
+def _silently() -> Iterator[None]:
+    """Without the line that LiteRT's library writes to the standard error of every program; errors are raised."""
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
+
+
+def _interpreter(path: Path, threads: int, *, plain: bool) -> Any:
+    from ai_edge_litert.interpreter import Interpreter, OpResolverType
+
+    resolver = OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES if plain else OpResolverType.AUTO
 
     try:
-        interpreter = Interpreter(model_path=str(path), num_threads=threads)
-        interpreter.allocate_tensors()
+        with _silently():
+            interpreter = Interpreter(model_path=str(path), num_threads=threads, experimental_op_resolver_type=resolver)
+            interpreter.allocate_tensors()
     except (ValueError, RuntimeError) as error:
         said = str(error).strip() or type(error).__name__
         raise BenchmarkError(f"it is no whole .tflite file that LiteRT can load: {said.splitlines()[0]}") from error
@@ -64,7 +124,7 @@ def _inputs(interpreter: Any) -> list[tuple[str, list[int], str]]:
     kinds = {np.uint8: "tensor(uint8)", np.float32: "tensor(float)", np.float16: "tensor(float16)"}
 
     def kind(port: Port) -> str:
-        return "tensor(float)" if _is_quantized(port) else kinds.get(port["dtype"], port["dtype"].__name__)
+        return "tensor(float)" if _is_quantized(port) and port["dtype"] is np.int8 else kinds.get(port["dtype"], port["dtype"].__name__)
 
     return [(one["name"], [int(size) for size in one["shape"]], kind(one)) for one in interpreter.get_input_details()]
 
@@ -76,15 +136,8 @@ def _is_quantized(port: Port) -> bool:
     return len(scales) == 1 and np.issubdtype(port["dtype"], np.integer)
 
 
-def _rounding(port: Port) -> Callable[[np.ndarray], np.ndarray]:
-    """From float32 to the integers that stand for them there; nothing where it takes pixels or floats."""
-    if not _is_quantized(port):
-        return lambda images: images
-    (scale, zero), bounds = port["quantization"], np.iinfo(port["dtype"])
-    return lambda images: np.clip(np.rint(images / np.float32(scale)) + zero, bounds.min, bounds.max).astype(port["dtype"])
-
-
-def _numbers(found: np.ndarray, port: Port) -> np.ndarray:
+def numbers_of(found: np.ndarray, port: Port) -> np.ndarray:
+    """What integers that a file gives stand for; floats are what they are."""
     if not _is_quantized(port):
         return found
     scale, zero = port["quantization"]

@@ -69,13 +69,17 @@ def _fitting(files: Sequence[Path], order: Sequence[int]) -> Iterator[list[int]]
     """``order`` in parts whose files have no more than :data:`MOST_BYTES`, or are one."""
     part, size = list[int](), 0
     for index in order:
-        more = files[index].stat().st_size
+        more = _size(files[index])
         if part and size + more > MOST_BYTES:
             yield part
             part, size = [], 0
         part, size = [*part, index], size + more
     if part:
         yield part
+
+
+def _size(file: Path) -> int:
+    return file.stat().st_size
 
 
 def _turns(sessions: Sequence[Any], images: list[np.ndarray]) -> list[float]:

@@ -27,6 +27,7 @@ FLOORS = (
     ("api",),
     ("stages", "serve"),
     ("plots", "artifacts"),
+    ("litert",),
     ("quantization", "channels", "codegen"),
     ("graphs", "pruning"),
     ("errors", "files"),

@@ -180,6 +180,21 @@ class Network:
         config = checked(ExportCConfig, fields_of(ExportCConfig, options), "export-c")
         return export_c(context, recipe, config, Path(options["onnx"]) if "onnx" in options else None)
 
+    @takes(of.ExportLitertOptions)
+    def export_litert(self, start: Start = None, **options: Unpack[of.ExportLitertOptions]) -> "Artifact":
+        """Write a graph as a .tflite file for LiteRT and phones: raw uint8 image in, channels last, labels inside, proved equal.
+
+        ``start`` is a graph, or a network, which is exported first; without any, the newest graph of the model is. int8 stays int8 where
+        LiteRT can compute it so. What LiteRT has no operator for is refused by the name of the node. Needs the extra compress-edge[litert].
+        """
+        from ..artifacts.project import GRAPH_STAGES, NETWORK_STAGES
+        from ..stages.boards.export_litert import STAGE, ExportLitertConfig, export_litert
+        from ..stages.export import ExportConfig, graph_of
+
+        begun = begin(self._context, start, options, ExportLitertConfig, STAGE, GRAPH_STAGES, (*NETWORK_STAGES, *GRAPH_STAGES))
+        graph = graph_of(begun.project, begun.parent, begun.recipe.stage(ExportConfig, "export"))
+        return export_litert(begun.project, graph, begun.config, begun.context.out)
+
     @takes(of.QuantizeOptions)
     def quantize(self, start: Start = None, **options: Unpack[of.QuantizeOptions]) -> "Artifact":
         """Find the fastest file that still reads as well, by measurement on this machine, and say why; or make one by hand.

@@ -165,6 +165,11 @@ class ExportOptions(MakeOptions, ScoreOptions, total=False):
     fold_constants: Annotated[bool, "Make a constant of what is nearly the same for all images, such as a gate, where that is proved."]
 
 
+class ExportLitertOptions(MakeOptions, total=False):
+    parity_images: Annotated[int, "Validation images that prove it.  [default: 1000]"]
+    onnx: Annotated[File, "Write this ONNX file, which another tool wrote; needs --data."]
+
+
 class ExportCOptions(TypedDict, total=False):
     target: Annotated[str, "native, x86-64-v3, x86-64-v4, aarch64, aarch64+dotprod, cortex-m4, -m7, -m55, or portable.  [default: native]"]
     name: Annotated[str, "Of the files and functions, a C identifier.  [default: the model's]"]

@@ -43,8 +43,12 @@ from .records import plain, read_record
 SCHEMA: Literal[1] = 1
 AGAIN = "make the artifact again"
 MANIFEST = "artifact.json"
-Kind = Literal["network", "graph", "benchmark", "folds", "sensitivity", "choice", "noise"]
-PAYLOAD: dict[Kind, str] = {kind: f"{kind}.json" for kind in get_args(Kind)} | {"network": "weights.safetensors", "graph": "model.onnx"}
+Kind = Literal["network", "graph", "benchmark", "folds", "sensitivity", "choice", "noise", "litert"]
+PAYLOAD: dict[Kind, str] = {kind: f"{kind}.json" for kind in get_args(Kind)} | {
+    "network": "weights.safetensors",
+    "graph": "model.onnx",
+    "litert": "model.tflite",
+}
 MOST_VALUES = 2**24  # of one image; 3x2048x2048 are fewer
 Classes = Annotated[tuple[str, ...], Meta(min_length=1)]
 LIBRARIES = ("torch", "torchvision", "onnx", "onnxruntime", "onnxscript", "numpy", "scikit-learn", "safetensors")

@@ -116,8 +116,8 @@ def trained_on(shipped: Artifact) -> str:
 
 
 def variants_of(project: Project, root: Artifact) -> list[Artifact]:
-    """Every graph under ``runs/<model>`` that descends from ``root``, the shortest lineage first."""
-    graphs = [artifact for stage in GRAPH_STAGES for artifact in find_artifacts(project.folder / stage)]
+    """Every graph, and .tflite file, under ``runs/<model>`` that descends from ``root``, the shortest lineage first."""
+    graphs = [artifact for stage in (*GRAPH_STAGES, "export-litert") for artifact in find_artifacts(project.folder / stage)]
     # The same bytes may lie there twice, made by two versions of this toolkit: the newest of them is taken.
     graphs.sort(key=lambda graph: graph.manifest.created)
     mine = list({(variant_name(graph), graph.content): graph for graph in graphs if _root_key(graph) == root.manifest.key}.values())

@@ -42,8 +42,10 @@ class Vectors:
     model: str
 
 
-def write_vectors(folder: Path, run: Callable[[NDArray[np.uint8]], NDArray[np.float32]], images: Images, tolerance: float) -> None:
-    """Write ``vectors.npz`` beside the ``model.onnx`` in ``folder``; the same inputs give the same bytes.
+def write_vectors(
+    folder: Path, run: Callable[[NDArray[np.uint8]], NDArray[np.float32]], images: Images, tolerance: float, model: str = PAYLOAD["graph"]
+) -> None:
+    """Write ``vectors.npz`` beside the ``model`` in ``folder``; the same inputs give the same bytes.
 
     Chosen among the first images is the surest one of each class that is answered, at most 8: rounding turns no answer of theirs.
 
@@ -60,9 +62,7 @@ def write_vectors(folder: Path, run: Callable[[NDArray[np.uint8]], NDArray[np.fl
     chosen = surest_first[np.sort(first_of_class)[:MOST_VECTORS]]
     expected = logits[chosen].astype(np.float32)
     allowed = np.float64(tolerance * np.abs(expected).max())
-    np.savez(
-        folder / VECTORS, images=seen[chosen], logits=expected, tolerance=allowed, model=np.array(sha256_of(folder / PAYLOAD["graph"]))
-    )
+    np.savez(folder / VECTORS, images=seen[chosen], logits=expected, tolerance=allowed, model=np.array(sha256_of(folder / model)))
 
 
 def read_vectors(path: Path) -> Vectors:

@@ -51,6 +51,11 @@ sensitivity = command(
     "compress sensitivity --model k49 --granularity module",
 )(shown(views.sensitivity_text, payload_summary(Sensitivity)))
 export_onnx = command(Network.export_onnx, "compress export-onnx --model k49 --out board/k49")(show_artifact)
+export_litert = command(
+    Network.export_litert,
+    "compress export-litert --from runs/k49/quantize/3f9a0c51be27",
+    "compress export-litert --onnx net.onnx --data path/to/folder --out phone/net",
+)(show_artifact)
 export_c = command(
     Network.export_c,
     "compress export-c --from runs/k49/quantize/3f9a0c51be27 --out board/k49",

@@ -63,6 +63,7 @@ COMMANDS = {
     "prune": "zero the weights that matter least",
     "remove-channels": "make it smaller and faster",
     "export-onnx": "one file, proved equal to torch",
+    "export-litert": "a .tflite file for LiteRT and phones",
     "export-c": "C for boards that needs nothing",
     "quantize": "the fastest file that still reads as well",
     "benchmark": "measure variants side by side",

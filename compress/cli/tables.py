@@ -142,7 +142,7 @@ def artifact_text(artifact: Artifact) -> str:
     if metrics.one_shot and metrics.best_epoch is not UNSET:  # without training it is that of the validation images above
         rows["balanced accuracy before fine-tuning"] = percent(metrics.one_shot.balanced_accuracy)
     if metrics.parity:
-        rows["parity with torch"] = _parity_text(metrics.parity)
+        rows["parity with the graph" if about.kind == "litert" else "parity with torch"] = _parity_text(metrics.parity)
     if metrics.rewrites:
         rows["rewritten"] = ", ".join(metrics.rewrites)
     if metrics.constants:

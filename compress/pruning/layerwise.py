@@ -19,22 +19,24 @@ re-estimated on the cut network).
 import copy
 import math
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from itertools import zip_longest
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
+from .layers import Gone, Layer, layers_of_both
 from .least_squares import Moments, best_ridge, inputs_of, positions_of, some_of, weights_of
 from .passes import at_once, evaluating, held_at_layers
 from .surgery import affordable, staying
 from .turns import Turns
 
 ROOM = 512e6  # bytes of activations, of one network at a time, that the images of one chunk may take, roughly
+AHEAD = ROOM / 4  # bytes of targets that are held at a time, roughly; for those of later layers the uncut network runs again
 LIVE = 8  # largest activations that are alive at once, roughly
 PARTS, HELD = 16, 4  # parts of a chunk with places of their own, every fourth of which only judges
 PLACES, PER_UNKNOWN, LEAST = 20000, 60, 1.5  # places of a layer, at least; for each unknown; and what is too few for each
@@ -44,7 +46,6 @@ MOST, WORK = 2**28, 1e12  # bytes of a layer's square matrix, beyond which it is
 EXACT = 1e-10  # of the targets' variance: a layer that errs by less computes the same but for rounding
 Prepare = Callable[[Tensor], Tensor]
 Progress = Callable[[int, int], None]  # layers that are done, and all
-Gone = Mapping[tuple[str, int], set[int]]
 Zeros = Literal["", "stay", "move"]
 
 
@@ -72,8 +73,8 @@ def solve(
     """A copy of the changed network, its layers solved one after the other for the outputs that those of the other give.
 
     The images go through in chunks, side by side: each waits before a layer until that is solved on all of them. So there is one pass of
-    each network, and in memory are what all of them hold there (see :func:`most_images`), square matrices over the inputs of one layer, and
-    targets.
+    the cut network, and in memory are what all of them hold there (see :func:`most_images`), square matrices over the inputs of one layer,
+    and the targets of some layers, each time from a pass of the uncut network as far as these.
 
     Args:
         network: the one before the change; ``changed``: what was made of it, on the same device. Neither is changed.
@@ -109,39 +110,6 @@ class _Stop(Exception):
     """The pass aside need not go on."""
 
 
-@dataclass(kw_only=True, eq=False)
-class _Layer:
-    """One convolution or linear layer of both networks, and what is known of it by now.
-
-    ``kept``: the outputs of the uncut one that the cut one has. ``calls``: how often it is called in one pass. ``norm``: the batch norm of
-    the cut network that alone takes its offset. ``moments``: of places that are solved on, and of those that judge.
-    """
-
-    name: str
-    uncut: nn.Module
-    module: Any
-    kept: Tensor
-    calls: int
-    norm: Any
-    targets: dict[int, list[list[Tensor]]] = field(default_factory=dict)  # of each chunk that is to come: of each call, and part of it
-    moments: tuple[Moments, Moments] = field(default_factory=lambda: (Moments(), Moments()))
-
-    @property
-    def square(self) -> int:
-        """How many numbers the square matrices over its inputs have."""
-        return int(getattr(self.module, "groups", 1) * self.module.weight[0].numel() ** 2)
-
-    def put(self, weights: Tensor) -> None:
-        """Make the layer compute by ``weights``, as ``weights_of`` gives them; a batch norm's offset counts from where it is."""
-        found, offset = weights.transpose(1, 2).flatten(0, 1).split([weights.shape[1] - 1, 1], 1)
-        with torch.no_grad():
-            self.module.weight.copy_(found.reshape(self.module.weight.shape))
-            if self.module.bias is not None:
-                self.module.bias.copy_(offset.flatten())
-            elif self.norm is not None:
-                self.norm.running_mean.copy_(self.norm.running_mean.double() - offset.flatten())
-
-
 class _Run:
     """Both networks side by side: notes what the uncut one gives, and solves the cut one's layers as they are reached.
 
@@ -155,32 +123,55 @@ class _Run:
         self.told: Callable[[], None] = lambda: None  # called after each layer
         self.errors: dict[str, tuple[float, float]] = {}
         self.left: dict[str, str] = {}
-        self.pending = {layer.name: layer for layer in _layers(network, solved, gone, prepare(images[:2]))}
+        self.pending = {layer.name: layer for layer in layers_of_both(network, solved, gone, prepare(images[:2]))}
         self._leave(fixed)
-        self.chunks = images.split(chunk_size(network, prepare(images[:2])))
+        self.network, self.chunks = network, images.split(chunk_size(network, prepare(images[:2])))
         self.looks = 0  # how often something was added to the moments of a layer
         self.few = self.chunks[0][:FEW]
-        self.aside: _Layer | None = None
-        for number, chunk in enumerate(self.chunks):
-            self._note_targets(network, number, chunk, [layer for layer in self.pending.values() if layer.calls == 1])
+        self.aside: Layer | None = None
+        self.ahead = self._parts_to_note([layer for layer in self.pending.values() if layer.calls == 1])
         if several := [layer for layer in self.pending.values() if layer.calls > 1]:
-            self._note_targets(network, ASIDE, self.few, several)
+            self._note_targets(ASIDE, self.few, several)
 
-    def _note_targets(self, network: nn.Module, chunk: int, images: Tensor, layers: list[_Layer]) -> None:
-        """Run the uncut network, and keep what these layers give at some places."""
+    def _parts_to_note(self, layers: list[Layer]) -> list[list[Layer]]:
+        """These layers in parts of about as many bytes of targets, about as many as there is room for."""
+        sizes = [4 * self.total * len(layer.kept) * min(layer.positions, self._wanted(layer, self.total)) for layer in layers]
+        share = sum(sizes) / max(1, math.ceil(sum(sizes) / AHEAD))
+        parts, held = list[list[Layer]](), math.inf
+        for layer, size in zip(layers, sizes, strict=True):
+            if held >= share:
+                parts.append([])
+                held = 0
+            parts[-1].append(layer)
+            held += size
+        return parts
 
-        def note(layer: _Layer, output: Tensor) -> None:
+    def _note_targets(self, chunk: int, images: Tensor, layers: list[Layer]) -> None:
+        """Run the uncut network as far as it is needed, and keep what these layers give at some places."""
+        missing = {layer.name for layer in layers}
+
+        def note(layer: Layer, output: Tensor) -> None:
             rows, kept = [], layer.kept.to(output.device)
             for number, part in enumerate(_parts(output)):
                 values = positions_of(layer.module, part)
                 at = self._places(layer, chunk, number)(values.shape[2]).to(part.device)
                 rows.append(values[:, :, at][:, kept].transpose(1, 2).flatten(0, 1))
             layer.targets.setdefault(chunk, []).append(rows)
+            missing.discard(layer.name)
+            if not missing and chunk != ASIDE:
+                raise _Stop
 
-        with ExitStack() as hooks, torch.no_grad():
+        with ExitStack() as hooks, torch.no_grad(), suppress(_Stop):
             for layer in layers:
                 hooks.enter_context(layer.uncut.register_forward_hook(lambda _, __, output, layer=layer: note(layer, output)))
-            network(self.prepare(images))
+            self.network(self.prepare(images))
+
+    def _note_more(self, layer: Layer) -> None:
+        """Note the targets of a layer, and of those that are noted with it, if they are not yet."""
+        for part in [part for part in self.ahead if layer in part]:
+            self.ahead.remove(part)
+            for number, chunk in enumerate(self.chunks):
+                self._note_targets(number, chunk, [one for one in part if one.name in self.pending])
 
     def go_through(self) -> None:
         """Run the cut network, all chunks side by side, each layer being solved when the last of them comes to it."""
@@ -191,7 +182,7 @@ class _Run:
 
         turns = Turns([partial(run, chunk) for chunk in self.chunks])
 
-        def reached(layer: _Layer, came: tuple[Tensor, ...]) -> None:
+        def reached(layer: Layer, came: tuple[Tensor, ...]) -> None:
             if self.aside is layer:
                 self._look(layer, came, ASIDE)
                 if not layer.targets.get(ASIDE):
@@ -200,6 +191,7 @@ class _Run:
                 if layer.calls > 1:
                     self._solve_aside(layer)
                     return
+                self._note_more(layer)
                 self._look(layer, came, turns.current)
                 while layer.name in self.pending and any(layer.targets.values()):
                     turns.wait()
@@ -214,14 +206,14 @@ class _Run:
                     seen = self.looks
         self.left |= dict.fromkeys(self.pending, "it is not called in every pass")
 
-    def _solve_aside(self, layer: _Layer) -> None:
+    def _solve_aside(self, layer: Layer) -> None:
         self.aside = layer
         with suppress(_Stop):
             self.solved(self.prepare(self.few))
         self.aside = None
         self._solve(layer)
 
-    def _leave_out(self, layer: _Layer, why: str) -> None:
+    def _leave_out(self, layer: Layer, why: str) -> None:
         self.left[layer.name] = why
         del self.pending[layer.name]
 
@@ -239,14 +231,17 @@ class _Run:
             if why := next((reason for reason, holds in reasons.items() if holds), ""):
                 self._leave_out(layer, why)
 
-    def _places(self, layer: _Layer, chunk: int, part: int) -> Callable[[int], Tensor]:
-        unknowns = layer.module.weight[0].numel()
-        enough = PLACES if getattr(layer.module, "groups", 1) == 1 else min(PLACES, PER_UNKNOWN_OF_A_GROUP * unknowns)
-        most = min(max(enough, PER_UNKNOWN * unknowns), WORK / layer.square)
-        wanted = math.ceil(most / (len(self.few) if chunk == ASIDE else self.total))
+    def _places(self, layer: Layer, chunk: int, part: int) -> Callable[[int], Tensor]:
+        wanted = self._wanted(layer, len(self.few) if chunk == ASIDE else self.total)
         return partial(some_of, wanted=wanted, seed=PARTS * (chunk + 1) + part)
 
-    def _look(self, layer: _Layer, came: tuple[Tensor, ...], chunk: int) -> None:
+    def _wanted(self, layer: Layer, images: int) -> int:
+        """How many places of each of so many images are looked at, if it has them."""
+        unknowns = layer.module.weight[0].numel()
+        enough = PLACES if getattr(layer.module, "groups", 1) == 1 else min(PLACES, PER_UNKNOWN_OF_A_GROUP * unknowns)
+        return math.ceil(min(max(enough, PER_UNKNOWN * unknowns), WORK / layer.square) / images)
+
+    def _look(self, layer: Layer, came: tuple[Tensor, ...], chunk: int) -> None:
         """Add what comes into the layer and what should come out to its moments."""
         if not layer.targets.get(chunk) or layer.name not in self.pending:
             return
@@ -260,7 +255,7 @@ class _Run:
             rows = wanted.unflatten(1, (getattr(layer.module, "groups", 1), -1)).transpose(0, 1)
             layer.moments[(chunk + number) % HELD == HELD - 1].add(inputs, rows)
 
-    def _solve(self, layer: _Layer) -> None:
+    def _solve(self, layer: Layer) -> None:
         if self.pending.pop(layer.name, None) is None:
             return
         self.told()
@@ -289,38 +284,6 @@ class _Run:
             return
         layer.put(best)
         self.errors[layer.name] = was, now
-
-
-def _layers(network: nn.Module, solved: nn.Module, gone: Gone, example: Tensor) -> Iterator[_Layer]:
-    """The convolutions and linear layers of both, called as often in both, in the order in which they are first called in the cut one."""
-    names, calls, last = dict(network.named_modules()), Counter[str](), dict[int, tuple[str, Tensor]]()
-    read, called = dict[str, list[str]](), Counter[str]()
-    modules = {name: module for name, module in solved.named_modules() if name in names}
-
-    def before(name: str, came: Any) -> None:
-        if came and id(came[0]) in last:
-            read.setdefault(last[id(came[0])][0], []).append(name)
-
-    def after(name: str, made: Any) -> None:
-        calls[name] += 1
-        if isinstance(made, Tensor) and isinstance(modules[name], nn.modules.conv._ConvNd | nn.Linear):
-            last[id(made)] = name, made
-
-    with ExitStack() as hooks, torch.no_grad():
-        for name, module in modules.items():
-            hooks.enter_context(names[name].register_forward_hook(lambda *_, name=name: called.update([name])))
-            if not [*module.children()] and not isinstance(module, nn.Identity):
-                hooks.enter_context(module.register_forward_pre_hook(lambda _, came, name=name: before(name, came)))
-                hooks.enter_context(module.register_forward_hook(lambda _, __, made, name=name: after(name, made)))
-        network(example)
-        solved(example)
-    for name, count in calls.items():
-        module = modules[name]
-        if isinstance(module, nn.modules.conv._ConvNd | nn.Linear) and count == called[name]:
-            kept = [row for row in range(len(names[name].weight)) if row not in gone.get((f"{name}.weight", 0), ())]
-            norm = modules[read[name][0]] if len(read.get(name, ())) == count == 1 else None
-            usable = isinstance(norm, nn.modules.batchnorm._BatchNorm) and norm.running_mean is not None and calls[read[name][0]] == 1
-            yield _Layer(name=name, uncut=names[name], module=module, kept=torch.tensor(kept), calls=count, norm=norm if usable else None)
 
 
 def _parts(values: Tensor) -> tuple[Tensor, ...]:

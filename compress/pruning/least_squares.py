@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-AT_ONCE = 2**23  # numbers in the square matrices of columns that are solved at once, each on unknowns of its own
+AT_ONCE = 2**21  # numbers in the square matrices of columns that are solved at once, each on unknowns of its own
 RIDGES = (1e-10, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)  # times the mean square of the inputs
 
 

@@ -40,7 +40,7 @@ from .report import needs_of_files
 
 OF_GRAPHS = ("onnxruntime", "openvino", "c")
 CHOICES = (*OF_GRAPHS, "litert", "torch", "torch.compile")
-USUAL = ("onnxruntime", "torch")  # the others on request: OpenVINO is an extra, and torch.compile takes a minute or more before it starts
+USUAL = ("onnxruntime", "litert", "torch")  # others on request: OpenVINO is an extra, and torch.compile takes a minute to start
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +63,7 @@ def candidates_of(artifacts: Sequence[Artifact], device: str, runtimes: Sequence
         about = artifact.manifest
         name = name if names.count((name, kind)) == 1 else f"{name} ({about.key[:6]})"
         file: dict[str, Any] = (
-            {"path": artifact.payload} if kind == "graph" else {"path": artifact.path, "load": partial(_load_parts, artifact)}
+            {"path": artifact.payload} if kind in ("graph", "litert") else {"path": artifact.path, "load": partial(_load_parts, artifact)}
         )
         common = {"name": name, "stage": about.stage, "artifact": about.hash, "facts": _facts(about), **file}
         # Where nothing can run on CUDA, one row for torch and one for onnxruntime say so; the same for every variant would only be noise.
@@ -110,9 +110,9 @@ def _there(runtimes: Sequence[str]) -> Sequence[str]:
 
 def _places(kind: str, runtime: str, on_cuda: bool, first: bool) -> list[tuple[str, str]]:
     """Where an artifact of this kind is measured for a choice of runtime: pairs of runtime and device."""
-    if runtime == "litert" or (kind == "graph") != (runtime in OF_GRAPHS):
+    if (kind == "litert") != (runtime == "litert") or (kind == "graph") != (runtime in OF_GRAPHS):
         return []
-    if runtime in ("openvino", "c", "torch.compile"):
+    if runtime in ("openvino", "c", "litert", "torch.compile"):
         return [(runtime, "cpu")]
     there = on_cuda and _has_cuda(kind)
     ways = {"torch": ("torch", "torch.fp16", "torch.cudagraph"), "onnxruntime": ("onnxruntime", "onnxruntime.fp16")}
@@ -137,9 +137,10 @@ def candidates_of_file(path: Path, runtimes: Sequence[str] = USUAL, spec: InputS
     as ``spec`` says.
     """
     need_file(path, str(path), "; name an .onnx file or the folder of an artifact")
-    takes = ["litert"] if path.suffix == ".tflite" else [runtime for runtime in _chosen(runtimes) if runtime in OF_GRAPHS]
+    kind, fit = (".tflite", ("litert",)) if path.suffix == ".tflite" else (".onnx", OF_GRAPHS)
+    takes = [runtime for runtime in _chosen(runtimes) if runtime in fit]
     if not takes:
-        raise CompressError(f"runtime (={', '.join(runtimes)}) takes no .onnx file such as {path}; add --runtime onnxruntime")
+        raise CompressError(f"runtime (={', '.join(runtimes)}) takes no {kind} file such as {path}; add --runtime {fit[0]}")
     # Artifacts' files are all called model.onnx: such a one goes by its folder.
     name = path.resolve().parent.name if path.name == PAYLOAD["graph"] else path.stem
     about: dict[str, Any] = {"name": name, "path": path, "stage": "file", "artifact": sha256_of(path)}

@@ -48,7 +48,7 @@ def predict_images(
 
 
 MOST_RANDOM = 400
-READABLE = ("train", "import", "prune", "export", "quantize")
+READABLE = ("train", "import", "prune", "export", "quantize", "export-litert")
 
 
 def read(

@@ -22,6 +22,7 @@ from ..benchmarks.run import BenchmarkConfig
 from ..codegen.target import target_of
 from ..train.settings import AugmentConfig, DistilConfig, FitConfig
 from .benchmark import benchmark, candidates_of
+from .boards.export_litert import ExportLitertConfig
 from .export import ExportConfig, export
 from .import_network import start_of
 from .prune import PruneConfig, prune
@@ -41,6 +42,7 @@ SETTINGS: Mapping[str, type] = {
     "remove-channels": RemoveConfig,
     "export": ExportConfig,
     "quantize": QuantizeConfig,
+    "export-litert": ExportLitertConfig,
     "benchmark": BenchmarkConfig,
     "report": Limits,
 }

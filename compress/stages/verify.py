@@ -8,17 +8,20 @@ kernel that computes something else), not forgers: nothing is signed.
 Of an ``.onnx`` file without vectors, as of one whose outputs are no classes, less is proved, on random pixels: that it loads and gives
 finite numbers, an image alone those that it gets in a batch, and without ONNX Runtime's optimisations the same.
 
+A ``.tflite`` file is asked in LiteRT likewise; one in float32 without vectors also without XNNPACK.
+
 A folder of C, which ``compress export-c`` wrote, is compiled and its own test run, see ``boards.prove``.
 
 Refused: a folder without the two files, and vectors that are damaged. Nothing is pickled.
 """
 
+import importlib.metadata
 import importlib.util
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,6 +38,7 @@ from ..errors import CompressError, first_line, onnxruntime_errors, shown
 from ..train.metrics import sigmoid, softmax
 from .boards.record import RECORD
 
+MODELS, TFLITE = (PAYLOAD["graph"], PAYLOAD["litert"]), ".tflite"
 OPEN_SIZE = 224  # pixels, where a file leaves its sizes open
 PROBABLE_TOLERANCE = 1e-5  # of the file's own logits: float32, also in an int8 file
 
@@ -76,10 +80,15 @@ def verify(folder: Path, cc: str | None = None, run: str | None = None, on: str 
         return prove(folder, cc, run)
     if given := next((f"{name} (={shown(value)})" for name, value in (("cc", cc), ("run", run)) if value is not None), None):
         raise CompressError(f"{given} is for a folder of C, and {folder} has no {RECORD}; leave it out, or name one of export-c")
-    if folder.is_file() and (folder.name != PAYLOAD["graph"] or not folder.with_name(VECTORS).is_file()):
-        return Proof(folder=folder, checks=(*_on_noise(folder),))
+    if folder.is_file() and (folder.name not in MODELS or not folder.with_name(VECTORS).is_file()):
+        return Proof(folder=folder, checks=(*(_in_litert if folder.suffix == TFLITE else _on_noise)(folder),))
+    kind: Literal["graph", "litert"] = (
+        "litert" if (folder.parent if folder.is_file() else folder).joinpath(MODELS[1]).is_file() else "graph"
+    )
     folder = folder.parent if folder.is_file() else folder
-    model = folder / PAYLOAD["graph"]
+    model = folder / PAYLOAD[kind]
+    if on is not None and kind == "litert":
+        raise CompressError(f"on (={on}) proves .onnx files; leave it out")
     if not folder.is_dir():
         raise CompressError(f"{folder} is no folder; name the one that holds {model.name} and {VECTORS}, or an .onnx file")
     if (folder / MANIFEST).is_file() and read_artifact(folder).manifest.task:  # the hash of every file
@@ -92,7 +101,7 @@ def verify(folder: Path, cc: str | None = None, run: str | None = None, on: str 
     detail = f"SHA-256 {found[:12]}..." + ("" if whole else f", {shown(vectors.model, 12)}... was expected: the file was changed or cut")
     checks = [Check(name="hash", passed=whole, detail=detail)]
     if whole and (folder / MANIFEST).is_file():
-        read_artifact(folder, "graph")  # the hash of every other file, the vectors included
+        read_artifact(folder, kind)  # the hash of every other file, the vectors included
     return Proof(folder=folder, checks=(*checks, *(_compute(model, vectors) if on is None else _compute_there(model, vectors, on))))
 
 
@@ -143,6 +152,33 @@ def _on_noise(model: Path) -> Iterator[Check]:
         yield Check(name=name, passed=far <= TOLERANCE["quantize"], detail=detail)
 
 
+def _in_litert(model: Path) -> Iterator[Check]:
+    from ..benchmarks.litertnets import holds_int8, open_file
+
+    try:
+        entry, _ = about_file(model)
+        if not all(entry.shape) or math.prod(entry.shape) > MOST_VALUES:
+            raise BenchmarkError(f"images {entry.shape} must be of a fixed size, of at most {MOST_VALUES:,} values")
+        images = np.random.default_rng(0).integers(0, 256, (4, *entry.shape), np.uint8)
+        candidate = Candidate(name=model.stem, path=model, runtime="litert")
+        usual, plain = (open_file(candidate, entry.shape, 1, plain=how)[0](images) for how in (False, True))  # type: ignore[arg-type]
+    except BenchmarkError as error:
+        yield Check(name="loads", passed=False, detail=f"not in LiteRT: {error}")
+        return
+    told = f"{_litert()}; no {VECTORS} beside it, so the rest is of {len(images)} random images {entry.shape}"
+    yield Check(name="loads", passed=True, detail=told)
+    yield Check(name="finite", passed=bool(np.isfinite(usual).all()), detail="what it gives holds no NaN or infinity")
+    if holds_int8(model):
+        return
+    far = _apart(usual, plain)
+    detail = f"with XNNPACK and without: largest difference {far:.2g} of the largest number, {TOLERANCE['quantize']:g} is allowed"
+    yield Check(name="plain", passed=far <= TOLERANCE["quantize"], detail=detail)
+
+
+def _litert() -> str:
+    return f"LiteRT {importlib.metadata.version('ai-edge-litert')}"
+
+
 def _outputs(session: Any, entry: Taken, images: NDArray[np.uint8]) -> list[NDArray[Any]]:
     found = session.run(None, {entry.name: entry.fed(images)})
     return [np.atleast_1d(one) for one in found if isinstance(one, np.ndarray) and one.dtype.kind in "fiu"]
@@ -158,6 +194,12 @@ def _apart(one: NDArray[Any], other: NDArray[Any]) -> float:
 
 
 def _compute(model: Path, vectors: Vectors) -> list[Check]:
+    if model.suffix == TFLITE:
+        try:
+            opened, logits, _, _ = _answer(model, vectors, "litert")
+        except BenchmarkError as error:
+            return [Check(name="loads", passed=False, detail=f"not in LiteRT: {error}")]
+        return [Check(name="loads", passed=True, detail=_litert()), *_checks(vectors, logits, None)]
     import onnxruntime
 
     try:

@@ -1,9 +1,10 @@
-"""A classifier from a file: an artifact, an ONNX file of this toolkit, or one that another tool wrote. Torch is loaded only for networks.
+"""A classifier from a file: an artifact, an ONNX or .tflite file of this toolkit, or one that another tool wrote. Torch is loaded only for
+networks, LiteRT for .tflite files.
 
 A file of this toolkit carries its labels and its input. Of another tool's the classes are numbers, its input is normalised as the options
-say, and what makes probabilities of its answers is read from its last node.
+say, and what makes probabilities of its answers is read from its last node; of a .tflite file, from an answer.
 
-Refused: what ONNX Runtime cannot load, and what gives no classes.
+Refused: what the runtime cannot load, and what gives no classes.
 """
 
 import dataclasses
@@ -29,6 +30,8 @@ from ..records import parse_record
 from ..task.classes import sure_from
 
 Run = Callable[[NDArray[np.uint8]], NDArray[Any]]
+TFLITE = ".tflite"
+ROUNDED = 0.05  # that probabilities in int8 may be off 1 in their sum
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +63,7 @@ def numbered(count: int) -> tuple[str, ...]:
 def open_artifact(artifact: Artifact, context: Context) -> Classifier:
     """The graph or the network of an artifact, which the caller trusts."""
     about = artifact.manifest
-    if about.kind == "graph":
+    if about.kind in ("graph", "litert"):
         return _open_own(artifact.payload, about.classes, about.input, context)
     if context.on is not None:
         raise CompressError(f"on (={context.on}) asks files, and {artifact.path} is a network; `compress export-onnx` makes one of it")
@@ -72,7 +75,7 @@ def open_artifact(artifact: Artifact, context: Context) -> Classifier:
 
 
 def open_file(path: Path, context: Context) -> Classifier:
-    """An ONNX file; the ``context`` says how another tool's is fed."""
+    """An ONNX or .tflite file; the ``context`` says how another tool's is fed."""
     about = _metadata(path)
     if "compress.classes" not in about or "compress.input" not in about:
         return _open_foreign(path, context)
@@ -103,7 +106,7 @@ def shape_of(files: Sequence[Path], given: tuple[int, int, int] | None) -> tuple
 
 def _open_own(path: Path, classes: Sequence[str], spec: InputSpec, context: Context) -> Classifier:
     """Here, or on the machine that ``--on`` names."""
-    candidate = Candidate(name=path.stem, path=path)
+    candidate = Candidate(name=path.stem, path=path, runtime=runtime_of(path))
     if context.on is None:
         opened = open_model(candidate, spec.shape, len(classes), threads=1)
         return Classifier(run=opened.predict, sure=in_batches(opened.sure, spec.shape), classes=classes, spec=spec, file=path)
@@ -120,6 +123,11 @@ def _open_own(path: Path, classes: Sequence[str], spec: InputSpec, context: Cont
     return Classifier(run=run, sure=sure, classes=classes, spec=spec, file=path)
 
 
+def runtime_of(path: Path) -> str:
+    """The one that opens a file by itself."""
+    return "litert" if path.suffix == TFLITE else "onnxruntime"
+
+
 def _open_foreign(path: Path, context: Context) -> Classifier:
     if context.on is not None:
         raise CompressError(f"on (={context.on}) asks files of this toolkit; take {path} in with `compress quantize --onnx` first")
@@ -127,11 +135,15 @@ def _open_foreign(path: Path, context: Context) -> Classifier:
 
     spec = dataclasses.replace(context, image_shape=shape_of([path], context.image_shape)).spec_of(None)
     image = np.random.default_rng(0).integers(0, 256, (1, *spec.shape), np.uint8)
-    first, kind = own_answers(path, spec.mean, spec.std, image)
-    opened = open_model(Candidate(name=path.stem, path=path, mean=spec.mean, std=spec.std), spec.shape, None, threads=1)
+    how: dict[str, Any] = {"mean": spec.mean, "std": spec.std, "runtime": runtime_of(path)}
+    opened = open_model(Candidate(name=path.stem, path=path, **how), spec.shape, None, threads=1)
 
     def run(images: NDArray[np.uint8]) -> NDArray[Any]:
         return opened.predict(images).astype(np.float32)
+
+    if path.suffix == TFLITE:
+        return _of_litert(path, spec, run, run(image))
+    first, kind = own_answers(path, spec.mean, spec.std, image)
 
     def asked(images: NDArray[np.uint8]) -> NDArray[Any]:  # where its classes are not its first output
         return own_answers(path, spec.mean, spec.std, images)[0]
@@ -143,11 +155,27 @@ def _open_foreign(path: Path, context: Context) -> Classifier:
     return Classifier(run=chosen, sure=sure, classes=numbered(first.shape[1]), spec=spec, file=path)
 
 
+def _of_litert(path: Path, spec: InputSpec, run: Run, answer: NDArray[Any]) -> Classifier:
+    if answer.ndim != 2 or answer.shape[1] < 2:
+        raise CompressError(f"onnx (={path}) gives {answer.shape[1:]} for an image, which are no classes; name a classifier")
+    probable = answer.min() >= 0 and abs(answer.sum() - 1) < ROUNDED
+    sure = in_batches(run if probable else lambda images: softmax(run(images)), spec.shape)
+    return Classifier(run=run, sure=sure, classes=numbered(answer.shape[1]), spec=spec, file=path)
+
+
 def _metadata(path: Path) -> dict[str, str]:
     import onnxruntime
 
     need_file(path, f"onnx (={path})")
     refuse_odd_name(path)
+    if path.suffix == TFLITE:
+        from ...litert.file import notes_of
+
+        try:
+            about_file(path)  # which refuses what is none
+        except BenchmarkError as error:
+            raise CompressError(f"onnx (={path}): {error}") from error
+        return {name: note.decode(errors="replace") for name, note in notes_of(path.read_bytes()).items()}
     try:
         session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
         return dict(session.get_modelmeta().custom_metadata_map)

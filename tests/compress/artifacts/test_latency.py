@@ -34,6 +34,7 @@ class Script:
         self.opened: list[str] = []
         self.timed: list[str] = []
         monkeypatch.setattr(latency.Template, "write", lambda template, network, file: self.exported.append(network))
+        monkeypatch.setattr(turns, "_size", lambda file: 0)
         monkeypatch.setattr(turns, "onnx_session", self.open)
         monkeypatch.setattr(turns, "_turn", self.turn)
 

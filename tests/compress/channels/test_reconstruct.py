@@ -1,7 +1,9 @@
 """Reconstruction against what is known exactly: channels that are linear in others, and networks of which nothing goes."""
 
 import copy
+import math
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -104,6 +106,35 @@ def test_images_in_chunks_give_what_they_give_at_once(monkeypatch: pytest.Monkey
     assert max(seen) == 40 and difference(whole, network) > 0.001
     assert difference(chunked, whole) < 0.05 * difference(whole, pruned)
     assert seen.count(40) == 2 * 6, "each of six chunks goes once through either network, side by side"
+
+
+def test_targets_of_a_few_layers_are_held_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However few, the weights are the same. By hand: of six convolutions each gives 3 channels at 64 places of 240 images, 184,320 bytes,
+    and the linear layer 3 numbers of each: in two parts of 554,400 bytes on average these are four and three layers."""
+    network = seeded(
+        lambda: nn.Sequential(*(nn.Conv2d(4 if at else 2, 4, 3, padding=1) for at in range(6)), nn.Flatten(), nn.Linear(400, 3))
+    )
+    groups = channel_groups(network, IMAGES[:2])
+    keep = {group.name: (0, 1, 2) for group in groups}
+    pruned, most = remove_channels(network, groups, keep), list[int]()
+    monkeypatch.setattr(module, "PLACES", 240 * 64)
+    monkeypatch.setattr(module, "ROOM", 8 * 4 * 4 * 100 * 40)  # six chunks
+    note = module._Run._note_targets
+
+    def noted(run: Any, *how: Any) -> None:
+        note(run, *how)
+        held = sum(part.nbytes for layer in run.pending.values() for [rows] in filter(None, layer.targets.values()) for part in rows)
+        most[-1] = max(most[-1], held)
+
+    monkeypatch.setattr(module._Run, "_note_targets", noted)
+    found, one, last = [], 240 * 64 * 3 * 4, 240 * 3 * 4
+    for ahead in (1, 3.5 * one, math.inf):
+        monkeypatch.setattr(module, "AHEAD", ahead)
+        most.append(0)
+        found.append(reconstruct(network, pruned, groups, keep, IMAGES).network)
+    assert most == [one, 4 * one, 6 * one + last]
+    for other in found[1:]:
+        assert all(torch.equal(one, two) for one, two in zip(found[0].state_dict().values(), other.state_dict().values(), strict=True))
 
 
 def test_so_many_images_wait_side_by_side_as_there_is_room_for(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -39,6 +39,7 @@ COMMANDS = (
     "prune",
     "remove-channels",
     "export-onnx",
+    "export-litert",
     "export-c",
     "quantize",
     "benchmark",

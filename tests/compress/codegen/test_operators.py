@@ -4,25 +4,19 @@ What is left out is not of this kind of network: other types than float32 and ui
 stand here, so that a case that begins to be refused is noticed.
 """
 
-import functools
-import warnings
-from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 import pytest
 from compiled_c import library, needs_gcc
-from onnx import numpy_helper
+from node_tests import cases, one_input
 
 from compress.codegen.nodes import NODES
 from compress.codegen.program import Program, generate
 from compress.codegen.target import TARGETS
 from compress.errors import CompressError
 
-# ONNX Runtime takes the size of the output for what the specification calls scale * size; so do we.
-AS_ONNX_RUNTIME = {"test_resize_downsample_scales_linear_align_corners"}
 COUNTS = {
     "Abs": 1, "Add": 2, "AveragePool": 14, "BatchNormalization": 2, "Cast": 0, "Clip": 9, "Concat": 12, "Conv": 6, "DequantizeLinear": 1,
     "Div": 3, "Dropout": 4, "Elu": 3, "Erf": 1, "Exp": 2, "Expand": 2, "Flatten": 9, "Gelu": 4, "Gemm": 11, "GlobalAveragePool": 2,
@@ -31,36 +25,6 @@ COUNTS = {
     "Relu": 1, "Reshape": 9, "Resize": 21, "Sigmoid": 2, "Slice": 7, "Softmax": 7, "Split": 14, "Sqrt": 2, "Squeeze": 2, "Sub": 3,
     "Tanh": 2, "Transpose": 7, "Unsqueeze": 7,
 }  # fmt: skip
-
-
-@functools.cache
-def cases() -> dict[str, list[Any]]:
-    """The node tests with data, by operator."""
-    from onnx.backend.test.loader import load_model_tests
-
-    found = defaultdict(list)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        for case in load_model_tests(kind="node"):
-            nodes = case.model.graph.node
-            if case.data_sets and len(nodes) == 1 and nodes[0].op_type in NODES and case.name not in AS_ONNX_RUNTIME:
-                found[nodes[0].op_type].append(case)
-    return found
-
-
-def one_input(model: onnx.ModelProto, values: list[np.ndarray]) -> onnx.ModelProto:
-    """The model with all inputs but the first as constants."""
-    made = onnx.ModelProto()
-    made.CopyFrom(model)
-    first, *others = list(made.graph.input)
-    made.graph.initializer.extend(
-        numpy_helper.from_array(np.asarray(value), entry.name) for value, entry in zip(values[1:], others, strict=True)
-    )
-    del made.graph.input[:]
-    made.graph.input.append(first)
-    if made.graph.node[0].op_type in ("QuantizeLinear", "DequantizeLinear"):
-        made.opset_import[0].version = min(21, made.opset_import[0].version)  # the newest that ONNX Runtime 1.24 has
-    return made
 
 
 def written(kind: str) -> tuple[list[tuple[Any, Program]], dict[str, str]]:
