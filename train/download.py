@@ -1,7 +1,7 @@
-"""Fetch one file over HTTP: resumed where it broke off, checked by md5, and put in place only when whole.
+"""Fetch one file over HTTP: resumed where it broke off, checked by its hash, and put in place only when whole.
 
-Refuses a file whose md5 is not the expected one; md5 guards against accidents, not against an attacker. Source for resuming: RFC 9110,
-section 14 (range requests).
+Refuses a file whose hash is not the expected one; an md5 guards against accidents, not against an attacker, a sha256 against both. Source
+for resuming: RFC 9110, section 14 (range requests).
 """
 
 import hashlib
@@ -19,41 +19,43 @@ _TIMEOUT = 30.0  # seconds without a single byte
 _PIECE = 1 << 18
 
 
-def fetch(url: str, target: Path, *, md5: str, progress: Callable[[str, int, int], None] | None = None) -> Path:
+def fetch(url: str, target: Path, *, md5: str = "", sha256: str = "", progress: Callable[[str, int, int], None] | None = None) -> Path:
     """Download ``url`` to ``target`` unless it is there already, and return ``target``.
 
-    What arrives is kept in ``target.part``; the next call goes on from its end. ``progress`` is told the file's name, the bytes so
-    far and the bytes in all (0: the server does not say).
+    One of ``md5`` and ``sha256`` (hex) says what the file is. What arrives is kept in ``target.part``; the next call goes on from its end.
+    ``progress`` is told the file's name, the bytes so far and the bytes in all (0: the server does not say).
 
-    Raises TrainError: no connection, a refusal by the server, a broken transfer, or an md5 (hex) other than ``md5``. A bad download is
-    removed, a bad ``target`` that was there before is left for its owner to remove.
+    Raises TrainError: no connection, a refusal by the server, a broken transfer, or another hash. A bad download is removed, a bad
+    ``target`` that was there before is left for its owner to remove.
     """
+    assert bool(md5) != bool(sha256), "one hash decides"
+    kind, expected = ("sha256", sha256) if sha256 else ("md5", md5)
     by_hand = f"or fetch {url} by hand and put it at {target}"
     if target.exists():
-        found = file_md5(target)
-        if found != md5:
-            raise TrainError(f"{target} has md5 {found}, expected {md5}; remove it to download it anew, {by_hand}")
+        found = file_hash(target, kind)
+        if found != expected:
+            raise TrainError(f"{target} has {kind} {found}, expected {expected}; remove it to download it anew, {by_hand}")
         return target
     part = target.with_name(target.name + ".part")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         # A part that is whole already lacked only the renaming; asked for the rest of it, a server can only refuse.
-        if not part.exists() or file_md5(part) != md5:
+        if not part.exists() or file_hash(part, kind) != expected:
             _receive(url, part, target.name, progress)
-        found = file_md5(part)
-        if found != md5:
+        found = file_hash(part, kind)
+        if found != expected:
             part.unlink()
-            raise TrainError(f"{target.name} came with md5 {found}, expected {md5}, and was removed; try again, {by_hand}")
+            raise TrainError(f"{target.name} came with {kind} {found}, expected {expected}, and was removed; try again, {by_hand}")
         part.replace(target)
     except (OSError, HTTPException) as error:
         raise TrainError(f"{target.name} could not be downloaded ({error}); run it again to resume, {by_hand}") from error
     return target
 
 
-def file_md5(path: Path) -> str:
-    """The md5 of a file's bytes as 32 hex digits."""
+def file_hash(path: Path, kind: str) -> str:
+    """The md5 or sha256 of a file's bytes, in hex digits."""
     with path.open("rb") as file:
-        return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
+        return hashlib.file_digest(file, lambda: hashlib.new(kind, usedforsecurity=kind != "md5")).hexdigest()
 
 
 def _receive(url: str, part: Path, name: str, progress: Callable[[str, int, int], None] | None) -> None:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from ..artifacts.project import Console
     from ..benchmarks.compare import Changes
     from ..channels.groups import Groups
+    from ..serve.page.folder import Paged
     from ..serve.service import Served
     from ..stages.benchmark import Benchmark
     from ..stages.boards.export_c import ExportedC
@@ -339,6 +340,22 @@ def serve(*sources: Path | str, console: "Console | None" = None, **options: Unp
     from ..serve.service import serve as served
 
     return served(found, config, console or Context().console)
+
+
+@takes(of.PageOptions)
+def page(*sources: Path | str, console: "Console | None" = None, **options: Unpack[of.PageOptions]) -> "Paged":
+    """Write a folder that any static host can serve: a page to draw on, whose networks run in the browser, without a server of ours.
+
+    SOURCES are .onnx files, artifacts, folders made by report --ship, as PATH or NAME=PATH, or models in --runs, of which the newest file
+    is taken. onnxruntime-web comes from the npm registry once, and is checked by its hash; the page itself asks nobody.
+    """
+    from ..artifacts.context import Context
+    from ..serve.page.folder import newest_of, write_page
+    from ..serve.settings import sources_of
+
+    runs = Path(options.get("runs", "runs"))
+    found = sources_of([newest_of(str(one), runs) for one in sources], runs=str(runs))
+    return write_page(found, Path(options.get("out", "page")), console or Context().console, **some(options, "registry", "force"))
 
 
 def recipe_schema() -> dict[str, Any]:

@@ -279,6 +279,15 @@ class ServeOptions(TypedDict, total=False):
     runs: Annotated[File, "Folder of artifacts whose code is trusted.  [default: runs]"]
 
 
+class PageOptions(TypedDict, total=False):
+    out: Annotated[File, "The folder to write.  [default: page]"]
+    force: Annotated[bool, "Replace a page in --out."]
+    registry: Annotated[
+        str, "Registry from which onnxruntime-web comes, once.  [default: $NPM_CONFIG_REGISTRY, else https://npm.example.org]"
+    ]
+    runs: Annotated[File, "Folder of artifacts, for names of models.  [default: runs]"]
+
+
 class CompareOptions(TypedDict, total=False):
     fail_if_slower: Annotated[Percent, "Fail where a latency surely grew by more than this, e.g. 5%."]
     fail_if_less_accurate: Annotated[float, "Fail where surely more points of balanced accuracy, or of --score, were lost."]

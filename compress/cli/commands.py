@@ -103,6 +103,11 @@ serve = command(
     "compress serve small=board/k49 large=k49.onnx --port 8000",
     "compress serve board/k49 --host 0.0.0.0 --token-file token.txt",
 )(shown(views.served_text, vars))
+page = command(
+    api.page,
+    "compress page k49",
+    "compress page fp32=board/k49 int8=runs/k49/quantize/3f9a0c51be27 --out site",
+)(shown(views.paged_text, vars))
 
 
 @click.command()

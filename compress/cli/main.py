@@ -74,6 +74,7 @@ COMMANDS = {
     "explain": "draw what a network looks at",
     "verify": "is this still the file that was made",
     "serve": "models behind a port, and a page to draw on",
+    "page": "the same page in a folder, run by the browser itself",
     "board": "other machines that time and ask files",
     "data": "decoded pictures on disk; --prune removes them",
     "recipe": "recipes there are; --schema for editors",

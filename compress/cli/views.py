@@ -12,11 +12,13 @@ from ..artifacts.artifact import Artifact
 from ..artifacts.payloads import Noise, Sensitivity, read_payload
 from ..artifacts.records import plain
 from ..benchmarks import compare
+from ..benchmarks.formats import size
 from ..benchmarks.statistics import Interval
 from .tables import paragraphs, table
 
 if TYPE_CHECKING:
     from ..plots.explain import View
+    from ..serve.page.folder import Paged
     from ..serve.service import Served
     from ..stages.boards.export_c import ExportedC
     from ..stages.explain import Explanation
@@ -235,6 +237,12 @@ def c_text(exported: "ExportedC") -> str:
 def c_summary(exported: "ExportedC") -> dict[str, Any]:
     """What ``--json`` shows: the record, and where the folder lies."""
     return {"folder": exported.folder, **plain(exported.made), "flags": exported.made.processor.flags}
+
+
+def paged_text(paged: "Paged") -> str:
+    """Where it lies, and how it is seen."""
+    told = f"{paged.folder}: {', '.join(paged.models)}, {size(paged.size)} in all; any static host can serve it"
+    return f"{told}\nto see it here: python -m http.server --directory {paged.folder}"
 
 
 def served_text(served: "Served") -> str:

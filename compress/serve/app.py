@@ -6,7 +6,6 @@ Nothing that is sent is kept, and no name from outside becomes a path.
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
-from pathlib import Path
 from typing import Annotated, Any
 
 import msgspec
@@ -18,11 +17,11 @@ from .. import __version__
 from . import metrics, schema
 from .decode import Refused, kind_of
 from .frames import Answer, Job
-from .guard import OPEN, PROBLEM, Bodies, Guard, page_policy, problem
+from .guard import OPEN, PROBLEM, Bodies, Guard, problem
+from .page.html import page_policy, service_page
 from .pool import Model
 from .settings import ServeConfig
 
-PAGE = Path(__file__).with_name("page.html")
 GUARDED = (401, 403, 421)
 TASK_ERRORS = (400, 401, 403, 404, 408, 413, 415, 421, 422, 429, 500, 503)
 Models = Mapping[str, Model]
@@ -56,7 +55,7 @@ def make_app(models: Models, config: ServeConfig, lifespan: Callable[[], Any] | 
             async with lifespan():
                 yield
 
-    html = PAGE.read_text(encoding="utf-8")
+    html = service_page()
     app = Described(
         title="compress serve",
         version=__version__,

@@ -5,8 +5,6 @@ while only this machine may ask (DNS rebinding), no or another token, packed bod
 """
 
 import asyncio
-import base64
-import hashlib
 import hmac
 import re
 import time
@@ -36,17 +34,6 @@ _NOTHING = "default-src 'none'; frame-ancestors 'none'; base-uri 'none'; form-ac
 def problem(status: int, detail: str) -> bytes:
     """The body of an error."""
     return msgspec.json.encode({"type": "about:blank", "title": HTTPStatus(status).phrase, "status": status, "detail": detail})
-
-
-def page_policy(html: str) -> str:
-    """The policy under which the page's own script and style run, and nothing else; all it may ask is this host."""
-
-    def hashes(tag: str) -> str:
-        parts = re.findall(rf"<{tag}>(.*?)</{tag}>", html, re.DOTALL)
-        return " ".join(f"'sha256-{base64.b64encode(hashlib.sha256(part.encode()).digest()).decode()}'" for part in parts)
-
-    own = f"script-src {hashes('script')}; style-src {hashes('style')}"
-    return f"{_NOTHING}; {own}; connect-src 'self'; img-src 'self' blob: data:; media-src blob:"
 
 
 class Guard:

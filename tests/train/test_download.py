@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from compress.train.download import fetch, file_md5
+from compress.train.download import fetch, file_hash
 from compress.train.errors import TrainError
 
 CONTENT = np.random.default_rng(0).integers(0, 256, 1_000_000, dtype=np.uint8).tobytes()
@@ -126,7 +126,7 @@ def test_a_part_of_another_file_is_found_by_its_md5_and_removed(server: Server, 
 def test_a_bad_target_is_refused_by_name_and_left_alone(server: Server, tmp_path: Path) -> None:
     target = tmp_path / "file.npz"
     target.write_bytes(b"something of the user's")
-    with pytest.raises(TrainError, match=rf"file\.npz has md5 {file_md5(target)}, expected {MD5}; remove it to download it anew"):
+    with pytest.raises(TrainError, match=rf"file\.npz has md5 {file_hash(target, 'md5')}, expected {MD5}; remove it to download it anew"):
         fetch(server.url, target, md5=MD5)
     assert target.read_bytes() == b"something of the user's"
     assert server.ranges == []
@@ -140,3 +140,13 @@ def test_not_found_and_no_server_say_how_to_get_the_file_by_hand(server: Server,
         url = closed.url
     with pytest.raises(TrainError, match=r"could not be downloaded \(.*refused.* by hand and put it at .*file\.npz"):
         fetch(url, tmp_path / "file.npz", md5=MD5)
+
+
+def test_a_sha256_decides_as_an_md5_does(server: Server, tmp_path: Path) -> None:
+    target, right = tmp_path / "file.tgz", hashlib.sha256(CONTENT).hexdigest()
+    with pytest.raises(TrainError, match=rf"file\.tgz came with sha256 {right}, expected {'0' * 64}, and was removed"):
+        fetch(server.url, target, sha256="0" * 64)
+    assert fetch(server.url, target, sha256=right).read_bytes() == CONTENT
+    target.write_bytes(b"another")
+    with pytest.raises(TrainError, match=rf"has sha256 {hashlib.sha256(b'another').hexdigest()}, expected {right}; remove it"):
+        fetch(server.url, target, sha256=right)

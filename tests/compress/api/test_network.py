@@ -21,7 +21,7 @@ from compress.errors import CompressError
 
 METHODS: dict[str, Callable[..., Any]] = {
     name: getattr(Network, name.replace("-", "_")) for name in COMMANDS if hasattr(Network, name.replace("-", "_"))
-} | {"compare": compress.compare, "verify": compress.verify, "serve": api.serve}
+} | {"compare": compress.compare, "verify": compress.verify, "serve": api.serve, "page": api.page}
 # What a command has beside the options: how it prints, and a switch to another method.
 SWITCHES = {"remove-channels": ("--groups", Network.channel_groups), "quantize": ("--explain", Network.explain_int8)}
 
@@ -36,7 +36,7 @@ def test_a_command_and_its_method_take_the_same(name: str) -> None:
     assert command is not None
     method = METHODS[name]
     taken = {*options_of(method), *(one for one in inspect.signature(method).parameters if one == "start")}
-    if name not in ("compare", "verify", "serve"):
+    if name not in ("compare", "verify", "serve", "page"):
         taken |= {"model", *options_of(compress.open)}
     offered = {one.name for one in command.params if isinstance(one, click.Option)} - {"as_json", "switched"}
     assert offered == taken
@@ -48,7 +48,7 @@ def test_a_command_and_its_method_take_the_same(name: str) -> None:
 
 def test_every_method_is_a_command_or_the_switch_of_one() -> None:
     public = {name for name, value in vars(Network).items() if not name.startswith("_") and callable(value)}
-    assert public == {method.__name__ for name, method in METHODS.items() if name not in ("compare", "verify", "serve")} | {
+    assert public == {method.__name__ for name, method in METHODS.items() if name not in ("compare", "verify", "serve", "page")} | {
         method.__name__ for _, method in SWITCHES.values()
     }
     assert set(compress.__all__) <= set(dir(compress))

@@ -53,6 +53,7 @@ COMMANDS = (
     "data",
     "recipe",
     "serve",
+    "page",
     "board",
     "completion",
 )
