@@ -135,7 +135,7 @@ def command(method: Callable[..., Any], *examples: str, switch: Switch | None = 
     def decorate(show: Show) -> click.Command:
         def run(as_json: bool, switched: bool = False, **given: Any) -> None:
             said = {name: value for name, value in given.items() if value is not None and value != ()}
-            opened = {name: said.pop(name) for name in OPENS if name in said}
+            opened = {name: said.pop(name) for name in OPENS if name in said and "self" in parameters}  # else they are its own
             if "options" in opened:
                 opened["options"] = {key: value for table in opened["options"] for key, value in table.items()}
             files = [path for name, many in paths.items() if many for path in said.pop(name, ())]

@@ -64,8 +64,11 @@ def newest_of(name: str, runs: Path) -> str:
     before, separator, after = name.partition("=")
     path = after if separator and not Path(name).exists() else name
     folder = runs / path
-    if Path(path).exists() or not path or Path(path).name != path or not folder.is_dir():
+    if Path(path).exists() or not path:
         return name
+    if Path(path).name != path or not folder.is_dir():
+        told = f"source (={shown(path, 160)}) is neither a file nor a folder, nor a model in {runs}"
+        raise CompressError(f"{told}; name an .onnx file, an artifact, a shipped folder, or such a model")
     found = [one for stage in GRAPH_STAGES for one in find_artifacts(folder / stage)]
     if not found:
         raise CompressError(

@@ -1,10 +1,13 @@
 """What the command line writes otherwise than Python does. The truth is what the same option takes in Python."""
 
+from pathlib import Path
 from typing import Any
 
 import click
 import pytest
 
+from compress.api.calls import takes
+from compress.api.options import ServeOptions
 from compress.cli import options
 from compress.errors import CompressError
 
@@ -41,3 +44,18 @@ def test_a_value_is_read_as_people_write_it(kind: click.ParamType, text: str, va
 def test_a_value_that_is_something_else_is_one_line(kind: click.ParamType, text: str, told: str) -> None:
     with pytest.raises(CompressError, match=told):
         kind.convert(text, None, None)
+
+
+def test_a_command_that_needs_no_network_is_given_the_options_that_a_network_has_too() -> None:
+    """``serve`` and ``page`` have --runs, --model and --image-shape of their own; those of a network go to what opens it."""
+    given: dict[str, Any] = {}
+
+    @takes(ServeOptions)
+    def listen(*sources: str, **options: Any) -> dict[str, Any]:
+        """Nothing."""
+        given.update(options)
+        return given
+
+    made = options.command(listen, "compress listen")(lambda result, as_json: None)
+    made.main(["a", "--runs", "other", "--image-shape", "1x2x3", "--mean", "0.5", "--port", "1"], standalone_mode=False)
+    assert given == {"runs": Path("other"), "image_shape": (1, 2, 3), "mean": (0.5,), "port": 1}

@@ -181,7 +181,7 @@ def test_a_full_disk_leaves_no_half_of_a_folder(registry: Registry, run: Command
 @pytest.mark.parametrize(
     ("given", "line"),
     [
-        (["nothing"], "source (=nothing) does not exist; name an .onnx file, an artifact, or a shipped folder"),
+        (["nothing"], "source (=nothing) is neither a file nor a folder, nor a model in runs; name an .onnx file, an artifact, a shipped"),
         (
             ["foreign.onnx"],
             "is of another tool, and does not say its classes; take it in with `compress quantize --onnx` first",
@@ -207,13 +207,22 @@ def test_what_no_page_can_be_made_of_is_one_line_and_nothing_is_fetched(
     assert registry.asked == [] and not Path("page").exists()
 
 
+def test_a_model_of_other_runs_is_found_from_the_command_line(registry: Registry, run: Commands, tmp_path: Path) -> None:
+    (tmp_path / "other" / "k49").mkdir(parents=True)
+    code, _, told = run("page", "k49", "--runs", "other")
+    assert code == 2 and "other/k49 has no file yet" in told
+
+
 def test_a_model_is_named_by_its_runs(tmp_path: Path) -> None:
     made = graph_artifact(tmp_path / "runs", "export")
     assert newest_of("k49", tmp_path / "runs") == f"k49={made.path}"
     newer = graph_artifact(tmp_path / "runs", GRAPH_STAGES[0])
     assert newest_of("k49", tmp_path / "runs") == f"k49={newer.path}" and newest_of("mine=k49", tmp_path / "runs") == f"mine={newer.path}"
-    for name in ("emnist", "", "../runs/k49", str(made.path), f"a={made.path}"):
+    for name in ("", str(made.path), f"a={made.path}"):
         assert newest_of(name, tmp_path / "runs") == name
+    for name in ("emnist", "../runs/k49x", "a=emnist"):
+        with pytest.raises(CompressError, match=r"is neither a file nor a folder, nor a model in .*runs; name an \.onnx file"):
+            newest_of(name, tmp_path / "runs")
     (tmp_path / "runs" / "emnist").mkdir()
     with pytest.raises(CompressError, match=r"emnist has no file yet .*; run `compress export-onnx --model emnist` first"):
         newest_of("emnist", tmp_path / "runs")
