@@ -27,7 +27,12 @@ async function models() {
     }).finally(() => refresh(model));
     model.opened.catch(() => {}); // who asks is told
   }
+  Promise.allSettled(about.models.map((one) => one.opened)).then(keep);
   return about.models;
+}
+
+function keep() { // for when the host cannot be reached; browsers do so for https and localhost
+  if (navigator.serviceWorker && isSecureContext) navigator.serviceWorker.register("offline.js").catch(() => {});
 }
 
 function brief(error) { return String(error && error.message || error).split("\n")[0].slice(0, 300); }

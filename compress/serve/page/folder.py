@@ -3,6 +3,7 @@
 ::
 
     index.html     the page: it draws, prepares and shows as that of `compress serve` does
+    offline.js     has the browser keep all that for when the host cannot be reached
     models.json    what the files take and give, their classes, and how their training's pictures were drawn and resized
     models/        the files as they were, each with a name of its own
     runtime/       onnxruntime-web, two files
@@ -31,10 +32,10 @@ from ...files import claimed, publish, sync
 from ..drawing import habits_beside
 from ..settings import Source
 from ..worker import load
-from .html import browser_page
+from .html import browser_page, offline_script
 from .runtime import RUNTIME, registry_of, runtime_files
 
-PAGE, MODELS, SCHEMA, VERSION = "index.html", "models.json", "compress-page", 1
+PAGE, MODELS, KEEPER, SCHEMA, VERSION = "index.html", "models.json", "offline.js", "compress-page", 1
 INPUTS = ("uint8", "float32")
 NOTICES = ("DATA*", "LICEN[CS]E*", "NOTICE*", "COPYING*")
 README = Path(__file__).with_name("README.md")
@@ -89,13 +90,24 @@ def write_page(sources: Sequence[Source], target: Path, console: Console, regist
     runtime = runtime_files(where, console)
     with claimed(target, lambda: console.say(f"waits for another process that makes {target}")) as folder:
         _refuse_taken(target, force)
-        for path, content in _contents(files, runtime):
+        for path, content in _with_keeper(_contents(files, runtime)):
             (folder / path).parent.mkdir(exist_ok=True)
             (folder / path).write_bytes(content)
             sync(folder / path)
         size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
         publish(folder, target)
     return Paged(folder=target, models=tuple(one.name for one in sources), size=size)
+
+
+def _with_keeper(contents: Iterator[tuple[str, bytes]]) -> Iterator[tuple[str, bytes]]:
+    """The same, and last the script that has the browser keep what it reads of them."""
+    names, version = ["./"], hashlib.sha256()
+    for path, content in contents:
+        yield path, content
+        if path.partition("/")[0] in (PAGE, MODELS, "models", "runtime"):
+            names.append(path)
+            version.update(content)
+    yield KEEPER, offline_script(names, version.hexdigest()[:16]).encode()
 
 
 def _contents(files: Sequence[_File], runtime: Sequence[Path]) -> Iterator[tuple[str, bytes]]:

@@ -4,13 +4,16 @@
 
     service_page()    asks the service that it comes from                     page.html, service.js
     browser_page()    runs the files beside it with onnxruntime-web           page.html, pictures.js, browser.js
+    offline_script()  keeps those files for when their host is away           offline.js
 
 Both run under a policy that allows their own script and style, by their hashes, and no other host.
 """
 
 import base64
 import hashlib
+import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 FOLDER = Path(__file__).parent
@@ -31,8 +34,16 @@ def browser_page() -> str:
     """The page of ``compress page``, its policy within, as a static host sends no headers of ours."""
     html = _whole({"  <!-- form -->\n": "", "this place": "this browser", "// asking\n": f"{_part('pictures.js')}\n{_part('browser.js')}"})
     own = f"script-src {_hashes(html, 'script')} 'self' 'wasm-unsafe-eval'; style-src {_hashes(html, 'style')}"
-    policy = f"{_NOTHING}; {own}; {_READS}"
+    policy = f"{_NOTHING}; {own}; {_READS}; worker-src 'self'"
     return _replaced(html, "<!-- policy -->\n", f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n')
+
+
+def offline_script(files: Sequence[str], version: str) -> str:
+    """What the browser keeps that page with; ``files``: their addresses, ``version``: another one where one of them changes."""
+    prefix = "compress-page-"
+    return (
+        f"const PREFIX = {json.dumps(prefix)}, NAME = {json.dumps(prefix + version)}, FILES = {json.dumps(files)};\n{_part('offline.js')}"
+    )
 
 
 def page_policy(html: str) -> str:

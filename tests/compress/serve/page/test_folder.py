@@ -3,6 +3,7 @@
 import hashlib
 import io
 import json
+import re
 import tarfile
 import threading
 from collections.abc import Iterator
@@ -113,6 +114,8 @@ def test_the_folder_holds_what_a_browser_needs_and_says_what_it_is(registry: Reg
     assert found["licences/k49-DATA.txt"] == b"made from pictures"
     assert b"MIT License" in found["licences/onnxruntime-web.txt"] and b"Microsoft" in found["licences/onnxruntime-web.txt"]
     assert b"python -m http.server" in found["README.md"]
+    kept = json.loads(re.findall(rb"FILES = (.*);\n", found["offline.js"])[0])
+    assert set(kept) == {"./", *(name for name in found if name not in ("README.md", "offline.js") and not name.startswith("licences/"))}
     first, second = json.loads(found["models.json"])["models"]
     assert first["hash"] == hashlib.sha256(shipped.read_bytes()).hexdigest() and first["size"] == len(shipped.read_bytes())
     assert first["shape"] == [4, 4, 1] and second["shape"] == [4, 4, 3] and first["classes"] == list(CLASSES)
@@ -142,7 +145,8 @@ def test_a_page_is_replaced_only_where_that_is_said(registry: Registry, run: Com
     assert run("page", "b=a.onnx")[::2] == (2, "compress: out (=page) exists; replace that page with --force, or name another --out\n")
     assert files_in(tmp_path / "page") == before
     assert run.done("page", "b=a.onnx", "--force")["models"] == ["b"]
-    assert "models/a.onnx" not in files_in(tmp_path / "page")
+    after = files_in(tmp_path / "page")
+    assert "models/a.onnx" not in after and after["offline.js"].partition(b",")[2] != before["offline.js"].partition(b",")[2]
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "models.json").write_text("[1]")
     for given in (["--out", "mine"], ["--out", "mine", "--force"], ["--out", "a.onnx", "--force"]):

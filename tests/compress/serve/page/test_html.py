@@ -29,6 +29,7 @@ def test_the_policies_have_the_hashes_of_script_and_style() -> None:
             assert f"{tag}-src 'sha256-{base64.b64encode(hashlib.sha256(part.encode()).digest()).decode()}'" in policy
         assert policy.startswith("default-src 'none'") and "unsafe-inline" not in policy and "connect-src 'self'" in policy
     assert "unsafe" not in told and "frame-ancestors 'none'" in told
+    assert within[0].endswith("; worker-src 'self'") and "worker-src" not in told
     assert re.findall(r"script-src '[^']*'([^;]*);", within[0]) == [" 'self' 'wasm-unsafe-eval'"]
 
 
