@@ -41,6 +41,7 @@ WITHOUT_TORCH = (
     "artifacts.project",
     "artifacts.recipe",
     "artifacts.records",
+    "serve.page.folder",
     "serve.settings",
     "serve.worker",
     "stages.benchmark",

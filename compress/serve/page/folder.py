@@ -150,7 +150,7 @@ def _read(source: Source) -> _File:
     file = _file_of(path, source.name)
     try:
         entry, metadata = about_file(file)
-        if "compress.classes" not in metadata or "compress.input" not in metadata:
+        if not (path / MANIFEST).is_file() and not {"compress.classes", "compress.input"} <= metadata.keys():
             raise CompressError(
                 f"{path} is of another tool, and does not say its classes; take it in with `compress quantize --onnx` first"
             )
@@ -184,9 +184,7 @@ def _file_of(path: Path, name: str) -> Path:
     if not (path / MANIFEST).is_file():
         return path / PAYLOAD["graph"] if path.is_dir() else path
     artifact = read_artifact(path)
-    if artifact.manifest.kind != "graph":
-        kind = artifact.manifest.kind
-        raise CompressError(
-            f"{name} (={shown(path, 120)}) is of kind {kind}, and a page runs graphs; `compress export-onnx --from` it first"
-        )
+    if (kind := artifact.manifest.kind) != "graph":
+        then = "`compress export-onnx --from` it first" if kind == "network" else "name one of export or quantize"
+        raise CompressError(f"{name} (={shown(path, 120)}) is of kind {kind}, and a page runs graphs; {then}")
     return artifact.payload

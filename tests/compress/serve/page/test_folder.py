@@ -12,21 +12,26 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import onnx
 import pytest
-from c_folders import graph_artifact, net
+from c_folders import CLASSES as NAMES
+from c_folders import graph_artifact
 from served import CLASSES, write_model
 from stand_ins import Commands, Silent
 
 import compress.serve.page.folder as page
+from compress.artifacts.parts import OwnScore
 from compress.artifacts.project import GRAPH_STAGES
 from compress.errors import CompressError
+from compress.serve.drawing import USUAL
 from compress.serve.page.folder import newest_of, write_page
 from compress.serve.page.runtime import REGISTRY, RUNTIME, Package, registry_of, runtime_files
 from compress.serve.settings import sources_of
 from compress.train.errors import TrainError
 
+WEIGHTS = Path(page.__file__).parents[2] / "weights"
 CONTENTS = {"ort.wasm.bundle.min.js": b"export {};", "ort-wasm-simd-threaded.wasm": b"\0asm"}
 PLACES = {name: place for place, name, _ in RUNTIME.files}
 
@@ -236,16 +241,20 @@ def test_a_model_is_named_by_its_runs(tmp_path: Path) -> None:
 
 def test_an_artifact_brings_its_classes_and_how_it_was_drawn(registry: Registry, tmp_path: Path) -> None:
     made = graph_artifact(tmp_path / "runs", end="both")
-    with pytest.raises(CompressError, match="is of another tool"):
-        write_page(sources_of([made.path]), tmp_path / "page", Silent())
-    file = onnx.load(net(tmp_path / "net.onnx", end="both"))
-    onnx.helper.set_model_props(
-        file, {"compress.classes": '["a", "b", "c"]', "compress.input": json.dumps({"shape": [1, 5, 7], "mean": [0.0], "std": [1.0]})}
-    )
-    onnx.save(file, tmp_path / "net.onnx")
-    assert write_page(sources_of([tmp_path / "net.onnx"]), tmp_path / "page", Silent()).models == ("net",)
+    assert write_page(sources_of([f"k49={made.path}"]), tmp_path / "page", Silent()).models == ("k49",)
     [about] = json.loads((tmp_path / "page" / "models.json").read_text(encoding="utf-8"))["models"]
-    assert about["outputs"] == {"logits": "logits", "probabilities": "probabilities"} and about["shape"] == [5, 7, 1]
+    assert about["classes"] == list(NAMES) and about["shape"] == [5, 7, 1] and about["drawing"] == msgspec.to_builtins(USUAL)
+    assert about["outputs"] == {"logits": "logits", "probabilities": "probabilities"}
+
+
+def test_an_artifact_that_is_no_classifier_or_no_graph_is_refused(registry: Registry, tmp_path: Path) -> None:
+    scored = graph_artifact(tmp_path / "runs", task=OwnScore(name="iou", source="a" * 64))
+    with pytest.raises(CompressError, match="holds no classifier"):
+        write_page(sources_of([scored.path]), tmp_path / "page", Silent())
+    network = WEIGHTS / "emnist"
+    with pytest.raises(CompressError, match="is of kind network, and a page runs graphs; `compress export-onnx --from` it first"):
+        write_page(sources_of([network]), tmp_path / "page", Silent())
+    assert registry.asked == []
 
 
 def test_the_registry_is_that_of_the_option_of_npm_or_npms_own(monkeypatch: pytest.MonkeyPatch) -> None:
