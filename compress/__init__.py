@@ -11,7 +11,8 @@ benchmark compares whatever artifacts exist. Command: ``compress run --model k49
     print(k49.benchmark().verdict)
 """
 
-from .api.network import Network, compare, open, recipe_schema, verify
+from .api.files import compare, recipe_schema, verify
+from .api.network import Network, open
 from .errors import ArtifactError, CompressError, NetworkError
 
 __all__ = ["ArtifactError", "CompressError", "Network", "NetworkError", "compare", "open", "recipe_schema", "verify"]

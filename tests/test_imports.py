@@ -35,6 +35,7 @@ FLOORS = (
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 ACROSS = {room for room, number in FLOOR.items() if number <= FLOOR["artifacts"]}  # may use models, train and benchmarks
 WITHOUT_TORCH = (
+    "api.files",
     "api.network",
     "artifacts.artifact",
     "artifacts.context",

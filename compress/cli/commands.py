@@ -5,7 +5,7 @@ from pathlib import Path
 
 import click
 
-from ..api import network as api
+from ..api import files as api
 from ..api.network import Network
 from ..artifacts.payloads import Noise, Sensitivity
 from . import views

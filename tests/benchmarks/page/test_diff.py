@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from compress.api.network import compare as compare_files
+from compress.api.files import compare as compare_files
 from compress.benchmarks.compare import compare
 from compress.benchmarks.page.diff import as_markdown, headline, write_diff
 from compress.benchmarks.results import write_results

@@ -13,7 +13,7 @@ import click
 import pytest
 
 import compress
-from compress.api import network as api
+from compress.api import files as api
 from compress.api.network import Network
 from compress.artifacts.artifact import read_artifact
 from compress.cli.main import COMMANDS, cli
