@@ -171,7 +171,10 @@ class ExportLitertOptions(MakeOptions, total=False):
 
 
 class ExportCOptions(TypedDict, total=False):
-    target: Annotated[str, "native, x86-64-v3, x86-64-v4, aarch64, aarch64+dotprod, cortex-m4, -m7, -m55, or portable.  [default: native]"]
+    target: Annotated[
+        str,
+        "native, x86-64-v2, -v3, -v4, aarch64, aarch64+dotprod, cortex-a53, -a72, -a76, -m4, -m7, -m55, or portable.  [default: native]",
+    ]
     name: Annotated[str, "Of the files and functions, a C identifier.  [default: the model's]"]
     onnx: Annotated[File, "Write this ONNX file, which another tool wrote."]
     out: Annotated[File, "Where the C goes.  [default: runs/MODEL/export-c/KEY]"]

@@ -32,7 +32,10 @@ VALUES = {
     "method": ("minmax", "percentile", "entropy", "mse"),
     "granularity": ("weight", "channel", "module"),
     "importance": ("auto", "l2", "bn", "taylor", "fluctuation", "bn-fluctuation"),
-    "target": ("native", "portable", "x86-64-v3", "x86-64-v4", "aarch64", "aarch64+dotprod", "cortex-m4", "cortex-m7", "cortex-m55"),
+    "target": (
+        *("native", "portable", "x86-64-v2", "x86-64-v3", "x86-64-v4", "aarch64", "aarch64+dotprod"),
+        *("cortex-a53", "cortex-a72", "cortex-a76", "cortex-m4", "cortex-m7", "cortex-m55"),
+    ),
     "runtimes": ("onnxruntime", "openvino", "c", "litert", "torch", "torch.compile", "all"),
     "pattern": ("2:4",),
     "input": ("uint8", "float32"),

@@ -60,10 +60,11 @@ def types_for(machine: str, flags: Collection[str]) -> Types:
 
     x86: uint8 activations, as its instructions multiply unsigned by signed, and ONNX Runtime has no fast depthwise kernel for int8
     (measured: 2.6 times slower). With VNNI they add up in 32 bits. Without, or where the flags are unknown, two products are added in 16
-    bits, where 2 * 255 * 127 does not fit; weights of 7 bits do (microsoft/onnxruntime#12072). ARM: int8 for both, which its kernels
-    prefer, added up in 32 bits. ``machine``: as ``platform.machine()`` says it; ``flags``: as /proc/cpuinfo does, none where unknown.
+    bits, where 2 * 255 * 127 does not fit; weights of 7 bits do (microsoft/onnxruntime#12072). ARM, of 64 bits and of 32: int8 for both,
+    which its kernels prefer, added up in 32 bits. What is neither is taken for an old x86. ``machine``: as ``platform.machine()`` says it;
+    ``flags``: as /proc/cpuinfo does, none where unknown.
     """
-    if machine.lower() in ("aarch64", "arm64"):
+    if machine.lower().startswith(("aarch64", "arm")):
         return Types(activations="int8", reduce_range=False)
     return Types(activations="uint8", reduce_range=not any("vnni" in flag for flag in flags))
 

@@ -14,6 +14,7 @@ from ...codegen.target import TARGETS, Target, target_of
 from ...errors import CompressError, shown
 
 HERE = ("gcc", "clang", "cc")
+CROSS = {"aarch64": "aarch64-linux-gnu-gcc", "cortex-m": "arm-none-eabi-gcc"}  # by family
 MACHINES = {"x86_64": "x86-64", "amd64": "x86-64", "arm64": "aarch64"}
 STANDARD = ("-std=c11", "-O3")
 
@@ -21,7 +22,7 @@ STANDARD = ("-std=c11", "-O3")
 def runs_here(target: Target) -> bool:
     """Whether this machine is of the target's family."""
     machine = platform.machine().lower()
-    return target.name in ("native", "portable") or target.name.startswith(MACHINES.get(machine, machine))
+    return target.family in ("", MACHINES.get(machine, machine))
 
 
 def int8_is_slow(target: Target) -> bool:
@@ -44,7 +45,7 @@ def usual(target: Target) -> tuple[str, ...]:
     """The compilers for a target, the best first."""
     if runs_here(target):
         return HERE
-    return ("aarch64-linux-gnu-gcc",) if target.name.startswith("aarch64") else ("arm-none-eabi-gcc",) if target.lanes == 4 else ()
+    return (CROSS[target.family],) if target.family in CROSS else ()
 
 
 def compiler_here(wanted: str) -> str:

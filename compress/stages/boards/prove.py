@@ -40,7 +40,7 @@ def prove(folder: Path, cc: str | None, run: str | None) -> Proof:
         return Proof(folder=folder, checks=(Check(name="hash", passed=False, detail=detail),))
     compiler, runner = _compiler(made.processor, cc), _command("run", run) if run is not None else []
     if run is None and not runs_here(made.processor):
-        such = " such as --run 'qemu-aarch64 -L /usr/aarch64-linux-gnu'" if made.target.startswith("aarch64") else ""
+        such = " such as --run 'qemu-aarch64 -L /usr/aarch64-linux-gnu'" if made.processor.family == "aarch64" else ""
         raise CompressError(f"target (={made.target}) is not this machine; say with --run what runs its programs{such}")
     checks = [Check(name="hash", passed=True, detail=f"SHA-256 of {len(made.files)} files as {RECORD} says")]
     with tempfile.TemporaryDirectory() as scratch:

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from ...benchmarks.runtimes import PROBABILITIES
 from ...errors import CompressError, shown
+from .compilers import CROSS
 from .record import Made, Port
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -39,11 +40,6 @@ class Taking:
     probable: bool
 
 
-def compiler_of(target: str) -> str:
-    """The usual compiler for a target that may be another machine than this one."""
-    return "aarch64-linux-gnu-gcc" if target.startswith("aarch64") else "arm-none-eabi-gcc" if target.startswith("cortex") else "cc"
-
-
 def texts(made: Made, tests: Tests, taking: Taking, slow: str = "") -> dict[str, str]:
     """The files besides those of the network and ``c.json``; an example where there are pictures that it can read.
 
@@ -55,8 +51,8 @@ def texts(made: Made, tests: Tests, taking: Taking, slow: str = "") -> dict[str,
         "programs": "test example" if example else "test",
         "target": made.target,
         "flags": " ".join(made.processor.flags),
-        "cc": compiler_of(made.target),
-        "ldflags": ON_BOARDS if made.target.startswith("cortex") else "",
+        "cc": CROSS.get(made.processor.family, "cc"),  # it may be another machine than this one
+        "ldflags": ON_BOARDS if made.processor.family == "cortex-m" else "",
         "images": tests.told,
         "count": str(len(tests.images)),
         "tolerance": number(tests.tolerance),
@@ -69,7 +65,7 @@ def texts(made: Made, tests: Tests, taking: Taking, slow: str = "") -> dict[str,
         "outputs": f"{outputs}, one after the other" if len(made.outputs) > 1 else outputs,
         "made": f"Made from {made.origin}, SHA-256 {made.sha256[:12]}...",
         "example": f"| `example.c` | `./example picture.{example['suffix']}`: label and probability |\n" if example else "",
-        "run": ", such as `qemu-aarch64 -L /usr/aarch64-linux-gnu`" if made.target.startswith("aarch64") else "",
+        "run": ", such as `qemu-aarch64 -L /usr/aarch64-linux-gnu`" if made.processor.family == "aarch64" else "",
     }
     names = ["test.c", "Makefile", "CMakeLists.txt", "README.md", *(["example.c"] if example else [])]
     return {name: filled(name, {"name": made.name, "NAME": made.name.upper(), **values, **example}) for name in names}

@@ -1,6 +1,7 @@
 """The same C for other processors, compilers and levels: int8 agrees bit for bit; sanitizers, C++ and threads."""
 
 import ctypes
+import itertools
 import shutil
 import subprocess
 from collections.abc import Sequence
@@ -151,8 +152,13 @@ def test_nothing_is_written_but_outputs_and_arena(tmp_path: Path) -> None:
 @pytest.mark.skipif(
     not (shutil.which("aarch64-linux-gnu-gcc") and shutil.which("qemu-aarch64")), reason="needs an aarch64 gcc and qemu-user"
 )
-@pytest.mark.parametrize("target", ["aarch64", "aarch64+dotprod"])
-@pytest.mark.parametrize("name", ["emnist", "mixed", "k49"])
+@pytest.mark.parametrize(
+    ("name", "target"),
+    [
+        *itertools.product(["emnist", "mixed", "k49"], ["aarch64", "aarch64+dotprod"]),
+        *itertools.product(["mixed"], ["cortex-a53", "cortex-a72", "cortex-a76"]),
+    ],
+)
 def test_aarch64_gives_the_same_integers(name: str, target: str, tmp_path: Path) -> None:
     program, batch = generate(networks.with_integers(name), name="net", target=TARGETS[target]), networks.images(name)[:10]
     [scalar] = library([program], tmp_path / "scalar", ["-O2", *SCALAR])

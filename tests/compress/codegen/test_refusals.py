@@ -6,7 +6,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from compress.codegen.program import generate
-from compress.codegen.target import TARGETS, target_of
+from compress.codegen.target import TARGETS, target_of, unmeasured
 from compress.errors import CompressError
 
 NATIVE = TARGETS["native"]
@@ -57,6 +57,30 @@ def test_an_unknown_target_is_told_the_nearest() -> None:
     assert target_of("cortex-m4").lanes == 4
     with pytest.raises(CompressError, match=r'target \(="cortex-m44"\) .* did you mean cortex-m4\?'):
         target_of("cortex-m44")
+
+
+def test_a_processor_whose_8_bit_types_are_known() -> None:
+    """x86-64-v4 is AVX-512 without VNNI: two products of 8 bits are added in 16 there."""
+    known = {name: (one.activations, one.reduce_range) for name, one in TARGETS.items() if one.activations}
+    x86, arm = ("uint8", True), ("int8", False)
+    assert known == dict.fromkeys(["x86-64-v2", "x86-64-v3", "x86-64-v4"], x86) | dict.fromkeys(
+        ["aarch64", "aarch64+dotprod", "cortex-a53", "cortex-a72", "cortex-a76"], arm
+    )
+    assert all(unmeasured(name) is TARGETS[name] for name in known)
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("native", r"^target \(=native\) is this machine, where candidates are timed; leave it out$"),
+        ("cortex-m7", r"^target \(=cortex-m7\) is not known to run ONNX Runtime; leave it out, and name it when `compress export-c`"),
+        ("portable", r"^target \(=portable\) is not known to run ONNX Runtime"),
+        ("cortex-a5", r'^target \(="cortex-a5"\) must be a processor whose 8-bit types are known; did you mean cortex-a53\?'),
+    ],
+)
+def test_a_target_whose_types_nobody_knows_is_refused(name: str, told: str) -> None:
+    with pytest.raises(CompressError, match=told):
+        unmeasured(name)
 
 
 def test_labels_and_names_cannot_leave_their_place() -> None:

@@ -25,6 +25,8 @@ ARM = Types(activations="int8", reduce_range=False)
         ("x86_64", [], OLD),
         ("aarch64", ["fp", "asimd", "asimddp"], ARM),
         ("arm64", [], ARM),
+        ("armv7l", ["half", "thumb", "neon", "vfpv4"], ARM),
+        ("armv6l", [], ARM),
         ("riscv64", [], OLD),
     ],
 )
