@@ -158,7 +158,12 @@ def _choices(result: Result) -> list[dict[str, Any]]:
             "verdict": choice.verdict,
             "tried": choice.tried,
             "rows": [
-                (one.what, f"{one.ratio:.2f}x ({one.low:.2f} to {one.high:.2f})", _lost(one, units(result)), size(one.size))
+                (
+                    one.what,
+                    "unknown" if one.ratio is None else f"{one.ratio:.2f}x ({one.low:.2f} to {one.high:.2f})",
+                    _lost(one, units(result)),
+                    size(one.size),
+                )
                 for one in choice.finalists
             ],
         }

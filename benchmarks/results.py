@@ -50,13 +50,14 @@ class LayerZeros:
 class Finalist:
     """One way to quantize a graph: latency as a fraction of float32's with its 95% interval, points of balanced accuracy lost, bytes.
 
-    ``bound``: at most so many points lost, with 95% confidence; None where nobody asked.
+    ``ratio``, ``low``, ``high``: None where nothing was timed. ``bound``: at most so many points lost, with 95% confidence; None where
+    nobody asked.
     """
 
     what: str
-    ratio: float
-    low: float
-    high: float
+    ratio: float | None
+    low: float | None
+    high: float | None
     drop: float | None
     size: int
     bound: float | None = None

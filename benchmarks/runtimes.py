@@ -70,6 +70,7 @@ class Candidate:
         facts: what its maker knows of it, see `results.Facts`; passed through to the report.
         mean, std: what a file that takes floats was normalised with.
         whole: all outputs are asked for, as a tuple of arrays, and none of them is looked at.
+        precise: ONNX Runtime on an x86 CPU without VNNI adds products of 8 bits in 32 bits too, by slower kernels.
         load: for torch, a module-level function ``load(path)`` that returns two modules on the CPU: one from uint8 images to the network's
             float32 input, and the network, to logits.
         compiled: for c, what was made of the file, or why there is nothing.
@@ -88,6 +89,7 @@ class Candidate:
     mean: Sequence[float] = (0.0,)
     std: Sequence[float] = (1.0,)
     whole: bool = False
+    precise: bool = False
     load: Load | None = None
     compiled: Compiled | str | None = None
 
@@ -269,6 +271,8 @@ def onnx_session(candidate: Candidate, threads: int, profile: Path | None = None
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     # Else an idle worker's threads spin for some 35 ms after their last call, into the next candidate's turn.
     options.add_session_config_entry("session.force_spinning_stop", "1")
+    if candidate.precise:  # else two products are added in 16 bits, and saturate
+        options.add_session_config_entry("session.x64quantprecision", "1")
     options.log_severity_level = 3  # errors only: warnings about the graph would be mistaken for the reason of a failure
     if profile is not None:
         options.enable_profiling = True

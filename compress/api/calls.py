@@ -131,6 +131,11 @@ def begin_graph(context: "Context", start: Start, options: Options) -> Begun:
     from ..stages.export import ExportConfig, graph_of
     from ..stages.quantize import QuantizeConfig
 
+    said, recipe = opened(context, start, options)
+    target = recipe.stage(QuantizeConfig, "quantize", **fields_of(QuantizeConfig, options)).target
+    if target and said.on is not None:
+        told = f"target (={target}) and on (={said.on}) exclude each other"
+        raise CompressError(f"{told}: there files are timed, and have the types of its own processor; leave target out")
     stages = (*NETWORK_STAGES, "export")
     begun = begin(context, start, options, QuantizeConfig, "quantize", stages, (*stages, *FOREIGN_STAGES))
     about = begun.parent.manifest

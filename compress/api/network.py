@@ -197,7 +197,8 @@ class Network:
         """Find the fastest file that still reads as well, by measurement on this machine, and say why; or make one by hand.
 
         Tried are groups of nodes in int8, ways to calibrate, dynamic quantization, and weights that are only stored in fewer bits. The
-        table of everything that was tried is kept, and the same command takes the same choice again. "Do not quantize" is an answer.
+        table of everything that was tried is kept, and the same command takes the same choice again. "Do not quantize" is an answer. For a
+        ``target`` that is not here nothing is timed: the smallest file that still reads as well is taken, with that processor's types.
         """
         from ..stages.quantize import quantize
 

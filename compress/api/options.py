@@ -189,6 +189,11 @@ class QuantizeOptions(ResumeOptions, ScoreOptions, OnOptions, total=False):
     accept_unproved: Annotated[bool, "Let the loss as counted decide where the validation images are too few to bound it."]
     time_limit: Annotated[Time, "Auto answers after so long with the best it has found: 90s, 5m, 1h."]
     runtime: Annotated[Literal["onnxruntime", "c"], "Where auto times and proves candidates; c compiles each here.  [default: onnxruntime]"]
+    target: Annotated[
+        str,
+        "For a processor that is not here, by size and accuracy; latency stays unknown: "
+        "cortex-a53, -a72, -a76, aarch64, aarch64+dotprod, x86-64-v2, -v3, -v4.",
+    ]
     onnx: Annotated[File, "Quantize this ONNX file, which another tool wrote; needs --data or --calibrate."]
     calibrate: Annotated[
         File, "With --onnx: images without labels, a folder or an array (.npz, .npy); what the file answers stands for them."

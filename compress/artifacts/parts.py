@@ -107,6 +107,7 @@ class StepSettings:
     groups: tuple[str, ...] = ()
     epochs: int = 0
     fold_constants: bool = False
+    target: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,8 +170,8 @@ class Calibration:
 
 @dataclass(frozen=True, kw_only=True)
 class Chosen:
-    """How a graph was chosen, and for which runtime: the artifact of the search, how many candidates it tried, and the last of them; the
-    rest as ``Choice``."""
+    """How a graph was chosen, and for which runtime, or for which ``target`` without timing it: the artifact of the search, how many
+    candidates it tried, and the last of them; the rest as ``Choice``."""
 
     artifact: str
     hash: str
@@ -181,6 +182,7 @@ class Chosen:
     best: Tried
     finalists: Annotated[tuple[Tried, ...], Meta(min_length=1)]
     runtime: Literal["c"] | UnsetType = UNSET  # not said of ONNX Runtime
+    target: Name | UnsetType = UNSET
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -29,7 +29,7 @@ class Search:
 
     ``decided``, ``complete``: as ``Choice``. ``before``, ``after``: what the float32 file scores on the validation images, and the best
     one, whose graph has the hash ``graph``; ``own``: both by a score of the user's own, in whose units ``max_drop`` is then. ``runtime``:
-    in which files were timed and asked.
+    in which files were timed and asked. ``target``: the processor that they were chosen for without timing any; then of no machine.
     """
 
     verdict: str
@@ -46,6 +46,7 @@ class Search:
     tried: tuple[Tried, ...]
     machine: Mapping[str, str | int | tuple[str, ...] | None]
     runtime: Literal["c"] | UnsetType = UNSET  # not said of ONNX Runtime
+    target: str | UnsetType = UNSET
 
 
 @dataclass(frozen=True, kw_only=True)

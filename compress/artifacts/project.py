@@ -17,6 +17,7 @@ from msgspec import UNSET
 from ..benchmarks.formats import bytes_of, size
 from ..benchmarks.machine import DECIDING
 from ..benchmarks.place import HERE, Place
+from ..codegen.target import Target
 from ..errors import ArtifactError
 from ..files import claimed, identity, publish
 from ..train.allocator import give_back_freed_memory
@@ -80,6 +81,7 @@ class Project:
     fresh: bool = False
     score: Function | None = None  # of the user's own, where the data have targets in place of classes
     place: Place = HERE  # where candidates are timed
+    target: Target | None = None  # the processor that files are made for, where it is not here and nothing is timed
     told: str = ""  # what to say of the data where nothing was made from them before
 
     @property
@@ -166,7 +168,8 @@ def _quantized_name(config: StepSettings) -> str:
     if mode in ("float32", "int8-weights", "fp16-weights"):
         return "fp32" if mode == "float32" else mode.replace("-", " ")
     groups = len(config.groups)
-    return f"{mode} int8{f' of {groups} groups' if groups else ''}{', fine-tuned' if config.epochs else ''}"
+    told = f"{mode} int8{f' of {groups} groups' if groups else ''}{', fine-tuned' if config.epochs else ''}"
+    return f"{told}, for {config.target}" if config.target else told
 
 
 @dataclass(kw_only=True)

@@ -68,6 +68,7 @@ quantize = command(
     "compress quantize --model k49 --explain",
     "compress quantize --onnx net.onnx --data path/to/folder --mean 0.485,0.456,0.406 --std 0.229,0.224,0.225",
     "compress quantize --model emnist --mode static --method mse --epochs 3",
+    "compress quantize --model k49 --target cortex-a72",
     switch=Switch("--explain", "Show what int8 costs each layer, in accuracy and in time; make no file.", Network.explain_int8, show_noise),
 )(show_artifact)
 benchmark = command(

@@ -97,7 +97,8 @@ def next_commands(artifact: Artifact) -> list[str]:
     unscored = artifact.manifest.kind == "benchmark" and not read_results(artifact.payload).scored
     if unscored or (artifact.manifest.task and artifact.manifest.kind != "benchmark"):  # the functions have to be named again
         return []
-    return [one.format(artifact.path) for one in NEXT.get(artifact.manifest.stage, ())]
+    there = " --on BOARD" if artifact.manifest.stage == "quantize" and artifact.manifest.config.get("target") else ""
+    return [one.format(artifact.path) + there * ("benchmark" in one) for one in NEXT.get(artifact.manifest.stage, ())]
 
 
 def _page(artifact: Artifact) -> str:
@@ -141,14 +142,14 @@ def artifact_text(artifact: Artifact) -> str:
         rows[f"{told.score} lost by it"] = told.drop(metrics.score_lost)
     if metrics.one_shot and metrics.best_epoch is not UNSET:  # without training it is that of the validation images above
         rows["balanced accuracy before fine-tuning"] = percent(metrics.one_shot.balanced_accuracy)
-    if metrics.parity:
-        rows["parity with the graph" if about.kind == "litert" else "parity with torch"] = _parity_text(metrics.parity)
+    rows |= {f"parity with {'the graph' if about.kind == 'litert' else 'torch'}": _parity_text(metrics.parity)} if metrics.parity else {}
     if metrics.rewrites:
         rows["rewritten"] = ", ".join(metrics.rewrites)
     if metrics.constants:
         rows |= _constant_rows(metrics.constants)
-    if metrics.points_lost is not UNSET:
-        rows["points lost by it"] = f"{metrics.points_lost:.2f}"
+    rows |= {"points lost by it": f"{metrics.points_lost:.2f}"} if metrics.points_lost is not UNSET else {}
+    if about.stage == "quantize" and (target := about.config.get("target")):
+        rows["made for"] = f"{target}, where its latency is unknown"
     if metrics.stored:
         rows["stored in fewer bits"] = f"{len(metrics.stored.weights)} weights; they are computed with as float32"
     if quantized := metrics.quantized:
@@ -160,9 +161,8 @@ def artifact_text(artifact: Artifact) -> str:
         rows["parameters"] = f"{facts.params:,}, {100 * (1 - facts.nonzeros / facts.params):.0f}% of them zero"
         rows["MACs per image"] = f"{facts.macs:,}"
     rows["size"] = f"{artifact.payload.stat().st_size:,} bytes"
-    width = max(map(len, rows))
     return paragraphs(
-        "\n".join(f"{name.ljust(width)}  {value}" for name, value in rows.items()),
+        "\n".join(f"{name.ljust(max(map(len, rows)))}  {value}" for name, value in rows.items()),
         _choice_text(metrics.choice, told) if metrics.choice else "",
         _removal_text(metrics, metrics.gains) if metrics.gains else "",
         _repair_text(metrics.repair, "as zeroed", told) if metrics.repair and not metrics.gains else "",
@@ -200,7 +200,7 @@ def _choice_text(choice: Chosen, told: Units) -> str:
     latency = f"latency of float32's{', as C' if choice.runtime == 'c' else ''} (95%)"
     rows = [
         {"": "*" if one == choice.best else "", "computed in int8": tried_name(one)}
-        | {latency: f"{one.ratio:.2f}x ({one.low:.2f} to {one.high:.2f})"}
+        | {latency: "unknown" if one.ratio is None else f"{one.ratio:.2f}x ({one.low:.2f} to {one.high:.2f})"}
         | {f"{told.score or 'points'} lost": MISSING if one.drop is None else told.drop(one.drop)}
         | {"at most (95%)": MISSING if one.bound is None else told.drop(one.bound), "size": size(one.size or 0)}
         for one in choice.finalists

@@ -34,9 +34,9 @@ from ..graphs.index import index, is_a, maker, readers
 from .bias import correct_bias
 from .calibration import Histograms
 from .equalise import equalise
-from .ort_quantizer import FLOAT_OUTPUT, OPERATORS, Types, held_back, insert_qdq, this_cpu
+from .ort_quantizer import FLOAT_OUTPUT, OPERATORS, held_back, insert_qdq, this_cpu
 from .qdq import rename_clashes
-from .records import Quantized, Setting
+from .records import Quantized, Setting, Types
 from .weights_only import store_in
 
 _WHY_NOT_DYNAMIC = {
@@ -56,7 +56,8 @@ def quantize_dynamic(source: Path, target: Path, types: Types | None = None) -> 
         CompressError: for what the module refuses; a graph without MatMul and Gemm on constant weights.
     """
     model, name = read_float(source), f'"{source}"'
-    reduce_range = (types or this_cpu()).reduce_range
+    types = types or this_cpu()
+    reduce_range = types.reduce_range
     folded = fold(model, name)
     split_gemms(folded)
     rename_clashes(folded)
@@ -69,7 +70,8 @@ def quantize_dynamic(source: Path, target: Path, types: Types | None = None) -> 
         raise CompressError(
             f'"{source}" has no MatMul or Gemm with constant weights, which is all that dynamic quantization takes; use static quantization'
         )
-    _finish(quantized, model, {"mode": "dynamic", "per_channel": "true", "reduce_range": str(reduce_range).lower()}, target)
+    facts = {"mode": "dynamic", "per_channel": "true", "reduce_range": str(reduce_range).lower(), **types.notes}
+    _finish(quantized, model, facts, target)
     left = Counter(node.op_type for node in folded.graph.node if node.op_type != "MatMul")
     left.update(node.op_type for node in quantized.graph.node if node.op_type == "MatMul")
     reasons = {kind: why for kind, why in _WHY_NOT_DYNAMIC.items() if kind in left}
@@ -183,6 +185,7 @@ def write_quantized(
         "per_channel": str(setting.per_channel).lower(),
         "reduce_range": str(prepared.types.reduce_range).lower(),
         "activations": prepared.types.activations,
+        **prepared.types.notes,
         "operators": "all",  # older versions could leave some out
         "int8": ", ".join(f"{kind} {count}" for kind, count in report.operators.items()),
         "float_weights": store or "float32",

@@ -194,3 +194,8 @@ def _add(graph: ir.Graph, kind: str, tensor: ir.Value, *others: ir.Value | None,
     node = make(graph, kind, [tensor, *others], f"{tensor.name}/{kind}", **attributes)
     graph.append(node)
     return node.outputs[0]
+
+
+def finite(one: LayerNoise | GroupCost) -> dict[str, Any]:
+    """Its figures as JSON takes them, which has no infinity: what is exact has no noise, and so no ratio."""
+    return {name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in vars(one).items()}

@@ -14,9 +14,7 @@ import io
 import logging
 import platform
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import onnx
@@ -31,6 +29,7 @@ from ..graphs.file import RUNTIME_ERRORS
 from ..graphs.floats import nodes_after_weights, nodes_before_weights
 from ..graphs.index import edited
 from .qdq import image_scale, keep_outputs_float, pool_before_clipping, read_image_directly
+from .records import Types, types_for
 
 # The quantizer takes these too, but ONNX Runtime computes them as float32 between DequantizeLinear and QuantizeLinear: rounded for nothing.
 _FLOAT_ONLY = {
@@ -47,29 +46,8 @@ FLOAT_OUTPUT = ("Gemm", "MatMul")  # have int8 kernels that give float32; a conv
 _TYPES = {"uint8": quantization.QuantType.QUInt8, "int8": quantization.QuantType.QInt8}
 
 
-@dataclass(frozen=True, kw_only=True)
-class Types:
-    """Type of activations; weights are int8, with ``reduce_range`` of 7 bits."""
-
-    activations: Literal["uint8", "int8"]
-    reduce_range: bool
-
-
-def types_for(machine: str, flags: Collection[str]) -> Types:
-    """What the 8-bit kernels of a CPU compute fast, and without overflow.
-
-    x86: uint8 activations, as its instructions multiply unsigned by signed, and ONNX Runtime has no fast depthwise kernel for int8
-    (measured: 2.6 times slower). With VNNI they add up in 32 bits. Without, or where the flags are unknown, two products are added in 16
-    bits, where 2 * 255 * 127 does not fit; weights of 7 bits do (microsoft/onnxruntime#12072). ARM, of 64 bits and of 32: int8 for both,
-    which its kernels prefer, added up in 32 bits. What is neither is taken for an old x86. ``machine``: as ``platform.machine()`` says it;
-    ``flags``: as /proc/cpuinfo does, none where unknown.
-    """
-    if machine.lower().startswith(("aarch64", "arm")):
-        return Types(activations="int8", reduce_range=False)
-    return Types(activations="uint8", reduce_range=not any("vnni" in flag for flag in flags))
-
-
 def this_cpu() -> Types:
+    """Those of this machine."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

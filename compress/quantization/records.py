@@ -3,12 +3,42 @@
 Loads neither torch nor onnx, so that a board can read it.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
+
+from ..errors import CompressError
 
 FASTER = 0.98  # of float32's latency: what int8 has to reach to be worth it
 METHODS = ("minmax", "percentile", "entropy", "mse")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Types:
+    """Type of activations; weights are int8, with ``reduce_range`` of 7 bits. ``target``: the processor that was named, if one was."""
+
+    activations: Literal["uint8", "int8"]
+    reduce_range: bool
+    target: str = ""
+
+    @property
+    def notes(self) -> dict[str, str]:
+        """What a file says of a processor that it was made for and not timed on."""
+        return {"target": self.target, "latency": f"unknown on {self.target}"} if self.target else {}
+
+
+def types_for(machine: str, flags: Collection[str]) -> Types:
+    """What the 8-bit kernels of a CPU compute fast, and without overflow.
+
+    x86: uint8 activations, as its instructions multiply unsigned by signed, and ONNX Runtime has no fast depthwise kernel for int8
+    (measured: 2.6 times slower). With VNNI they add up in 32 bits. Without, or where the flags are unknown, two products are added in 16
+    bits, where 2 * 255 * 127 does not fit; weights of 7 bits do (microsoft/onnxruntime#12072). ARM, of 64 bits and of 32: int8 for both,
+    which its kernels prefer, added up in 32 bits. What is neither is taken for an old x86. ``machine``: as ``platform.machine()`` says it;
+    ``flags``: as /proc/cpuinfo does, none where unknown.
+    """
+    if machine.lower().startswith(("aarch64", "arm")):
+        return Types(activations="int8", reduce_range=False)
+    return Types(activations="uint8", reduce_range=not any("vnni" in flag for flag in flags))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,9 +95,19 @@ class Certified:
     tells: int | None = None
 
 
+class Ratio(NamedTuple):
+    """A latency as a fraction of float32's, with its 95% interval."""
+
+    value: float
+    low: float
+    high: float
+
+
 @dataclass(frozen=True, kw_only=True)
 class Tried:
     """One candidate: what it is, its latency as a fraction of float32's with a 95% interval, and what is known of its answers.
+
+    ``ratio``, ``low``, ``high``: None where nothing was timed, in no ``rounds``.
 
     ``groups``: of a static one, those in int8. ``moved``: points of probability that move to another class, on training images without
     their labels; this chose among settings. ``drop``: points of balanced accuracy lost on so many validation ``images``, as counted;
@@ -78,10 +118,10 @@ class Tried:
     mode: Literal["float32", "static", "dynamic", "int8-weights", "fp16-weights"]
     groups: tuple[str, ...] = ()
     setting: Setting | None = None
-    ratio: float
-    low: float
-    high: float
-    rounds: int
+    ratio: float | None = None
+    low: float | None = None
+    high: float | None = None
+    rounds: int = 0
     moved: float | None = None
     drop: float | None = None
     bound: float | None = None
@@ -89,6 +129,16 @@ class Tried:
     proved: bool | None = None
     tells: int | None = None
     size: int | None = None
+
+    def __post_init__(self) -> None:
+        if len({one is None for one in (self.ratio, self.low, self.high)}) > 1:
+            raise CompressError("ratio, low and high must be known together")
+
+    @property
+    def timed(self) -> Ratio:
+        """Its latency, of one that was timed."""
+        assert self.ratio is not None and self.low is not None and self.high is not None, "timed"
+        return Ratio(self.ratio, self.low, self.high)
 
     @property
     def computes_int8(self) -> bool:
@@ -169,7 +219,7 @@ def verdict_on(
         finalists: float32 first. ends: the fastest sets of groups, int8 everywhere among them, the fastest first.
     """
     size = (winner.size or 0) / (finalists[0].size or 1)
-    own = f"{winner.ratio:.2f}x of float32's latency, {_lost(winner, units)}, {size:.2f}x of its size"
+    own = f"{winner.timed.value:.2f}x of float32's latency, {_lost(winner, units)}, {size:.2f}x of its size"
     waits = f" {_capital(what(waiting))} is {_doubt(waiting, max_drop, units)}; --accept-unproved takes it." if waiting else ""
     accepted = "" if winner.proved else f" It is {_doubt(winner, max_drop, units)}; that was accepted."
     if winner.computes_int8:
@@ -178,9 +228,23 @@ def verdict_on(
     store = f"Store the weights as {winner.mode.removesuffix('-weights')} and compute in float32: {own}."
     keep = "Keep the float32 file." if winner.mode == "float32" else store
     if waiting is not None and waiting.computes_int8:
-        faster = f"{what(waiting)} takes {waiting.ratio:.2f}x of float32's latency, but is {_doubt(waiting, max_drop, units)}"
+        faster = f"{what(waiting)} takes {waiting.timed.value:.2f}x of float32's latency, but is {_doubt(waiting, max_drop, units)}"
         return f"Nothing in int8 is proved: {faster}. {keep}{accepted} --accept-unproved computes it in int8."
     return f"Do not compute in int8 on this machine: {_why_not(finalists, ends, max_drop, units)}. {keep}{accepted}{waits}"
+
+
+def verdict_untimed(winner: Tried, waiting: Tried | None, finalists: Sequence[Tried], max_drop: float, units: Lost, target: str) -> str:
+    """As :func:`verdict_on`, for a ``target`` on which nothing was timed."""
+    size = (winner.size or 0) / (finalists[0].size or 1)
+    told = {"static": f"compute {what(winner)}", "dynamic": "quantize dynamically", "float32": "keep the float32 file"}
+    how = told.get(winner.mode, f"store the weights as {winner.mode.removesuffix('-weights')} and compute in float32")
+    accepted = "" if winner.proved else f" It is {_doubt(winner, max_drop, units)}; that was accepted."
+    waits = f" {_capital(what(waiting))} is {_doubt(waiting, max_drop, units)}; --accept-unproved takes it." if waiting else ""
+    slower = ", and int8 is slower than float32 on some processors" if winner.computes_int8 else ""
+    return (
+        f"For {target}: {how}: {_lost(winner, units)}, {size:.2f}x of float32's size.{accepted}{waits} "
+        f"Latency is unknown on {target}{slower}: this was chosen by size and accuracy alone, so measure it there."
+    )
 
 
 def _lost(one: Tried, units: Lost) -> str:
@@ -207,14 +271,14 @@ def _why_not(finalists: Sequence[Tried], ends: Sequence[Tried], max_drop: float,
         least = min(fast, key=lambda one: one.drop or 0.0)
         lost = f"{units.told(least.drop or 0.0)} {units.units}"
         return (
-            f"what is faster ({listed(least.groups)}, {least.ratio:.2f}x) loses {lost}, and {max_drop:.4g} are "
+            f"what is faster ({listed(least.groups)}, {least.timed.value:.2f}x) loses {lost}, and {max_drop:.4g} are "
             f"allowed{'' if units.score else '; fine-tuning may bring them back (--epochs)'}"
         )
     everything = max(ends, key=lambda one: len(one.groups))
     if not ends[0].groups or ends[0] is everything:
-        return f"int8 everywhere takes {everything.ratio:.2f}x of float32's latency, and no set of nodes is faster than float32"
+        return f"int8 everywhere takes {everything.timed.value:.2f}x of float32's latency, and no set of nodes is faster than float32"
     best = next((one for one in finalists if one.mode == "static" and one.groups == ends[0].groups), ends[0])  # as measured last
     return (
-        f"int8 everywhere takes {everything.ratio:.2f}x of float32's latency, and the best set of nodes ({listed(best.groups)}) "
-        f"{best.ratio:.3f}x; at most {FASTER:g}x it would be worth it"
+        f"int8 everywhere takes {everything.timed.value:.2f}x of float32's latency, and the best set of nodes ({listed(best.groups)}) "
+        f"{best.timed.value:.3f}x; at most {FASTER:g}x it would be worth it"
     )

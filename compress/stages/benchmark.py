@@ -21,6 +21,7 @@ from ..artifacts.context import Context
 from ..artifacts.payloads import read_results
 from ..artifacts.project import TRAINED_STAGES, Project, data_identity, making, place_identity, stage_key, variant_name, variants_of
 from ..artifacts.recipe import Recipe
+from ..benchmarks.boards.known import place_named
 from ..benchmarks.formats import title
 from ..benchmarks.limits import Limits
 from ..benchmarks.machine import has_cuda_driver
@@ -30,9 +31,9 @@ from ..benchmarks.run import BenchmarkConfig, run_benchmark
 from ..benchmarks.runtimes import Candidate
 from ..benchmarks.tables import plain
 from ..benchmarks.verdict import Verdict, decide
-from ..codegen.target import target_of
+from ..codegen.target import TARGETS, target_of
 from ..errors import CompressError, need_file
-from ..quantization.records import described
+from ..quantization.records import described, types_for
 from ..train.metrics import mean_average_precision, score
 from .boards.compilers import toolchain
 from .boards.library import compiled
@@ -91,6 +92,15 @@ def _facts(about: Manifest) -> Known:
         )
         known["choice"] = Choice(verdict=found.verdict, tried=found.tried, finalists=finalists)
     return known
+
+
+def _saturates(context: Context, artifact: Artifact) -> bool:
+    """Whether a graph was made for sums of 32 bits, on a processor that is not here, and this machine or that of ``--on`` has only 16."""
+    about = artifact.steps[-1].settings if artifact.manifest.stage == "quantize" else None
+    if about is None or about.mode not in ("static", "dynamic") or about.target not in TARGETS or TARGETS[about.target].reduce_range:
+        return False
+    facts = place_named(context.on, context.console.progress).machine()
+    return types_for(facts.get("architecture", ""), facts.get("flags", [])).reduce_range
 
 
 def _chosen(runtimes: Sequence[str]) -> Sequence[str]:
@@ -206,6 +216,10 @@ def measure(context: Context, recipe: Recipe, files: Sequence[Path], config: Ben
             raise CompressError(
                 f"{odd[0]} is a benchmark's result; name networks or graphs, or take `compress report {odd[0] / PAYLOAD['benchmark']}`"
             )
+        if odd := [path for path, artifact in artifacts.items() if _saturates(context, artifact)]:
+            target = artifacts[odd[0]].steps[-1].settings.target
+            told = f"{odd[0]} was made for {target}, and sums of 8-bit products saturate on this machine"
+            raise CompressError(f"{told}, so it computes something else here; measure it on such a board with --on")
         first = next(iter(artifacts.values()), None)
         if context.calibrate is not None and (first is not None or context.names_data):
             raise CompressError(
@@ -217,7 +231,10 @@ def measure(context: Context, recipe: Recipe, files: Sequence[Path], config: Ben
         candidates += [one for path in files if path not in artifacts for one in candidates_of_file(path, runtimes, project.spec)]
     else:
         project, _, root = context.child(TRAINED_STAGES)
-        candidates = candidates_of([*variants_of(project, root), root], project.device, runtimes)
+        graphs = variants_of(project, root)
+        for one in (left := [one for one in graphs if _saturates(context, one)]):
+            project.console.say(f"benchmark: {one.path} ({variant_name(one)}) left out, as sums of 8-bit products saturate on this machine")
+        candidates = candidates_of([*(one for one in graphs if one not in left), root], project.device, runtimes)
     if not candidates:
         raise CompressError("there is no file to time there; `compress export-onnx` makes one")
     artifact = benchmark(project, candidates, config, root, context.out)

@@ -18,11 +18,11 @@ from ..artifacts.parts import Calibration, Metrics, Scores
 from ..artifacts.payloads import Search
 from ..artifacts.project import New, Project
 from ..artifacts.recipe import Tutoring
-from ..artifacts.task.classes import logits_of, sure_of
+from ..artifacts.task.classes import logits_of, sure_of, to_ask
 from ..artifacts.vectors import TOLERANCE, write_vectors
 from ..benchmarks.paired import images_to_tell, paired_drop
 from ..benchmarks.place import HERE
-from ..benchmarks.runtimes import Candidate, open_model
+from ..benchmarks.runtimes import open_model
 from ..errors import CompressError
 from ..graphs.adopt import is_sigmoid
 from ..graphs.file import write_onnx
@@ -30,8 +30,7 @@ from ..graphs.records import MINIMUM_IMAGES
 from ..quantization.choice.latency_model import Groups
 from ..quantization.choice.node_groups import borders, node_groups
 from ..quantization.int8 import Prepared, prepare, quantize_dynamic, quantize_prepared, write_quantized
-from ..quantization.ort_quantizer import Types, types_for
-from ..quantization.records import Certified, Setting, Tried
+from ..quantization.records import Certified, Setting, Tried, Types, types_for
 from ..quantization.weights_only import store_in, store_weights
 from ..train.data_set import Part
 from ..train.metrics import mean_average_precision, score
@@ -184,7 +183,10 @@ class Answers:
 
 
 def types_of(project: Project) -> Types | None:
-    """Those that the machine of ``--on`` computes fast and without overflow; None for this one's."""
+    """Those that the machine of ``--on`` or the ``target`` computes fast and without overflow; None for this machine's."""
+    if (target := project.target) is not None:
+        assert target.activations, "a target is one whose types are known"
+        return Types(activations=target.activations, reduce_range=target.reduce_range, target=target.name)
     if project.place is HERE:
         return None
     facts = project.place.machine()
@@ -216,7 +218,7 @@ def make_file(
     # Test vectors are what it answers here, as no other runtime computes in int8 what this one does.
     run: Any = partial(logits_of, project, target)
     if project.place is HERE:
-        run = open_model(Candidate(name="int8", path=target), project.spec.shape, project.classes, threads=1).predict
+        run = open_model(to_ask(project, target), project.spec.shape, project.classes, threads=1).predict
     write_vectors(new.folder, run, project.data.validation.images, TOLERANCE["quantize"])
     before = found.before if found and found.before else scores_of(project, parent.payload)
     scores = found.after if found and found.after and found.graph == graph_of(target) else scores_of(project, target)

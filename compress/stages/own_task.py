@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..artifacts.artifact import InputSpec
 from ..artifacts.parts import OwnScore
 from ..artifacts.project import Project
+from ..artifacts.task.classes import to_ask
 from ..artifacts.task.score import Task
 from ..benchmarks.paired import Drop
 from ..benchmarks.place import HERE
@@ -50,10 +50,9 @@ def refuse_compiled(project: Project, runtime: str) -> None:
         raise CompressError(f"runtime (=c) is compiled for this machine, and on (={project.place.name}) is another; leave one of them out")
 
 
-def outputs_of(spec: InputSpec, file: Path | Candidate, images: Any) -> Iterator[Outputs]:
+def outputs_of(project: Project, file: Path | Candidate, images: Any) -> Iterator[Outputs]:
     """All that an ONNX file gives for each of the images, one at a time; they are as the graphs of this toolkit take them."""
-    one = file if isinstance(file, Candidate) else Candidate(name=file.stem, path=file)
-    run = open_model(replace(one, whole=True), spec.shape, None, threads=1).predict
+    run = open_model(replace(to_ask(project, file), whole=True), project.spec.shape, None, threads=1).predict
     for at in range(len(images)):
         yield tuple(map(np.atleast_1d, run(images[at : at + 1])))
 
@@ -80,7 +79,7 @@ def outputs_in_torch(project: Project, network: nn.Module, images: Any) -> Itera
 def score_of(project: Project, file: Path) -> OwnScore:
     """What an ONNX file scores on the validation images."""
     part = _validation(project)
-    return own_score(project, _judge(project, part).of(_told(project, outputs_of(project.spec, file, part.images), len(part.labels))))
+    return own_score(project, _judge(project, part).of(_told(project, outputs_of(project, file, part.images), len(part.labels))))
 
 
 def score_network(project: Project, network: nn.Module, part: Part | None = None) -> Scored:
@@ -125,7 +124,7 @@ def outputs_loss(made: Any, seed: int) -> Tensor:
 def prove_graph(project: Project, network: nn.Module, file: Path) -> None:
     """Raise CompressError where a graph does not compute on validation images what torch does."""
     images = project.data.validation.images[:PROVED_ON]
-    pairs = zip(outputs_in_torch(project, network, images), outputs_of(project.spec, file, images), strict=True)
+    pairs = zip(outputs_in_torch(project, network, images), outputs_of(project, file, images), strict=True)
     far = [float(np.abs(one - other).max() / max(np.abs(one).max(), 1e-30)) for both in pairs for one, other in zip(*both, strict=True)]
     if not max(far) <= ALIKE:
         told = f"gives outputs that differ by {max(far):.2g} of the largest from what torch computes"
@@ -154,10 +153,10 @@ class OwnAnswers:
         train, self.part = project.data.train, _validation(project)
         others = np.setdiff1d(np.arange(len(train.labels)), calibrated)
         pool = others if len(others) >= len(calibrated) // 4 else calibrated
-        first = next(outputs_of(project.spec, float32, train.images[pool[:1]]))
+        first = next(outputs_of(project, float32, train.images[pool[:1]]))
         seen = int(max(1, min(SEEN, SEEN_BYTES // sum(one.nbytes for one in first))))
         self.images = train.images[pool[:seen]]
-        self._exact = list(outputs_of(project.spec, float32, self.images))
+        self._exact = list(outputs_of(project, float32, self.images))
         self.judge = _judge(project, self.part)
         self.max_drop = USUAL_DROP * abs(self.of(float32).value) if max_drop is None else max_drop
 
@@ -165,7 +164,7 @@ class OwnAnswers:
         """What a file scores, asked once."""
         if file not in self._found:
             self._found[file] = self.judge.of(
-                _told(self.project, outputs_of(self.project.spec, self._asked(file), self.part.images), len(self.part.labels))
+                _told(self.project, outputs_of(self.project, self._asked(file), self.part.images), len(self.part.labels))
             )
         return self._found[file]
 
@@ -174,7 +173,7 @@ class OwnAnswers:
 
     def moved(self, file: Path) -> float:
         """By how many percent outputs move, each by its root mean square, on average over training images and outputs."""
-        found = outputs_of(self.project.spec, file, self.images)
+        found = outputs_of(self.project, file, self.images)
         return 100 * float(np.mean([_moved(*pair) for both in zip(self._exact, found, strict=True) for pair in zip(*both, strict=True)]))
 
     def certify(self, file: Path, error: float) -> Certified:

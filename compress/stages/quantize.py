@@ -9,6 +9,9 @@
 With ``runtime`` c the candidates are timed as C, compiled here, and asked so on validation images: what is fast there differs. Compiling
 costs seconds each, so fewer are timed, and the rest is foretold. Then the choice is one for C, and says so.
 
+With ``target``, a processor that is not here, files have its 8-bit types and nothing is timed: the choice is one by size and accuracy, for
+that processor and valid on any machine that makes it. What files answer is found with exact sums (`task.classes.to_ask`), as there.
+
 The choice is an artifact of its own, found again as long as graph, data, settings and machine are the same: latencies are never the same
 twice, but a second run takes the same choice and so makes the same bytes. Calibration images are drawn evenly from the classes of the
 training images by the seed, and recorded by index and hash. Settings are chosen on training images, without labels; the validation images
@@ -25,7 +28,6 @@ was removed is not there.
 from __future__ import annotations
 
 import dataclasses
-import math
 import tempfile
 import time
 from collections.abc import Sequence
@@ -48,21 +50,23 @@ from ..benchmarks.machine import DECIDING
 from ..benchmarks.place import HERE
 from ..benchmarks.statistics import Interval, over_launches
 from ..benchmarks.turns import in_turns, random_images, ratios_to_first
+from ..codegen.target import unmeasured
 from ..errors import CompressError
 from ..graphs.records import MINIMUM_IMAGES
-from ..quantization.choice.search import QUICK, SURE, Judges, choose
-from ..quantization.records import Lost, Setting
+from ..quantization.choice.by_size import choose_by_size
+from ..quantization.choice.search import QUICK, SURE, Judges, Readers, choose
+from ..quantization.records import Choice, Lost, Setting
 from .boards.compilers import compiler_here, toolchain
 from .import_network import refuse_sigmoid
 from .own_task import OwnAnswers, refuse_compiled, refuse_training
 
 if TYPE_CHECKING:
-    from ..quantization.noise import GroupCost, LayerNoise
     from .boards.timing import InC
     from .int8_files import Maker
 
 EXPLAIN, SEEN = "explain-int8", 1024
 USUAL_DROP = 0.3  # points of balanced accuracy
+TOLD = ("verdict", "decided", "complete", "best", "finalists", "runtime", "target")  # of a search, beside the file that it chose
 SEARCH = 2  # raised when a search chooses otherwise, so that what older versions chose is not taken for its own
 
 
@@ -70,8 +74,8 @@ SEARCH = 2  # raised when a search chooses otherwise, so that what older version
 class QuantizeConfig:
     """int8. ``mode``: auto searches by measurement for the fastest file that is proved to lose at most ``max_drop`` points of balanced
     accuracy (0.3), or of the user's own score (0.3% of it), by a 95% bound, or loses no more as counted where ``accept_unproved`` says that
-    this is enough, for at most ``time_limit``, timed in ``runtime``; static, dynamic, int8-weights and fp16-weights (stored so, computed in
-    float32) make one by hand; float32 is a copy.
+    this is enough, for at most ``time_limit``, timed in ``runtime``; for a ``target`` the smallest. Static, dynamic, int8-weights and
+    fp16-weights (stored so, computed in float32) make one by hand; float32 is a copy.
 
     The rest concerns static, and but for ``images`` and ``seed`` (calibration images drawn by it) auto finds it: ``method`` and
     ``per_channel`` as ``Setting`` has them, ``groups`` of nodes to take (none: all), see ``node_groups``, ``equalise`` and
@@ -90,6 +94,7 @@ class QuantizeConfig:
     accept_unproved: bool = False
     time_limit: str | float | None = None
     runtime: Annotated[Literal["onnxruntime", "c"], Meta(description="where candidates are timed")] = "onnxruntime"
+    target: Annotated[str, Meta(description="a processor that is not here, such as cortex-a72; nothing is timed")] = ""
     epochs: Annotated[int, Meta(ge=0, description="0 does no fine-tuning")] = 0
     lr: Annotated[float, Meta(gt=0, description="0.0001 is the default")] = 0.0001
 
@@ -100,6 +105,11 @@ class QuantizeConfig:
         if self.mode != "static" and (given := [name for name in by_hand if getattr(self, name) != getattr(QuantizeConfig, name)]):
             how = "auto tries them all" if self.mode == "auto" else f"{self.mode} has none"
             raise CompressError(f"{given[0]} (={getattr(self, given[0])}) is a setting of --mode static; {how}")
+        if self.target:
+            unmeasured(self.target)
+            if self.runtime != "onnxruntime":
+                told = "nothing is timed for a processor that is not here"
+                raise CompressError(f"target (={self.target}): {told}; leave runtime (={self.runtime}) out")
         if self.runtime == "c":
             if self.mode != "auto":
                 raise CompressError(f"runtime (=c) is what --mode auto times candidates in; {self.mode} times none, leave it out")
@@ -118,7 +128,7 @@ def quantize(
     """Quantize the graph of ``parent`` as ``config`` says; ``tutoring`` is that of fine-tuning, if it says so."""
     refuse_sigmoid(parent, config.epochs)
     refuse_training(project, config.epochs)
-    config = _limited(project, config)
+    project, config = _targeted(project, config), _limited(project, config)
     chosen: Chosen | UnsetType = UNSET
     found, inputs = None, dict[str, Any]()
     if config.mode == "auto":
@@ -127,7 +137,7 @@ def quantize(
         config = _as_chosen(found, config)
         # What is said of a file belongs to it: another search that comes to the same settings makes another artifact, unless it trains.
         inputs = {} if config.epochs else {"choice": choice.manifest.key}
-        told: dict[str, Any] = {name: getattr(found, name) for name in ("verdict", "decided", "complete", "best", "finalists", "runtime")}
+        told: dict[str, Any] = {name: getattr(found, name) for name in TOLD}
         chosen = Chosen(artifact=str(choice.path), hash=choice.manifest.hash, tried=len(found.tried), **told)
         project.console.say(f"quantize: {found.verdict}")
     tuning, distil = tutoring.config(config.epochs, config.lr), tutoring.distil
@@ -149,12 +159,14 @@ def quantize(
 
 
 def choose_quantization(project: Project, parent: Artifact, config: QuantizeConfig) -> Artifact:
-    """Search for the fastest file as ``quantization.choice.search`` does, on this machine: one image, one thread."""
-    begun, config = time.monotonic(), _limited(project, config)
+    """Search for the fastest file as ``quantization.choice.search`` does, on this machine: one image, one thread; for a ``target``, for the
+    smallest as ``by_size`` does."""
+    begun, project, config = time.monotonic(), _targeted(project, config), _limited(project, config)
     refuse_compiled(project, config.runtime)
-    facts = project.place.machine()
-    machine: dict[str, Any] = {name: facts.get(name) for name in DECIDING if name not in ("governor", "gpu")}
-    settings: dict[str, Any] = {name: getattr(config, name) for name in ("images", "seed", "max_drop", "accept_unproved")}
+    facts = {} if config.target else project.place.machine()
+    machine: dict[str, Any] = {name: facts.get(name) for name in DECIDING if name not in ("governor", "gpu")} if facts else {}
+    targeted: dict[str, Any] = {"target": config.target} if config.target else {}
+    settings = targeted | {name: getattr(config, name) for name in ("images", "seed", "max_drop", "accept_unproved")}
     inputs: dict[str, Any] = {"parent": parent.content, "data": data_identity(project), "machine": machine, "search": SEARCH}
     if config.runtime != "onnxruntime":
         settings["runtime"], inputs["toolchain"] = config.runtime, toolchain()
@@ -167,52 +179,60 @@ def choose_quantization(project: Project, parent: Artifact, config: QuantizeConf
     with making(project, "choice", "choose", key, settings, parent) as new:
         if not new.wanted:
             return new.artifact
+        from .boards.timing import InC
         from .int8_files import Answers, Maker, calibration_images, graph_of
 
-        in_c = _in_c(project) if config.runtime == "c" else None
-        generator = np.random.default_rng(config.seed)
-        images, units = (
-            random_images(project.spec.shape, bool(project.spec.pixels), generator),
-            Lost(project.score.name if project.score else ""),
-        )
+        in_c = InC(project.console) if config.runtime == "c" else None
         calibrated, calibration = calibration_images(project, config)
         with tempfile.TemporaryDirectory(dir=new.folder) as scratch:
             maker = Maker(project, parent.payload, calibration, Path(scratch), *([in_c.refuses] if in_c else []))
             asked = [in_c.candidate] if in_c else []
             answers = (OwnAnswers if project.task else Answers)(project, parent.payload, calibrated, config.max_drop, *asked)
-            limit_of_drop = answers.max_drop
-            judges = Judges(
-                times=lambda files, rounds: _timed(project, in_c, files, images, rounds, generator),
-                interval=over_launches,
+            readers = Readers(
                 moved=answers.moved,
                 certify=answers.certify,
                 progress=lambda told: project.console.progress(told, 0, 1),
                 late=lambda: limit is not None and time.monotonic() - begun > limit,
-                dear=in_c is not None,
             )
-            found = choose(maker, judges, max_drop=limit_of_drop, accept_unproved=config.accept_unproved, units=units)
-            if in_c:
-                found = dataclasses.replace(found, verdict=f"{found.verdict} This is the choice for C ({toolchain()['compiler']}).")
-            if project.place is not HERE:
-                where = f"On {project.place.name} ({facts.get('cpu', 'an unnamed CPU')})"
-                found = dataclasses.replace(found, verdict=f"{where}: {found.verdict.replace(' on this machine', '')}")
+            how: dict[str, Any] = {"max_drop": answers.max_drop, "accept_unproved": config.accept_unproved}
+            found = _chosen(project, config, maker, readers, how, in_c)
             best = maker.file(found.best)
             before, after = answers.scores(parent.payload), answers.scores(best)
-            scored: dict[str, Any] = {"before": before, "after": after}
-            if project.task is not None:
-                scored = {"before": None, "after": None, "own": (before, after)}
-            about: dict[str, Any] = {"groups": maker.groups_of, "machine": machine} | ({"runtime": "c"} if in_c else {})
-            search = Search(**vars(found), **scored, graph=graph_of(best), max_drop=limit_of_drop, **about)
+            own = {"before": None, "after": None, "own": (before, after)}
+            scored: dict[str, Any] = own if project.task is not None else {"before": before, "after": after}
+            about = targeted | {"groups": maker.groups_of, "machine": machine} | ({"runtime": "c"} if in_c else {})
+            search = Search(**vars(found), **scored, graph=graph_of(best), max_drop=answers.max_drop, **about)
             project.console.progress("chosen", 1, 1)
         write_record(new.folder / PAYLOAD["choice"], search)
         new.metrics = Metrics(verdict=found.verdict)
     return new.artifact
 
 
-def _in_c(project: Project) -> InC:
-    from .boards.timing import InC
+def _chosen(project: Project, config: QuantizeConfig, maker: Maker, readers: Readers, how: dict[str, Any], in_c: InC | None) -> Choice:
+    """What the search comes to, and where that holds; ``how``: what it allows."""
+    how |= {"units": Lost(project.score.name if project.score else "")}
+    if config.target:
+        return choose_by_size(maker, readers, target=config.target, **how)
+    generator = np.random.default_rng(config.seed)
+    images = random_images(project.spec.shape, bool(project.spec.pixels), generator)
+    judges = Judges(
+        times=lambda files, rounds: _timed(project, in_c, files, images, rounds, generator),
+        interval=over_launches,
+        dear=in_c is not None,
+        **vars(readers),
+    )
+    found = choose(maker, judges, **how)
+    if in_c:
+        return dataclasses.replace(found, verdict=f"{found.verdict} This is the choice for C ({toolchain()['compiler']}).")
+    if project.place is not HERE:
+        where = f"On {project.place.name} ({project.place.machine().get('cpu', 'an unnamed CPU')})"
+        return dataclasses.replace(found, verdict=f"{where}: {found.verdict.replace(' on this machine', '')}")
+    return found
 
-    return InC(project.console)
+
+def _targeted(project: Project, config: QuantizeConfig) -> Project:
+    """The project for the processor that ``config`` names, if it names one."""
+    return dataclasses.replace(project, target=unmeasured(config.target)) if config.target else project
 
 
 def _timed(
@@ -235,21 +255,23 @@ def _limited(project: Project, config: QuantizeConfig) -> QuantizeConfig:
 
 def _settings_of(config: QuantizeConfig) -> dict[str, Any]:
     """What of ``config`` decides the result."""
+    target = {"target": config.target} if config.target else {}
     if config.mode != "static":
-        return {"mode": config.mode}
-    without = {"max_drop", "accept_unproved", "time_limit", "runtime"} | (set() if config.epochs else {"epochs", "lr"})
-    return {name: value for name, value in dataclasses.asdict(config).items() if name not in without}
+        return {"mode": config.mode} | target
+    without = {"max_drop", "accept_unproved", "time_limit", "runtime", "target"} | (set() if config.epochs else {"epochs", "lr"})
+    return {name: value for name, value in dataclasses.asdict(config).items() if name not in without} | target
 
 
 def _as_chosen(found: Search, config: QuantizeConfig) -> QuantizeConfig:
-    """The settings of the winner; where fine-tuning follows, of the fastest static one, whatever it loses before."""
+    """The settings of the winner; where fine-tuning follows, of the fastest static one, whatever it loses before; of untimed ones, of that
+    with most groups in int8."""
     best = found.best
     if config.epochs:
-        fast = [one for one in found.finalists if one.mode == "static" and one.ratio < 1]
+        fast = [one for one in found.finalists if one.mode == "static" and (one.ratio is None or one.ratio < 1)]
         if not fast:
             raise CompressError(f"epochs (={config.epochs}): there is nothing to fine-tune. {found.verdict} Leave --epochs out")
-        best = min(fast, key=lambda one: one.ratio)
-    common: dict[str, Any] = {"mode": best.mode, "images": config.images, "seed": config.seed, "max_drop": config.max_drop}
+        best = min(fast, key=lambda one: (one.ratio or 0.0, -len(one.groups)))
+    common: dict[str, Any] = {name: getattr(config, name) for name in ("images", "seed", "max_drop", "target")} | {"mode": best.mode}
     if best.mode == "static":
         groups = () if len(best.groups) == len(found.groups) else best.groups
         common |= dataclasses.asdict(best.setting or Setting()) | {"groups": groups, "epochs": config.epochs, "lr": config.lr}
@@ -265,6 +287,8 @@ def explain_quantization(project: Project, parent: Artifact, config: QuantizeCon
     """
     if project.task is not None:
         raise CompressError("explain shows what int8 costs the logits of a classifier; leave it out")
+    if config.target:
+        raise CompressError(f"explain times groups of nodes on this machine; leave target (={config.target}) out")
     if config.runtime != "onnxruntime":
         raise CompressError(f"explain times groups of nodes in ONNX Runtime; leave runtime (={config.runtime}) out")
     if project.place is not HERE:
@@ -279,7 +303,7 @@ def explain_quantization(project: Project, parent: Artifact, config: QuantizeCon
         from ..graphs.node_times import node_times
         from ..plots.noise import draw_noise, layer_names
         from ..quantization.int8 import quantize_prepared
-        from ..quantization.noise import group_costs, layer_noise
+        from ..quantization.noise import finite, group_costs, layer_noise
         from .int8_files import Maker, calibration_images, nodes_of
 
         images = project.data.validation.sample(SEEN, config.seed).images[:]
@@ -298,11 +322,11 @@ def explain_quantization(project: Project, parent: Artifact, config: QuantizeCon
             images=len(images),
             setting=str(setting),
             layers=tuple(
-                NoisyLayer(label=label, **_finite(one), microseconds=(times[0].get(one.name), times[1].get(one.name)))
+                NoisyLayer(label=label, **finite(one), microseconds=(times[0].get(one.name), times[1].get(one.name)))
                 for label, one in zip(layer_names(layers), layers, strict=True)
             ),
             groups=tuple(
-                NoisyGroup(name=name, nodes=len(maker.groups_of[name]), **_finite(cost), latency=latencies[name])
+                NoisyGroup(name=name, nodes=len(maker.groups_of[name]), **finite(cost), latency=latencies[name])
                 for name, cost in costs.items()
             ),
         )
@@ -319,8 +343,3 @@ def _latencies(project: Project, maker: Maker, setting: Setting, seed: int) -> d
     images = random_images(project.spec.shape, bool(project.spec.pixels), generator)
     files = [maker.float32, *(maker.static(frozenset([name]), setting) for name in maker.groups)]
     return dict(zip(maker.groups, ratios_to_first(in_turns(files, images, SURE, generator)), strict=True))
-
-
-def _finite(one: LayerNoise | GroupCost) -> dict[str, Any]:
-    """JSON has no infinity: what is exact has no noise, and so no ratio."""
-    return {name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in vars(one).items()}

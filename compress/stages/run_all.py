@@ -20,6 +20,7 @@ from ..artifacts.recipe import Recipe, Tutoring, training_config
 from ..benchmarks.limits import Limits
 from ..benchmarks.run import BenchmarkConfig
 from ..codegen.target import target_of
+from ..errors import CompressError
 from ..train.settings import AugmentConfig, DistilConfig, FitConfig
 from .benchmark import benchmark, candidates_of
 from .boards.export_litert import ExportLitertConfig
@@ -61,6 +62,9 @@ def run_all(context: Context, recipe: Recipe, measuring: Mapping[str, Any], limi
     distil = recipe.stage(DistilConfig, "distil")
     exporting = recipe.stage(ExportConfig, "export")
     quantizing = recipe.stage(QuantizeConfig, "quantize", accept_unproved=limits.get("accept_unproved"))
+    if quantizing.target:
+        told = "`compress run` measures on this machine; leave it out of [quantize], and make that file with `compress quantize`"
+        raise CompressError(f"target (={quantizing.target}): {told}")
     dynamic, static = (QuantizeConfig(mode=mode, images=quantizing.images, seed=quantizing.seed) for mode in ("dynamic", "static"))
     benchmarking = recipe.stage(BenchmarkConfig, "benchmark", **measuring)
     target_of(recipe.stage(Limits, "report", **limits).target)

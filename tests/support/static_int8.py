@@ -8,8 +8,7 @@ import pytest
 
 from compress.quantization import int8
 from compress.quantization.int8 import Prepared, quantize_prepared, write_quantized
-from compress.quantization.ort_quantizer import Types
-from compress.quantization.records import Quantized, Setting
+from compress.quantization.records import Quantized, Setting, Types
 
 VNNI = Types(activations="uint8", reduce_range=False)
 OLD = Types(activations="uint8", reduce_range=True)

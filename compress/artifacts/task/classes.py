@@ -1,5 +1,5 @@
 """What a file answers where its outputs are classes: logits and probabilities of many images, in ONNX Runtime or as a candidate says,
-on the machine that ``--on`` names, as 8-bit kernels round otherwise there.
+on the machine that ``--on`` names, as 8-bit kernels round otherwise there. For a processor that is not here sums are exact, see `to_ask`.
 """
 
 import math
@@ -17,6 +17,15 @@ from ...benchmarks.runtimes import Candidate, Opened, check_logits, open_model
 from ...train.metrics import softmax
 from ...train.stored import Images
 from ..project import Project
+
+
+def to_ask(project: Project, file: Path | Candidate) -> Candidate:
+    """A file as it is to be opened here. For a ``target`` products of 8 bits are added up in 32 bits, as there, whatever this CPU does:
+    either it does that itself, or its weights have 7 bits, whose sums fit into 16.
+    """
+    if isinstance(file, Candidate):
+        return file
+    return Candidate(name=file.stem, path=file, precise=project.target is not None)
 
 
 def logits_of(project: Project, file: Path | Candidate, images: Images) -> NDArray[np.float32]:
@@ -45,8 +54,7 @@ def _there(project: Project, file: Path) -> AbstractContextManager[Any]:
 
 
 def _opened(project: Project, file: Path | Candidate) -> Opened:
-    one = file if isinstance(file, Candidate) else Candidate(name=file.stem, path=file)
-    return open_model(one, project.spec.shape, project.classes, threads=1)
+    return open_model(to_ask(project, file), project.spec.shape, project.classes, threads=1)
 
 
 def _read(project: Project, run: Predict, images: Images) -> NDArray[np.float32]:

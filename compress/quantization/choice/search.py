@@ -76,20 +76,28 @@ class Maker(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Judges:
-    """What a search is handed: ``times`` measures files in turns, ``interval`` summarises ratios of latencies, one per round.
+class Readers:
+    """What a search is handed to judge answers by.
 
     ``moved``: how far a file's answers are from float32's, without labels, on images that ``certify`` does not see. ``certify``: what
     validation images say of a file, with a bound that is wrong with the given probability at most. ``late``: whether time is up.
+    """
+
+    moved: Callable[[Path], float]
+    certify: Callable[[Path, float], Certified]
+    progress: Progress
+    late: Callable[[], bool] = lambda: False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Judges(Readers):
+    """And latencies: ``times`` measures files in turns, ``interval`` summarises ratios of latencies, one per round.
+
     ``dear``: a set costs seconds before it can be timed, so at most :data:`DEAR` are, no group alone, and the rest is foretold.
     """
 
     times: Times
     interval: Summary
-    moved: Callable[[Path], float]
-    certify: Callable[[Path, float], Certified]
-    progress: Progress
-    late: Callable[[], bool] = lambda: False
     dear: bool = False
 
 
@@ -105,17 +113,12 @@ def choose(maker: Maker, judges: Judges, *, max_drop: float, accept_unproved: bo
     """
     search = _Search(maker, judges)
     ends = search.ends()
-    fast = [one for one in ends if one.ratio <= FASTER][:MOST_SETS]
-    scored = search.settings(fast[0]) if fast else []
+    fast = [one for one in ends if one.timed.value <= FASTER][:MOST_SETS]
+    scored = settings(maker, judges, fast[0], search.late) if fast else []
     files, finalists = search.finalists(ends, [*scored[:1], *(replace(one, setting=scored[0].setting) for one in fast[1:])])
-
-    def certify(index: int, error: float) -> Tried:
-        judges.progress("proof on validation images")
-        found = judges.certify(files[index], error)
-        return replace(finalists[index], **vars(found), proved=found.bound <= max_drop)
-
-    finalists, winner, waiting = _decide(finalists, certify, max_drop, accept_unproved)
-    tried = (*sorted(search.found.values(), key=lambda one: one.ratio), *scored)
+    pool = [index for index, one in enumerate(finalists) if _is_worth_asking(one, finalists)]
+    finalists, winner, waiting = decide(finalists, files, pool, _preferred, judges, max_drop, accept_unproved)
+    tried = (*sorted(search.found.values(), key=lambda one: one.timed.value), *scored)
     verdict = verdict_on(winner, waiting, finalists, ends, max_drop, units)
     if search.cut:
         verdict += " The search was cut short; with more time it may find a faster file."
@@ -150,7 +153,7 @@ class _Search:
         close = [at for at, one in enumerate(sets, 1) if _is_close(self.found[one])]
         if close and not self.late():
             self._note([frozenset(), *(sets[at - 1] for at in close)], self._until_clear([files[0], *(files[at] for at in close)]))
-        return sorted((self.found[one] for one in sets), key=lambda one: one.ratio)
+        return sorted((self.found[one] for one in sets), key=lambda one: one.timed.value)
 
     def _explore(self) -> None:
         """Measure what tells most of all sets, then what is foretold to be fast, until nothing is."""
@@ -179,8 +182,8 @@ class _Search:
 
     def measure(self, sets: Sequence[Groups], rounds: int) -> None:
         """``sets`` begins with the empty one, which is float32. When time is up no more files are made."""
-        fastest = min(self.found.values(), key=lambda one: one.ratio, default=None)
-        told = f", fastest so far {fastest.ratio:.2f}x" if fastest else ""
+        fastest = min(self.found.values(), key=lambda one: one.timed.value, default=None)
+        told = f", fastest so far {fastest.timed.value:.2f}x" if fastest else ""
         files: list[Path] = []
         for one in sets:
             if one not in self.found and len(files) > 1 and self.late():
@@ -219,27 +222,6 @@ class _Search:
         assert found is not None, "files are timed in two rounds and more"
         return {"ratio": found.value, "low": found.low, "high": found.high}
 
-    def settings(self, fast: Tried) -> list[Tried]:
-        """``fast`` with every setting tried for its groups and how far the answers move, the best first."""
-        scored: dict[Setting, Tried] = {}
-
-        def moved(setting: Setting) -> float:
-            if setting not in scored:
-                if scored and self.late():
-                    return np.inf
-                self.judges.progress(f"answers with {setting}")
-                path = self.maker.static(frozenset(fast.groups), setting)
-                scored[setting] = replace(fast, setting=setting, moved=self.judges.moved(path), size=path.stat().st_size)
-            return scored[setting].moved or 0.0
-
-        best = min((Setting(method=method) for method in METHODS), key=lambda one: moved(one) * (HELPS if one.method == "minmax" else 1))
-        changes: list[dict[str, Any]] = [{"per_channel": False}, {"equalise": True}, {"correct_bias": True}]
-        for change in changes:
-            other = replace(best, **change)
-            if moved(other) < HELPS * moved(best):
-                best = other
-        return [scored.pop(best), *sorted(scored.values(), key=lambda one: one.moved or 0.0)]
-
     def finalists(self, ends: Sequence[Tried], fast: Sequence[Tried]) -> tuple[list[Path], list[Tried]]:
         """Float32 first, what stores or computes otherwise, and the most promising static ones, measured side by side, with their files."""
         self.judges.progress("the last ones, side by side")
@@ -265,45 +247,77 @@ class _Search:
         return files, found
 
 
+def settings(maker: Maker, readers: Readers, fast: Tried, late: Callable[[], bool]) -> list[Tried]:
+    """``fast`` with every setting tried for its groups and how far the answers move, the best first; none more once it is ``late``."""
+    scored: dict[Setting, Tried] = {}
+
+    def moved(setting: Setting) -> float:
+        if setting not in scored:
+            if scored and late():
+                return np.inf
+            readers.progress(f"answers with {setting}")
+            path = maker.static(frozenset(fast.groups), setting)
+            scored[setting] = replace(fast, setting=setting, moved=readers.moved(path), size=path.stat().st_size)
+        return scored[setting].moved or 0.0
+
+    best = min((Setting(method=method) for method in METHODS), key=lambda one: moved(one) * (HELPS if one.method == "minmax" else 1))
+    changes: list[dict[str, Any]] = [{"per_channel": False}, {"equalise": True}, {"correct_bias": True}]
+    for change in changes:
+        other = replace(best, **change)
+        if moved(other) < HELPS * moved(best):
+            best = other
+    return [scored.pop(best), *sorted(scored.values(), key=lambda one: one.moved or 0.0)]
+
+
 def _is_close(one: Tried) -> bool:
     """Whether it cannot be told if it is worth it."""
-    return one.mode == "static" and one.low <= FASTER <= one.high
+    return one.mode == "static" and one.timed.low <= FASTER <= one.timed.high
 
 
-def _decide(
-    finalists: Sequence[Tried], certify: Callable[[int, float], Tried], max_drop: float, accept_unproved: bool
+def decide(
+    finalists: Sequence[Tried],
+    files: Sequence[Path],
+    pool: Sequence[int],
+    preferred: Callable[[Sequence[Tried], Sequence[int]], int],
+    readers: Readers,
+    max_drop: float,
+    accept_unproved: bool,
 ) -> tuple[list[Tried], Tried, Tried | None]:
-    """The finalists with what was found of them, the winner, and what was wanted more and keeps the limit only as counted."""
-    known, waiting = list(finalists), None
-    pool = [index for index, one in enumerate(finalists) if _is_worth_asking(one, finalists)]
-    error = ERROR / max(1, len(pool) - 1)
+    """The finalists with what was found of them, the winner, and what was wanted more and keeps the limit only as counted.
+
+    ``pool``: which of them may be asked for proof, float32 among them, which needs none; ``preferred``: the most wanted of these.
+    """
+    known, left, waiting = list(finalists), list(pool), None
+    error = ERROR / max(1, len(left) - 1)
     while True:
-        index = _preferred(known, pool)
+        index = preferred(known, left)
         if known[index].proved is None:
-            known[index] = certify(index, error)
+            readers.progress("proof on validation images")
+            found = readers.certify(files[index], error)
+            known[index] = replace(known[index], **vars(found), proved=found.bound <= max_drop)
         one = known[index]
         within = one.drop is not None and one.drop <= max_drop
         if one.proved or (accept_unproved and within):
             return known, one, waiting
         waiting = waiting or (one if within else None)
-        pool.remove(index)
+        left.remove(index)
 
 
 def _is_worth_asking(one: Tried, others: Sequence[Tried]) -> bool:
     """Int8 arithmetic must gain 2%, and one scale per tensor as much over one per channel."""
     same = [other for other in others if other.groups == one.groups and one.setting and other.setting and other.setting.per_channel]
     coarse = one.setting is not None and not one.setting.per_channel
-    slower = any(one.ratio > FASTER * other.ratio for other in same) if coarse else False
-    return not one.computes_int8 or (one.ratio <= FASTER and not slower)
+    slower = any(one.timed.value > FASTER * other.timed.value for other in same) if coarse else False
+    return not one.computes_int8 or (one.timed.value <= FASTER and not slower)
 
 
 def _preferred(finalists: Sequence[Tried], pool: Sequence[int]) -> int:
     """The fastest; of what is as fast the smallest file, a scale per channel first."""
-    fastest = min(finalists[index].ratio for index in pool)
-    as_fast = [index for index in pool if finalists[index].ratio <= fastest / FASTER]
+    fastest = min(finalists[index].timed.value for index in pool)
+    as_fast = [index for index in pool if finalists[index].timed.value <= fastest / FASTER]
 
     def rank(index: int) -> tuple[bool, int, float]:
         one = finalists[index]
-        return one.setting is not None and not one.setting.per_channel, one.size or 0, one.ratio
+        return one.setting is not None and not one.setting.per_channel, one.size or 0, one.timed.value
 
     return min(as_fast, key=rank)

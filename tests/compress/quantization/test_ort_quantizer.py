@@ -1,17 +1,22 @@
 import logging
 import platform
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import onnx
 import onnxruntime
 import pytest
+from onnx import helper, numpy_helper
 from static_int8 import OLD, VNNI
 
+from compress.benchmarks.runtimes import Candidate, onnx_session
 from compress.errors import CompressError
 from compress.graphs.floats import fold
 from compress.graphs.index import index
-from compress.quantization.ort_quantizer import Types, held_back, insert_qdq, this_cpu, types_for
+from compress.quantization.int8 import quantize_dynamic
+from compress.quantization.ort_quantizer import held_back, insert_qdq, this_cpu
+from compress.quantization.records import Types, types_for
 
 ARM = Types(activations="int8", reduce_range=False)
 
@@ -74,6 +79,35 @@ def test_sums_do_not_saturate_with_the_types_that_fit(types: Types) -> None:
     if types.reduce_range or types == this_cpu():
         session = onnxruntime.InferenceSession(model.SerializeToString())
         np.testing.assert_allclose(session.run(None, {"x": np.ones((2, 64), np.float32)})[0], 64, rtol=0.01)
+
+
+@pytest.mark.parametrize("types", [VNNI, ARM, Types(activations="int8", reduce_range=False, target="cortex-a53")])
+def test_sums_are_exact_on_any_processor_where_that_is_asked_for(types: Types, tmp_path: Path) -> None:
+    """64 products of the largest weight and activation: without VNNI each pair of them saturates, unless sums are to be precise."""
+    path, images = tmp_path / "net.onnx", {"x": np.ones((2, 64), np.float32)}
+    onnx.save(saturating(types), path)
+    made = Candidate(name="net", path=path, precise=True)
+    np.testing.assert_allclose(onnx_session(made, 1).run(None, images)[0], 64, rtol=0.01)
+    usual = onnx_session(replace(made, precise=False), 1).run(None, images)[0]
+    assert np.allclose(usual, 64, rtol=0.01) is not this_cpu().reduce_range
+
+
+def test_dynamic_sums_are_exact_too(tmp_path: Path) -> None:
+    """Whose operators are integers' in the file itself, so that leaving optimisations out changes nothing."""
+    source, target = tmp_path / "float.onnx", tmp_path / "dynamic.onnx"
+    weight = numpy_helper.from_array(np.ones((64, 8), np.float32), "w")
+    entry, output = (
+        helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, shape) for name, shape in (("x", ["N", 64]), ("y", ["N", 8]))
+    )
+    graph = helper.make_graph([helper.make_node("MatMul", ["x", "w"], ["y"], name="dense")], "net", [entry], [output], [weight])
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8), source)
+    quantize_dynamic(source, target, Types(activations="int8", reduce_range=False, target="cortex-a53"))
+    images = {"x": np.ones((2, 64), np.float32)}
+    sessions = {precise: onnx_session(Candidate(name="net", path=target, precise=precise), 1) for precise in (True, False)}
+    np.testing.assert_allclose(sessions[True].run(None, images)[0], 64, rtol=0.01)
+    assert np.allclose(sessions[False].run(None, images)[0], 64, rtol=0.01) is not this_cpu().reduce_range
+    notes = sessions[True].get_modelmeta().custom_metadata_map
+    assert notes["quantization.target"] == "cortex-a53" and notes["quantization.latency"] == "unknown on cortex-a53"
 
 
 def test_what_the_quantizer_prints_and_trips_over_becomes_one_line(

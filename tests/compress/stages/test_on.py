@@ -109,6 +109,8 @@ def test_eight_bit_types_are_those_of_the_other_processor(graph: Artifact) -> No
             return self.facts
 
     class Project:
+        target = None
+
         def __init__(self, **facts: Any) -> None:
             self.place = Place(**facts)
 
