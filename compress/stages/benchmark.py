@@ -232,8 +232,10 @@ def measure(context: Context, recipe: Recipe, files: Sequence[Path], config: Ben
     else:
         project, _, root = context.child(TRAINED_STAGES)
         graphs = variants_of(project, root)
-        for one in (left := [one for one in graphs if _saturates(context, one)]):
-            project.console.say(f"benchmark: {one.path} ({variant_name(one)}) left out, as sums of 8-bit products saturate on this machine")
+        for graph in (left := [one for one in graphs if _saturates(context, one)]):
+            project.console.say(
+                f"benchmark: {graph.path} ({variant_name(graph)}) left out, as sums of 8-bit products saturate on this machine"
+            )
         candidates = candidates_of([*(one for one in graphs if one not in left), root], project.device, runtimes)
     if not candidates:
         raise CompressError("there is no file to time there; `compress export-onnx` makes one")
