@@ -21,8 +21,12 @@ LIBRARIES = ("numpy", "onnxruntime", "onnxruntime-gpu", "openvino", "ai-edge-lit
 
 
 class Machine(TypedDict, total=False):
-    """CPU model, relevant flags, usable cores, governor, memory (bytes), load, system, library versions, GPU name and driver."""
+    """CPU model, relevant flags, usable cores, governor, memory (bytes), load, system, library versions, GPU name and driver.
 
+    ``board``: what the user calls it, of one that was reached from elsewhere.
+    """
+
+    board: str
     cpu: str
     architecture: str
     flags: list[str]
@@ -58,6 +62,11 @@ def machine_facts() -> Machine:
 def differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
     """The facts in which two machines differ and that decide about speed; latencies may be compared where there are none."""
     return [name for name in DECIDING if one.get(name) != other.get(name)]
+
+
+def which(machine: Mapping[str, Any]) -> tuple[str, ...]:
+    """By what two machines are told apart where results of several lie side by side: name, CPU and architecture."""
+    return tuple(str(machine.get(name) or "") for name in ("board", "cpu", "architecture"))
 
 
 def usable_cores() -> int:

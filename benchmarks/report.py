@@ -2,9 +2,9 @@
 
 ``report.html`` is one file that asks nothing of the network. Its own script, the only one that it lets run, hides, sorts, and moves the
 verdict with the limits (`page.asked`); without it everything is there to be read. ``report.md`` has the same numbers, with the plots as PNG
-beside it; ``report.csv`` and ``report.json`` have them for programs. Several results (of several machines, say) become sections; nothing is
-compared across them, and the report says so. Whatever the user named is escaped. Without matplotlib the plots are in the page alone.
-Refused: no results, limits out of range.
+beside it; ``report.csv`` and ``report.json`` have them for programs. Several results become sections, and those of several machines stand
+side by side before them (`page.across`); nothing is compared across them, and the report says so. Whatever the user named is escaped.
+Without matplotlib the plots are in the page alone. Refused: no results, limits out of range.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import itertools
 import json
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from .errors import BenchmarkError
 from .formats import CHOOSING, MISSING, ZEROS, Units, count, percent, size, units
 from .limits import Limits, Needs
 from .machine import differences
+from .page.across import across
 from .page.asked import question
 from .page.chart import chart
 from .page.parts import embedded, page_parts
@@ -70,14 +72,16 @@ def write_report(
         sections.append(section)
     replace(folder / "report.csv", as_csv(results).encode())
     plain = [as_json(result, verdict) for result, verdict in zip(results, verdicts, strict=True)]
-    replace(folder / "report.json", (json.dumps({"schema": "compress-report", "version": 1, "sections": plain}, indent=1) + "\n").encode())
+    side = across(results, verdicts)
+    told_all = {"schema": "compress-report", "version": 1, "across": asdict(side) if side else None, "sections": plain}
+    replace(folder / "report.json", (json.dumps(told_all, indent=1) + "\n").encode())
     # One environment per format: in HTML everything is escaped for HTML, in Markdown by `markdown`, without exception.
     loader = jinja2.FileSystemLoader(Path(__file__).parent / "templates")
     for name, autoescape, finalize in (("report.html", True, None), ("report.md", False, markdown)):
         environment = jinja2.Environment(
             loader=loader, autoescape=autoescape, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, finalize=finalize
         )
-        words = {"sections": sections, "across": _across(results), "zeros": ZEROS, "choosing": CHOOSING}
+        words = {"sections": sections, "side": side, "across": _across(results), "zeros": ZEROS, "choosing": CHOOSING}
         text = environment.get_template(f"{name}.j2").render(**words, **page_parts("verdict.js", "page.js"))
         replace(folder / name, text.encode())
     return verdicts
@@ -115,7 +119,9 @@ def _section(result: Result, verdict: Verdict, limits: Limits, room: int) -> dic
     }
     return {
         "heading": ", ".join(
-            str(word) for word in (result.data.get("network"), result.data.get("name"), machine.get("cpu", "an unnamed CPU")) if word
+            str(word)
+            for word in (*map(result.data.get, ("network", "name")), machine.get("board"), machine.get("cpu", "an unnamed CPU"))
+            if word
         ),
         "verdict": verdict,
         "score": units(result).name,

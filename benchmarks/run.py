@@ -98,7 +98,8 @@ def run_benchmark(
     answers = Answers(**judged, precision=precision) if labels is not None else None
     settings, peak = {**asdict(config), "launches": launch, "warm_up": WARM_RULE}, around.peak
     seen = {**data, "images": len(images), "classes": classes or 0, "shape": list(images.shape[1:])}
-    about: dict[str, Any] = {"created": created, "machine": around.machine, "data": seen, "settings": settings, "peak": peak}
+    machine: dict[str, Any] = {**({"board": place.name} if place.name else {}), **around.machine}
+    about: dict[str, Any] = {"created": created, "machine": machine, "data": seen, "settings": settings, "peak": peak}
     return Result(**about, energy=around.energy, baseline=index, **_found(records, index, answers, own, config, peak))
 
 

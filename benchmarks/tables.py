@@ -242,7 +242,13 @@ def plain(result: Result, one: Measurement) -> dict[str, Any]:
 def as_csv(results: Sequence[Result]) -> str:
     """One line per variant of every result, with when and on which machine it was measured."""
     lines = [
-        {"created": result.created, "cpu": result.machine.get("cpu"), "gpu": result.machine.get("gpu"), "data": result.data.get("name")}
+        {
+            "created": result.created,
+            "board": result.machine.get("board"),
+            "cpu": result.machine.get("cpu"),
+            "gpu": result.machine.get("gpu"),
+            "data": result.data.get("name"),
+        }
         | plain(result, one)
         for result in results
         for one in result.measurements

@@ -231,14 +231,15 @@ class Network:
     def report(self, *results: Path | str, **options: Unpack[of.ReportOptions]) -> "Outcome":
         """Say which variant to ship and why, as HTML, Markdown, CSV and JSON.
 
-        RESULTS are benchmark.json files, also of several machines; without any, the newest benchmark of the network. What loses less
-        than is allowed as counted, but not surely so with the images that there are, does not ship unless that is accepted.
+        RESULTS are benchmark.json files, also of several machines, which then stand side by side; without any, the newest benchmark of the
+        network on each machine that measured it. What loses less than is allowed as counted, but not surely so with the images that there
+        are, does not ship unless that is accepted.
         """
-        from ..stages.report import newest_result, report
+        from ..stages.report import newest_results, report
 
         context, recipe = opened(self._context, None, options)
         folder = context.folder(recipe)
-        files = [Path(one) for one in results] or [newest_result(folder)]
+        files = [Path(one) for one in results] or newest_results(folder)
         limits = {**recipe.table("report"), **some(options, *LIMITS)}
         return report(files, context.out or folder / "report", limits, Path(options["ship"]) if "ship" in options else None)
 

@@ -296,7 +296,7 @@ def outcome_text(outcome: Outcome) -> str:
     sections = (part for result, verdict in told for part in (result_text(result, verdict.ship), verdict.headline))
     proved = outcome.shipped and (outcome.shipped if (outcome.shipped / VECTORS).is_file() else outcome.shipped / PAYLOAD["graph"])
     shipped = f"Shipped: {outcome.shipped}; next: compress verify {proved}" if outcome.shipped else ""
-    return paragraphs(*sections, f"Report: {outcome.folder / 'report.html'}", shipped)
+    return paragraphs(*sections, outcome.across, f"Report: {outcome.folder / 'report.html'}", shipped)
 
 
 def result_text(result: Result, ship: str | None = None) -> str:
@@ -312,11 +312,9 @@ def result_text(result: Result, ship: str | None = None) -> str:
 
 def outcome_summary(outcome: Outcome) -> dict[str, Any]:
     """What ``--json`` shows of a report."""
-    return {
-        "report": str(outcome.folder / "report.html"),
-        "shipped": str(outcome.shipped) if outcome.shipped else None,
-        "sections": [as_json(result, verdict) for result, verdict in zip(outcome.results, outcome.verdicts, strict=True)],
-    }
+    told = {"report": str(outcome.folder / "report.html"), "across": outcome.across or None}
+    told |= {"shipped": str(outcome.shipped) if outcome.shipped else None}
+    return told | {"sections": [as_json(result, verdict) for result, verdict in zip(outcome.results, outcome.verdicts, strict=True)]}
 
 
 def _row(one: Measurement, baseline: Measurement, ship: str | None, result: Result) -> dict[str, str]:

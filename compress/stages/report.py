@@ -22,11 +22,14 @@ from pathlib import Path
 from typing import Any
 
 from ..artifacts.artifact import MANIFEST, PAYLOAD, Artifact, find_artifacts, read_artifact, sha256_of
-from ..artifacts.payloads import read_scored
+from ..artifacts.payloads import read_results, read_scored
 from ..artifacts.records import checked
 from ..artifacts.vectors import VECTORS
+from ..benchmarks.errors import BenchmarkError
 from ..benchmarks.formats import printable
 from ..benchmarks.limits import Limits, Needs
+from ..benchmarks.machine import which
+from ..benchmarks.page.across import across
 from ..benchmarks.report import write_report
 from ..benchmarks.results import Measurement, Result
 from ..benchmarks.tables import plain
@@ -47,12 +50,14 @@ LICENCE_FILES = ("LICEN[CS]E*", "NOTICE*", "COPYING*")
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """What a report says: one result and one verdict per machine, and where its files lie; ``shipped``: the folder for the board."""
+    """What a report says: one result and one verdict per machine, and where its files lie; ``shipped``: the folder for the board.
+    ``across``: what ships on each of several machines, in a sentence."""
 
     folder: Path
     results: tuple[Result, ...]
     verdicts: tuple[Verdict, ...]
     shipped: Path | None = None
+    across: str = ""
 
 
 def report(files: Sequence[Path], folder: Path, limits: Mapping[str, Any], ship: Path | None = None) -> Outcome:
@@ -71,7 +76,8 @@ def report(files: Sequence[Path], folder: Path, limits: Mapping[str, Any], ship:
     verdicts = write_report(results, folder, allowed, needs)
     if ship is not None:
         _ship(files[0], results[0], verdicts[0], ship)
-    return Outcome(folder=folder, results=results, verdicts=verdicts, shipped=ship)
+    side = across(results, verdicts)
+    return Outcome(folder=folder, results=results, verdicts=verdicts, shipped=ship, across=side.sentence if side else "")
 
 
 def needs_of_files(file: Path, result: Result, limits: Limits) -> dict[str, Needs | str]:
@@ -94,12 +100,25 @@ def needs_of_files(file: Path, result: Result, limits: Limits) -> dict[str, Need
     return found
 
 
-def newest_result(folder: Path) -> Path:
-    """The newest benchmark in ``folder`` (``runs/<model>``)."""
+def newest_results(folder: Path) -> list[Path]:
+    """The newest benchmark in ``folder`` (``runs/<model>``), and of each other machine its newest that measured one of the same files."""
     found = find_artifacts(folder / "benchmark")
     if not found:
         raise CompressError(f"{folder} has no benchmark yet; run `compress benchmark` first, or name a benchmark.json")
-    return found[0].payload
+    newest, *older = [one.payload for one in found]
+    files, seen = {}, {}
+    for path in [newest, *older] if older else []:
+        try:
+            result = read_results(path)
+        except BenchmarkError:
+            if path == newest:
+                raise
+            continue  # an old one, of a version that is not read any more, is no loss
+        measured = {one.artifact for one in result.measurements}
+        files = files or dict.fromkeys(measured)
+        if path == newest or (result.scored and measured & files.keys()):
+            seen.setdefault(which(result.machine), path)
+    return [*seen.values()] or [newest]
 
 
 def _ship(file: Path, result: Result, verdict: Verdict, target: Path) -> None:

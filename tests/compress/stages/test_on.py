@@ -95,6 +95,7 @@ def test_what_is_explained_is_of_this_machine(there: Host, network: compress.Net
 def test_a_benchmark_of_there_has_its_files_alone(there: Host, network: compress.Network, graph: Artifact) -> None:
     result = read_results(network.benchmark(graph.path, on=there.address, **QUICK).artifact.payload)
     assert [(one.runtime, one.device, one.reason) for one in result.measurements] == [("onnxruntime", "cpu", None)]
+    assert result.machine["board"] == there.address
     for runtime in ("c", "torch"):
         with pytest.raises(CompressError, match=rf"runtime \(={runtime}\) is not timed on another machine"):
             network.benchmark(graph.path, on=there.address, runtimes=[runtime], **QUICK)

@@ -15,9 +15,10 @@ from compress.artifacts.payloads import read_results
 from compress.benchmarks.errors import BenchmarkError
 from compress.benchmarks.results import Measurement, Result, write_results
 from compress.benchmarks.verdict import Verdict
+from compress.cli.tables import outcome_summary, outcome_text
 from compress.errors import CompressError
 from compress.stages.boards.memory import needs_of
-from compress.stages.report import Outcome, report
+from compress.stages.report import Outcome, newest_results, report
 
 RESULT = Path(__file__).parents[1] / "artifacts" / "benchmark.json"
 
@@ -172,3 +173,39 @@ def test_a_board_that_is_too_small_is_a_limit_that_is_planned_from_the_file(tmp_
         report([file], Path("report"), {"max_ram": "1MB", "target": "z80"})
     with pytest.raises(BenchmarkError, match=r"max_ram \(=lots\) must be a size above 0, such as 45kB or 0\.5MB"):
         report([file], Path("report"), {"max_ram": "lots"})
+
+
+def of_machine(key: str, created: str, artifact: str, **machine: Any) -> Path:
+    """A benchmark as the stage keeps it, made at a time and on a machine."""
+    result: Result = read_results(RESULT)
+    [row] = result.measurements
+    changed = dataclasses.replace(
+        result, created=created, machine={**result.machine, **machine}, measurements=(dataclasses.replace(row, artifact=artifact),)
+    )
+
+    def make(folder: Path) -> Manifest:
+        write_results(changed, folder / "benchmark.json")
+        about: dict[str, Any] = {"model": Model(reference="k49", options={}, source=None), "input": InputSpec(), "classes": ("a", "b")}
+        return Manifest(kind="benchmark", stage="benchmark", key=key, created=created, config={}, data=recorded("digits"), **about)
+
+    return write_artifact(Path("runs/k49/benchmark") / key, make).payload
+
+
+def test_without_results_the_newest_of_each_machine_that_measured_the_same_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    of_machine("a", "2026-01-01T00:00:00+00:00", "aa", board="pi4")
+    old_board = of_machine("b", "2026-01-02T00:00:00+00:00", "aa", board="pi4")
+    of_machine("c", "2026-01-03T00:00:00+00:00", "other", board="pi5")  # of other files
+    here = of_machine("d", "2026-01-04T00:00:00+00:00", "aa")
+    assert newest_results(Path("runs/k49")) == [here, old_board]
+    outcome = report([here, old_board], Path("report"), {})
+    assert outcome.across.startswith(f"{outcome.results[0].machine['cpu']}: ") and "pi4: " in outcome.across
+    assert outcome.across in outcome_text(outcome) and outcome_summary(outcome)["across"] == outcome.across
+
+
+def test_a_benchmark_of_one_machine_is_reported_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    of_machine("a", "2026-01-01T00:00:00+00:00", "aa")
+    newest = of_machine("b", "2026-01-02T00:00:00+00:00", "aa")
+    assert newest_results(Path("runs/k49")) == [newest]
+    assert report([newest], Path("report"), {}).across == ""
