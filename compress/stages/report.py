@@ -106,7 +106,7 @@ def newest_results(folder: Path) -> list[Path]:
     if not found:
         raise CompressError(f"{folder} has no benchmark yet; run `compress benchmark` first, or name a benchmark.json")
     newest, *older = [one.payload for one in found]
-    files, seen = {}, {}
+    files, seen = set[str](), dict[tuple[str, ...], Path]()
     for path in [newest, *older] if older else []:
         try:
             result = read_results(path)
@@ -115,8 +115,8 @@ def newest_results(folder: Path) -> list[Path]:
                 raise
             continue  # an old one, of a version that is not read any more, is no loss
         measured = {one.artifact for one in result.measurements}
-        files = files or dict.fromkeys(measured)
-        if path == newest or (result.scored and measured & files.keys()):
+        files = files or measured
+        if path == newest or (result.scored and measured & files):
             seen.setdefault(which(result.machine), path)
     return [*seen.values()] or [newest]
 
