@@ -11,6 +11,7 @@ from ..errors import CompressError
 
 FASTER = 0.98  # of float32's latency: what int8 has to reach to be worth it
 METHODS = ("minmax", "percentile", "entropy", "mse")
+TARGET = "quantization.target"  # what the metadata of a file call the processor that it was made for where that was not here
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +25,7 @@ class Types:
     @property
     def notes(self) -> dict[str, str]:
         """What a file says of a processor that it was made for and not timed on."""
-        return {"target": self.target, "latency": f"unknown on {self.target}"} if self.target else {}
+        return {TARGET.rpartition(".")[2]: self.target, "latency": f"unknown on {self.target}"} if self.target else {}
 
 
 def types_for(machine: str, flags: Collection[str]) -> Types:

@@ -218,8 +218,8 @@ def measure(context: Context, recipe: Recipe, files: Sequence[Path], config: Ben
             )
         if odd := [path for path, artifact in artifacts.items() if _saturates(context, artifact)]:
             target = artifacts[odd[0]].steps[-1].settings.target
-            told = f"{odd[0]} was made for {target}, and sums of 8-bit products saturate on this machine"
-            raise CompressError(f"{told}, so it computes something else here; measure it on such a board with --on")
+            told = f"{odd[0]} was made for {target}, and sums of 8-bit products saturate on {context.on or 'this machine'}"
+            raise CompressError(f"{told}, so it computes something else there; measure it on such a board with --on")
         first = next(iter(artifacts.values()), None)
         if context.calibrate is not None and (first is not None or context.names_data):
             raise CompressError(
@@ -233,9 +233,8 @@ def measure(context: Context, recipe: Recipe, files: Sequence[Path], config: Ben
         project, _, root = context.child(TRAINED_STAGES)
         graphs = variants_of(project, root)
         for graph in (left := [one for one in graphs if _saturates(context, one)]):
-            project.console.say(
-                f"benchmark: {graph.path} ({variant_name(graph)}) left out, as sums of 8-bit products saturate on this machine"
-            )
+            told = f"sums of 8-bit products saturate on {context.on or 'this machine'}"
+            project.console.say(f"benchmark: {graph.path} ({variant_name(graph)}) left out, as {told}")
         candidates = candidates_of([*(one for one in graphs if one not in left), root], project.device, runtimes)
     if not candidates:
         raise CompressError("there is no file to time there; `compress export-onnx` makes one")

@@ -37,11 +37,11 @@ from ..benchmarks.inputs import Taken
 from ..benchmarks.place import answering
 from ..benchmarks.runtimes import Candidate, Opened, about_file, check_logits, onnx_session, open_model
 from ..errors import CompressError, first_line, onnxruntime_errors, shown
+from ..quantization.records import TARGET
 from ..train.metrics import sigmoid, softmax
 from .boards.record import RECORD
 
 MODELS, TFLITE = (PAYLOAD["graph"], PAYLOAD["litert"]), ".tflite"
-TARGET = "quantization.target"  # the note of a file that was made for a processor that is not here
 OPEN_SIZE = 224  # pixels, where a file leaves its sizes open
 PROBABLE_TOLERANCE = 1e-5  # of the file's own logits: float32, also in an int8 file
 

@@ -23,6 +23,7 @@ from ...benchmarks.place import answering
 from ...benchmarks.run import scoring_batch
 from ...benchmarks.runtimes import Candidate, about_file, open_model
 from ...errors import CompressError, first_line, need_file, onnxruntime_errors
+from ...quantization.records import TARGET
 from ...train.metrics import sigmoid, softmax
 from ..artifact import Artifact, Classes, InputSpec
 from ..context import Context
@@ -64,7 +65,8 @@ def open_artifact(artifact: Artifact, context: Context) -> Classifier:
     """The graph or the network of an artifact, which the caller trusts."""
     about = artifact.manifest
     if about.kind in ("graph", "litert"):
-        return _open_own(artifact.payload, about.classes, about.input, context)
+        elsewhere = about.stage == "quantize" and bool(about.config.get("target"))
+        return _open_own(artifact.payload, about.classes, about.input, context, elsewhere)
     if context.on is not None:
         raise CompressError(f"on (={context.on}) asks files, and {artifact.path} is a network; `compress export-onnx` makes one of it")
     from ..load import load_runner
@@ -82,7 +84,7 @@ def open_file(path: Path, context: Context) -> Classifier:
     again = "export the model again"
     names = parse_record(about["compress.classes"], Classes, where=f"compress.classes in {path}", again=again)
     spec = parse_record(about["compress.input"], InputSpec, where=f"compress.input in {path}", again=again)
-    return _open_own(path, names, spec, context)
+    return _open_own(path, names, spec, context, TARGET in about)
 
 
 def shape_of(files: Sequence[Path], given: tuple[int, int, int] | None) -> tuple[int, int, int]:
@@ -104,9 +106,10 @@ def shape_of(files: Sequence[Path], given: tuple[int, int, int] | None) -> tuple
     raise refused
 
 
-def _open_own(path: Path, classes: Sequence[str], spec: InputSpec, context: Context) -> Classifier:
-    """Here, or on the machine that ``--on`` names."""
-    candidate = Candidate(name=path.stem, path=path, runtime=runtime_of(path))
+def _open_own(path: Path, classes: Sequence[str], spec: InputSpec, context: Context, elsewhere: bool) -> Classifier:
+    """Here, or on the machine that ``--on`` names; what was made for a processor ``elsewhere`` is asked with its sums."""
+    runtime = runtime_of(path)
+    candidate = Candidate(name=path.stem, path=path, runtime=runtime, precise=elsewhere and runtime == "onnxruntime")
     if context.on is None:
         opened = open_model(candidate, spec.shape, len(classes), threads=1)
         return Classifier(run=opened.predict, sure=in_batches(opened.sure, spec.shape), classes=classes, spec=spec, file=path)

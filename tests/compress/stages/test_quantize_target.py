@@ -11,6 +11,8 @@ from stand_ins import Commands
 
 import compress
 from compress.artifacts.artifact import Artifact, read_artifact
+from compress.artifacts.classifier.opened import open_artifact, open_file
+from compress.artifacts.context import Context
 from compress.artifacts.payloads import Search, read_payload
 from compress.artifacts.project import variant_name
 from compress.artifacts.vectors import read_vectors
@@ -110,6 +112,8 @@ def test_what_is_expected_of_a_file_is_what_its_own_processor_computes(tmp_path:
     exact = onnxruntime.InferenceSession(made.payload, options).run(["logits"], {"image": vectors.images})[0]
     np.testing.assert_allclose(vectors.logits, exact, atol=0.005 * np.abs(exact).max())
 
+    for opened in (open_artifact(made, Context()), open_file(made.payload, Context())):  # as predict does
+        np.testing.assert_allclose(opened.run(vectors.images), vectors.logits, atol=1e-6 * np.abs(exact).max())
     proof = compress.verify(made.path)
     loads = next(one.detail for one in proof.checks if one.name == "loads")
     assert proof.holds and "made for cortex-a53, so asked with sums of 32 bits" in loads
