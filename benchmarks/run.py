@@ -23,7 +23,8 @@ import numpy as np
 
 from .answers import as_text
 from .errors import BenchmarkError
-from .place import HERE, Asked, Place
+from .machine import Machine
+from .place import HERE, Asked, Place, Surroundings
 from .records import Answers, BenchmarkConfig, Precision, Record, Score, measurement
 from .results import Data, Result, Scoring
 from .runtimes import Candidate
@@ -98,9 +99,13 @@ def run_benchmark(
     answers = Answers(**judged, precision=precision) if labels is not None else None
     settings, peak = {**asdict(config), "launches": launch, "warm_up": WARM_RULE}, around.peak
     seen = {**data, "images": len(images), "classes": classes or 0, "shape": list(images.shape[1:])}
-    machine: dict[str, Any] = {**({"board": place.name} if place.name else {}), **around.machine}
-    about: dict[str, Any] = {"created": created, "machine": machine, "data": seen, "settings": settings, "peak": peak}
+    about: dict[str, Any] = {"created": created, "machine": _named(place, around), "data": seen, "settings": settings, "peak": peak}
     return Result(**about, energy=around.energy, baseline=index, **_found(records, index, answers, own, config, peak))
+
+
+def _named(place: Place, around: Surroundings) -> Machine:
+    """What measured, by the name that the user has for it."""
+    return Machine(board=place.name, **around.machine) if place.name else around.machine  # type: ignore[typeddict-item]
 
 
 def _found(
