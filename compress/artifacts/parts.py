@@ -300,7 +300,7 @@ class Metrics:
     and of the drops in ``choice`` too. ``one_shot``: before fine-tuning. ``fine_tuned``: of the best epoch. ``points_lost``: of balanced
     accuracy, by quantization. ``teacher`` (its content) to ``features`` (the inputs of the last layer that are left): of channel removal.
     ``widths``: of each group before all steps and now. ``repair``: what made up for them before fine-tuning. ``drop``: beside the teacher,
-    where no validation image chose anything. ``folds``, ``mean``, ``spread``: of a cross-validation. ``images``, ``baseline``: a sensitivity's.
+    where no validation image chose anything. ``folds``, ``mean``, ``spread``: of cross-validation. ``images``, ``baseline``: sensitivity.
     """
 
     score: OwnScore | UnsetType = UNSET
