@@ -105,7 +105,7 @@ def run_benchmark(
 
 def _named(place: Place, around: Surroundings) -> Machine:
     """What measured, by the name that the user has for it."""
-    return Machine(board=place.name, **around.machine) if place.name else around.machine  # type: ignore[typeddict-item]
+    return Machine(board=place.name, **around.machine) if place.name else around.machine
 
 
 def _found(
