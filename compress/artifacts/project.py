@@ -169,7 +169,7 @@ def _quantized_name(config: StepSettings) -> str:
         return "fp32" if mode == "float32" else mode.replace("-", " ")
     groups = len(config.groups)
     told = f"{mode} int8{f' of {groups} groups' if groups else ''}{', fine-tuned' if config.epochs else ''}"
-    return f"{told}, for {config.target}" if config.target else told
+    return f"{told} for {config.target}" if config.target else told
 
 
 @dataclass(kw_only=True)

@@ -75,7 +75,7 @@ def test_the_report_begins_with_it_and_whatever_was_named_is_escaped(made: Any, 
     write_report([read_results(tmp_path / "board.json"), pair[1]], tmp_path, Limits())
     page, text = ((tmp_path / f"report.{kind}").read_text() for kind in ("html", "md"))
     assert page.index("Machines side by side") < page.index("<section>") and EVIL not in page and page.count("ship fp32.") == 2
-    assert "1.20 to 1.30" in page and '<td class="chosen">' in page
+    assert "1.20 to 1.30" in page and '<td data-label="Xeon" class="chosen">' in page
     assert text.startswith("# Machines side by side") and EVIL not in text and "| 8.00 ms (1.25x, 1.20 to 1.30) (ship) |" in text
     assert "No speedup is given from one section to another" in text
     side = json.loads((tmp_path / "report.json").read_text())["across"]

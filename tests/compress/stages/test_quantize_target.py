@@ -70,7 +70,7 @@ def test_types_are_those_of_the_target_also_by_hand(
     found = notes(made.payload)
     assert (found["quantization.activations"], found["quantization.reduce_range"]) == (activations, reduced)
     assert found["quantization.target"] == target and found["quantization.latency"] == f"unknown on {target}"
-    assert variant_name(made) == f"static int8, for {target}"
+    assert variant_name(made) == f"static int8 for {target}"
     assert compress.verify(made.path).holds
 
 
