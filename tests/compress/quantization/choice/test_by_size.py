@@ -72,6 +72,12 @@ def test_of_files_as_small_the_one_with_most_in_int8_that_keeps_the_limit(tmp_pa
     assert found.complete and found.decided == "bound" and len(found.tried) >= 8
 
 
+def test_where_a_quarter_is_not_enough_half_of_the_groups_are_left_out(tmp_path: Path) -> None:
+    files = Files(tmp_path, {"gates": 0.5, "last": 0.4})
+    assert files.choose().best.groups == ("first", "middle")
+    assert [name[:4] for name, _ in files.asked] == ["1111", "1101", "1100"]
+
+
 def test_no_latency_is_said_and_that_it_is_unknown_is(tmp_path: Path) -> None:
     found = Files(tmp_path, {"gates": 0.4}).choose()
     assert all((one.ratio, one.low, one.high, one.rounds) == (None, None, None, 0) for one in (*found.finalists, *found.tried))
