@@ -155,12 +155,12 @@ def import_runtime(candidate: Candidate) -> None:
         raise BenchmarkError("no CUDA device")
     if candidate.runtime == "c":
         return
+    package, told = {"litert": ("ai_edge_litert", "ai-edge-litert")}.get(candidate.library, (candidate.library,) * 2)
     try:
-        importlib.import_module("ai_edge_litert" if candidate.runtime == "litert" else candidate.library)
+        importlib.import_module(package)
     except ModuleNotFoundError:
-        if candidate.runtime == "litert":
-            raise BenchmarkError("ai-edge-litert is not installed; `pip install 'compress-edge[litert]'`") from None
-        raise BenchmarkError(f"{candidate.library} is not installed") from None
+        extra = f"; `pip install 'compress-edge[{candidate.library}]'`" if candidate.library == "litert" else ""
+        raise BenchmarkError(f"{told} is not installed{extra}") from None
 
 
 def open_model(candidate: Candidate, shape: tuple[int, int, int], classes: int | None, threads: int) -> Opened:
@@ -187,10 +187,9 @@ def open_model(candidate: Candidate, shape: tuple[int, int, int], classes: int |
         predict, probabilities = open_file(candidate, shape, threads)
         providers = ("OpenVINO CPU",)
     elif candidate.library == "litert":
-        from .litertnets import open_file as open_tflite
+        from . import litertnets
 
-        predict, probabilities = open_tflite(candidate, shape, threads)
-        providers = ("LiteRT CPU",)
+        (predict, probabilities), providers = litertnets.open_file(candidate, shape, threads), ("LiteRT CPU",)
     elif candidate.library == "c":
         how: dict[str, Any] = {"whole": candidate.whole, "mean": candidate.mean, "std": candidate.std}
         predict, probabilities = open_compiled(candidate.compiled, shape, PROBABILITIES, **how)

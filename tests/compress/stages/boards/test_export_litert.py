@@ -60,7 +60,7 @@ def test_it_is_measured_beside_the_graph(opened: compress.Network, tmp_path: Pat
     result = opened.benchmark(artifact.path, tmp_path / "net.onnx", quick=True, rounds=2, samples=20).result
     rows = {one.runtime: one for one in result.measurements}
     assert rows.keys() == {"litert", "onnxruntime"} and all(one.reason is None for one in rows.values())
-    assert rows["litert"].accuracy == rows["onnxruntime"].accuracy
+    assert rows["litert"].scores == rows["onnxruntime"].scores
 
 
 def test_a_changed_file_is_not_proved(opened: compress.Network, tmp_path: Path) -> None:
