@@ -182,10 +182,9 @@ def open_model(candidate: Candidate, shape: tuple[int, int, int], classes: int |
     if candidate.library == "onnxruntime":
         predict, probabilities, release, providers, on_device = _open_onnx(candidate, shape, threads)
     elif candidate.library == "openvino":
-        from .openvinonets import open_file
+        from . import openvinonets
 
-        predict, probabilities = open_file(candidate, shape, threads)
-        providers = ("OpenVINO CPU",)
+        (predict, probabilities), providers = openvinonets.open_file(candidate, shape, threads), ("OpenVINO CPU",)
     elif candidate.library == "litert":
         from . import litertnets
 
@@ -264,8 +263,7 @@ def onnx_session(candidate: Candidate, threads: int, profile: Path | None = None
         onnxruntime.preload_dlls()  # CUDA and cuDNN as pip has installed them for torch
         how = {"use_tf32": "0"}  # float32 means float32, as in torch
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.inter_op_num_threads = 1
+    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
     if not optimised:
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     # Else an idle worker's threads spin for some 35 ms after their last call, into the next candidate's turn.
