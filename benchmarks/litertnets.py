@@ -55,10 +55,11 @@ class Integers(Taken):
 def open_file(candidate: Candidate, shape: tuple[int, int, int], threads: int, *, plain: bool = False) -> tuple[Predict, Predict | None]:
     """What it gives for images, and its probabilities where it has some; ``plain``: without XNNPACK."""
     interpreter = _interpreter(candidate.path, threads, plain=plain)
+    found = fitting(_inputs(interpreter), shape, mean=candidate.mean, std=candidate.std)
     [port, *_], outputs = interpreter.get_input_details(), interpreter.get_output_details()
     if not outputs:
         raise BenchmarkError("it gives nothing; export it again")
-    entry = entry_of(port, fitting(_inputs(interpreter), shape, mean=candidate.mean, std=candidate.std))
+    entry = entry_of(port, found)
 
     def every(images: np.ndarray, *some: Port) -> tuple[np.ndarray, ...]:
         interpreter.set_tensor(port["index"], images)
@@ -126,7 +127,12 @@ def _inputs(interpreter: Any) -> list[tuple[str, list[int], str]]:
     def kind(port: Port) -> str:
         return "tensor(float)" if _is_quantized(port) and port["dtype"] is np.int8 else kinds.get(port["dtype"], port["dtype"].__name__)
 
-    return [(one["name"], [int(size) for size in one["shape"]], kind(one)) for one in interpreter.get_input_details()]
+    try:
+        ports = interpreter.get_input_details()
+        interpreter.get_output_details()
+    except UnicodeDecodeError as error:
+        raise BenchmarkError("an input or output has a name that is no UTF-8") from error
+    return [(one["name"], [int(size) for size in one["shape"]], kind(one)) for one in ports]
 
 
 def _is_quantized(port: Port) -> bool:

@@ -5,6 +5,7 @@ Constants begin at multiples of 16 bytes, as kernels read them in place; the sam
 Source: the schema of TensorFlow Lite, version 3, and its quantization specification.
 """
 
+import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -141,11 +142,14 @@ class _Buffer:
 
 
 def notes_of(content: bytes) -> dict[str, bytes]:
-    """The metadata of a file by name; of anybody's."""
-    model = schema().Model.GetRootAs(content, 0)
+    """The metadata of a file by name; of anybody's. Raises CompressError where it is damaged."""
     found = {}
-    for at in range(model.MetadataLength()):
-        entry = model.Metadata(at)
-        data = model.Buffers(entry.Buffer())
-        found[(entry.Name() or b"").decode(errors="replace")] = data.DataAsNumpy().tobytes() if data.DataLength() else b""
+    try:
+        model = schema().Model.GetRootAs(content, 0)
+        for at in range(model.MetadataLength()):
+            entry = model.Metadata(at)
+            data = model.Buffers(entry.Buffer())
+            found[(entry.Name() or b"").decode(errors="replace")] = data.DataAsNumpy().tobytes() if data.DataLength() else b""
+    except (struct.error, ValueError, TypeError, AttributeError, IndexError, MemoryError) as error:  # offsets that lead elsewhere
+        raise CompressError(f"its metadata is damaged ({type(error).__name__}); make the file again") from error
     return found

@@ -118,3 +118,10 @@ def test_a_file_that_is_none_is_refused(tmp_path: Path) -> None:
     (file := tmp_path / "net.tflite").write_bytes(b"no model at all")
     with pytest.raises(BenchmarkError, match=r"no whole \.tflite file that LiteRT can load"):
         about_file(file)
+
+
+def test_a_name_that_is_no_text_is_refused(tmp_path: Path) -> None:
+    path = identity(tmp_path, 1.0)
+    path.write_bytes(path.read_bytes().replace(b"image", b"im\x8age"))
+    with pytest.raises(BenchmarkError, match="an input or output has a name that is no UTF-8"):
+        about_file(path)

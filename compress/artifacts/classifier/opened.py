@@ -176,9 +176,9 @@ def _metadata(path: Path) -> dict[str, str]:
 
         try:
             about_file(path)  # which refuses what is none
-        except BenchmarkError as error:
+            return {name: note.decode(errors="replace") for name, note in notes_of(path.read_bytes()).items()}
+        except (BenchmarkError, CompressError) as error:
             raise CompressError(f"onnx (={path}): {error}") from error
-        return {name: note.decode(errors="replace") for name, note in notes_of(path.read_bytes()).items()}
     try:
         session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
         return dict(session.get_modelmeta().custom_metadata_map)

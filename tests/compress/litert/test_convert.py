@@ -163,3 +163,11 @@ def test_gelu_in_whichever_order_is_one_operator(order: str) -> None:
     made, image = convert(model), np.random.default_rng(0).normal(size=(1, 4, 6, 6)).astype(np.float32)
     assert made.operators <= 3
     np.testing.assert_allclose(Lite(made)(image)[0], networks.answers(model, image, as_written=True)[0][0], rtol=1e-4, atol=1e-5)
+
+
+def test_damaged_metadata_is_refused_in_words() -> None:
+    content = bytearray(convert(_with_note(networks.model("emnist"), "[]")).content)
+    place = content.index(b"compress.classes") - 4
+    content[place : place + 4] = b"\xff\xff\xff\x7f"
+    with pytest.raises(CompressError, match="its metadata is damaged"):
+        notes_of(bytes(content[: place + 30]))
