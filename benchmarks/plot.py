@@ -18,7 +18,7 @@ Points = Sequence[tuple[float, float]]  # latency in milliseconds or size in kil
 SIZE = (8.4, 4.6)  # inches, at 100 pixels each
 COLOURS = {"ink": "#1f2328", "faint": "#d0d7de", "front": "#0a5fb4", "paper": "#ffffff"}
 MARKERS = {
-    ("onnxruntime", "cpu"): "o", ("onnxruntime", "cuda"): "D", ("openvino", "cpu"): "h", ("litert", "cpu"): "P",
+    ("onnxruntime", "cpu"): "o", ("onnxruntime", "cuda"): "D", ("openvino", "cpu"): "h", ("litert", "cpu"): ">",
     ("torch", "cpu"): "s", ("torch", "cuda"): "^",
     ("torch.compile", "cpu"): "p", ("torch.compile", "cuda"): "P", ("torch.fp16", "cuda"): "v", ("torch.cudagraph", "cuda"): "X",
     ("onnxruntime.fp16", "cuda"): "d", ("c", "cpu"): "*",

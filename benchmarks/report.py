@@ -166,7 +166,7 @@ def _choices(result: Result) -> list[dict[str, Any]]:
             "rows": [
                 (
                     one.what,
-                    "unknown" if one.ratio is None else f"{one.ratio:.2f}x ({one.low:.2f} to {one.high:.2f})",
+                    "unknown" if None in (one.ratio, one.low, one.high) else f"{one.ratio:.2f}x ({one.low:.2f} to {one.high:.2f})",
                     _lost(one, units(result)),
                     size(one.size),
                 )

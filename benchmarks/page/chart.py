@@ -323,6 +323,6 @@ def _regular(corners: int, turn: float = -90, radius: Callable[[int], float] = l
 _CROSS = [(-5, -2), (-2, -2), (-2, -5), (2, -5), (2, -2), (5, -2), (5, 2), (2, 2), (2, 5), (-2, 5), (-2, 2), (-5, 2)]
 SIGNS: Mapping[str, Sequence[tuple[float, float]]] = {
     "D": _regular(4), "d": _regular(4, wide=0.6), "h": _regular(6), "s": _regular(4, -45), "^": _regular(3), "v": _regular(3, 90),
-    "p": _regular(5), "P": _CROSS, "X": [((a - b) * 0.7, (a + b) * 0.7) for a, b in _CROSS],
+    ">": _regular(3, 0), "p": _regular(5), "P": _CROSS, "X": [((a - b) * 0.7, (a + b) * 0.7) for a, b in _CROSS],
     "*": _regular(10, radius=lambda n: 6.5 if n % 2 == 0 else 2.7),
 }  # fmt: skip

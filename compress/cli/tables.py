@@ -200,7 +200,7 @@ def _choice_text(choice: Chosen, told: Units) -> str:
     latency = f"latency of float32's{', as C' if choice.runtime == 'c' else ''} (95%)"
     rows = [
         {"": "*" if one == choice.best else "", "computed in int8": tried_name(one)}
-        | {latency: "unknown" if one.ratio is None else f"{one.ratio:.2f}x ({one.low:.2f} to {one.high:.2f})"}
+        | {latency: "unknown" if None in (one.ratio, one.low, one.high) else f"{one.ratio:.2f}x ({one.low:.2f} to {one.high:.2f})"}
         | {f"{told.score or 'points'} lost": MISSING if one.drop is None else told.drop(one.drop)}
         | {"at most (95%)": MISSING if one.bound is None else told.drop(one.bound), "size": size(one.size or 0)}
         for one in choice.finalists

@@ -139,14 +139,14 @@ def _open_foreign(path: Path, context: Context) -> Classifier:
     spec = dataclasses.replace(context, image_shape=shape_of([path], context.image_shape)).spec_of(None)
     image = np.random.default_rng(0).integers(0, 256, (1, *spec.shape), np.uint8)
     how: dict[str, Any] = {"mean": spec.mean, "std": spec.std, "runtime": runtime_of(path)}
+    first, kind = (None, "") if path.suffix == TFLITE else own_answers(path, spec.mean, spec.std, image)
     opened = open_model(Candidate(name=path.stem, path=path, **how), spec.shape, None, threads=1)
 
     def run(images: NDArray[np.uint8]) -> NDArray[Any]:
         return opened.predict(images).astype(np.float32)
 
-    if path.suffix == TFLITE:
+    if first is None:
         return _of_litert(path, spec, run, run(image))
-    first, kind = own_answers(path, spec.mean, spec.std, image)
 
     def asked(images: NDArray[np.uint8]) -> NDArray[Any]:  # where its classes are not its first output
         return own_answers(path, spec.mean, spec.std, images)[0]
