@@ -6,7 +6,8 @@ files, or random ones of the test images, whose true labels are then known.
 """
 
 import importlib.util
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,12 +15,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..artifacts.artifact import Artifact
+from ..artifacts.artifact import Artifact, InputSpec
 from ..artifacts.classifier.opened import numbered, open_artifact, open_file
 from ..artifacts.context import Context
 from ..artifacts.project import find_parent
 from ..errors import CompressError
-from ..plots.predictions import Prediction, draw_grid
+from ..plots.predictions import MOST_DRAWN, Prediction, draw_grid
 from ..train.arrays import read_images
 from ..train.formats import read_image
 from ..train.pictures import Reader
@@ -48,6 +49,7 @@ def predict_images(
 
 
 MOST_RANDOM = 400
+AT_ONCE = 2**26  # bytes of pixels that are read before a model is asked
 READABLE = ("train", "import", "prune", "export", "quantize", "export-litert")
 
 
@@ -77,19 +79,39 @@ def read(
 
 
 def _read_files(context: Context, files: Sequence[Path], onnx: Path | None, invert: bool) -> tuple[list[Prediction], NDArray[np.uint8]]:
+    """All answers, and the images that a picture shows; no more are held at once than :data:`AT_ONCE`."""
     model = open_file(onnx, context) if onnx else open_artifact(_chosen(context), context)
-    spec = model.spec
-    names, parts = list[str](), list[NDArray[np.uint8]]()
-    for path in files:
+    predictions, drawn = list[Prediction](), list[NDArray[np.uint8]]()
+    for done, names, given in _in_parts(files, model.spec):
+        images = 255 - given if invert else given
+        drawn.append(images[: max(0, MOST_DRAWN - len(predictions))])
+        predictions += predict_images(model.sure, images, names, model.classes)
+        context.console.progress("predict", done, len(files))
+    return predictions, np.concatenate(drawn)
+
+
+def _in_parts(files: Sequence[Path], spec: InputSpec) -> Iterator[tuple[int, list[str], NDArray[np.uint8]]]:
+    """How many files are read, names, and images uint8 (B, C, H, W), in the order of the files."""
+    most, waiting = max(1, AT_ONCE // math.prod(spec.shape)), list[tuple[str, NDArray[np.uint8]]]()
+
+    def part(done: int) -> Iterator[tuple[int, list[str], NDArray[np.uint8]]]:
+        if waiting:
+            names, images = zip(*waiting, strict=True)
+            waiting.clear()
+            yield done, list(names), np.stack(images)
+
+    for done, path in enumerate(files, 1):
         if path.suffix == ".npz":
-            parts.append(read_images(path, Reader(shape=spec.shape, levels=spec.levels))[:])
-            names += [f"{path}, {index}" for index in range(len(parts[-1]))]
+            yield from part(done - 1)
+            images = read_images(path, Reader(shape=spec.shape, levels=spec.levels))
+            for at in range(0, len(images), most):
+                some = images[at : at + most]
+                yield done, [f"{path}, {index}" for index in range(at, at + len(some))], some
         else:
-            parts.append(read_image(path, spec.shape, spec.resized, spec.levels)[None])
-            names.append(str(path))
-    images = np.concatenate(parts)
-    images = 255 - images if invert else images
-    return predict_images(model.sure, images, names, model.classes), images
+            waiting.append((str(path), read_image(path, spec.shape, spec.resized, spec.levels)))
+            if len(waiting) == most:
+                yield from part(done)
+    yield from part(len(files))
 
 
 def _chosen(context: Context) -> Artifact:

@@ -9,8 +9,10 @@ import pytest
 from matplotlib.axes import Axes
 from PIL import Image
 
+from compress.artifacts.artifact import InputSpec
 from compress.artifacts.classifier.opened import in_batches
 from compress.plots.predictions import Prediction, draw_grid
+from compress.stages import predict
 from compress.stages.predict import predict_images
 from compress.train.metrics import softmax
 
@@ -102,3 +104,18 @@ def test_kana_are_drawn_or_spelled_without_a_warning(titles: list[tuple[str, Any
 def test_any_class_name_can_be_drawn(label: str, tmp_path: Path) -> None:
     draw_grid(IMAGES[:1], predicted(label), tmp_path / "grid.png")
     assert (tmp_path / "grid.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_files_are_read_in_parts_and_in_their_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By hand: images of 16 pixels, 40 bytes at once: two; an array of three in between comes in two parts of its own."""
+    monkeypatch.setattr(predict, "AT_ONCE", 40)
+    files = []
+    for number in (1, 2, 3, 7):
+        Image.fromarray(np.full((4, 4), number, np.uint8)).save(tmp_path / f"{number}.png")
+        files.append(tmp_path / f"{number}.png")
+    np.savez(tmp_path / "more.npz", np.repeat(np.array([4, 5, 6], np.uint8), 16).reshape(3, 4, 4))
+    parts = [*predict._in_parts([*files[:3], tmp_path / "more.npz", files[3]], InputSpec(shape=(1, 4, 4)))]
+    assert [(done, images[:, 0, 0, 0].tolist()) for done, _, images in parts] == [(2, [1, 2]), (3, [3]), (4, [4, 5]), (4, [6]), (5, [7])]
+    assert [Path(name).name for _, names, _ in parts for name in names] == [
+        *("1.png", "2.png", "3.png", "more.npz, 0", "more.npz, 1", "more.npz, 2", "7.png")
+    ]
