@@ -147,24 +147,34 @@ class _Run:
         return parts
 
     def _note_targets(self, chunk: int, images: Tensor, layers: list[Layer]) -> None:
-        """Run the uncut network as far as it is needed, and keep what these layers give at some places."""
-        missing = {layer.name for layer in layers}
+        """Run the uncut network as far as it is needed, and keep what these layers give at some places.
+
+        A few parts of a chunk at a time, as the cut network holds what it made of all chunks meanwhile.
+        """
+        parts, aside = _parts(images), chunk == ASIDE
+        missing, first = set[str](), 0
 
         def note(layer: Layer, output: Tensor) -> None:
             rows, kept = [], layer.kept.to(output.device)
-            for number, part in enumerate(_parts(output)):
+            for number, part in enumerate(output.split(len(parts[0])), first):
                 values = positions_of(layer.module, part)
                 at = self._places(layer, chunk, number)(values.shape[2]).to(part.device)
                 rows.append(values[:, :, at][:, kept].transpose(1, 2).flatten(0, 1))
-            layer.targets.setdefault(chunk, []).append(rows)
+            if aside or first == 0:
+                layer.targets.setdefault(chunk, []).append(rows)
+            else:
+                layer.targets[chunk][0] += rows
             missing.discard(layer.name)
-            if not missing and chunk != ASIDE:
+            if not missing and not aside:
                 raise _Stop
 
-        with ExitStack() as hooks, torch.no_grad(), suppress(_Stop):
+        with ExitStack() as hooks, torch.no_grad():
             for layer in layers:
                 hooks.enter_context(layer.uncut.register_forward_hook(lambda _, __, output, layer=layer: note(layer, output)))
-            self.network(self.prepare(images))
+            for first in range(0, len(parts), len(parts) if aside else HELD):
+                missing.update(layer.name for layer in layers)
+                with suppress(_Stop):
+                    self.network(self.prepare(images if aside else torch.cat(parts[first : first + HELD])))
 
     def _note_more(self, layer: Layer) -> None:
         """Note the targets of a layer, and of those that are noted with it, if they are not yet."""
