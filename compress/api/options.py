@@ -290,9 +290,7 @@ class ServeOptions(TypedDict, total=False):
 class PageOptions(TypedDict, total=False):
     out: Annotated[File, "The folder to write.  [default: page]"]
     force: Annotated[bool, "Replace a page in --out."]
-    registry: Annotated[
-        str, "Registry from which onnxruntime-web comes, once.  [default: $NPM_CONFIG_REGISTRY, else https://npm.example.org]"
-    ]
+    registry: Annotated[str, "Registry from which onnxruntime-web comes, once.  [default: $NPM_CONFIG_REGISTRY, else npm's own]"]
     runs: Annotated[File, "Folder of artifacts, for names of models.  [default: runs]"]
 
 

@@ -84,10 +84,11 @@ def write_page(sources: Sequence[Source], target: Path, console: Console, regist
 
     ``registry``: where the runtime comes from if it is not here yet. ``force``: a page that is there already is replaced.
     """
-    where = registry_of(registry)
+    if registry is not None:
+        registry_of(registry)  # which refuses what is no address
     _refuse_taken(target, force)
     files = [_read(source) for source in sources]
-    runtime = runtime_files(where, console)
+    runtime = runtime_files(registry, console)
     with claimed(target, lambda: console.say(f"waits for another process that makes {target}")) as folder:
         _refuse_taken(target, force)
         for path, content in _with_keeper(_contents(files, runtime)):

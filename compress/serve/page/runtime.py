@@ -3,12 +3,14 @@
 The package (33 MB) is fetched once, and what a page needs of it kept in ``$XDG_CACHE_HOME/compress-edge/npm`` (``~/.cache``). Without a
 network it can be put there by hand; what has another hash is refused, from wherever it came.
 
-Source: the package onnxruntime-web on npm
+Where the registry is, is said by an option or a variable, else by npm itself.
 """
 
 import hashlib
 import os
 import re
+import shutil
+import subprocess
 import tarfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +20,7 @@ from ...errors import CompressError, shown
 from ...files import write_whole
 from ...train.download import fetch, file_hash
 
-REGISTRY = "https://npm.example.org"
+EXAMPLE = "https://npm.example.org"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,23 +64,43 @@ def kept_in() -> Path:
 
 
 def registry_of(given: str | None) -> str:
-    """The address of the registry: the one given, else that of npm's own variable, else npm's; without a slash at its end."""
-    found = given or os.environ.get("NPM_CONFIG_REGISTRY") or REGISTRY
+    """The address of the registry, without a slash at its end: the one given, else that of npm's own variable, else what npm says.
+
+    Raises CompressError where nobody knows it, or it is no address.
+    """
+    found = given or os.environ.get("NPM_CONFIG_REGISTRY") or _of_npm()
+    if not found:
+        raise CompressError(
+            "registry (=None): the address of an npm registry is not known; name one with --registry or NPM_CONFIG_REGISTRY, or install npm"
+        )
     if not re.fullmatch(r"https?://[^\s/?#]+(/[^\s?#]*)?", found):
-        raise CompressError(f"registry (={shown(found)}) must be an address of http or https, such as {REGISTRY}")
+        raise CompressError(f"registry (={shown(found)}) must be an address of http or https, such as {EXAMPLE}")
     return found.rstrip("/")
 
 
-def runtime_files(registry: str, console: Console, package: Package = RUNTIME) -> list[Path]:
-    """The files of the package, from the cache or the ``registry``; raises TrainError as :func:`fetch` does."""
+def _of_npm() -> str:
+    """What npm is set to, if it is installed."""
+    if (npm := shutil.which("npm")) is None:
+        return ""
+    try:
+        asked = subprocess.run([npm, "config", "get", "registry"], capture_output=True, text=True, timeout=30, cwd=Path.home(), check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return asked.stdout.strip() if asked.returncode == 0 else ""
+
+
+def runtime_files(registry: str | None, console: Console, package: Package = RUNTIME) -> list[Path]:
+    """The files of the package, from the cache or the ``registry``, which is looked for where it is needed; raises TrainError as
+    :func:`fetch` does, and CompressError as :func:`registry_of` does."""
     folder = kept_in() / package.called
     found = [folder / name for _, name, _ in package.files]
     if all(path.is_file() and file_hash(path, "sha256") == sha256 for path, (_, _, sha256) in zip(found, package.files, strict=True)):
         return found
     archive = kept_in() / f"{package.called}.tgz"
+    where = registry if archive.exists() else registry_of(registry)
     if not archive.exists():
-        console.say(f"fetches {package.called} from {registry}, once")
-    fetch(f"{registry}/{package.name}/-/{package.called}.tgz", archive, sha256=package.sha256, progress=console.progress)
+        console.say(f"fetches {package.called} from {where}, once")
+    fetch(f"{where or 'npm'}/{package.name}/-/{package.called}.tgz", archive, sha256=package.sha256, progress=console.progress)
     with tarfile.open(archive, "r:gz") as opened:
         for member, name, sha256 in package.files:
             content = opened.extractfile(member)

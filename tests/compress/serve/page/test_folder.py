@@ -27,7 +27,7 @@ from compress.artifacts.project import GRAPH_STAGES
 from compress.errors import CompressError
 from compress.serve.drawing import USUAL
 from compress.serve.page.folder import newest_of, write_page
-from compress.serve.page.runtime import REGISTRY, RUNTIME, Package, registry_of, runtime_files
+from compress.serve.page.runtime import RUNTIME, Package, registry_of, runtime_files
 from compress.serve.settings import sources_of
 from compress.train.errors import TrainError
 
@@ -131,7 +131,9 @@ def test_the_folder_holds_what_a_browser_needs_and_says_what_it_is(registry: Reg
     assert {path.name for path in cache.rglob("*") if path.is_file()} == set(CONTENTS), "of the package only what is needed is kept"
 
 
-def test_what_was_fetched_once_needs_no_network_and_is_looked_at_again(registry: Registry, cache: Path, tmp_path: Path) -> None:
+def test_what_was_fetched_once_needs_no_network_and_is_looked_at_again(
+    registry: Registry, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     first = runtime_files(registry.address, Silent(), SMALL)
     assert runtime_files("http://127.0.0.1:9", Silent(), SMALL) == first and len(registry.asked) == 1
     first[1].write_bytes(b"\0asm and more")
@@ -140,7 +142,8 @@ def test_what_was_fetched_once_needs_no_network_and_is_looked_at_again(registry:
     for path in first:
         path.unlink()
     (cache / f"{RUNTIME.called}.tgz").write_bytes(ARCHIVE)
-    assert runtime_files("http://127.0.0.1:9", Silent(), SMALL) == first, "put there by hand"
+    monkeypatch.delenv("NPM_CONFIG_REGISTRY")
+    assert runtime_files(None, Silent(), SMALL) == first, "put there by hand"
 
 
 def test_a_page_is_replaced_only_where_that_is_said(registry: Registry, run: Commands, tmp_path: Path) -> None:
@@ -257,15 +260,35 @@ def test_an_artifact_that_is_no_classifier_or_no_graph_is_refused(registry: Regi
     assert registry.asked == []
 
 
-def test_the_registry_is_that_of_the_option_of_npm_or_npms_own(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_registry_is_that_of_the_option_of_the_variable_or_of_npm(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (npm := tmp_path / "npm").write_text('#!/bin/sh\n[ "$*" = "config get registry" ] && echo http://of-npm/\n')
+    npm.chmod(0o755)
     monkeypatch.delenv("NPM_CONFIG_REGISTRY", raising=False)
-    assert registry_of(None) == REGISTRY == "https://npm.example.org"
+    monkeypatch.setenv("PATH", f"{tmp_path}:/bin:/usr/bin")
+    assert registry_of(None) == "http://of-npm"
     monkeypatch.setenv("NPM_CONFIG_REGISTRY", "http://mirror:4873/")
     assert registry_of(None) == "http://mirror:4873" and registry_of("https://other/npm/") == "https://other/npm"
     for odd in ("file:///etc", "npm.example.org", "https://a?b=c", "http://a b"):
-        with pytest.raises(CompressError, match=r"registry \(=.*\) must be an address of http or https, such as https://registry"):
+        with pytest.raises(CompressError, match=r"registry \(=.*\) must be an address of http or https, such as https://npm"):
             registry_of(odd)
     assert np.array([len(one[2]) for one in RUNTIME.files]).tolist() == [64, 64] and len(RUNTIME.sha256) == 64
+
+
+@pytest.mark.parametrize("npm", [None, "#!/bin/sh\nexit 1\n"])
+def test_where_nobody_knows_the_registry_it_is_said_how_to_name_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, npm: str | None
+) -> None:
+    if npm is not None:
+        (tmp_path / "npm").write_text(npm)
+        (tmp_path / "npm").chmod(0o755)
+    monkeypatch.delenv("NPM_CONFIG_REGISTRY", raising=False)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(CompressError, match=r"registry is not known; name one with --registry or NPM_CONFIG_REGISTRY, or install npm"):
+        registry_of(None)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    with pytest.raises(CompressError, match="registry is not known"):
+        runtime_files(None, Silent(), SMALL)
+    assert not (tmp_path / "cache").exists()
 
 
 def test_what_is_fetched_is_known_by_its_hash(registry: Registry) -> None:
