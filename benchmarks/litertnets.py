@@ -62,8 +62,11 @@ def open_file(candidate: Candidate, shape: tuple[int, int, int], threads: int, *
     entry = entry_of(port, found)
 
     def every(images: np.ndarray, *some: Port) -> tuple[np.ndarray, ...]:
-        interpreter.set_tensor(port["index"], images)
-        interpreter.invoke()
+        try:
+            interpreter.set_tensor(port["index"], images)
+            interpreter.invoke()
+        except (ValueError, RuntimeError) as error:
+            raise BenchmarkError(f"LiteRT cannot compute it: {first_line_of(error)}") from error
         return tuple(numbers_of(interpreter.get_tensor(one["index"]), one) for one in some)
 
     if candidate.whole:
@@ -116,8 +119,7 @@ def _interpreter(path: Path, threads: int, *, plain: bool) -> Any:
             interpreter = Interpreter(model_path=str(path), num_threads=threads, experimental_op_resolver_type=resolver)
             interpreter.allocate_tensors()
     except (ValueError, RuntimeError) as error:
-        said = str(error).strip() or type(error).__name__
-        raise BenchmarkError(f"it is no whole .tflite file that LiteRT can load: {said.splitlines()[0]}") from error
+        raise BenchmarkError(f"it is no whole .tflite file that LiteRT can load: {first_line_of(error)}") from error
     return interpreter
 
 
@@ -148,3 +150,7 @@ def numbers_of(found: np.ndarray, port: Port) -> np.ndarray:
         return found
     scale, zero = port["quantization"]
     return (found.astype(np.float32) - np.float32(zero)) * np.float32(scale)
+
+
+def first_line_of(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

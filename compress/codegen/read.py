@@ -1,4 +1,4 @@
-"""What a graph computes, for one image: a list of typed nodes, constants folded, every shape known.
+"""What a graph computes, for one image: a list of typed nodes, constants folded, every shape known, for whatever writes it in another form.
 
 ONNX Runtime's basic optimisation folds what is constant, batch norm included, as in ``graphs.floats.fold``. int8 constants stay what they
 are, with their scales: ``Quantized``. By hand: ``DequantizeLinear([4, 8], 0.5, 0)`` is ``Quantized([4, 8], 0.5)``, not ``[2.0, 4.0]``.
@@ -23,7 +23,7 @@ from ..graphs.index import constant, index, maker, settings, sizes
 
 
 class CodegenError(CompressError):
-    """A graph that cannot be written as C; the message names the node."""
+    """A graph that cannot be written; the message names the node."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,17 +49,18 @@ Constant = NDArray[Any] | Quantized
 
 @dataclass(frozen=True, eq=False)
 class Node:
-    """One operator; "" where an input is left out."""
+    """One operator; "" where an input is left out. ``form``: what it is written in, for messages."""
 
     name: str
     kind: str
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     settings: dict[str, Any]
+    form: str = "as C"
 
     def refuse(self, why: str) -> CodegenError:
         """The error that says so."""
-        return CodegenError(f'node "{shown(self.name)}" ({self.kind}) cannot be written as C: {why}')
+        return CodegenError(f'node "{shown(self.name)}" ({self.kind}) cannot be written {self.form}: {why}')
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,8 +77,8 @@ class Graph:
     labels: tuple[str, ...]
 
 
-def read(model: onnx.ModelProto | Path) -> Graph:
-    """The graph of a model or file. Raises CompressError, see the module."""
+def read(model: onnx.ModelProto | Path, form: str = "as C") -> Graph:
+    """The graph of a model or file; ``form``: what it is to be written in, for messages. Raises CompressError, see the module."""
     folded = _folded(read_onnx(model) if isinstance(model, Path) else model)
     graph = index(folded)
     if any(graph.subgraphs()):
@@ -94,7 +95,12 @@ def read(model: onnx.ModelProto | Path) -> Graph:
         inputs = tuple(str(value.name) if value is not None else "" for value in node.inputs)
         domain = "" if node.domain in ("", "ai.onnx", "com.microsoft") else f"{node.domain}."
         one = Node(
-            node.name or f"{node.op_type}_{number}", domain + node.op_type, inputs, tuple(str(o.name) for o in node.outputs), settings(node)
+            node.name or f"{node.op_type}_{number}",
+            domain + node.op_type,
+            inputs,
+            tuple(str(o.name) for o in node.outputs),
+            settings(node),
+            form,
         )
         if one.kind == "DequantizeLinear" and inputs[0] in constants:
             constants[one.outputs[0]] = _quantized(one, constants)

@@ -14,8 +14,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 
-from ..codegen.read import CodegenError, Node, read
-from ..errors import CompressError
+from ..codegen.read import Node, read
 from ..graphs.file import read_onnx
 from .file import File
 from .functions import FUNCTIONS, dequantize
@@ -43,19 +42,15 @@ def convert(model: onnx.ModelProto | Path) -> Converted:
     """The file for a model, with its metadata. Raises CompressError, see the module."""
     model = read_onnx(model) if isinstance(model, Path) else model
     notes = {entry.key: entry.value.encode() for entry in model.metadata_props}
-    try:
-        graph = read(model)
-        low = Lowering(graph, File())
-        shape = graph.shapes[graph.input]
-        entry = Value(-1, shape, len(shape) == 4)
-        at = low.file.tensor(graph.input, entry.stored, graph.types[graph.input])
-        low.values[graph.input] = Value(at, shape, entry.last)
-        for node in graph.nodes:
-            if node not in low.done and not gelu(low, node):
-                _lower(low, node)
-        given = [low.plain(low.floats(name)) for name in graph.outputs]
-    except CodegenError as error:
-        raise CompressError(str(error).replace("cannot be written as C", "cannot be written for LiteRT")) from error
+    graph = read(model, "for LiteRT")
+    low, shape = Lowering(graph, File()), graph.shapes[graph.input]
+    entry = Value(-1, shape, len(shape) == 4)
+    at = low.file.tensor(graph.input, entry.stored, graph.types[graph.input])
+    low.values[graph.input] = Value(at, shape, entry.last)
+    for node in graph.nodes:
+        if node not in low.done and not gelu(low, node):
+            _lower(low, node)
+    given = [low.plain(low.floats(name)) for name in graph.outputs]
     content = low.file.write([at], [one.at for one in given], notes)
     int8 = low.file.schema.TensorType.INT8
     computing = [one for one in low.file.operators if all(low.file.tensors[at].type == int8 for at in (one.inputs[0], one.outputs[0]))]

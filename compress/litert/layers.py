@@ -1,5 +1,6 @@
 """Convolutions, products with matrices, and pools. Weights in int8 have one scale for each output and no zero point; the bias is int32."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -156,16 +157,14 @@ def pool(low: Lowering, node: Node, ins: list[Value], end: End) -> None:
     source, most = low.last(ins[0]), node.kind == "MaxPool"
     if len(source.shape) != 4:
         raise node.refuse(f"its rank (={len(source.shape)}) must be 4")
-    if (
-        not most
-        and not node.settings.get("count_include_pad", 0)
-        and _windows(low, node, source, node.settings["kernel_shape"])[0] is not source
-    ):
-        raise node.refuse("a mean that leaves out margins which LiteRT does not have by itself")
-    if not most and node.settings.get("count_include_pad", 0) and any(pads := node.settings.get("pads", ())):
+    pads = node.settings.get("pads", ())
+    if counts := not most and bool(node.settings.get("count_include_pad", 0)) and any(pads):
         source = _padded(low, node, source, ((pads[0], pads[2]), (pads[1], pads[3])), 0.0)
-        node = Node(node.name, node.kind, node.inputs, node.outputs, {**node.settings, "pads": (0, 0, 0, 0)})
+        node = replace(node, settings={**node.settings, "pads": (0, 0, 0, 0)})
+    given = source
     source, options = _windows(low, node, source, node.settings["kernel_shape"], LOWEST if most else 0.0)
+    if not most and not counts and source is not given:
+        raise node.refuse("a mean that leaves out margins which LiteRT does not have by itself")
     _rescaling(low, node, source, end, "MAX_POOL_2D" if most else "AVERAGE_POOL_2D", "Pool2DOptions", [], **options)
 
 

@@ -59,7 +59,8 @@ class End:
 @dataclass(eq=False)
 class Lowering:
     """What is lowered so far. ``values``: tensors of the graph in floats; ``integers``: those that were quantized, by the name of the
-    integers and by that of what they stand for. ``left``: the nodes that stay in floats though the graph has them in int8, and why."""
+    integers and by that of what they stand for. ``flattened``: maps whose numbers a product with weights reads in the order in which they
+    are stored, by the name of what it reads. ``left``: the nodes that stay in floats though the graph has them in int8, and why."""
 
     graph: Graph
     file: File
@@ -107,7 +108,7 @@ class Lowering:
 
     def parameters(self, node: Node) -> tuple[float, int]:
         """Scale and zero point of a QuantizeLinear for int8."""
-        scale, zero = self.numbers(node, 1), self.numbers(node, 2) if len(node.inputs) > 2 else np.zeros((), np.uint8)
+        scale, zero = self.numbers(node, 1), self.numbers(node, 2) if len(node.inputs) > 2 and node.inputs[2] else np.zeros((), np.uint8)
         if scale.size != 1 or zero.dtype not in (np.int8, np.uint8):
             raise node.refuse("integers must be of 8 bits, with one scale for all")
         return float(scale.reshape(())), int(zero.reshape(())) - (128 if zero.dtype == np.uint8 else 0)
@@ -136,14 +137,9 @@ class Lowering:
             self.values[name] = Value(self.file.constant(name, numbers), numbers.shape)
         return self.values[name]
 
-    def output(self, node: Node, end: End, *, last: bool = False, shape: Shape | None = None) -> Value:
+    def output(self, node: Node, end: End, *, last: bool = False) -> Value:
         """The tensor that an operator for ``node`` writes; what it ends with is done."""
-        shape, quantization = self.graph.shapes[node.outputs[0]] if shape is None else shape, None
-        if end.scale:
-            quantization = Quantization(end.scale, end.zero)
-        value = Value(-1, shape, last, end.scale, end.zero)
-        at = self.file.tensor(end.name, value.stored, np.int8 if end.scale else np.float32, quantization=quantization)
-        value = Value(at, shape, last, end.scale, end.zero)
+        value = self.temporary(end.name, Value(-1, self.graph.shapes[node.outputs[0]], last, end.scale, end.zero))
         (self.integers if end.scale else self.values)[end.name] = value
         self.done.update(end.nodes)
         return value

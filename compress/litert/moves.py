@@ -1,5 +1,7 @@
 """Nodes that compute nothing: parts, orders and shapes, and maps of another size."""
 
+from dataclasses import replace
+
 import numpy as np
 
 from ..codegen.nodes.maps import sample
@@ -42,7 +44,7 @@ def slices(low: Lowering, node: Node, ins: list[Value], end: End) -> None:
 def split(low: Lowering, node: Node, ins: list[Value], end: End) -> None:
     source, axis = ins[0], node.settings.get("axis", 0)
     sizes = [low.graph.shapes[name][axis] for name in node.outputs]
-    made = [low.output(Node(node.name, node.kind, node.inputs, (name,), {}), End(name), last=source.last) for name in node.outputs]
+    made = [low.output(replace(node, outputs=(name,)), End(name), last=source.last) for name in node.outputs]
     about = [
         low.file.constant(f"{node.name}_sizes", np.array(sizes, np.int32)),
         low.file.constant(f"{node.name}_axis", np.array(source.axis(axis), np.int32)),

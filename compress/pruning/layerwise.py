@@ -39,6 +39,7 @@ ROOM = 512e6  # bytes of activations, of one network at a time, that the images 
 AHEAD = ROOM / 4  # bytes of targets that are held at a time, roughly; for those of later layers the uncut network runs again
 LIVE = 8  # largest activations that are alive at once, roughly
 PARTS, HELD = 16, 4  # parts of a chunk with places of their own, every fourth of which only judges
+UNCUT = 4  # parts of a chunk that go through the uncut network at once
 PLACES, PER_UNKNOWN, LEAST = 20000, 60, 1.5  # places of a layer, at least; for each unknown; and what is too few for each
 PER_UNKNOWN_OF_A_GROUP = 200  # enough where each group has few unknowns of its own, as many groups take as much time as many unknowns
 ASIDE, FEW = -1, 384  # the pass aside, and its images, for layers that are called several times
@@ -151,12 +152,12 @@ class _Run:
 
         A few parts of a chunk at a time, as the cut network holds what it made of all chunks meanwhile.
         """
-        parts, aside = _parts(images), chunk == ASIDE
-        missing, first = set[str](), 0
+        aside, size, first = chunk == ASIDE, _part_size(images), 0
+        missing, at_once = set[str](), len(images) if aside else UNCUT * size
 
         def note(layer: Layer, output: Tensor) -> None:
             rows, kept = [], layer.kept.to(output.device)
-            for number, part in enumerate(output.split(len(parts[0])), first):
+            for number, part in enumerate(output.split(size), first // size):
                 values = positions_of(layer.module, part)
                 at = self._places(layer, chunk, number)(values.shape[2]).to(part.device)
                 rows.append(values[:, :, at][:, kept].transpose(1, 2).flatten(0, 1))
@@ -171,10 +172,10 @@ class _Run:
         with ExitStack() as hooks, torch.no_grad():
             for layer in layers:
                 hooks.enter_context(layer.uncut.register_forward_hook(lambda _, __, output, layer=layer: note(layer, output)))
-            for first in range(0, len(parts), len(parts) if aside else HELD):
+            for first in range(0, len(images), at_once):
                 missing.update(layer.name for layer in layers)
                 with suppress(_Stop):
-                    self.network(self.prepare(images if aside else torch.cat(parts[first : first + HELD])))
+                    self.network(self.prepare(images[first : first + at_once]))
 
     def _note_more(self, layer: Layer) -> None:
         """Note the targets of a layer, and of those that are noted with it, if they are not yet."""
@@ -296,5 +297,9 @@ class _Run:
         self.errors[layer.name] = was, now
 
 
+def _part_size(values: Tensor) -> int:
+    return max(1, math.ceil(len(values) / PARTS))
+
+
 def _parts(values: Tensor) -> tuple[Tensor, ...]:
-    return values.split(max(1, math.ceil(len(values) / PARTS)))
+    return values.split(_part_size(values))

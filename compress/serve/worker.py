@@ -51,7 +51,7 @@ def load(source: Source) -> Classifier:
     context = Context(**how, runs=Path(source.runs))
     if (path / MANIFEST).is_file():
         artifact = context.trusted(read_artifact(path))
-        if artifact.manifest.kind not in ("network", "graph") or not artifact.manifest.classes:
+        if artifact.manifest.kind not in ("network", "graph", "litert") or not artifact.manifest.classes:
             raise CompressError(f"{path} holds no classifier (kind {artifact.manifest.kind}); name a network or a graph that reads classes")
         return open_artifact(artifact, context)
     model = open_file(path / PAYLOAD["graph"] if path.is_dir() else path, context)

@@ -1,6 +1,7 @@
 """The stage ``export-litert``: a graph becomes a ``.tflite`` file for LiteRT, proved to answer as the graph does.
 
-What is compared is what ONNX Runtime says of the graph and LiteRT of the file, on up to 1,000 validation images: in float32 logits differ
+What is compared is what ONNX Runtime says of the graph and LiteRT of the file, on up to 1,000 validation images, products of 8 bits being
+added up in 32 bits by both, whatever this processor does: in float32 logits differ
 by no more than sums in another order do; in int8 two kernels round differently, so the share of equal answers counts. The graph's metadata,
 labels among them, are those of the file; beside it are ``labels.txt`` and test vectors, which ``compress verify`` asks again.
 
@@ -58,7 +59,9 @@ def export_litert(project: Project, parent: Artifact, config: ExportLitertConfig
         images = project.data.validation.images[: config.parity_images]
         spec, classes = parent.manifest.input, len(parent.manifest.classes)
         theirs, ours = (
-            open_model(Candidate(name=runtime, path=path, runtime=runtime), spec.shape, classes, threads=1).predict
+            open_model(
+                Candidate(name=runtime, path=path, runtime=runtime, precise=runtime == "onnxruntime"), spec.shape, classes, threads=1
+            ).predict
             for runtime, path in (("onnxruntime", parent.payload), ("litert", target))
         )
         new.metrics = Metrics(parity=_parity(theirs, ours, images, int8=made.int8 > 0, parent=parent))

@@ -29,17 +29,6 @@ def there(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Host]:
         yield found
 
 
-@pytest.fixture(scope="module")
-def network(tmp_path_factory: pytest.TempPathFactory) -> compress.Network:
-    small = {"channels": [4, 8], "hidden": 16}
-    return compress.open("emnist", data="digits", options=small, runs=tmp_path_factory.mktemp("runs"), device="cpu")
-
-
-@pytest.fixture(scope="module")
-def graph(network: compress.Network) -> Artifact:
-    return network.export_onnx(network.train(epochs=1))
-
-
 def test_verify_and_predict_answer_there_as_here(there: Host, network: compress.Network, graph: Artifact) -> None:
     proof = compress.verify(graph.path, on=there.address)
     assert proof.holds and [one.name for one in proof.checks] == ["hash", "loads", "logits", "answers", "probabilities"]

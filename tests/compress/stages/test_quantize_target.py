@@ -24,17 +24,6 @@ from compress.quantization.ort_quantizer import this_cpu
 needs_16_bit_sums = pytest.mark.skipif(not this_cpu().reduce_range, reason="this processor adds products of 8 bits in 32 bits")
 
 
-@pytest.fixture(scope="module")
-def network(tmp_path_factory: pytest.TempPathFactory) -> compress.Network:
-    small = {"channels": [4, 8], "hidden": 16}
-    return compress.open("emnist", data="digits", options=small, runs=tmp_path_factory.mktemp("runs"), device="cpu")
-
-
-@pytest.fixture(scope="module")
-def graph(network: compress.Network) -> Artifact:
-    return network.export_onnx(network.train(epochs=1))
-
-
 def notes(path: Path) -> dict[str, str]:
     return {one.key: one.value for one in onnx.load(path).metadata_props}
 
