@@ -1,9 +1,4 @@
-"""What channel removal does in one step before its fine-tuning: what may go, what goes, and what that gains; kept across a kill.
-
-Latency is noisy, and whoever tries twenty networks and takes the largest that was once measured below a goal takes the one that was lucky.
-So measurements only steer the search. What it found is measured again, and taken where the whole interval meets the goal; else the
-search aims lower by as much as was missed.
-"""
+"""What channel removal does in one step before its fine-tuning: what may go, what goes, and what that gains; kept across a kill."""
 
 import dataclasses
 import math
@@ -22,7 +17,7 @@ from ...artifacts.load import Prepare, load_to_cut
 from ...artifacts.parts import Metrics, Plan, Rounding
 from ...artifacts.project import Project
 from ...artifacts.records import seconds_of
-from ...benchmarks.statistics import MOST_LAUNCHES, Interval
+from ...benchmarks.statistics import Interval
 from ...channels.bypass import bypass
 from ...channels.choose import Choice, Kept, at_floor, choose, choose_for, macs_after, size_after
 from ...channels.curves import Curves, choose_by_curves
@@ -37,13 +32,12 @@ from ..finetune import affordable, batch_losses
 from ..remove_channels import STAGE, out_of_reach
 from ..sensitivity import loss_curves
 from .goals import MEMORY
+from .latency import MOST, Latencies, reach_latency
 
 if TYPE_CHECKING:
     from ..remove_channels import Job
     from .goals import RemoveConfig
 
-ATTEMPTS = 4  # searches for a goal in latency, each aiming lower by what the one before missed
-HALVINGS = 12  # networks that a bisection looks at
 USUAL = 4  # a multiple that is fast more often than not, and leaves a choice
 
 
@@ -90,9 +84,15 @@ class Cutter:
         return {group.name: measured.get(group.name, most) for group in self.groups}
 
     @cached_property
-    def latencies(self) -> dict[tuple[int, ...], tuple[Kept, Interval]]:
-        """What was measured by now, by the widths: the units that stayed, and the latency as a fraction of the teacher's."""
-        return {}
+    def latencies(self) -> Latencies:
+        """Fractions of the teacher's latency; what is not known when the time is over raises OutOfTime."""
+
+        def measure(keep: Kept, rounds: int | None) -> Interval:
+            if time.monotonic() >= self.until:
+                raise OutOfTime
+            return self.job.clock.ratio(self.cut(keep), goal=self.config.max_latency, rounds=rounds)
+
+        return Latencies(self.groups, measure)
 
     @property
     def importances(self) -> dict[str, Tensor]:
@@ -139,7 +139,7 @@ class Cutter:
             "max_macs": lambda keep: (macs_after(self.groups, keep) + self.fixed_macs) / self.whole.macs,
             "max_size": lambda keep: size_after(self.network, self.groups, keep) / self.whole.params,
             **{name: self._memory(name) for name in MEMORY},
-            "max_latency": lambda keep: self._latency(keep).high,
+            "max_latency": self.latencies.foretold,
         }
 
     @property
@@ -149,16 +149,6 @@ class Cutter:
 
     def _memory(self, name: str) -> Callable[[Kept], float]:
         return lambda keep: self.job.needs(self.cut(keep))[name] / self.job.whole[name]
-
-    def _latency(self, keep: Kept) -> Interval:
-        """Measured once for the same widths, so that nothing is tried until it is lucky."""
-        widths = tuple(map(len, keep.values()))
-        if widths not in self.latencies:
-            if time.monotonic() >= self.until:
-                raise OutOfTime
-            goal = self.config.max_latency
-            self.latencies[widths] = keep, self.job.clock.ratio(self.cut(keep), goal=goal)
-        return self.latencies[widths][1]
 
     @cached_property
     def before(self) -> dict[str, int]:
@@ -210,7 +200,8 @@ class Cutter:
     def by(self, kind: Literal["l2", "bn", "taylor", "fluctuation", "bn-fluctuation"], *found: str, per_cost: bool = True) -> "Cutter":
         """The same by another importance; the network, its groups and what else is named ``found`` are not found again."""
         other = dataclasses.replace(self, config=dataclasses.replace(self.config, importance=kind, per_cost=per_cost))
-        vars(other).update({name: getattr(self, name) for name in ("network", "groups", "until", "whole", "fixed_macs", *found)})
+        same = "network", "groups", "until", "latencies", "whole", "fixed_macs", *found
+        vars(other).update({name: getattr(self, name) for name in same})
         return other
 
     def in_multiples_of(self, rounding: Rounding) -> "Cutter":
@@ -307,7 +298,7 @@ class Cutter:
         if name != "max_latency":
             return Interval(value=(left := self.costs[name](floor)), low=left, high=left)
         try:
-            return self._latency(floor)
+            return self.latencies.of(floor)
         except OutOfTime:
             return Interval(value=1.0, low=0.0, high=1.0)
 
@@ -319,27 +310,16 @@ class Cutter:
 
     def _fast(self, round_to: int) -> Kept:
         """The units that stay towards a goal in latency; the last step's are measured again before they are taken."""
-        goal, clock, say = self.config.max_latency, self.job.clock, self.job.project.console.say
+        goal, say = self.config.max_latency, self.job.project.console.say
         assert goal is not None
-        calls = HALVINGS + len(self.groups)
-        say(f"{STAGE}: measures up to some {calls} networks, at most {calls * clock.expected(1) / 60:.1f} min on an idle machine")
-        floor, aim = at_floor(self.groups, self.scores, self._choice(round_to)), goal
+        say(f"{STAGE}: measures up to some {MOST} networks, at most {MOST * self.job.clock.expected(1) / 60:.1f} min on an idle machine")
+        floor = at_floor(self.groups, self.scores, self._choice(round_to))
+        last = goal == self.job.final.get("max_latency")
         try:
-            for _ in range(ATTEMPTS):
-                keep = floor
-                if self._latency(floor).high <= aim:
-                    keep = self.choose(round_to, self.limits | {"max_latency": aim})
-                if goal != self.job.final.get("max_latency") or keep == floor:
-                    break
-                found = clock.ratio(self.cut(keep), goal=goal, rounds=MOST_LAUNCHES)
-                if found.high <= goal:
-                    break
-                aim *= goal / found.high
+            return reach_latency(self.latencies, lambda aim: self.choose(round_to, self.limits | {"max_latency": aim}), floor, goal, last)
         except OutOfTime:
-            met = [(found.high, kept) for kept, found in self.latencies.values() if found.high <= goal]
-            keep = max(met, key=lambda one: one[0])[1] if met else floor
-            say(f"{STAGE}: the time limit is over; takes the best of {len(self.latencies)} networks so far")
-        return keep
+            say(f"{STAGE}: the time limit is over; takes the best of {len(self.latencies.measured)} networks so far")
+            return self.latencies.best(goal) or floor
 
 
 def example_of(project: Project) -> Tensor:

@@ -65,9 +65,9 @@ class CountingClock:
     def __init__(self, baseline: nn.Module, spec: InputSpec, folder: Path, *, classes: bool = True, place: Place = HERE) -> None:
         self.whole = sum(p.numel() for p in baseline.parameters())
 
-    def ratio(self, network: nn.Module, *, goal: float | None = None, rounds: int = 12) -> Interval:
+    def ratio(self, network: nn.Module, *, goal: float | None = None, rounds: int | None = None) -> Interval:
         CountingClock.asked += 1
-        off = self.noise * (12 / rounds) ** 0.5
+        off = self.noise * (12 / (rounds or 12)) ** 0.5
         value = self.truth(network) * (1 + off / 2 * self.generator.standard_normal())
         return Interval(value=value, low=value * (1 - off), high=value * (1 + off))
 
@@ -433,7 +433,7 @@ def test_by_how_much_a_latency_goal_was_missed_is_said(trained: Trained, monkeyp
     project, root = trained["emnist"]
     measure = CountingClock.ratio
 
-    def ratio(clock: CountingClock, network: nn.Module, *, goal: float | None = None, rounds: int = 12) -> Interval:
+    def ratio(clock: CountingClock, network: nn.Module, *, goal: float | None = None, rounds: int | None = None) -> Interval:
         found = measure(clock, network, goal=goal, rounds=rounds)
         return found if goal else Interval(value=1.1 * found.value, low=1.05 * found.low, high=1.15 * found.high)
 
