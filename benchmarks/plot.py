@@ -42,7 +42,7 @@ def draw(result: Result, axis: str = "latency", ship: str | None = None) -> byte
     """The plot as a PNG file's bytes.
 
     Args:
-        result: with at least one measured candidate. axis: of `AXES`. ship: the name of the variant that is marked as the one to ship.
+        result: with at least one measured candidate. axis: of `AXES`. ship: what the variant to ship is called, which is marked.
     """
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -69,7 +69,7 @@ def draw(result: Result, axis: str = "latency", ship: str | None = None) -> byte
                 reach = [[points[i][0] - ends[i][0] for i in own], [ends[i][1] - points[i][0] for i in own]] if axis == "latency" else None
                 axes.errorbar(x, y, xerr=reach, fmt=marker, color=colours["front"], ecolor=colours["ink"], capsize=2, label=", ".join(kind))
         for one, point in zip(marked, points, strict=True):
-            if one.name == ship and (axis == "size" or (one.runtime, one.device) == ("onnxruntime", "cpu")):
+            if ship in ships_as(one, result, axis):
                 axes.plot(*([end] for end in point), "o", markersize=15, markerfacecolor="none", color=colours["front"], label="ship")
         figure.legend(loc="outside upper left", ncols=2, frameon=False, labelcolor=colours["ink"], fontsize=8)
         bars = [(bound, y) for pair, (_, y) in zip(ends, points, strict=True) for bound in pair]
@@ -85,8 +85,18 @@ def shown(result: Result, axis: str) -> list[Measurement]:
         return measured
     once: dict[object, Measurement] = {}
     for one in measured:
-        once.setdefault((one.name, one.file, one.size_bytes), one)
+        once.setdefault(_same_file(one), one)
     return list(once.values())
+
+
+def ships_as(one: Measurement, result: Result, axis: str) -> list[str]:
+    """What a point stands for that may ship, as it is called; against size its file in every runtime."""
+    others = result.measurements if axis == "size" else [one]
+    return [other.called for other in others if other.may_ship and _same_file(other) == _same_file(one)]
+
+
+def _same_file(one: Measurement) -> tuple[str, str, int]:
+    return one.name, one.file, one.size_bytes
 
 
 def x_of(one: Measurement, axis: str) -> float:

@@ -66,8 +66,8 @@ def write_report(
         for axis in AXES if any(one.latency for one in result.measurements) else ():
             name = "report" + (f"-{number}" if len(results) > 1 else "") + ("" if axis == "latency" else f"-{axis}") + ".png"
             if drawn:
-                replace(folder / name, draw(result, axis, verdict.ship))
-            plot = chart(result, limits, verdict.ship, axis, told)
+                replace(folder / name, draw(result, axis, verdict.called))
+            plot = chart(result, limits, verdict.called, axis, told)
             section["plots"].append({"axis": axis, "png": name if drawn else None, "chart": plot})
         sections.append(section)
     replace(folder / "report.csv", as_csv(results).encode())

@@ -23,6 +23,7 @@ from .answers import from_text
 from .gauges import Turn
 from .machine import Machine
 from .pictures import Flip
+from .runtimes import SHIPPED
 from .scored import GROUPS, Scored
 from .statistics import MOST_LAUNCHES, Count, Interval, Latency, Share, Speedup
 from .sweep import Sweep
@@ -173,6 +174,16 @@ class Measurement:
     def throughput(self) -> Sweep | None:
         """The point of the sweeps at which it reads the most images per second."""
         return max(self.sweeps, key=lambda sweep: sweep.images_per_second, default=None)
+
+    @property
+    def may_ship(self) -> bool:
+        """Whether a verdict may choose it: a file that was measured where one ships."""
+        return self.runtime in SHIPPED and self.device == "cpu" and self.reason is None
+
+    @property
+    def called(self) -> str:
+        """Its name, and the runtime where that is not ONNX Runtime: ``int8 static in LiteRT``."""
+        return self.name + SHIPPED.get(self.runtime, "")
 
     @property
     def layers(self) -> tuple[LayerZeros, ...]:

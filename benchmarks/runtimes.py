@@ -55,6 +55,8 @@ RUNTIMES: Mapping[str, tuple[str, ...]] = {
     "torch.fp16": ("cuda",),
     "torch.cudagraph": ("cuda",),
 }
+# Where a file ships, on the CPU, and how a variant is called that runs there; torch needs the network's code.
+SHIPPED = {"onnxruntime": "", "openvino": " in OpenVINO", "litert": " in LiteRT", "c": " as C"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,8 +106,8 @@ class Candidate:
 
     @property
     def decides(self) -> bool:
-        """Whether a verdict may choose it: a file in ONNX Runtime on the CPU."""
-        return (self.runtime, self.device) == ("onnxruntime", "cpu")
+        """Whether a verdict may choose it."""
+        return self.runtime in SHIPPED and self.device == "cpu"
 
     @property
     def weighed(self) -> Path:
@@ -191,8 +193,7 @@ def open_model(candidate: Candidate, shape: tuple[int, int, int], classes: int |
         (predict, probabilities), providers = litertnets.open_file(candidate, shape, threads), ("LiteRT CPU",)
     elif candidate.library == "c":
         how: dict[str, Any] = {"whole": candidate.whole, "mean": candidate.mean, "std": candidate.std}
-        predict, probabilities = open_compiled(candidate.compiled, shape, PROBABILITIES, **how)
-        providers = ("C, one thread",)
+        (predict, probabilities), providers = open_compiled(candidate.compiled, shape, PROBABILITIES, **how), ("C, one thread",)
     else:
         from .torchnets import open_network
 
@@ -235,14 +236,14 @@ def about_file(path: Path) -> tuple[Taken, dict[str, str]]:
         return taken_by(path), {}
     try:
         session = onnx_session(Candidate(name=path.stem, path=path), 1)
-        return taken(_inputs(session)), dict(session.get_modelmeta().custom_metadata_map)
+        return taken(_ports(session.get_inputs)), dict(session.get_modelmeta().custom_metadata_map)
     except UnicodeDecodeError as error:
         raise BenchmarkError("it has a name or a note that is no UTF-8") from error
 
 
-def _inputs(session: Any) -> list[tuple[str, Sequence[Any], str]]:
+def _ports(read: Callable[[], Any]) -> list[tuple[str, Sequence[Any], str]]:
     try:
-        return [(one.name, one.shape, one.type) for one in session.get_inputs()]
+        return [(one.name, one.shape, one.type) for one in read()]
     except UnicodeDecodeError as error:
         raise BenchmarkError("an input or output has a name that is no UTF-8") from error
 
@@ -302,11 +303,8 @@ def _open_onnx(
     candidate: Candidate, shape: tuple[int, int, int], threads: int
 ) -> tuple[Predict, Predict | None, Callable[[], None] | None, tuple[str, ...], OnDevice | None]:
     session = onnx_session(candidate, threads)
-    entry = fitting(_inputs(session), shape, mean=candidate.mean, std=candidate.std)
-    try:
-        outputs = [one.name for one in session.get_outputs()]
-    except UnicodeDecodeError as error:
-        raise BenchmarkError("an input or output has a name that is no UTF-8") from error
+    entry = fitting(_ports(session.get_inputs), shape, mean=candidate.mean, std=candidate.std)
+    outputs = [name for name, *_ in _ports(session.get_outputs)]
     if not outputs:
         raise BenchmarkError("it gives nothing; export it again")
 

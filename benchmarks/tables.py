@@ -32,11 +32,15 @@ OF_SIGMOIDS = "mean_average_precision"
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One line: a cell (column, value, interval or nothing) per column, or the reason why there are none."""
+    """One line: a cell (column, value, interval or nothing) per column, or the reason why there are none.
+
+    ``ships``: what it is called if it may ship and this is its first line. ``chosen``: it does.
+    """
 
     name: str
     where: str
     chosen: bool
+    ships: str
     doubts: tuple[str, ...]
     reason: str | None
     cells: tuple[tuple[str, str, str], ...]
@@ -81,7 +85,8 @@ def _row(one: Measurement, cells: dict[str, Cell], verdict: Verdict, first: bool
     return Row(
         name=one.name,
         where=f"{one.runtime}, {one.device}",
-        chosen=first and one.name == verdict.ship and (one.runtime, one.device) == ("onnxruntime", "cpu"),
+        chosen=first and verdict.ships(one),
+        ships=one.called if first and one.may_ship else "",
         doubts=one.doubts if first else (),
         reason=one.reason,
         cells=tuple((column, *cell) for column, cell in {"Runtime, device": (f"{one.runtime}, {one.device}", ""), **cells}.items())

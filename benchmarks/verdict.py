@@ -1,6 +1,7 @@
 """Which variant to ship, in words, from one result. A pure function: no clock, no file, no rounding before comparing.
 
-The choice is among ONNX Runtime files measured on the CPU. A variant keeps its accuracy where that is *proved*: the one-sided 95% bound
+The choice is among the files that were measured on the CPU, in every runtime in which files ship: ONNX Runtime, OpenVINO, LiteRT, and as C;
+not torch, which needs the network's code. A variant keeps its accuracy where that is *proved*: the one-sided 95% bound
 of its drop, counted image by image against the baseline (`paired`, or `scored` for a score of the user's own), lies within `max_drop`
 points. Where the drop as counted is within the limit and the bound is not, the images cannot tell; such a variant ships only if the caller
 accepts that. A test set of 360 images proves next to nothing, and the verdict says so, with the number that would tell.
@@ -25,6 +26,7 @@ from .limits import Limits as Limits
 from .limits import Needs, measure_against
 from .paired import Drop
 from .results import Measurement, Result
+from .runtimes import SHIPPED
 from .statistics import Speedup
 
 # Under this a speedup is no reason to ship another file: a 95% interval misses 1 in one of twenty comparisons of a file with itself, and
@@ -37,7 +39,8 @@ class Verdict:
     """What to ship and why. Of several variants whose speedups cannot be told apart, the one with the smallest file ships.
 
     Args:
-        ship: the variant's name, or None where nothing can be recommended. path: of its file, where that is known.
+        ship: the variant's name, or None where nothing can be recommended. runtime: in which it was measured. path: of its file, where
+            that is known.
         decided: whether it is the bound of the drop that keeps the limit, or only the drop as counted. loss: both.
         unproved: what would ship if the drop as counted decided, where that is something else. unproved_path: of its file.
         doubts: of the two rows that the headline compares. cure: what to do about them.
@@ -47,6 +50,7 @@ class Verdict:
     """
 
     ship: str | None
+    runtime: str | None = None
     path: str | None = None
     decided: Literal["bound", "point estimate"] | None = None
     loss: Loss | None = None
@@ -61,21 +65,30 @@ class Verdict:
     def __str__(self) -> str:
         return self.headline
 
+    @property
+    def called(self) -> str | None:
+        """What ships and where it runs: ``int8 static in LiteRT``."""
+        return None if self.ship is None else self.ship + SHIPPED[self.runtime or "onnxruntime"]
+
+    def ships(self, one: Measurement) -> bool:
+        """Whether that is what ships."""
+        return one.may_ship and (one.name, one.runtime) == (self.ship, self.runtime)
+
 
 def decide(result: Result, limits: Limits, needs: Mapping[str, Needs | str] | None = None) -> Verdict:
-    """Choose the variant to ship. ``needs``: by the names of the files, what each takes as C, or why it cannot be; for limits of that.
+    """Choose the variant to ship. ``needs``: by their hashes, what each file takes as C, or why it cannot be; for limits of that.
 
     fp32 at 1.00 ms, int8 at 0.80 ms (speedup 1.25x, 1.20 to 1.30), 30 of 30,000 images lost, so at most 0.14 points: ship int8. The same
     with one of 360 images lost, 0.28 points and at most 1.32: ship fp32, int8 is not proved. At 1.15 ms: ship fp32, int8 is slower here.
     """
     baseline = result.measurements[result.baseline]
     if baseline.reason is not None:
-        return Verdict(ship=None, headline=f"No verdict: the baseline, {baseline.name}, was not measured: {baseline.reason}.")
+        return Verdict(ship=None, headline=f"No verdict: the baseline, {baseline.called}, was not measured: {baseline.reason}.")
     if not result.scored:
         return Verdict(ship=None, headline="No verdict: without labels only latency and size are known.")
     rows = standings(result, limits, needs)
     if not rows:
-        return Verdict(ship=None, headline="No verdict: no file was measured in ONNX Runtime on the CPU.")
+        return Verdict(ship=None, headline="No verdict: nothing was measured on the CPU in a runtime in which files ship.")
     within = [row for row in rows if not row.broken]
     chosen = _choose([row for row in within if row.proved or limits.accept_unproved])
     best = _choose(within)
@@ -83,7 +96,8 @@ def decide(result: Result, limits: Limits, needs: Mapping[str, Needs | str] | No
     headline, compared = _headline(rows, chosen, unproved, limits)
     doubts = tuple(f"{row.name}: {doubt}" for row in compared for doubt in row.one.doubts)
     return Verdict(
-        ship=chosen.name if chosen else None,
+        ship=chosen.one.name if chosen else None,
+        runtime=chosen.one.runtime if chosen else None,
         path=chosen.one.path if chosen else None,
         decided=None if chosen is None else "bound" if chosen.proved else "point estimate",
         loss=chosen.loss if chosen else None,
@@ -99,8 +113,7 @@ def decide(result: Result, limits: Limits, needs: Mapping[str, Needs | str] | No
 
 def standings(result: Result, limits: Limits, needs: Mapping[str, Needs | str] | None = None) -> list[Standing]:
     """How each file that may ship stands to the limits; the baseline was measured, and there are labels or a score."""
-    measured = [one for one in result.measurements if one.runtime == "onnxruntime" and one.device == "cpu" and one.reason is None]
-    return [_row(result, one, limits, (needs or {}).get(one.name)) for one in measured]
+    return [_row(result, one, limits, (needs or {}).get(one.artifact)) for one in result.measurements if one.may_ship]
 
 
 def between(other: Measurement, one: Measurement) -> Speedup:
@@ -148,7 +161,12 @@ class Standing:
 
     @property
     def name(self) -> str:
-        return self.one.name
+        return self.one.called
+
+    @property
+    def elsewhere(self) -> bool:
+        """Whether it needs another runtime than ONNX Runtime."""
+        return bool(SHIPPED[self.one.runtime])
 
     @property
     def is_baseline(self) -> bool:
@@ -173,13 +191,13 @@ class Standing:
     def speed(self) -> str:
         """``is faster than fp32 (1.25x, 95% interval 1.20 to 1.30)``."""
         word = "faster than" if is_faster(self.one) else "slower here than" if is_slower(self.one) else "not clearly faster or slower than"
-        return f"is {word} {self.baseline.name} ({self.times})"
+        return f"is {word} {self.baseline.called} ({self.times})"
 
     @property
     def doubtful_times(self) -> str:
         """The speedup with the doubts of its two rows and what to do about them: a doubt stands where the number stands."""
         told = [
-            f"{one.name}: {one.doubts[0]}" + (f" and {len(one.doubts) - 1} more" if len(one.doubts) > 1 else "")
+            f"{one.called}: {one.doubts[0]}" + (f" and {len(one.doubts) - 1} more" if len(one.doubts) > 1 else "")
             for one in (self.one, self.baseline)
             if one.doubts
         ]
@@ -236,11 +254,13 @@ def _row(result: Result, one: Measurement, limits: Limits, needs: Needs | str | 
 
 
 def _choose(allowed: Sequence[Standing]) -> Standing | None:
-    """The smallest of those that are as fast as the fastest; the baseline where none is faster; else the fastest that there is."""
+    """The smallest of those that are as fast as the fastest, of the same size ONNX Runtime's; the baseline where none is faster; else the
+    fastest that there is.
+    """
     faster = [row for row in allowed if not row.is_baseline and is_faster(row.one)]
     if faster:
         fastest = min(faster, key=lambda row: row.p50)
-        return min((row for row in faster if as_fast(row, fastest)), key=lambda row: (row.one.size_bytes, row.p50))
+        return min((row for row in faster if as_fast(row, fastest)), key=lambda row: (row.one.size_bytes, row.elsewhere, row.p50))
     return next((row for row in allowed if row.is_baseline), min(allowed, key=lambda row: row.p50, default=None))
 
 
@@ -264,22 +284,22 @@ def _headline(rows: Sequence[Standing], chosen: Standing | None, unproved: Stand
     compared = [row for row in rows if row is chosen or row.is_baseline]
     if not chosen.is_baseline:
         if is_faster(chosen.one):
-            told = f"Ship {chosen.name}: it is faster than {baseline.name} ({chosen.doubtful_times}), {chosen.change}."
+            told = f"Ship {chosen.name}: it is faster than {baseline.called} ({chosen.doubtful_times}), {chosen.change}."
         else:
-            broken = " and ".join(next((row.broken for row in rows if row.is_baseline), ("was not measured in ONNX Runtime on the CPU",)))
+            broken = " and ".join(next((row.broken for row in rows if row.is_baseline), ("runs where no file ships",)))
             told = (
-                f"Ship {chosen.name} for the limits, not for speed ({chosen.doubtful_times} against {baseline.name}): {baseline.name} "
+                f"Ship {chosen.name} for the limits, not for speed ({chosen.doubtful_times} against {baseline.called}): {baseline.called} "
                 f"{broken}. {chosen.name} takes {milliseconds(chosen.p50)} and {chosen.change}."
             )
         if unproved is not None:
             waits = f" {unproved.name} {unproved.speed}, but {unproved.unproved}.{waits}"
         return told + accepted + file + waits, compared
     if unproved is not None:
-        told = f"Ship {baseline.name}: nothing faster is proved. {unproved.name} is faster ({unproved.doubtful_times}), but "
-        return f"{told}{unproved.unproved}.{waits} The file of {baseline.name}: {chosen.file}.", [unproved, chosen]
+        told = f"Ship {baseline.called}: nothing faster is proved. {unproved.name} is faster ({unproved.doubtful_times}), but "
+        return f"{told}{unproved.unproved}.{waits} The file of {baseline.called}: {chosen.file}.", [unproved, chosen]
     others = [row for row in rows if not row.is_baseline]
     if not others:
-        return f"Ship {baseline.name}: nothing else was measured in ONNX Runtime on the CPU.{file}", []
+        return f"Ship {baseline.called}: nothing else was measured that ships.{file}", []
     best = max(others, key=lambda row: row.one.speedup.value if row.one.speedup else 0.0)
     return _keep(others, best, limits) + file, [best, chosen]
 
@@ -292,7 +312,7 @@ def _keep(others: Sequence[Standing], best: Standing, limits: Limits) -> str:
         speed = best.speed.replace(best.times, best.doubtful_times)
         said = ("" if is_faster(best.one) else "no variant is clearly faster; ") + f"{best.name} {speed}"
         said = " but ".join([said, *best.broken])
-    told = f"Ship {best.baseline.name}: {said}."
+    told = f"Ship {best.baseline.called}: {said}."
     smaller = [row for row in others if not row.broken and row.one.size_bytes < best.baseline.size_bytes and not is_slower(row.one)]
     if smaller:
         least = min(smaller, key=lambda row: row.one.size_bytes)

@@ -72,16 +72,16 @@ def across(results: Sequence[Result], verdicts: Sequence[Verdict]) -> Across | N
 
 
 def _said(verdict: Verdict) -> str:
-    return f"ship {printable(verdict.ship)}" if verdict.ship is not None else "nothing to ship"
+    return f"ship {printable(verdict.called)}" if verdict.called is not None else "nothing to ship"
 
 
 def _cell(one: Measurement, result: Result, verdict: Verdict) -> Cell:
     if one.latency is None:
         return Cell(latency=f"not measured: {one.reason}")
-    baseline, ships = result.measurements[result.baseline], (one.name, one.runtime, one.device) == (verdict.ship, "onnxruntime", "cpu")
+    baseline = result.measurements[result.baseline]
     speedup = ", ".join(factor(one.speedup)) if one.speedup else ""
     told = milliseconds(one.latency.p50) + (" (?)" if one.doubts else "")
-    return Cell(latency=told, speedup="baseline" if one is baseline else speedup, ships=ships)
+    return Cell(latency=told, speedup="baseline" if one is baseline else speedup, ships=verdict.ships(one))
 
 
 def _named(machines: Sequence[Machine]) -> tuple[str, ...]:

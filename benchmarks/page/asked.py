@@ -43,7 +43,7 @@ def question(result: Result, limits: Limits, needs: Mapping[str, Needs | str] | 
         "start": [drops.index(limits.drop_of(result)), latencies.index(limits.max_latency), sizes.index(limits.max_size)],
         "accept": limits.accept_unproved,
         "short": units(result).short,
-        "baseline": result.measurements[result.baseline].name,
+        "baseline": result.measurements[result.baseline].called,
         "score": y_of(result.measurements[result.baseline]),
         "rows": [_record(result, row, rows, drops) for row in rows],
     }
@@ -62,6 +62,7 @@ def _record(result: Result, row: Standing, rows: list[Standing], drops: list[flo
         "isBaseline": row.is_baseline,
         "p50": row.p50,
         "bytes": row.one.size_bytes,
+        "elsewhere": row.elsewhere,
         "lost": lost,
         "bound": row.loss.drop.bound,
         "speedup": row.one.speedup.value if row.one.speedup else 0.0,

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import html
 import itertools
+import json
 import math
 import unicodedata
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,7 +18,7 @@ from dataclasses import dataclass
 
 from ..formats import Units, milliseconds, size, title, units
 from ..limits import Limits
-from ..plot import AXES, MARKERS, pareto_front, x_of, y_of
+from ..plot import AXES, MARKERS, pareto_front, ships_as, x_of, y_of
 from ..plot import names as names_of
 from ..plot import shown as shown_of
 from ..results import Measurement, Result
@@ -38,7 +39,7 @@ SIDES += ((1, -0.5), (1, 0.5), (-1, -0.5), (-1, 0.5), (0.5, -1), (0.5, 1), (-0.5
 
 @dataclass(frozen=True, kw_only=True)
 class Point:
-    """A variant as it is marked: where, with which reach of the interval, and what it says of itself."""
+    """A variant as it is marked: where, with which reach of the interval, what it says of itself, and as what it may ship."""
 
     name: str
     label: str
@@ -49,6 +50,7 @@ class Point:
     high: float
     y: float
     told: str
+    ships: list[str]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,7 +121,8 @@ def _points(result: Result, axis: str, told: Mapping[str, str]) -> list[Point]:
     measured = sorted(shown_of(result, axis), key=lambda one: (x_of(one, axis), -y_of(one)))
     return [
         Point(name=one.name, label=label, kind=f"{one.runtime}, {one.device}", sign=MARKERS[one.runtime, one.device],
-              x=x_of(one, axis), y=y_of(one), told=_told(one, units(result), told.get(title(one), "")), **_reach(one, axis))
+              x=x_of(one, axis), y=y_of(one), told=_told(one, units(result), told.get(title(one), "")),
+              ships=ships_as(one, result, axis), **_reach(one, axis))
         for one, label in zip(measured, names_of(measured), strict=True)
     ]  # fmt: skip
 
@@ -163,9 +166,9 @@ def _picture(points: Sequence[Point], shape: str, axis: str, told: Units, ship: 
     bars = [(across(one.low), y, across(one.high), y) for one, (_, y) in zip(points, places, strict=True)]
     steps = [(min(a, c), min(b, d), max(a, c), max(b, d)) for (a, b), (c, d) in itertools.pairwise(corners)]
     marks = [(x, y, x, y) for x, y in places]
-    filled = [_padded(box, 12 if one.name == ship else 5) for one, box in zip(points, marks, strict=True)]
+    filled = [_padded(box, 12 if ship in one.ships else 5) for one, box in zip(points, marks, strict=True)]
     filled += [_padded(box, 1) for box in steps]
-    words, key = _words(points, places, filled, [_padded(box, 4) for box in bars], frame, shape == "narrow", axis, ship)
+    words, key = _words(points, places, filled, [_padded(box, 4) for box in bars], frame, shape == "narrow", ship)
     unit = "log scale" if across.kind == "log" else ""
     named = told.name + ("" if told.score else " in %") + (", log scale of what is misread" if up.kind == "error" else "")
     about = f"{named} against {AXES[axis]}"
@@ -175,7 +178,7 @@ def _picture(points: Sequence[Point], shape: str, axis: str, told: Units, ship: 
         *_grid(across, up, frame, ", ".join(filter(None, (AXES[axis], unit))), named),
         *_limits(across, up, frame, lines),
         f'<polyline class="front" points="{" ".join(f"{x:g},{y:g}" for x, y in corners)}"/>' if len(corners) > 1 else "",
-        *(_mark(one, place, across, _class(one, axis, ship)) for one, place in zip(points, places, strict=True)),
+        *(_mark(one, place, across, ship) for one, place in zip(points, places, strict=True)),
         *words,
         "</svg>",
     ]
@@ -228,20 +231,20 @@ def _limits(across: Scale, up: Scale, frame: Box, lines: Mapping[str, float]) ->
         yield f'<path class="limit" data-limit="{name}" d="{path}" transform="{moved}"{hidden}/>'
 
 
-def _class(one: Point, axis: str, ship: str | None) -> str:
-    """`` ship`` where it is what ships, `` stays`` where it never can be: against size a file is marked, else one in ONNX Runtime."""
-    may_ship = axis == "size" or one.kind == "onnxruntime, cpu"
-    return (" ship" if one.name == ship else "") if may_ship else " stays"
+def _group(what: str, one: Point, ship: str | None) -> str:
+    """The start of what is drawn for a variant: marked where it ships, and with what the page's script needs to mark it."""
+    ships = " ship" if ship in one.ships else ""
+    about = {"name": one.name, "kind": one.kind} | ({"ships": json.dumps(one.ships)} if one.ships else {})
+    return f'<g class="{what}{ships}" ' + " ".join(f'data-{name}="{html.escape(text)}"' for name, text in about.items()) + ">"
 
 
-def _mark(one: Point, place: tuple[float, float], across: Scale, ships: str) -> str:
+def _mark(one: Point, place: tuple[float, float], across: Scale, ship: str | None) -> str:
     x, y = place
-    name, kind, told = (html.escape(text) for text in (one.name, one.kind, one.told))
     low, high = across(one.low), across(one.high)
     bar = f'<path class="bar" d="M{low:g},{y - 3:g}v6m0,-3H{high:g}m0,-3v6"/>' if high > low else ""
     ring = f'<circle class="ring" cx="{x:g}" cy="{y:g}" r="10"/>'
     return (
-        f'<g class="point{ships}" data-name="{name}" data-kind="{kind}"><title>{told}</title>{ring}{bar}'
+        f"{_group('point', one, ship)}<title>{html.escape(one.told)}</title>{ring}{bar}"
         f'{_sign(one.sign, x, y)}<circle class="reach" cx="{x:g}" cy="{y:g}" r="14"/></g>'
     )
 
@@ -253,7 +256,6 @@ def _words(
     bars: Sequence[Box],
     frame: Box,
     numbered: bool,
-    axis: str,
     ship: str | None,
 ) -> tuple[list[str], str]:
     """The names as SVG, and the key to those that are numbers.
@@ -270,10 +272,8 @@ def _words(
             box, lead = free
             words += [_padded(box, 2), *lead]
             line = f'<path class="lead" d="M{place[0]:g},{place[1]:g}L{lead[-1][0] + 1:g},{lead[-1][1] + 1:g}"/>' if lead else ""
-            about = f'data-name="{html.escape(one.name)}" data-kind="{html.escape(one.kind)}"'
             place_of_text = f'x="{(box[0] + box[2]) / 2:g}" y="{box[3] - 3:g}"'
-            ships = _class(one, axis, ship)
-            found.append(f'<g class="name{ships}" {about}>{line}<text {place_of_text} class="mid">{html.escape(text)}</text></g>')
+            found.append(f'{_group("name", one, ship)}{line}<text {place_of_text} class="mid">{html.escape(text)}</text></g>')
             if text != one.label:
                 key.append(f"{number} {one.label}")
             break

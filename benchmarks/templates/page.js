@@ -30,8 +30,8 @@ function ask(section) {
     const found = decide(asked, at);
     section.querySelector(".verdict").textContent = found.headline;
     section.querySelector(".reasons").replaceChildren(...found.reasons.map(reason => make("li", {}, reason)));
-    all("[data-ships]", section).forEach(row => row.classList.toggle("chosen", row.dataset.ships === found.ship));
-    all(":is(.point, .name):not(.stays)", section).forEach(mark => mark.classList.toggle("ship", mark.dataset.name === found.ship));
+    all("tr[data-ships]", section).forEach(row => row.classList.toggle("chosen", row.dataset.ships === found.ship));
+    all("g[data-ships]", section).forEach(mark => mark.classList.toggle("ship", JSON.parse(mark.dataset.ships).includes(found.ship)));
     const size = asked.size[at.size][0];
     const limits = { y: asked.score - asked.drop[at.drop][0], latency: asked.latency[at.latency][0], size: size && size / 1e3 };
     all(".limit", section).forEach(line => place(line, line.dataset.limit === "y" ? limits.y : limits[line.ownerSVGElement.dataset.axis]));

@@ -35,7 +35,7 @@ function choose(allowed) {
   const faster = allowed.filter(row => !row.isBaseline && row.faster);
   if (faster.length) {
     const fastest = least(faster, row => row.p50);
-    return least(faster.filter(row => row.asFastAs[fastest.index]), row => row.bytes, row => row.p50);
+    return least(faster.filter(row => row.asFastAs[fastest.index]), row => row.bytes, row => row.elsewhere, row => row.p50);
   }
   return allowed.find(row => row.isBaseline) || least(allowed, row => row.p50);
 }
@@ -50,7 +50,7 @@ function headline(asked, rows, chosen, unproved, drop) {
   const baseline = asked.baseline, file = ` The file: ${chosen.file}.`;
   const accepted = chosen.proved ? "" : ` It is ${chosen.unproved}; that was accepted.`;
   if (!chosen.isBaseline) {
-    const own = rows.find(row => row.isBaseline), broken = own ? own.broken : ["was not measured in ONNX Runtime on the CPU"];
+    const own = rows.find(row => row.isBaseline), broken = own ? own.broken : ["runs where no file ships"];
     const told = chosen.faster
       ? `Ship ${chosen.name}: it is faster than ${baseline} (${chosen.doubtful}), ${chosen.change}.`
       : `Ship ${chosen.name} for the limits, not for speed (${chosen.doubtful} against ${baseline}): ${baseline} ` +
@@ -62,7 +62,7 @@ function headline(asked, rows, chosen, unproved, drop) {
     return `Ship ${baseline}: nothing faster is proved. ${unproved.name} is faster (${unproved.doubtful}), but ` +
       `${unproved.unproved}.${waits} The file of ${baseline}: ${chosen.file}.`;
   const others = rows.filter(row => !row.isBaseline);
-  if (!others.length) return `Ship ${baseline}: nothing else was measured in ONNX Runtime on the CPU.${file}`;
+  if (!others.length) return `Ship ${baseline}: nothing else was measured that ships.${file}`;
   return keep(chosen, others, least(others, row => -row.speedup)) + file;
 }
 

@@ -9,16 +9,16 @@ from typing import Any
 import click
 from msgspec import UNSET
 
-from ..artifacts.artifact import PAYLOAD, Artifact
+from ..artifacts.artifact import Artifact
 from ..artifacts.parts import SCORES, Chosen, Folded, Gains, Metrics, Repair, Scores
 from ..artifacts.payloads import Folds, read_payload, read_results
 from ..artifacts.project import described
 from ..artifacts.records import plain
-from ..artifacts.vectors import VECTORS
 from ..benchmarks.drops import loss
 from ..benchmarks.formats import MISSING, ZEROS, Units, milliseconds, percent, size, title, units
 from ..benchmarks.results import LayerZeros, Measurement, Result
 from ..benchmarks.tables import OF_SIGMOIDS, as_json
+from ..benchmarks.verdict import Verdict
 from ..graphs.records import Parity
 from ..quantization.records import Tried
 from ..stages.report import Outcome
@@ -293,17 +293,16 @@ def folds_text(result: Folds) -> str:
 def outcome_text(outcome: Outcome) -> str:
     """For each machine the table of its variants and the verdict; then where the report lies."""
     told = zip(outcome.results, outcome.verdicts, strict=True)
-    sections = (part for result, verdict in told for part in (result_text(result, verdict.ship), verdict.headline))
-    proved = outcome.shipped and (outcome.shipped if (outcome.shipped / VECTORS).is_file() else outcome.shipped / PAYLOAD["graph"])
-    shipped = f"Shipped: {outcome.shipped}; next: compress verify {proved}" if outcome.shipped else ""
+    sections = (part for result, verdict in told for part in (result_text(result, verdict), verdict.headline))
+    shipped = f"Shipped: {outcome.shipped}; next: {outcome.next_step}" if outcome.shipped else ""
     return paragraphs(*sections, outcome.across, f"Report: {outcome.folder / 'report.html'}", shipped)
 
 
-def result_text(result: Result, ship: str | None = None) -> str:
-    """The table of a benchmark, the variant to ``ship`` marked, and what was not measured."""
+def result_text(result: Result, verdict: Verdict | None = None) -> str:
+    """The table of a benchmark, the variant that ships marked, and what was not measured."""
     baseline = result.measurements[result.baseline]
     missing = [f"not measured: {title(one)}: {one.reason}" for one in result.measurements if one.latency is None]
-    rows = [_row(one, baseline, ship, result) for one in result.measurements if one.latency is not None]
+    rows = [_row(one, baseline, verdict, result) for one in result.measurements if one.latency is not None]
     if not result.scored:
         rows = [{name: cell for name, cell in row.items() if name not in ("balanced acc.", "accuracy")} for row in rows]
         missing.append(f"{result.data.get('name')}, without labels: latency and size only, no scores; --data names labelled images")
@@ -317,8 +316,8 @@ def outcome_summary(outcome: Outcome) -> dict[str, Any]:
     return told | {"sections": [as_json(result, verdict) for result, verdict in zip(outcome.results, outcome.verdicts, strict=True)]}
 
 
-def _row(one: Measurement, baseline: Measurement, ship: str | None, result: Result) -> dict[str, str]:
-    chosen = (one.name, one.runtime, one.device) == (ship, "onnxruntime", "cpu")
+def _row(one: Measurement, baseline: Measurement, verdict: Verdict | None, result: Result) -> dict[str, str]:
+    chosen = verdict is not None and verdict.ships(one)
     assert one.latency is not None, "only what was measured has a row"
     speedup = f"{one.speedup.value:.2f} ({one.speedup.low:.2f} to {one.speedup.high:.2f})" if one.speedup else MISSING
     return {

@@ -3,7 +3,7 @@
 ::
 
     folder/
-        model.onnx     the file that ships, as it was measured
+        model.onnx     the file that ships, as it was measured; model.tflite where it is one
         vectors.npz    images and the logits expected of them, for `compress verify folder`; where the file came with some
         labels.txt     a class per line, where there are classes
         verdict.txt    why this one; verdict.json: the same for programs, with the figures of its row
@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..artifacts.artifact import MANIFEST, PAYLOAD, Artifact, find_artifacts, read_artifact, sha256_of
+from ..artifacts.artifact import MANIFEST, PAYLOAD, Artifact, Kind, find_artifacts, read_artifact, sha256_of
 from ..artifacts.payloads import read_results, read_scored
 from ..artifacts.records import checked
 from ..artifacts.vectors import VECTORS
@@ -45,6 +45,8 @@ LICENCES = {
     "kmnist": f"Kuzushiji-MNIST ({KUZUSHIJI}): CC BY-SA 4.0.",
     "emnist": "EMNIST (Cohen et al. 2017, arXiv:1702.05373), from NIST Special Database 19; no licence is stated.",
 }
+KINDS: Mapping[str, Kind] = {".onnx": "graph", ".tflite": "litert"}
+TFLITE = "a .tflite file is not planned as C, its .onnx file is"
 LICENCE_FILES = ("LICEN[CS]E*", "NOTICE*", "COPYING*")
 
 
@@ -58,6 +60,15 @@ class Outcome:
     verdicts: tuple[Verdict, ...]
     shipped: Path | None = None
     across: str = ""
+
+    @property
+    def next_step(self) -> str:
+        """The command that goes on from what was shipped: its proof, or its C."""
+        assert self.shipped is not None
+        runtime = self.verdicts[0].runtime
+        file = self.shipped / PAYLOAD["litert" if runtime == "litert" else "graph"]
+        proved = self.shipped if (self.shipped / VECTORS).is_file() else file
+        return f"compress export-c --onnx {file}" if runtime == "c" else f"compress verify {proved}"
 
 
 def report(files: Sequence[Path], folder: Path, limits: Mapping[str, Any], ship: Path | None = None) -> Outcome:
@@ -81,7 +92,8 @@ def report(files: Sequence[Path], folder: Path, limits: Mapping[str, Any], ship:
 
 
 def needs_of_files(file: Path, result: Result, limits: Limits) -> dict[str, Needs | str]:
-    """What each file that a verdict may choose takes as C for the target of ``limits``, or why it cannot be; nothing without such limits.
+    """What each file that a verdict may choose takes as C for the target of ``limits``, or why it cannot be, by its hash; nothing without
+    such limits.
 
     ``file``: the result's. Raises CompressError where a file is not there any more, or not the one that was measured.
     """
@@ -91,12 +103,12 @@ def needs_of_files(file: Path, result: Result, limits: Limits) -> dict[str, Need
 
     found: dict[str, Needs | str] = {}
     for one in result.measurements:
-        if (one.runtime, one.device) == ("onnxruntime", "cpu") and one.reason is None:
+        if one.may_ship and one.artifact not in found:
             path, _ = _measured(file, one)
             try:
-                found[one.name] = needs_of(path, limits.target)
+                found[one.artifact] = TFLITE if one.runtime == "litert" else needs_of(path, limits.target)
             except CompressError as error:
-                found[one.name] = str(error)
+                found[one.artifact] = str(error)
     return found
 
 
@@ -125,15 +137,14 @@ def _ship(file: Path, result: Result, verdict: Verdict, target: Path) -> None:
     """Copy what ships into ``target``, all or nothing."""
     if verdict.ship is None:
         raise CompressError(f"ship (={target}): there is nothing to ship. {verdict.headline}")
-    place = ("onnxruntime", "cpu")
-    one = next(one for one in result.measurements if one.name == verdict.ship and (one.runtime, one.device) == place)
+    one = next(filter(verdict.ships, result.measurements))
     source, artifact = _measured(file, one)
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()
     try:
-        shutil.copyfile(source, partial / PAYLOAD["graph"])
+        shutil.copyfile(source, partial / PAYLOAD[_kind(source)])
         if (source.parent / VECTORS).is_file():
             shutil.copyfile(source.parent / VECTORS, partial / VECTORS)
         labels = artifact.manifest.classes if artifact else result.data.get("class_names", [])
@@ -163,14 +174,18 @@ def _measured(file: Path, one: Measurement) -> tuple[Path, Artifact | None]:
             f"results (={file}) do not say where {shown(one.name)} lies; run `compress benchmark --force`, and report again"
         )
     places = (base / one.path for base in (Path(), *file.resolve().parents))
-    path = next((place for place in places if place.suffix == ".onnx" and place.is_file()), None)
+    path = next((place for place in places if place.suffix in KINDS and place.is_file()), None)
     again = "run `compress benchmark` again where it lies"
     if path is None:
         raise CompressError(f"path (={shown(one.path, 160)}) of {shown(one.name)} is not there any more; {again}")
-    artifact = read_artifact(path.parent, "graph") if (path.parent / MANIFEST).is_file() else None
+    artifact = read_artifact(path.parent, _kind(path)) if (path.parent / MANIFEST).is_file() else None
     if one.artifact != (artifact.manifest.hash if artifact else sha256_of(path)):
         raise CompressError(f"path (={path}) is not the file that was measured; {again}")
     return path, artifact
+
+
+def _kind(file: Path) -> Kind:
+    return KINDS[file.suffix]
 
 
 def _notice(artifact: Artifact | None, result: Result, folder: Path) -> list[str]:

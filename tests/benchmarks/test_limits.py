@@ -28,7 +28,7 @@ def test_what_is_no_size_is_refused(text: str) -> None:
 
 
 def rows(made: Any) -> Any:
-    return made.result(made.one("fp32"), made.one("int8", 8e-4, ratio=FASTER))
+    return made.result(made.one("fp32", artifact="fp32"), made.one("int8", 8e-4, ratio=FASTER, artifact="int8"))
 
 
 def test_what_does_not_fit_the_board_does_not_ship(made: Any) -> None:

@@ -20,7 +20,7 @@ def drawn(
 
 def marks(svg: str) -> dict[str, tuple[float, float]]:
     """Where the points lie."""
-    found = re.findall(r'<g class="point[^"]*" data-name="(.*?)" data-kind="(.*?)">.*?class="reach" cx="([\d.]+)" cy="([\d.]+)"', svg)
+    found = re.findall(r'<g class="point[^"]*" data-name="(.*?)" data-kind="(.*?)"[^>]*>.*?class="reach" cx="([\d.]+)" cy="([\d.]+)"', svg)
     return {f"{name}, {kind}": (float(x), float(y)) for name, kind, x, y in found}
 
 
@@ -100,6 +100,9 @@ def test_every_runtime_has_a_sign(made: Any) -> None:
 
 
 def test_only_the_file_that_ships_is_marked_not_the_same_name_elsewhere(made: Any) -> None:
-    svg = drawn(made, made.result(made.one("fp32"), made.one("fp32", 5e-4, runtime="c")), ship="fp32")["all", "wide"][0]
-    marked = re.findall(r'<g class="(?:point|name) ship" data-name="fp32" data-kind="(.*?)"', svg)
-    assert marked == ["onnxruntime, cpu"] * 2 and svg.count('stays" data-name="fp32" data-kind="c, cpu"') == 2
+    result = made.result(made.one("fp32"), made.one("fp32", 5e-4, runtime="c"), made.one("fp32", 5e-3, runtime="torch"))
+    for ship, kind in (("fp32", "onnxruntime, cpu"), ("fp32 as C", "c, cpu")):
+        svg = drawn(made, result, ship=ship)["all", "wide"][0]
+        marked = re.findall(r'<g class="(?:point|name) ship" data-name="fp32" data-kind="(.*?)" data-ships="\[&quot;(.*?)&quot;\]"', svg)
+        assert marked == [(kind, ship)] * 2
+        assert svg.count('<g class="point" data-name="fp32" data-kind="torch, cpu">') == 1, "no script marks what cannot ship"

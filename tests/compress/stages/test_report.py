@@ -94,6 +94,21 @@ def test_a_file_of_another_tool_ships_by_its_hash_and_without_vectors(graph: Art
     assert "What it was trained on is not known" in Path("board/DATA.txt").read_text()
 
 
+def test_a_tflite_file_ships_where_it_is_the_fastest(graph: Artifact) -> None:
+    Path("net.tflite").write_bytes(b"lite")
+    outcome = shipped(written(Path("net.tflite"), artifact=sha256_of(Path("net.tflite")), runtime="litert"))
+    assert Path("board/model.tflite").read_bytes() == b"lite" and not Path("board/model.onnx").exists()
+    assert json.loads(Path("board/verdict.json").read_text())["verdict"]["runtime"] == "litert"
+    assert outcome.verdicts[0].headline.startswith("Ship fp32 in LiteRT: nothing else was measured that ships.")
+    assert outcome_text(outcome).endswith("Shipped: board; next: compress verify board/model.tflite")
+
+
+def test_what_is_fast_as_c_ships_as_its_graph_and_the_next_step_is_named(graph: Artifact) -> None:
+    outcome = shipped(written(graph.payload, artifact=graph.manifest.hash, runtime="c"))
+    assert Path("board/model.onnx").read_bytes() == b"net"
+    assert outcome_text(outcome).endswith("Shipped: board; next: compress export-c --onnx board/model.onnx")
+
+
 def test_it_is_found_from_another_folder_too(graph: Artifact, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     file = written(graph.payload, artifact=graph.manifest.hash).resolve()
     (tmp_path / "elsewhere").mkdir()
