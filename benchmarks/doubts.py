@@ -20,24 +20,30 @@ FREQUENCY = 0.05  # of the highest clock rate against the lowest
 RESOLUTION = 0.01  # of the median latency
 # What to do about a doubt, by words that are in it, the first that fits; and about any other.
 CURES = (
+    ("emulated", "measure on a real one"),
     ("stolen time", "measure again when the host has time, or on a machine of its own"),
     ("for its heat", "let it cool, or cool it, and measure again"),
     ("clock rate", "fix the clock rate (`cpupower frequency-set -g performance`) and measure again"),
     ("the clock's steps", "measure again with more images per call (batch in [benchmark])"),
 )
+EMULATED = "emulated: another processor imitates this one, and its time says nothing of a real one"
 CURE = "measure again with nothing else running"
 SEPARATION, SHARE, STEP = 4.0, 0.10, 0.05  # of two heaps of samples, see `heaps`
 
 
-def doubts(samples: np.ndarray, turns: Sequence[Turn], *, unsteady: int, resolution_ns: int, alone: bool) -> tuple[str, ...]:
+def doubts(
+    samples: np.ndarray, turns: Sequence[Turn], *, unsteady: int, resolution_ns: int, alone: bool, emulated: bool = False
+) -> tuple[str, ...]:
     """All doubts, as ends of the sentence "the number is doubtful: ...".
 
     Args:
         samples: int64 nanoseconds ``(launches, rounds, samples)``. turns: what the system said during each round.
         unsteady: launches whose warm-up never became steady. resolution_ns: the smallest step of the clock.
         alone: whether all work is done by the thread that the turns watched (one thread, on the CPU).
+        emulated: whether another processor imitates the one that it is for.
     """
-    return tuple(_found(samples, turns, unsteady, resolution_ns, alone))
+    imitated = [EMULATED] if emulated else []
+    return (*imitated, *_found(samples, turns, unsteady, resolution_ns, alone))
 
 
 def _found(samples: np.ndarray, turns: Sequence[Turn], unsteady: int, resolution_ns: int, alone: bool) -> Iterator[str]:

@@ -17,16 +17,19 @@ from typing import Any, TypedDict
 RELEVANT_FLAGS = re.compile(r"avx.*|amx.*|f16c|fma|sse4_2|asimd.*|neon|i8mm|bf16|sve.*|sme(2|_\w+)?|fphp")
 # Two results may be compared only where these are the same.
 DECIDING = ("cpu", "architecture", "flags", "cores", "governor", "gpu")
+X86 = ("x86_64", "AMD64", "i686", "i386")
 LIBRARIES = ("numpy", "onnxruntime", "onnxruntime-gpu", "openvino", "ai-edge-litert", "torch", "compress-edge")
 
 
 class Machine(TypedDict, total=False):
     """CPU model, relevant flags, usable cores, governor, memory (bytes), load, system, library versions, GPU name and driver.
 
-    ``board``: what the user calls it, of one that was reached from elsewhere.
+    ``board``: what the user calls it, of one that was reached from elsewhere. ``emulated``: another processor imitates this one, so that
+    latencies say nothing of it.
     """
 
     board: str
+    emulated: bool
     cpu: str
     architecture: str
     flags: list[str]
@@ -42,8 +45,10 @@ class Machine(TypedDict, total=False):
 
 def machine_facts() -> Machine:
     """What can be read of this machine."""
-    cpuinfo = read_text(Path("/proc/cpuinfo"))
+    imitated = emulated()
+    cpuinfo = "" if imitated else read_text(Path("/proc/cpuinfo"))
     facts: dict[str, Any] = {
+        "emulated": imitated or None,
         "cpu": _field(cpuinfo, "model name|Model|Hardware") or platform.processor() or platform.machine(),
         "architecture": platform.machine(),
         "flags": sorted(flag for flag in (_field(cpuinfo, "flags|Features") or "").split() if RELEVANT_FLAGS.fullmatch(flag)),
@@ -57,6 +62,13 @@ def machine_facts() -> Machine:
         "gpu": _gpu(),
     }
     return Machine(**{name: fact for name, fact in facts.items() if fact not in (None, "", [])})  # type: ignore[typeddict-item]
+
+
+def emulated() -> bool:
+    """Whether another processor imitates this one, as in qemu's user mode: the kernel is that of the other, and tells of it."""
+    imitated = platform.machine() not in X86
+    hosts = re.search(r"^vendor_id\s*:\s*(GenuineIntel|AuthenticAMD)", read_text(Path("/proc/cpuinfo")), re.MULTILINE)
+    return imitated and bool(hosts or re.search(r"amd64|x86_64", platform.release()))
 
 
 def differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:

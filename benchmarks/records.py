@@ -164,7 +164,7 @@ def measurement(
         activation_bytes=profile.activation_bytes if profile else None,
         energy=sum(energies) / 1e6 / (len(energies) * images) if energies else None,
         peak_share=cost.peak_share(macs, found.p50 / config.batch, peak) if candidate.device == "cpu" else None,
-        doubts=doubts(samples, record.turns, unsteady=record.unsteady, resolution_ns=step, alone=alone),
+        doubts=doubts(samples, record.turns, unsteady=record.unsteady, resolution_ns=step, alone=alone, emulated=record.facts[0].emulated),
         samples_ns=tuple(tuple(map(tuple, launch)) for launch in list(samples.tolist())),
         turns=tuple(record.turns),
         load_ns=tuple(facts.load_ns for facts in record.facts),

@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 
 from .gauges import Turn, Watch, clock_step, peak_memory
+from .machine import emulated
 from .profile import Profile, profile_onnx
 from .runtimes import Candidate, OnDevice, Opened, Predict, check_logits, import_runtime, open_model
 from .sweep import Point, calls_within
@@ -123,12 +124,13 @@ def serve(pipe: Connection, log: str) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class Facts:
-    """What opening a model told; see `Opened`. `clock_step` is in nanoseconds."""
+    """What opening a model told; see `Opened`. `clock_step` is in nanoseconds; `emulated`: see `machine`."""
 
     providers: tuple[str, ...]
     load_ns: int
     first_ns: int
     clock_step: int
+    emulated: bool = False
 
 
 class Session:
@@ -145,7 +147,8 @@ class Session:
         """Load the file; workers do so in turn, so that none of the times is another's doing."""
         model = self._model = open_model(self._candidate, self._shape, self._classes, self._threads)
         self._load_ns = model.load_ns
-        return Facts(providers=model.providers, load_ns=model.load_ns, first_ns=model.first_ns, clock_step=clock_step())
+        about = {"providers": model.providers, "load_ns": model.load_ns, "first_ns": model.first_ns}
+        return Facts(**about, clock_step=clock_step(), emulated=emulated())
 
     def predict(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
         """Class indices, int64 ``(B,)``, and of labels that do not exclude each other the logits ``(B, K)`` too, else None."""

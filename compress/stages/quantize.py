@@ -224,10 +224,12 @@ def _chosen(project: Project, config: QuantizeConfig, maker: Maker, readers: Rea
     found = choose(maker, judges, **how)
     if in_c:
         return dataclasses.replace(found, verdict=f"{found.verdict} This is the choice for C ({toolchain()['compiler']}).")
+    facts, verdict = project.place.machine(), found.verdict
     if project.place is not HERE:
-        where = f"On {project.place.name} ({project.place.machine().get('cpu', 'an unnamed CPU')})"
-        return dataclasses.replace(found, verdict=f"{where}: {found.verdict.replace(' on this machine', '')}")
-    return found
+        verdict = f"On {project.place.name} ({facts.get('cpu', 'an unnamed CPU')}): {verdict.replace(' on this machine', '')}"
+    if facts.get("emulated"):
+        verdict += " The processor is emulated, so its latencies say nothing of a real one."
+    return dataclasses.replace(found, verdict=verdict)
 
 
 def _targeted(project: Project, config: QuantizeConfig) -> Project:

@@ -47,6 +47,12 @@ def test_a_single_tick_of_stolen_time_is_none_and_waiting_of_several_threads_is_
     assert found(noise(), [dataclasses.replace(CALM, thread_ns=1)] * 20, alone=False) == ()
 
 
+def test_what_was_emulated_is_doubted_first_whatever_the_samples_say() -> None:
+    told = found(noise(), emulated=True)
+    assert told == ("emulated: another processor imitates this one, and its time says nothing of a real one",)
+    assert cure(told) == "measure on a real one: `compress benchmark --force`"
+
+
 def test_drift_within_launches_is_found_with_its_interval() -> None:
     samples = noise() * np.array([1, 1.02, 1.04, 1.06])[None, :, None]
     (told,) = found(samples)

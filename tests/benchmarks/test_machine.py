@@ -30,6 +30,27 @@ def test_unreadable_fact_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
     assert facts["cpu"]
 
 
+@pytest.mark.parametrize(
+    ("architecture", "cpuinfo", "kernel", "wanted"),
+    [
+        ("aarch64", "vendor_id\t: AuthenticAMD\nmodel name\t: AMD EPYC\nflags\t\t: avx2\n", "6.1.0", True),  # qemu's user mode
+        ("aarch64", "CPU implementer\t: 0x41\n", "6.1.0-18-amd64", True),
+        ("aarch64", "CPU implementer\t: 0x41\nFeatures\t: asimddp\n", "6.1.0-rpi8-rpi-v8", False),
+        ("x86_64", "vendor_id\t: AuthenticAMD\nmodel name\t: AMD EPYC\nflags\t\t: avx2\n", "6.1.0-18-amd64", False),
+        ("riscv64", "", "6.6.0", False),
+    ],
+)
+def test_a_processor_that_another_imitates_is_known_and_has_none_of_its_flags(
+    architecture: str, cpuinfo: str, kernel: str, wanted: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(machine, "read_text", lambda path: cpuinfo if path.name == "cpuinfo" else "")
+    monkeypatch.setattr(platform, "machine", lambda: architecture)
+    monkeypatch.setattr(platform, "release", lambda: kernel)
+    facts = machine.machine_facts()
+    assert machine.emulated() == wanted == facts.get("emulated", False)
+    assert not wanted or ("AMD" not in facts["cpu"] and "flags" not in facts)
+
+
 def test_machines_differ_where_it_decides_about_speed() -> None:
     here = {"cpu": "A", "flags": ["avx2"], "cores": 2, "load_average": 0.1}
     assert machine.differences(here, {**here, "load_average": 3.0, "python": "3.12"}) == []
