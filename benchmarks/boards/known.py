@@ -1,7 +1,8 @@
 """Machines that `compress board` knows by a name, what is wrong with them, and the libraries they are given.
 
-Their addresses lie in ``$XDG_CONFIG_HOME/compress-edge/boards.json`` (``~/.config``). What a machine is given are the libraries that this
-package needs without any extra, in a folder of their own (see `boot`): by pip there, or, ``offline``, as wheels that pip fetches here.
+Their addresses lie in ``$XDG_CONFIG_HOME/compress-edge/boards.json`` (``~/.config``), their latency tables beside it. What a machine is
+given are the libraries that this package needs without any extra, in a folder of their own (see `boot`): by pip there, or, ``offline``, as
+wheels that pip fetches here.
 
 Refused, in a line each: what `remote` refuses, an unknown name, a processor or system that ONNX Runtime has no wheels for, less than
 `ROOM` free, and a clock that is more than `SKEW` off, with which no certificate holds.
@@ -90,7 +91,13 @@ def remove(name: str) -> str:
     except BenchmarkError as error:
         told = str(error)
     _write({one: where for one, where in left.items() if one != name})
+    latency_file(name).unlink(missing_ok=True)
     return told
+
+
+def latency_file(name: str) -> Path:
+    """Where the latency table of a machine lies; that of this one is called "here"."""
+    return _file().parent / "latency" / f"{name}.json"
 
 
 def requirements() -> dict[str, str]:

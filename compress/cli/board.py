@@ -1,13 +1,18 @@
-"""``compress board``: the machines that ``--on`` may name."""
+"""``compress board``: the machines that ``--on`` may name, and latency tables."""
+
+import json
+from pathlib import Path
 
 import click
 
 from ..benchmarks.boards import known as boards
 from ..benchmarks.boards.remote import Machine
-from ..benchmarks.formats import size
-from ..errors import shown
+from ..benchmarks.formats import milliseconds, size
+from ..errors import CompressError, shown
 from .tables import paragraphs, table
-from .terminal import tell
+from .terminal import Terminal, tell
+
+HERE = "here"
 
 
 @click.group()
@@ -68,6 +73,68 @@ def remove(name: str) -> None:
     """
     told = boards.remove(name)
     tell(f"{name} is forgotten" + (f"; what lies there stays: {told}" if told else ", and its folder is gone"))
+
+
+@board.command()
+@click.argument("name")
+@click.option("--out", type=click.Path(dir_okay=False, path_type=Path), help="Write the table here too, to pass it on.")
+def profile(name: str, out: Path | None) -> None:
+    """Measure how long layers of each kind take on a machine, once, in some minutes: its latency table.
+
+    NAME is of `compress board add`, or "here" for this machine. remove-channels --max-latency then begins with what the table says;
+    `compress board foretell` asks it for whole networks, float32, one image on one thread.
+
+    \b
+    Example:  compress board profile pi4
+              compress board profile here --out here.json
+    """
+    from ..artifacts.records import write_record
+    from ..stages.boards.latency_table import measured
+
+    if out is not None and not out.parent.is_dir():
+        raise CompressError(f"out (={shown(str(out), 160)}) lies in a folder that does not exist; make it first")
+    terminal = Terminal()
+    try:
+        found = measured(boards.place_named(None if name == HERE else name, terminal.progress), terminal.progress)
+    finally:
+        terminal.close()
+    for path in filter(None, (boards.latency_file(name), out)):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_record(path, found)
+    rows = [{"kind": kind, "layers": str(sum(one.kind == kind for one in found.layers))} for kind in found.figures]
+    told = f"a layer that is not in it is foretold within {100 * found.error:.0f}%, half of them"
+    tell(paragraphs(table(rows), f"{boards.latency_file(name)}: {told}; next: compress board foretell {name} net.onnx"))
+
+
+@board.command()
+@click.argument("name", metavar="NAME|TABLE.json")
+@click.argument("files", metavar="NET.onnx...", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def foretell(name: str, files: tuple[Path, ...], as_json: bool) -> None:
+    """How long networks probably take on a machine, by its latency table; nothing is measured, and the machine need not be there.
+
+    \b
+    Example:  compress board foretell pi4 net.onnx small.onnx
+              compress board foretell pi4.json net.onnx --json
+    """
+    from ..stages.boards.latency_table import read_table
+
+    path = Path(name) if name.endswith(".json") else boards.latency_file(name)
+    if not path.is_file():
+        how = (
+            f"`compress board profile {shown(name)}` makes it" if path != Path(name) else "name a file that `compress board profile` wrote"
+        )
+        raise CompressError(f"table (={shown(str(path), 160)}) does not exist; {how}")
+    known = read_table(path)
+    seconds = {str(file): known.of_graph(file) for file in files}
+    if as_json:
+        tell(json.dumps({"table": str(path), "machine": known.machine, "seconds": seconds}, indent=1, ensure_ascii=False))
+        return
+    first = next(iter(seconds.values()))
+    rows = [
+        {"file": shown(file, 160), "foretold": milliseconds(one), "of the first": f"{one / first:.2f}x"} for file, one in seconds.items()
+    ]
+    tell(paragraphs(table(rows), f"On {shown(str(known.machine.get('cpu', name)))}: foretold from layers, not measured."))
 
 
 def _show(name: str, machine: Machine, last: str) -> None:

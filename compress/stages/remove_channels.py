@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from ..artifacts.cost import Clock
     from ..benchmarks.statistics import Interval
     from ..channels.groups import Groups
+    from .boards.latency_table import LatencyTable
 
 STAGE, OF_GRAPH = "remove-channels", "remove-channels-onnx"
 AUTO = "auto"
@@ -83,6 +84,13 @@ class Job:
 
             how["runtime"] = InC(self.project.console).runtime()
         return Clock(load_to_cut(self.origin), self.project.spec, self.place, **how)
+
+    @cached_property
+    def table(self) -> LatencyTable | None:
+        """What is known of layers on the machine where latency is measured."""
+        from .boards.latency_table import table_for
+
+        return table_for(self.project.place, self.project.console.say) if self.goals.runtime == "onnxruntime" else None
 
     @cached_property
     def _planned(self) -> dict[Path, dict[str, int]]:

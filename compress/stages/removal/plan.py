@@ -92,7 +92,7 @@ class Cutter:
                 raise OutOfTime
             return self.job.clock.ratio(self.cut(keep), goal=self.config.max_latency, rounds=rounds)
 
-        return Latencies(self.groups, measure)
+        return Latencies(self.groups, measure, self.job.table)
 
     @property
     def importances(self) -> dict[str, Tensor]:

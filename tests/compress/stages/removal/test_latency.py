@@ -11,6 +11,8 @@ from compress.benchmarks.statistics import Interval
 from compress.channels.choose import Choice, Kept, choose_for
 from compress.channels.find import channel_groups
 from compress.channels.groups import Groups
+from compress.stages.boards.latency_table import LatencyTable, Timed
+from compress.stages.boards.layer_kinds import weighted
 from compress.stages.removal.latency import MOST, Latencies, WidthModel, reach_latency
 
 
@@ -56,6 +58,18 @@ def test_before_anything_is_known_it_shrinks_with_the_network(groups: Groups) ->
     assert 0.08 < model.foretold(units(1, 1, 1)) < 0.15 and 0.25 < model.foretold(units(8, 16, 32)) < 0.4
 
 
+def test_the_machines_table_says_what_layers_share_before_anything_is_known(groups: Groups) -> None:
+    """A table in which a matrix product costs ten times what all convolutions do: half of its inputs are half of nearly everything."""
+    costs = {"conv": 1e-12, "matmul": 1e-6}
+    timed = [Timed(kind=layer.kind, weight=layer.weight, positions=layer.positions, seconds=costs[layer.kind] * 2 * layer.macs)
+             for layer in (weighted((8, 8, 3, 3), 4), weighted((16, 16, 3, 3), 9), weighted((8, 8), 1), weighted((24, 16), 1))]  # fmt: skip
+    table = LatencyTable(created="2026-01-02T03:04:05+00:00", machine={}, overhead=1e-6, layers=tuple(timed))
+    model = WidthModel(groups, 1.0, table)
+    assert model.foretold(groups.everything) == pytest.approx(1.0)
+    assert model.foretold(units(8, 32, 64)) == pytest.approx(1.0, abs=0.01)
+    assert model.foretold(units(16, 32, 32)) == pytest.approx(0.1 + 0.9 / 2, abs=0.02)
+
+
 @pytest.mark.parametrize("seed", range(8))
 def test_a_goal_is_met_closely_by_timing_few(groups: Groups, seed: int) -> None:
     """Machines whose layers take anything, not what their MACs say; 0.5% of noise, and the truth of what comes out is asked."""
@@ -86,7 +100,7 @@ def test_what_was_measured_is_measured_again_only_to_be_sure(groups: Groups) -> 
         asked.clear()
         latencies = Latencies(groups, measure)
         kept = reach_latency(latencies, lambda aim: choose_for(groups, scores, latencies.foretold, aim), units(2, 4, 7), 0.7, sure)  # noqa: B023
-        assert latencies.best(0.7) == kept and [rounds for _, rounds in asked if rounds] == [30] * sure
+        assert takes(kept) <= 0.7 and [rounds for _, rounds in asked if rounds] == [30] * sure
         assert len({size for size, rounds in asked if rounds is None}) == len([size for size, rounds in asked if rounds is None])
 
 
@@ -103,3 +117,12 @@ def test_the_search_ends_where_no_measurement_agrees_with_another(groups: Groups
     scores = {group.name: torch.arange(group.width, dtype=torch.float64) for group in groups}
     kept = reach_latency(latencies, lambda aim: choose_for(groups, scores, latencies.foretold, max(aim, 0.3)), units(2, 4, 7), 0.5, True)
     assert len(latencies.measured) <= MOST + 2 and kept in [units(2, 4, 7), latencies.best(0.5)]
+
+
+def test_where_no_interval_is_narrow_enough_the_one_that_probably_meets_the_goal_is_left_not_the_floor(groups: Groups) -> None:
+    """Half of the time is noise, so that no upper end lies below the goal: a network near it all the same."""
+    generator, takes = np.random.default_rng(1), machine(0.1, 0.2, 0.3, 0.3, 0.1)
+    latencies = Latencies(groups, lambda keep, rounds: exactly(takes(keep) * (1 + 0.02 * generator.standard_normal()), 0.6))
+    scores = {group.name: torch.arange(group.width, dtype=torch.float64) for group in groups}
+    kept = reach_latency(latencies, lambda aim: choose_for(groups, scores, latencies.foretold, max(aim, 0.2)), units(2, 4, 7), 0.5, True)
+    assert 0.3 < takes(kept) <= 0.52
