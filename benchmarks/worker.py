@@ -147,7 +147,7 @@ class Session:
         """Load the file; workers do so in turn, so that none of the times is another's doing."""
         model = self._model = open_model(self._candidate, self._shape, self._classes, self._threads)
         self._load_ns = model.load_ns
-        about = {"providers": model.providers, "load_ns": model.load_ns, "first_ns": model.first_ns}
+        about: dict[str, Any] = {"providers": model.providers, "load_ns": model.load_ns, "first_ns": model.first_ns}
         return Facts(**about, clock_step=clock_step(), emulated=emulated())
 
     def predict(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:

@@ -39,8 +39,8 @@ AT_ONCE = 10  # layers that are timed in turns with each other
 LEAST = 1e-9  # seconds, where noise says that a layer takes nothing
 FREE = ("Reshape", "Flatten", "Squeeze", "Unsqueeze", "Identity", "Dropout", "Shape", "Constant")
 FUSED = ("Relu", "Clip", "LeakyRelu")
-CURVED = ("Sigmoid", "Tanh", "Softmax", "LogSoftmax", "Erf", "Gelu", "FastGelu", "QuickGelu", "Exp", "HardSwish", "Softplus", "Elu")
-CURVED += ("LayerNormalization", "InstanceNormalization", "LpNormalization", "Mish")
+CURVED = {"Sigmoid", "Tanh", "Softmax", "LogSoftmax", "Erf", "Gelu", "FastGelu", "QuickGelu", "Exp", "HardSwish", "Softplus", "Elu", "Mish"}
+CURVED |= {"LayerNormalization", "InstanceNormalization", "LpNormalization"}
 POOLS, MEANS = ("MaxPool", "AveragePool"), ("GlobalAveragePool", "GlobalMaxPool", "ReduceMean", "ReduceMax", "ReduceSum")
 Size = Annotated[int, Meta(ge=1, le=2**40)]
 

@@ -18,7 +18,7 @@ goes there and back. Wherever the time matters here it is one image, one thread,
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -107,10 +107,11 @@ def longer(layer: Layer) -> int:
 
 def chain(layer: Layer, count: int) -> "onnx.ModelProto":
     """The layer ``count`` times in a row, there and back where it changes the number of channels; float32 ``(1, *IMAGE)`` to one number."""
+    import onnx
     from onnx import TensorProto, helper, numpy_helper
 
     generator = np.random.default_rng(0)
-    nodes, constants, number = [], [], 0
+    nodes, constants, number = list[onnx.NodeProto](), list[onnx.TensorProto](), 0
 
     def constant(shape: tuple[int, ...], scale: float) -> str:
         name = f"c{len(constants)}"
@@ -118,7 +119,7 @@ def chain(layer: Layer, count: int) -> "onnx.ModelProto":
         constants.append(numpy_helper.from_array(values, name))
         return name
 
-    def add(kind: str, *inputs: str, **settings: object) -> str:
+    def add(kind: str, *inputs: str, **settings: Any) -> str:
         nonlocal number
         number += 1
         nodes.append(helper.make_node(kind, [*inputs], [f"t{number}"], **settings))
