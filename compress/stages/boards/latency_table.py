@@ -32,7 +32,7 @@ from ...benchmarks.place import Place
 from ...benchmarks.statistics import Positive
 from ...benchmarks.turns import random_images
 from ...errors import CompressError, shown
-from .layer_kinds import IMAGE, KINDS, Kind, Layer, chain, features, longer, sampled, weighted
+from .layer_kinds import DIMENSIONS, IMAGE, KINDS, Kind, Layer, chain, features, longer, sampled, weighted
 
 ROUNDS = 6
 AT_ONCE = 10  # layers that are timed in turns with each other
@@ -53,6 +53,10 @@ class Timed:
     weight: Annotated[tuple[Size, ...], Meta(min_length=1, max_length=5)]
     positions: Size
     seconds: Positive
+
+    def __post_init__(self) -> None:
+        if len(self.weight) != DIMENSIONS[self.kind]:
+            raise CompressError(f"weight (={list(self.weight)}) must be {DIMENSIONS[self.kind]} sizes for {self.kind}")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 Kind = Literal["conv", "pointwise", "depthwise", "matmul", "activation", "arithmetic", "pool"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
+DIMENSIONS: Mapping[Kind, int] = dict.fromkeys(KINDS, 1) | {"conv": 4, "pointwise": 4, "depthwise": 4, "matmul": 2}  # of their weights
 SHAPES = 20  # of each kind that are measured
 MOST_MACS, MOST_ELEMENTS = 2e7, 1e6  # of one layer
 LONG = range(2, 9)  # how many layers more the longer graph has, as many as cost MOST_MACS

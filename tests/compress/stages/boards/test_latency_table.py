@@ -1,5 +1,6 @@
 """Latency tables, on a machine whose layers take what is known by hand: what is measured, what is foretold, what is refused."""
 
+import dataclasses
 import json
 import math
 from collections.abc import Sequence
@@ -195,6 +196,7 @@ def test_networks_are_foretold_on_the_command_line(
         (("foretell", "pi4", "a.onnx"), "pi4.json) does not exist; `compress board profile pi4` makes it"),
         (("foretell", "no.json", "a.onnx"), "table (=no.json) does not exist; name a file that `compress board profile` wrote"),
         (("foretell", "odd.json", "a.onnx"), "run `compress board profile` again"),
+        (("foretell", "flat.json", "a.onnx"), "weight (=[4]) must be 4 sizes for conv"),
         (("profile", "pi4"), "on (=pi4) is no board that is known (none); `compress board add pi4 ssh://user@host`"),
         (("profile", "here", "--out", "none/here.json"), "out (=none/here.json) lies in a folder that does not exist; make it first"),
     ],
@@ -202,6 +204,9 @@ def test_networks_are_foretold_on_the_command_line(
 def test_what_is_no_table_and_no_board_is_one_line(
     words: tuple[str, ...], line: str, config: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
+    flat = dataclasses.asdict(table([weighted((8, 8, 3, 3), 4)]))
+    flat["layers"] = [{"kind": "conv", "weight": [4], "positions": 1, "seconds": 1.0}]
+    Path("flat.json").write_text(json.dumps(flat))
     Path("odd.json").write_text('{"schema": "compress-latency-table", "version": 1, "layers": []}')
     assert compress(monkeypatch, "board", *words) == 2
     out, err = capfd.readouterr()
