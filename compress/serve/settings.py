@@ -22,7 +22,7 @@ _ORIGIN = re.compile(r"https?://[A-Za-z0-9.\-\[\]:]+")
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """A model by name, and where it lies: an ONNX file, an artifact, or a folder with ``model.onnx``.
+    """A model by name, and where it lies: an ONNX file, an artifact, or a folder with ``model.onnx`` or ``model.tflite``.
 
     ``image_shape``, ``mean``, ``std``: how another tool's file is fed. ``model``, ``runs``: which code of the user's own is trusted.
     """
@@ -133,6 +133,18 @@ def sources_of(given: Sequence[Path | str], **how: object) -> list[Source]:
             raise CompressError(f"name (={name}) is that of {found[name].path} and {path}; give one another: other={path}")
         found[name] = Source(name=name, path=os.fspath(path.absolute()), **how)  # type: ignore[arg-type]
     return list(found.values())
+
+
+def model_in(path: Path) -> Path:
+    """The file of a shipped folder; what is no folder is the file. Raises CompressError where there is none."""
+    if not path.is_dir():
+        return path
+    places = [path / PAYLOAD["graph"], path / PAYLOAD["litert"]]
+    found = next((place for place in places if place.is_file()), None)
+    if found is None:
+        named = " or ".join(place.name for place in places)
+        raise CompressError(f"source (={shown(str(path), 160)}) has no {named}; name an .onnx file, an artifact, or a shipped folder")
+    return found
 
 
 def _called(path: Path) -> str:

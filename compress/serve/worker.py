@@ -20,7 +20,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from ..artifacts.artifact import MANIFEST, PAYLOAD, read_artifact, sha256_of
+from ..artifacts.artifact import MANIFEST, read_artifact, sha256_of
 from ..artifacts.classifier.opened import Classifier, Run, numbered, open_artifact, open_file
 from ..artifacts.context import Context
 from ..benchmarks.errors import BenchmarkError
@@ -31,7 +31,7 @@ from ..train.errors import TrainError
 from .decode import Refused, images_of
 from .drawing import habits_beside
 from .frames import Answer, Hello, Job, Ready, frame, read_frame
-from .settings import LABELS, Source
+from .settings import LABELS, Source, model_in
 
 SIZES = (2, 4, 8, 16, 32)  # batches that are tried
 PAYS, ALIKE = 0.9, 1e-3  # of the time of an image alone; of the largest number that a file gives
@@ -54,7 +54,7 @@ def load(source: Source) -> Classifier:
         if artifact.manifest.kind not in ("network", "graph", "litert") or not artifact.manifest.classes:
             raise CompressError(f"{path} holds no classifier (kind {artifact.manifest.kind}); name a network or a graph that reads classes")
         return open_artifact(artifact, context)
-    model = open_file(path / PAYLOAD["graph"] if path.is_dir() else path, context)
+    model = open_file(model_in(path), context)
     if (labels := path / LABELS).is_file() and model.classes == numbered(len(model.classes)):
         names = labels.read_text(encoding="utf-8").splitlines()
         if len(names) != len(model.classes):

@@ -23,14 +23,14 @@ from typing import Any
 
 import msgspec
 
-from ...artifacts.artifact import MANIFEST, PAYLOAD, find_artifacts, read_artifact
+from ...artifacts.artifact import MANIFEST, find_artifacts, read_artifact
 from ...artifacts.project import GRAPH_STAGES, Console
 from ...benchmarks.errors import BenchmarkError
 from ...benchmarks.runtimes import PROBABILITIES, Candidate, about_file, onnx_session
 from ...errors import CompressError, first_line, onnxruntime_errors, shown
 from ...files import claimed, publish, sync
 from ..drawing import habits_beside
-from ..settings import Source
+from ..settings import Source, model_in
 from ..worker import load
 from .html import browser_page, offline_script
 from .runtime import RUNTIME, registry_of, runtime_files
@@ -183,7 +183,10 @@ def _read(source: Source) -> _File:
 
 def _file_of(path: Path, name: str) -> Path:
     if not (path / MANIFEST).is_file():
-        return path / PAYLOAD["graph"] if path.is_dir() else path
+        file = model_in(path)
+        if file.suffix == ".tflite":
+            raise CompressError(f"{name} (={shown(file, 120)}) is for LiteRT, and a page runs graphs; name the .onnx file it was made of")
+        return file
     artifact = read_artifact(path)
     if (kind := artifact.manifest.kind) != "graph":
         then = "`compress export-onnx --from` it first" if kind == "network" else "name one of export or quantize"

@@ -12,6 +12,7 @@ import pytest
 from served import CLASSES, lit, write_model
 
 from compress.errors import CompressError
+from compress.litert.convert import convert
 from compress.serve.decode import RAW
 from compress.serve.frames import Hello, Job
 from compress.serve.settings import Source
@@ -37,6 +38,19 @@ def test_jobs_are_computed_together_and_each_gets_its_own_answer(tmp_path: Path)
     assert broken.status == 400 and b"no whole number of images" in broken.content
     assert [found["label"] for found in json.loads(second.content)] == ["c", "a"]
     assert (first.images, second.images) == (1, 2) and "pixels" not in json.loads(second.content)[0]
+
+
+def test_a_shipped_folder_answers_whichever_file_is_in_it(tmp_path: Path) -> None:
+    graph = write_model(tmp_path / "net.onnx")
+    for kind in ("onnx", "tflite"):
+        (board := tmp_path / kind).mkdir()
+        content = graph.read_bytes() if kind == "onnx" else convert(graph).content
+        (board / f"model.{kind}").write_bytes(content)
+        [answer] = worker(board).answers([job(lit(1))])
+        assert [one["label"] for one in json.loads(answer.content)] == ["b"]
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(CompressError, match=r"source \(=.*empty\) has no model.onnx or model.tflite; name an .onnx file, an artifact, or"):
+        load(Source(name="model", path=str(tmp_path / "empty")))
 
 
 def test_evidence_lies_at_the_pixel_that_is_looked_at(tmp_path: Path) -> None:

@@ -257,6 +257,13 @@ def test_an_artifact_that_is_no_classifier_or_no_graph_is_refused(registry: Regi
     network = WEIGHTS / "emnist"
     with pytest.raises(CompressError, match="is of kind network, and a page runs graphs; `compress export-onnx --from` it first"):
         write_page(sources_of([network]), tmp_path / "page", Silent())
+    (lite := tmp_path / "lite").mkdir()
+    with pytest.raises(CompressError, match=r"source \(=.*lite\) has no model.onnx or model.tflite; name an .onnx file, an artifact, or"):
+        write_page(sources_of([lite]), tmp_path / "page", Silent())
+    (lite / "model.tflite").write_bytes(b"lite")
+    for source in (lite, lite / "model.tflite"):
+        with pytest.raises(CompressError, match=r"lite \(=.*model.tflite\) is for LiteRT, and a page runs graphs; name the .onnx file"):
+            write_page(sources_of([source]), tmp_path / "page", Silent())
     assert registry.asked == []
 
 
