@@ -38,7 +38,27 @@ def iou(targets: np.ndarray) -> Score:
 
 
 def precision(targets: np.ndarray) -> Score:
-    return lambda answers, at: float(average_precision_score(targets[list(at)], np.concatenate([one[0] for one in answers])))
+    """Average precision where no two answers are the same: the mean over what is right of the share that is right from there up."""
+
+    def score(answers: Sequence[Outputs], at: Sequence[int]) -> float:
+        right = targets[list(at)][np.argsort(-np.concatenate([one[0] for one in answers], axis=None))]
+        return float((np.cumsum(right) / np.arange(1, len(right) + 1))[right].mean()) if right.any() else 0.0
+
+    return score
+
+
+def test_average_precision_is_scikit_learns_which_is_judged_alike() -> None:
+    """Of single images it warns, which is no matter of the user's."""
+    generator = np.random.default_rng(0)
+    targets, values = generator.random(100) < 0.3, generator.normal(size=100)
+    both = [Judge(precision(targets), range(100)), Judge(lambda answers, at: theirs(targets[list(at)], answers), range(100))]
+    ours, expected = (judge.of(outputs(values)) for judge in both)
+    assert ours.value == pytest.approx(expected.value) and ours.shares == pytest.approx(expected.shares)
+    assert [judge.by_image for judge in both] == [False, False]
+
+
+def theirs(targets: np.ndarray, answers: Sequence[Outputs]) -> float:
+    return float(average_precision_score(targets, [float(one[0][0]) for one in answers]))
 
 
 def test_shares_of_a_mean_are_the_scores_of_each_image_alone() -> None:
