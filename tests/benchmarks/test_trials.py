@@ -1,14 +1,18 @@
 """The trials: the slowed model answers the same and computes more, and the counting is right. No test asserts on a time."""
 
+import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 import onnxruntime
 import pytest
 
+from compress.benchmarks import place, trials
 from compress.benchmarks.errors import BenchmarkError
+from compress.benchmarks.records import BenchmarkConfig
 from compress.benchmarks.statistics import Speedup
 from compress.benchmarks.trials import SIDE, Trial, main, make_model, shape_of, slow_down, summary
 
@@ -81,7 +85,17 @@ def test_counting_by_hand() -> None:
     }
 
 
-def test_trials_run_and_write_what_they_found(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_trials_run_and_write_what_they_found(tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """In short benchmarks, that do not go on until they know more."""
+    usual, asked = trials.run_benchmark, list[BenchmarkConfig]()
+
+    def briefly(*given: Any, **how: Any) -> Any:
+        *others, config = given
+        asked.append(config)
+        return usual(*others, dataclasses.replace(config, time_limit=0, rounds=1, samples=5), **how)
+
+    monkeypatch.setattr(trials, "run_benchmark", briefly)
+    monkeypatch.setattr(place, "gemm_peak", lambda threads: 5e10)
     assert main(["--trials", "1", "--launches", "2", "--truth-launches", "2", "--out", str(tmp_path / "out")]) == 0
     found = json.loads((tmp_path / "out" / "trials.json").read_text())
     assert len(found["trials"]) == found["summary"]["slowed"]["pairs"] == 1
@@ -89,6 +103,9 @@ def test_trials_run_and_write_what_they_found(tmp_path: Path, capfd: pytest.Capt
     table = (tmp_path / "out" / "trials.md").read_text().splitlines()
     assert table[2].startswith("| the same file | 1.0 | 1 | ") and table[3].startswith("| slowed | ")
     assert capfd.readouterr().err.startswith("1 of 1: itself ")
+    whole = BenchmarkConfig(launches=2, sweeps=False)
+    truth = dataclasses.replace(whole, rounds=4 * whole.rounds, seed=10_000)
+    assert asked == [whole, truth, whole], "calibration, truth and trial are as `compress benchmark` does it"
 
 
 @pytest.mark.parametrize(
