@@ -1,16 +1,19 @@
 """What several tests put in the place of something else."""
 
 import dataclasses
+import functools
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from compress.api import network
 from compress.artifacts.artifact import Artifact, Manifest, sealed, whole_artifact
 from compress.artifacts.parts import Data, Images
+from compress.benchmarks import place, turns
 from compress.cli import main as cli
 from compress.train.data_set import DataSet, Part
 
@@ -65,3 +68,20 @@ class Commands:
         assert code == 0, err
         found: dict[str, Any] = json.loads(out)
         return found
+
+
+@pytest.fixture(scope="module", autouse=True)
+def measured_briefly() -> Iterator[None]:
+    """For tests that claim nothing of figures: a benchmark in this process has two launches, turns of a search take a tenth of their time,
+    and the peak of this machine is measured once. A ``conftest`` that wants it imports it.
+    """
+    usual = network.measuring
+
+    def measuring(options: Any) -> Mapping[str, Any]:
+        return {"launches": 2, **usual(options)}
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(network, "measuring", measuring)
+        patch.setattr(turns, "TURN_SECONDS", turns.TURN_SECONDS / 10)
+        patch.setattr(place, "gemm_peak", functools.cache(place.gemm_peak))
+        yield

@@ -8,9 +8,11 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from processes import Running
 from stand_ins import Commands
 
 from compress.cli import commands
@@ -58,17 +60,15 @@ def test_work_goes_on_where_nobody_hears_of_it(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
-def test_a_signal_stops_as_ctrl_c_does(name: str, tmp_path: Path) -> None:
+def test_a_signal_stops_as_ctrl_c_does(name: str, tmp_path: Path, start: Callable[..., Running]) -> None:
     number = getattr(signal, name)
-    before = signal.signal(number, signal.SIG_DFL)  # tests under nohup ignore it, and what they start would too
-    process = subprocess.Popen([*COMPRESS, *TRAIN, "500"], cwd=tmp_path, stderr=subprocess.PIPE, text=True)
-    signal.signal(number, before)
+    process = start(*TRAIN, "500", cwd=tmp_path)
     deadline = time.monotonic() + 60
     while not list(tmp_path.glob("runs/emnist/train/.*.state.safetensors")) and time.monotonic() < deadline:
         time.sleep(0.01)
-    process.send_signal(number)
-    _, err = process.communicate(timeout=60)
-    assert (process.returncode, told(err)) == (128 + number, "stopped; what is finished is kept, and the same command goes on")
+    process.signal(number)
+    assert process.wait(60) == 128 + number
+    assert told(process.err) == "stopped; what is finished is kept, and the same command goes on"
     assert [path.suffix for path in tmp_path.glob("runs/emnist/train/.*")] == [".safetensors"], "the state alone"
 
 
