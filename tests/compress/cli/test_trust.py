@@ -1,8 +1,6 @@
 """Whose code runs: this package's, and that of a file which the user named on this command line, or when training in this --runs."""
 
-import json
 import shutil
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -25,14 +23,15 @@ FROM = [["predict", "--random", "2"], ["export-onnx"], ["prune", "--epochs", "1"
 
 
 @pytest.fixture
-def trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run: Commands) -> Path:
     """A network of the user's own, trained in runs/, and what its file leaves behind when it is run, taken away."""
     monkeypatch.chdir(tmp_path)
     Path("net.py").write_text(NET.format(more=f"# {tmp_path}"))  # a file of its own: what was run once in this process is not run again
-    command = [sys.executable, "-m", "compress", "train", "--model", "net.py:make", "--data", "digits", "--epochs", "1", "--json"]
-    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    made = run.done("train", "--model", "net.py:make", "--data", "digits", "--epochs", "1")
     Path("executed").unlink()
-    return Path(json.loads(done.stdout)["artifact"])
+    [name] = [one for one in sys.modules if one.startswith("_network_net_") and sys.modules[one].__file__ == str(tmp_path / "net.py")]
+    del sys.modules[name]  # the next command is one of a process that has not run it
+    return Path(made["artifact"])
 
 
 def command(arguments: list[str], place: Path, *more: str) -> list[str]:
