@@ -7,11 +7,14 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+from processes import Running
+from real_data import few_digits
 
 from compress.cli import main as cli
 from compress.train import pictures
@@ -174,55 +177,72 @@ def test_predict_reads_image_files_with_and_without_inverting(
     assert (code, err) == (2, "compress: none.png does not exist; check the path\n")
 
 
-def test_ctrl_c_stops_with_130_and_the_same_command_ends_with_the_weights_of_an_uninterrupted_run(here: Path) -> None:
-    command = [sys.executable, "-m", "compress", "train", *TINY, "--data", "digits", "--epochs", "20"]
-    subprocess.run([*command, "--runs", "whole"], check=True, capture_output=True)
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+def test_ctrl_c_stops_with_130_and_the_same_command_ends_with_the_weights_of_an_uninterrupted_run(
+    here: Path, start: Callable[..., Running], capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    few_digits(here / "few")
+    command = ["train", *TINY, "--data", "few", "--epochs", "15"]
+    assert run(capfd, monkeypatch, *command, "--runs", "whole")[0] == 0
+    process = start(*command)
     deadline = time.monotonic() + 60
     while not list(here.glob("runs/emnist/train/.*.state.safetensors")) and time.monotonic() < deadline:
         time.sleep(0.002)
-    process.send_signal(signal.SIGINT)
-    _, err = process.communicate()
-    assert process.returncode == 130
-    assert "the same command goes on" in err
-    assert "Traceback" not in err
+    process.signal(signal.SIGINT)
+    assert process.wait() == 130
+    assert "the same command goes on" in process.err
+    assert "Traceback" not in process.err
     assert not list(here.glob("runs/emnist/train/*/artifact.json"))
     state = next(here.glob("runs/emnist/train/.*.state.safetensors"))
-    done = subprocess.run(command, check=True, capture_output=True, text=True)
-    assert f"train: goes on from {state.relative_to(here)}, epoch " in done.stderr and "; --fresh starts anew" in done.stderr
+    code, _, err = run(capfd, monkeypatch, *command)
+    assert code == 0 and f"train: goes on from {state.relative_to(here)}, epoch " in err and "; --fresh starts anew" in err
     weights = [next(here.glob(f"{runs}/emnist/train/*/weights.safetensors")).read_bytes() for runs in ("whole", "runs")]
     assert weights[0] == weights[1]
 
 
+# Commands as lines, with nothing but spaces between their words.
 HEAVY = """
 import sys
 from compress.cli.main import main
 
-assert main() == 0
-heavy = {"torch", "torchvision", "onnx", "onnx_ir", "onnxruntime", "sklearn", "scipy", "matplotlib", "PIL"} & set(sys.modules)
-assert not heavy, heavy
+for line in sys.stdin.read().splitlines():
+    sys.argv = ["compress", *line.split()]
+    assert main() == 0, line
+    heavy = {"torch", "torchvision", "onnx", "onnx_ir", "onnxruntime", "sklearn", "scipy", "matplotlib", "PIL"} & set(sys.modules)
+    assert not heavy, (line, heavy)
 """
+
+
+def lightly(*commands: list[str]) -> str:
+    """What they say on stderr, in one process that must end without a large library."""
+    lines = "\n".join(" ".join(command) for command in commands)
+    done = subprocess.run([sys.executable, "-c", HEAVY], input=lines, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stderr
 
 
 def test_what_is_done_already_is_found_without_loading_torch_or_reading_an_image(
     here: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of every stage that a run has, one after the other, each found by its own command."""
+    few_digits(here / "few")
     network = ["--model", "emnist", "--runs", "runs"]
-    commands = [
-        ["train", *network, *TINY[2:], "--data", "digits", "--epochs", "1"],
-        ["sensitivity", *network, "--granularity", "weight", "--images", "32"],
-        ["prune", *network, "--epochs", "0"],
-        ["remove-channels", *network, "--max-macs", "0.7", "--round-to", "2", "--steps", "1", "--epochs", "0"],
-        ["export-onnx", *network],
-        ["quantize", *network, "--mode", "static", "--images", "32"],
-        ["train", *network, *TINY[2:], "--data", "digits", "--epochs", "1", "--folds", "2"],
+    together = [  # what finds another network once the next ones are made
+        [
+            ["train", *network, *TINY[2:], "--data", "few", "--epochs", "1"],
+            ["sensitivity", *network, "--granularity", "weight", "--images", "32"],
+        ],
+        [["prune", *network, "--epochs", "0"]],
+        [
+            ["remove-channels", *network, "--max-macs", "0.7", "--round-to", "2", "--steps", "1", "--epochs", "0"],
+            ["export-onnx", *network],
+            ["quantize", *network, "--mode", "static", "--images", "32"],
+            ["train", *network, *TINY[2:], "--data", "few", "--epochs", "1", "--folds", "2"],
+        ],
     ]
-    for command in commands:
-        assert run(capfd, monkeypatch, *command)[0] == 0
-        done = subprocess.run([sys.executable, "-c", HEAVY, *command], capture_output=True, text=True)
-        assert done.returncode == 0, (command, done.stderr)
-        assert "unchanged" in done.stderr
+    for commands in together:
+        for command in commands:
+            assert run(capfd, monkeypatch, *command)[0] == 0
+        assert lightly(*commands).count("unchanged") == len(commands)
 
 
 def test_what_is_done_for_a_network_of_a_package_is_found_without_loading_it(
@@ -235,8 +255,7 @@ def test_what_is_done_for_a_network_of_a_package_is_found_without_loading_it(
             Image.new("RGB", (32, 32), (value + index, value, value)).save(here / "photos" / name / f"{index}.png")
     command = ["train", "--model", "torchvision:mobilenet_v3_small", "--image-shape", "3x32x32", "--data", "photos", "--epochs", "1"]
     assert run(capfd, monkeypatch, *command)[0] == 0
-    done = subprocess.run([sys.executable, "-c", HEAVY, *command], capture_output=True, text=True)
-    assert done.returncode == 0 and "unchanged" in done.stderr, done.stderr
+    assert "unchanged" in lightly(command)
     [made] = here.glob("runs/*/train/*/artifact.json")
     assert json.loads(made.read_text())["input"]["mean"] == [0.485, 0.456, 0.406]
     [note] = [file for file in here.glob("runs/.data/*.json") if "mean" in file.read_text()]
@@ -253,8 +272,7 @@ def test_what_is_done_for_a_network_of_a_package_is_found_without_loading_it(
     (here / "hub" / "hub" / "checkpoints").mkdir(parents=True)
     torch.save(models.mobilenet_v3_small().state_dict(), here / "hub" / "hub" / "checkpoints" / where)
     assert run(capfd, monkeypatch, *command, "--pretrained")[0] == 0
-    done = subprocess.run([sys.executable, "-c", HEAVY, *command, "--pretrained"], capture_output=True, text=True)
-    assert done.returncode == 0 and done.stderr.count("unchanged") == 2, done.stderr
+    assert lightly([*command, "--pretrained"]).count("unchanged") == 2
     (here / "hub").rename(here / "moved")
     monkeypatch.setenv("TORCH_HOME", str(here / "moved"))
     code, _, err = run(capfd, monkeypatch, *command, "--pretrained")
