@@ -1,9 +1,10 @@
-"""Several processes, started by torchrun as a user would, against one.
+"""Several processes against one. ``test_torchrun`` has torchrun start them; here they are started with the variables that it sets.
 
-Run as a script, this file is what torchrun starts: it trains, trains again but stops after the first epoch, and goes on from there.
+Run as a script, this file is what is started: it trains, trains again but stops after the first epoch, and goes on from there.
 """
 
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -60,11 +61,17 @@ def train(folder: Path, seed: int, rank: int, name: str, stopping: bool = False)
 
 
 def test_two_processes_end_with_the_weights_of_one_also_when_resumed(tmp_path: Path) -> None:
-    runner = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    command = [*runner, __file__, str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, timeout=600)
-    assert done.returncode == 0, done.stderr
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}
+    started = []
+    for rank in ("0", "1"):
+        environment = os.environ | common | {"RANK": rank, "LOCAL_RANK": rank}
+        command = [sys.executable, __file__, str(tmp_path)]
+        started.append(subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment))
     train(tmp_path, 1, 0, "one")
+    told = [process.communicate(timeout=600)[1] for process in started]
+    assert [process.returncode for process in started] == [0, 0], told
     (one, history), (two, other), (resumed, _) = (torch.load(tmp_path / name) for name in ("one", "two", "resumed"))
     for name, value in one.items():
         torch.testing.assert_close(two[name], value, rtol=0, atol=1e-6)
