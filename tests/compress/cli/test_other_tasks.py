@@ -1,8 +1,8 @@
 """Networks of other tasks as a user scores them: the examples in docs/ as they are written there, and others, to the end."""
 
 import re
+import runpy
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
@@ -89,7 +89,7 @@ def fixed(regression: nn.Module, tmp_path_factory: pytest.TempPathFactory) -> Pa
 @pytest.mark.parametrize("name", ["segmentation", "detection"])
 def test_an_example_runs_as_it_is_written(here: Path, run: Commands, name: str) -> None:
     shutil.copyfile(EXAMPLES / f"{name}.py", here / f"{name}.py")
-    subprocess.run([sys.executable, f"{name}.py"], check=True, capture_output=True)
+    runpy.run_path(f"{name}.py", run_name="__main__")
     lines = re.findall(r"^    compress (.*)$", (here / f"{name}.py").read_text(encoding="utf-8"), re.MULTILINE)
     assert len(lines) == {"segmentation": 4, "detection": 3}[name]
     for line in lines:
