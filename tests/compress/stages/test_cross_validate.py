@@ -2,18 +2,19 @@
 
 import csv
 import json
-import os
 import shutil
 import signal
 import statistics
-import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from processes import Running
+from real_data import few_digits
 from stand_ins import Silent, recorded
 
 import compress
@@ -219,14 +220,15 @@ def test_too_few_folds_are_one_line(folds: str, tmp_path: Path, capfd: pytest.Ca
 
 
 def test_killed_and_run_again_gives_the_same_without_training_finished_folds_again(
-    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, start: Callable[..., Running]
 ) -> None:
-    arguments = ["train", *TINY, "--data", "digits", "--folds", "2", "--epochs", "4", "--device", "cpu", "--runs"]
-    process = subprocess.Popen([sys.executable, "-m", "compress", *arguments, "killed"], cwd=tmp_path, stderr=subprocess.DEVNULL)
+    few_digits(tmp_path / "few")
+    arguments = ["train", *TINY, "--data", "few", "--folds", "2", "--epochs", "12", "--batch", "32", "--device", "cpu", "--runs"]
+    process = start(*arguments, "killed", cwd=tmp_path)
     deadline = time.monotonic() + 120
-    while not list(tmp_path.glob("killed/emnist/folds/.*/1.json")) and process.poll() is None and time.monotonic() < deadline:
+    while not list(tmp_path.glob("killed/emnist/folds/.*/1.json")) and process.runs() and time.monotonic() < deadline:
         time.sleep(0.002)
-    os.kill(process.pid, signal.SIGKILL)
+    process.signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
     assert not list(tmp_path.glob("killed/emnist/folds/[!.]*"))
     monkeypatch.chdir(tmp_path)

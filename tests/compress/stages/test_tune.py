@@ -3,14 +3,16 @@
 import csv
 import json
 import signal
-import subprocess
 import sys
 import time
 import tomllib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from processes import Running
+from real_data import few_digits
 from stand_ins import Silent, recorded, with_parts
 
 from compress.artifacts.artifact import InputSpec
@@ -229,30 +231,32 @@ def test_ctrl_c_is_one_line_and_the_same_command_goes_on(
 
 
 def test_killed_and_resumed_by_two_workers_at_once(
-    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, start: Callable[..., Running]
 ) -> None:
     monkeypatch.chdir(tmp_path)
     tuning(tmp_path)
-    arguments = ["tune", "--model", "emnist", "--data", "digits", "--epochs", "2", "--space", "space.toml", "--fraction", "0.25"]
+    few_digits(tmp_path / "few")
+    arguments = ["tune", "--model", "emnist", "--data", "few", "--epochs", "4", "--space", "space.toml", "--fraction", "0.5"]
     arguments += ["--trials", "6", "--device", "cpu"]
-    command = [sys.executable, "-m", "compress", *arguments, "--json"]
-    first = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    assert first.stderr is not None
-    while "1 of 6 done" not in (line := first.stderr.readline()):
-        assert line, "the worker ended"
+    first = start(*arguments, "--json")
+    waited_for("1 of 6 done", first)
     time.sleep(0.1)
-    first.send_signal(signal.SIGKILL)
-    first.communicate()
-    journal = Path("runs/emnist/tune/digits.journal")
+    first.signal(signal.SIGKILL)
+    assert first.wait() == -signal.SIGKILL
+    [journal] = Path("runs/emnist/tune").glob("*.journal")
     assert journal.is_file()
-    second = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    assert second.stderr is not None
-    assert "study digits" in second.stderr.readline()
+    second = start(*arguments, "--json")
+    waited_for("study ", second)
     code, _, err = run(capfd, monkeypatch, *arguments)
     assert code == 0, err
-    _, told = second.communicate(timeout=120)
-    assert second.returncode == 0, told
+    assert second.wait(120) == 0, second.err
     shown = json.loads(run(capfd, monkeypatch, *arguments, "--json")[1])
     assert [trial["state"] in ("complete", "pruned") for trial in shown["trials"]] == [True] * 6
     assert len({json.dumps(trial["values"]) for trial in shown["trials"]}) == 6
-    assert tomllib.loads(Path(shown["recipe"]).read_text())["data"] == "digits"
+    assert tomllib.loads(Path(shown["recipe"]).read_text())["data"] == "few"
+
+
+def waited_for(words: str, process: Running) -> None:
+    while words not in process.err:
+        assert process.runs(), "the worker ended"
+        time.sleep(0.005)
