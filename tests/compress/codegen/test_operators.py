@@ -4,12 +4,11 @@ What is left out is not of this kind of network: other types than float32 and ui
 stand here, so that a case that begins to be refused is noticed.
 """
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from compiled_c import library, needs_gcc
+from compiled_c import Compiled, library, needs_gcc
 from node_tests import cases, one_input
 
 from compress.codegen.nodes import NODES
@@ -27,29 +26,39 @@ COUNTS = {
 }  # fmt: skip
 
 
+KINDS = frozenset(NODES)
+
+
 def written(kind: str) -> tuple[list[tuple[Any, Program]], dict[str, str]]:
     """The cases of an operator that become C, and why the others do not."""
     programs, refused = [], {}
-    for number, case in enumerate(cases()[kind]):
+    for number, case in enumerate(cases(KINDS)[kind]):
         inputs, outputs = case.data_sets[0]
         try:
             if not all(isinstance(one, np.ndarray | np.generic) for one in (*inputs, *outputs)) or not (inputs[0].size and outputs[0].size):
                 raise CompressError("sequences, types that numpy lacks, and tensors without numbers")
-            programs.append((case, generate(one_input(case.model, list(inputs)), name=f"op{number}", target=TARGETS["native"])))
+            model = one_input(case.model, list(inputs))
+            programs.append((case, generate(model, name=f"{kind.lower()}{number}", target=TARGETS["native"])))
         except CompressError as error:
             refused[case.name] = str(error)
     return programs, refused
 
 
+@pytest.fixture(scope="module")
+def operators(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[list[tuple[Any, Compiled]], dict[str, str]]]:
+    """What is written of every operator, compiled in one go."""
+    found = {kind: written(kind) for kind in sorted(KINDS)}
+    programs = [program for some, _ in found.values() for _, program in some]
+    runs = iter(library(programs, tmp_path_factory.mktemp("operators"), ["-O1", *TARGETS["native"].flags]))
+    return {kind: ([(case, next(runs)) for case, _ in some], refused) for kind, (some, refused) in found.items()}
+
+
 @needs_gcc
-@pytest.mark.parametrize("kind", sorted(NODES))
-def test_a_node_gives_what_onnx_expects(kind: str, tmp_path: Path) -> None:
-    programs, refused = written(kind)
-    assert len(programs) == COUNTS[kind], refused
-    if not programs:
-        return
-    runs = library([program for _, program in programs], tmp_path, ["-O1", *TARGETS["native"].flags])
-    for (case, _), run in zip(programs, runs, strict=True):
+@pytest.mark.parametrize("kind", sorted(KINDS))
+def test_a_node_gives_what_onnx_expects(kind: str, operators: dict[str, tuple[list[tuple[Any, Compiled]], dict[str, str]]]) -> None:
+    runs, refused = operators[kind]
+    assert len(runs) == COUNTS[kind], refused
+    for case, run in runs:
         inputs, outputs = case.data_sets[0]
         for found, expected in zip(run(inputs[0]), outputs, strict=False):
             assert found.shape == expected.shape, case.name
