@@ -48,6 +48,11 @@ def write(program: Program, folder: Path) -> str:
     return next(name.removesuffix(".c") for name in program.files if name.endswith(".c"))
 
 
+def text_of(program: Program) -> list[str]:
+    """Its files without their first lines, which name the target: what two targets of as many lanes have in common."""
+    return [text.partition("\n")[2] for text in program.files.values()]
+
+
 def split(program: Program, flat: np.ndarray) -> list[np.ndarray]:
     """All outputs, each in its shape."""
     sizes = [math.prod(port.shape) for port in program.outputs]
