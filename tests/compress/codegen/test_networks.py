@@ -1,12 +1,14 @@
 """Whole networks as C against ONNX Runtime: every tensor between, the logits, the answers."""
 
+import functools
+import tempfile
 from pathlib import Path
 
 import c_networks as networks
 import numpy as np
 import onnx
 import pytest
-from compiled_c import library, needs_gcc
+from compiled_c import Compiled, library, needs_gcc
 from onnx import helper
 from static_int8 import exact_sums
 
@@ -15,7 +17,7 @@ from compress.codegen.target import TARGETS
 from compress.graphs.probe import with_outputs
 
 NATIVE = TARGETS["native"]
-FAST = ["-O2", *NATIVE.flags]
+FAST = ["-O1", *NATIVE.flags]
 
 
 def all_tensors(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -25,24 +27,32 @@ def all_tensors(model: onnx.ModelProto) -> onnx.ModelProto:
     return with_outputs(model, dict.fromkeys(names))
 
 
+@functools.cache
+def compiled(name: str) -> dict[tuple[str, bool], Compiled]:
+    """A network in float32 ("float") and in "int8", and each once more with all tensors or integers as outputs, in one go."""
+    floats, int8 = networks.model(name), networks.model(name, int8=True)
+    models = {("float", False): floats, ("float", True): all_tensors(floats)}
+    models |= {("int8", False): int8, ("int8", True): networks.with_integers(name)}
+    programs = [generate(model, name=f"net{number}", target=NATIVE) for number, model in enumerate(models.values())]
+    with tempfile.TemporaryDirectory() as folder:
+        return dict(zip(models, library(programs, Path(folder), FAST), strict=True))
+
+
 @needs_gcc
 @pytest.mark.parametrize("name", networks.SHAPES)
-def test_every_tensor_is_that_of_onnx_runtime(name: str, tmp_path: Path) -> None:
-    model = all_tensors(networks.model(name))
-    program = generate(model, name="every", target=NATIVE)
-    [run] = library([program], tmp_path, FAST)
+def test_every_tensor_is_that_of_onnx_runtime(name: str) -> None:
+    model, run = all_tensors(networks.model(name)), compiled(name)["float", True]
     batch = networks.images(name)[:3]
     for image, expected in zip(batch, networks.answers(model, batch, as_written=True), strict=True):
-        for port, found, wanted in zip(program.outputs, run(image), expected, strict=True):
+        for port, found, wanted in zip(run.program.outputs, run(image), expected, strict=True):
             assert found.shape == wanted.shape
             np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-5 * np.abs(wanted).max(), err_msg=port.name)
 
 
 @needs_gcc
 @pytest.mark.parametrize("name", networks.SHAPES)
-def test_float32_logits_and_answers_are_those_of_onnx_runtime(name: str, tmp_path: Path) -> None:
-    model = networks.model(name)
-    [run] = library([generate(model, name="net", target=NATIVE)], tmp_path, FAST)
+def test_float32_logits_and_answers_are_those_of_onnx_runtime(name: str) -> None:
+    model, run = networks.model(name), compiled(name)["float", False]
     batch = networks.images(name)
     found, wanted = (np.concatenate([one[0] for one in many]) for many in (map(run, batch), networks.answers(model, batch)))
     np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-5 * np.abs(wanted).max())
@@ -51,14 +61,12 @@ def test_float32_logits_and_answers_are_those_of_onnx_runtime(name: str, tmp_pat
 
 @needs_gcc
 @pytest.mark.parametrize("name", networks.SHAPES)
-def test_int8_integers_are_those_of_onnx_runtime_but_for_ties(name: str, tmp_path: Path) -> None:
+def test_int8_integers_are_those_of_onnx_runtime_but_for_ties(name: str) -> None:
     """ONNX Runtime divides by a scale where C multiplies by its inverse, and sums up in float32: what lies at a half may round either way.
 
     So does it itself without its optimiser; all integers are outputs here, and as many of them may differ by as much.
     """
-    every = networks.with_integers(name)
-    program = generate(every, name="every", target=NATIVE)
-    [run] = library([program], tmp_path, FAST)
+    every, run = networks.with_integers(name), compiled(name)["int8", True]
     batch = networks.images(name)[:5]
     found, wanted, other = (
         np.concatenate([part.ravel() for one in many for part in one[1:]]).astype(np.float32)
@@ -71,10 +79,9 @@ def test_int8_integers_are_those_of_onnx_runtime_but_for_ties(name: str, tmp_pat
 
 @needs_gcc
 @exact_sums
-def test_emnist_in_int8_is_bit_for_bit_onnx_runtime(tmp_path: Path) -> None:
+def test_emnist_in_int8_is_bit_for_bit_onnx_runtime() -> None:
     """It has convolutions, maxima and matrix products alone, whose integers have no ties: 1,000 images, every logit the same."""
-    model = networks.model("emnist", int8=True)
-    [run] = library([generate(model, name="net", target=NATIVE)], tmp_path, FAST)
+    model, run = networks.model("emnist", int8=True), compiled("emnist")["int8", False]
     batch = networks.images("emnist", 1000)
     found, wanted = (np.concatenate([one[0] for one in many]) for many in (map(run, batch), networks.answers(model, batch)))
     np.testing.assert_array_equal(found, wanted)
@@ -82,10 +89,9 @@ def test_emnist_in_int8_is_bit_for_bit_onnx_runtime(tmp_path: Path) -> None:
 
 @needs_gcc
 @pytest.mark.parametrize("name", ["k49", "residual", "mixed"])
-def test_int8_answers_differ_only_where_onnx_runtime_itself_is_undecided(name: str, tmp_path: Path) -> None:
+def test_int8_answers_differ_only_where_onnx_runtime_itself_is_undecided(name: str) -> None:
     """ONNX Runtime with and without its optimiser rounds ties differently too; how far its logits move so is how far ours may."""
-    model = networks.model(name, int8=True)
-    [run] = library([generate(model, name="net", target=NATIVE)], tmp_path, FAST)
+    model, run = networks.model(name, int8=True), compiled(name)["int8", False]
     batch = networks.images(name)
     found, wanted, other = (
         np.concatenate([one[0] for one in many])
