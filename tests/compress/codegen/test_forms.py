@@ -186,7 +186,7 @@ def test_aarch64_gives_the_same_integers(name: str, target: str, tmp_path: Path)
     program, batch = generate(networks.with_integers(name), name="net", target=TARGETS[target]), networks.images(name)[:5]
     same, expected = scalar(name)
     assert text_of(program) == text_of(same)
-    flags, run = ["-O2" if name == "mixed" else "-O1", "-static", *TARGETS[target].flags], ("qemu-aarch64", "-cpu", "max")
+    flags, run = ["-O2", "-static", *TARGETS[target].flags], ("qemu-aarch64", "-cpu", "max")
     found = executable(program, tmp_path / "main", flags, "aarch64-linux-gnu-gcc", run, batch)
     for one, truth in zip(found, expected[: len(batch)], strict=True):
         for port, part, wanted in zip(program.outputs[1:], one[1:], truth[1:], strict=True):
@@ -200,7 +200,7 @@ def test_aarch64_gives_the_same_float32_logits(tmp_path: Path) -> None:
     model, batch = networks.model("k49"), networks.images("k49")[:5]
     program = generate(model, name="net", target=TARGETS["aarch64"])
     found = executable(
-        program, tmp_path / "main", ["-O1", "-static", *TARGETS["aarch64"].flags], "aarch64-linux-gnu-gcc", ("qemu-aarch64",), batch
+        program, tmp_path / "main", ["-O2", "-static", *TARGETS["aarch64"].flags], "aarch64-linux-gnu-gcc", ("qemu-aarch64",), batch
     )
     for one, wanted in zip(found, networks.answers(model, batch), strict=True):
         np.testing.assert_allclose(one[0], wanted[0], rtol=0, atol=1e-5 * np.abs(wanted[0]).max())

@@ -17,7 +17,7 @@ from compress.codegen.target import TARGETS
 from compress.graphs.probe import with_outputs
 
 NATIVE = TARGETS["native"]
-FAST = ["-O1", *NATIVE.flags]
+FAST = ["-O2", *NATIVE.flags]
 
 
 def all_tensors(model: onnx.ModelProto) -> onnx.ModelProto:
