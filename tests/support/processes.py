@@ -38,6 +38,10 @@ class Running:
     def runs(self) -> bool:
         return self._process.is_alive()
 
+    def ends_within(self, seconds: float) -> bool:
+        self._process.join(seconds)
+        return not self._process.is_alive()
+
     def signal(self, number: signal.Signals) -> None:
         """To itself, and SIGKILL to all that it started too."""
         assert self._process.pid is not None

@@ -16,6 +16,7 @@ from sklearn.datasets import load_digits
 from sklearn.metrics import average_precision_score
 from stand_ins import Commands
 
+import compress
 from compress.artifacts.artifact import read_artifact
 from compress.stages.verify import verify
 from compress.train.sources import load_data
@@ -24,6 +25,23 @@ from compress.train.sources import load_data
 @pytest.fixture(scope="module")
 def theirs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return foreign(tmp_path_factory.mktemp("theirs") / "net.onnx")
+
+
+@pytest.fixture(scope="module")
+def in_int8(theirs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The file that comes of it."""
+    ours = compress.open(data="digits", mean=(0.5,), std=(0.25,), runs=tmp_path_factory.mktemp("runs"))
+    return ours.quantize(onnx=theirs, mode="static", images=64).payload
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file for images of 16x16, untrained."""
+    path = tmp_path_factory.mktemp("small") / "small.onnx"
+    torch.manual_seed(0)
+    network = torch.nn.Sequential(torch.nn.Conv2d(1, 8, 3, 2), torch.nn.ReLU(), torch.nn.Flatten(), torch.nn.Linear(392, 10)).eval()
+    torch.onnx.export(network, (torch.rand(1, 1, 16, 16),), path, dynamo=True, verbose=False)
+    return path
 
 
 @pytest.fixture
@@ -233,13 +251,9 @@ def test_a_name_that_is_no_folders_is_one_line(name: str, here: Path, theirs: Pa
 
 
 @pytest.mark.parametrize("mode", ["auto", "static", "dynamic", "int8-weights"])
-def test_what_is_quantized_already_is_refused(here: Path, theirs: Path, run: Commands, mode: str) -> None:
-    common = ("--data", "digits", *NORMALISED)
-    made = run.done("quantize", "--onnx", str(theirs), *common, "--mode", "static", "--images", "64")
-    quantized = Path(made["artifact"]) / "model.onnx"
-    again = here / "int8.onnx"
-    again.write_bytes(quantized.read_bytes())
-    assert "is quantized already" in refused(here, run, "--onnx", str(again), *common, "--mode", mode)
+def test_what_is_quantized_already_is_refused(here: Path, in_int8: Path, run: Commands, mode: str) -> None:
+    (again := here / "int8.onnx").write_bytes(in_int8.read_bytes())
+    assert "is quantized already" in refused(here, run, "--onnx", str(again), "--data", "digits", *NORMALISED, "--mode", mode)
 
 
 def test_a_file_without_data_is_refused(here: Path, theirs: Path, run: Commands) -> None:
@@ -247,7 +261,7 @@ def test_a_file_without_data_is_refused(here: Path, theirs: Path, run: Commands)
 
 
 @pytest.mark.parametrize("kind", ["pictures", "float.npz", "folder/of.npy"])
-def test_images_without_labels_calibrate(here: Path, theirs: Path, run: Commands, kind: str) -> None:
+def test_images_without_labels_calibrate(here: Path, small: Path, run: Commands, kind: str) -> None:
     """As pictures and as arrays, with what the file answers in the place of labels."""
     images = load_digits().images[:400].repeat(2, 1).repeat(2, 2)  # 0 to 16
     path = here / kind
@@ -264,10 +278,6 @@ def test_images_without_labels_calibrate(here: Path, theirs: Path, run: Commands
     else:
         np.save(path, bytes_)
         path = path.parent
-    small = here / "small.onnx"
-    torch.manual_seed(0)
-    network = torch.nn.Sequential(torch.nn.Conv2d(1, 8, 3, 2), torch.nn.ReLU(), torch.nn.Flatten(), torch.nn.Linear(392, 10)).eval()
-    torch.onnx.export(network, (torch.rand(1, 1, 16, 16),), small, dynamo=True, verbose=False)
     made = run.done("quantize", "--onnx", str(small), "--calibrate", str(path), *ranged, "--mode", "static", "--images", "64")
     assert made["metrics"]["validation"]["accuracy"] > 0.9
     about = read_artifact(Path(made["artifact"]), "graph").manifest.data

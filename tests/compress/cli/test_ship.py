@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
+from real_data import few_digits
 from safetensors.torch import load_file
 from stand_ins import Silent
 
@@ -31,20 +32,9 @@ SHAPE = (1, 28, 28)
 SHIPPED = sorted(path.name for path in opening.WEIGHTS.glob("[!.]*"))
 
 
-def write_data(folder: Path) -> Path:
-    """Some of the digits in the Kuzushiji-49 layout, under a name of their own."""
-    folder.mkdir()
-    data = load_data("digits")
-    for part, count in (("train", 200), ("test", 60)):
-        whole = getattr(data, part)
-        np.savez(folder / f"{part}-imgs.npz", whole.images[:count, 0])
-        np.savez(folder / f"{part}-labels.npz", whole.labels[:count])
-    return folder
-
-
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_data(tmp_path_factory.mktemp("data") / "letters9")
+    return few_digits(tmp_path_factory.mktemp("data") / "letters9")
 
 
 @pytest.fixture(scope="module")

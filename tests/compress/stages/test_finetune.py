@@ -6,9 +6,8 @@ import os
 import random
 import shutil
 import signal
-import subprocess
-import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,6 +15,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from processes import Running
+from real_data import few_digits
 from safetensors.torch import load_file
 from stand_ins import Silent, recorded
 
@@ -410,7 +411,7 @@ channels = [4, 8]
 hidden = 16
 [train]
 epochs = 3
-batch = 64
+batch = 32
 [prune]
 epochs = 2
 [remove-channels]
@@ -420,6 +421,7 @@ between = 1
 epochs = 2
 [quantize]
 images = 64
+time_limit = 1
 [benchmark]
 launches = 2
 time_limit = 0
@@ -427,37 +429,40 @@ rounds = 1
 samples = 5
 sweeps = false
 """
+WHOLE = ("run", "--recipe", "recipe.toml", "--data", "few", "--device", "cpu")
 
 
-def whole_run(folder: Path) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", "compress", "run", "--recipe", "recipe.toml", "--device", "cpu"]
-    return subprocess.Popen(command, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+def recipe_in(folder: Path) -> Path:
+    few_digits(folder / "few")
+    (folder / "recipe.toml").write_text(RECIPE)
+    return folder
 
 
-def test_killed_at_random_moments_leaves_no_damaged_artifact_and_the_next_run_finishes(tmp_path: Path) -> None:
-    """COMPRESS_KILLS=20 for the full count."""
-    (tmp_path / "recipe.toml").write_text(RECIPE)
+def test_killed_at_random_moments_leaves_no_damaged_artifact_and_the_next_run_finishes(
+    tmp_path: Path, start: Callable[..., Running]
+) -> None:
+    """What a killed run leaves is gone on from, and killed again, until it is nearly through. COMPRESS_KILLS=20 for the full count."""
+    whole = recipe_in(tmp_path / "whole")
     started = time.monotonic()
-    assert whole_run(tmp_path).wait() == 0
+    assert start(*WHOLE, cwd=whole).wait() == 0
     seconds = time.monotonic() - started
-    report = tmp_path / "runs" / "emnist" / "report" / "report.html"
-    assert report.is_file()
+    assert (whole / "runs" / "emnist" / "report" / "report.html").is_file()
     moments, killed, attempts = random.Random(0), 0, 0
     while killed < int(os.environ.get("COMPRESS_KILLS", "2")):
-        folder = tmp_path / str(attempts)
-        folder.mkdir()
+        folder, left = recipe_in(tmp_path / str(attempts)), seconds
         attempts += 1
-        (folder / "recipe.toml").write_text(RECIPE)
-        process = whole_run(folder)
-        time.sleep(moments.uniform(0.3, 1.0) * seconds)
-        if process.poll() is not None:  # faster than the first one was, on a machine that was busy then
-            seconds *= 0.7
-            continue
-        os.killpg(process.pid, signal.SIGKILL)
-        killed += process.wait() == -signal.SIGKILL
-        for manifest in folder.glob("runs/*/*/[!.]*/artifact.json"):
-            read_artifact(manifest.parent)
-        assert whole_run(folder).wait() == 0
-        weights = [sorted(base.glob("runs/emnist/*/*/weights.safetensors")) for base in (tmp_path, folder)]
-        assert [path.read_bytes() for path in weights[0]] == [path.read_bytes() for path in weights[1]]
+        while left > 0.1 * seconds and killed < int(os.environ.get("COMPRESS_KILLS", "2")):
+            moment = moments.uniform(0.1, 0.9) * left
+            process = start(*WHOLE, cwd=folder)
+            if process.ends_within(moment):  # faster than the first one was, on a machine that was busy then
+                seconds *= 0.7
+                break
+            process.signal(signal.SIGKILL)
+            killed += process.wait() == -signal.SIGKILL
+            left -= moment
+            for manifest in folder.glob("runs/*/*/[!.]*/artifact.json"):
+                read_artifact(manifest.parent)
+        assert start(*WHOLE, cwd=folder).wait() == 0
+        weights = [sorted(base.glob("runs/emnist/*/*/weights.safetensors")) for base in (whole, folder)]
+        assert len(weights[0]) == 4 and [path.read_bytes() for path in weights[0]] == [path.read_bytes() for path in weights[1]]
         assert not list(folder.glob("runs/*/*/.*")), "leftovers of the killed run"

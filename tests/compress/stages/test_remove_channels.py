@@ -417,6 +417,7 @@ def test_a_latency_goal_holds_for_what_comes_out_although_measurements_are_noisy
     """Each measurement is off by 3% (one standard deviation); the truth of what comes out is known here."""
     project, root = trained["emnist"]
     again = dataclasses.replace(project, force=True)
+    monkeypatch.setattr(finetune.Bench, "repaired", as_cut)  # what it computes does not count here
     monkeypatch.setattr(CountingClock, "noise", 0.06)
     monkeypatch.setattr(CountingClock, "generator", np.random.default_rng(0))
     config = dataclasses.replace(GOAL, max_macs=None, max_latency=0.5)
