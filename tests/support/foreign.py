@@ -21,9 +21,9 @@ def foreign(path: Path, opset: int = 18) -> Path:
     images = (torch.from_numpy(data.train.images.copy()).float() / 255 - 0.5) / 0.25
     labels = torch.from_numpy(data.train.labels.copy())
     optimiser = torch.optim.Adam(network.parameters(), 0.02)
-    for some in [some for _ in range(10) for some in torch.arange(len(labels)).split(256)]:
+    for _ in range(60):
         optimiser.zero_grad()
-        nn.functional.cross_entropy(network(images[some]), labels[some]).backward()
+        nn.functional.cross_entropy(network(images), labels).backward()
         optimiser.step()
     with warnings.catch_warnings():
         # torch 2.11's own use of a deprecated class
