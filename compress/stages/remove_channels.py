@@ -87,10 +87,12 @@ class Job:
 
     @cached_property
     def table(self) -> LatencyTable | None:
-        """What is known of layers on the machine where latency is measured."""
+        """What is known of layers on the machine where latency is measured, if it is a goal."""
+        if self.goals.max_latency is None or self.goals.runtime != "onnxruntime":
+            return None
         from .boards.latency_table import table_for
 
-        return table_for(self.project.place, self.project.console.say) if self.goals.runtime == "onnxruntime" else None
+        return table_for(self.project.place, self.project.console.say)
 
     @cached_property
     def _planned(self) -> dict[Path, dict[str, int]]:

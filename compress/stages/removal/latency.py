@@ -5,8 +5,7 @@ taken to be a part that stays, and a part of each use of a weight that shrinks a
 each, of which the first has lost half of its outputs, so the second half of its inputs: 0.25 + 0.25. What each part is, is found by least
 squares, and none is negative: more channels never take less time, whatever the noise says. Before anything is measured the layers share
 nine tenths, as the machine's latency table says (``boards.latency_table``), else half of it by MACs and half alike, each with a doubt as
-large as its share. What a multiple of channels gains is no part of it:
-all networks of one search have the same.
+large as its share. What a multiple of channels gains is no part of it: all networks of one search have the same.
 
 The network that is foretold to meet the goal is measured, which the next one is foretold by, until one meets it closely. Latency is noisy,
 and whoever takes the largest network that was once measured below a goal takes the one that was lucky. So that one is measured again,

@@ -23,6 +23,7 @@ from compress.artifacts.parts import Rounded, Rounding
 from compress.artifacts.project import New, Project, variant_name
 from compress.artifacts.recipe import Tutoring, load_recipe
 from compress.artifacts.records import checked
+from compress.benchmarks.boards.known import latency_file
 from compress.benchmarks.errors import BenchmarkError
 from compress.benchmarks.place import HERE, Place
 from compress.benchmarks.statistics import Interval
@@ -452,6 +453,18 @@ def test_when_the_time_is_over_the_best_so_far_is_taken_and_that_is_said(trained
     made = remove_in_steps(project, root, config, TUTORING, RECIPE)
     assert made.manifest.metrics.widths == {"conv1": (8, 2), "conv2": (12, 3), "fc1": (16, 4)}, "the floor is all that is sure"
     assert any("the time limit is over; takes the best of 0 networks so far" in line for line in project.console.said)  # type: ignore[attr-defined]
+
+
+def test_a_latency_table_is_asked_for_a_goal_in_latency_alone(trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A damaged one stops that, in a line, and nothing else."""
+    project, root = trained["emnist"]
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    latency_file("here").parent.mkdir(parents=True)
+    latency_file("here").write_text("{")
+    again = dataclasses.replace(project, force=True)
+    assert macs(remove_in_steps(again, root, GOAL, TUTORING, RECIPE)) <= 0.5 * macs(root)
+    with pytest.raises(CompressError, match=r"here.json .*run `compress board profile` again"):
+        remove_in_steps(again, root, dataclasses.replace(GOAL, max_macs=None, max_latency=0.5), TUTORING, RECIPE)
 
 
 def test_time_is_shared_by_the_steps() -> None:
