@@ -28,6 +28,7 @@ from .remote import NEEDED, Address, Board, Connection, Machine
 ROOM = 400_000_000  # bytes: twice what is installed
 SKEW = 3600.0  # seconds
 PROCESSORS = ("x86_64", "aarch64")
+THIS = "here"  # what this machine is called where a board is named
 NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,39}")
 
 
@@ -51,8 +52,10 @@ def known() -> dict[str, str]:
 
 def add(name: str, text: str, offline: bool = False) -> Machine:
     """Look at the machine, give it what it needs, and remember it."""
-    if not NAME.fullmatch(name):
-        raise BenchmarkError(f"name (={name}) must be of letters, digits, dots and dashes, such as pi4")
+    if not NAME.fullmatch(name) or name == THIS:
+        raise BenchmarkError(
+            f'name (={name}) must be of letters, digits, dots and dashes, such as pi4, and not "{THIS}", which is this machine'
+        )
     address, needed = Address.of(text), requirements()
     with closing(Connection(name, address, list(needed))) as link:
         machine = link.machine
@@ -96,7 +99,7 @@ def remove(name: str) -> str:
 
 
 def latency_file(name: str) -> Path:
-    """Where the latency table of a machine lies; that of this one is called "here"."""
+    """Where the latency table of a machine lies, by its name, or `THIS`."""
     return _file().parent / "latency" / f"{name}.json"
 
 

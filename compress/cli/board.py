@@ -12,8 +12,6 @@ from ..errors import CompressError, shown
 from .tables import paragraphs, table
 from .terminal import Terminal, tell
 
-HERE = "here"
-
 
 @click.group()
 def board() -> None:
@@ -93,9 +91,14 @@ def profile(name: str, out: Path | None) -> None:
 
     if out is not None and not out.parent.is_dir():
         raise CompressError(f"out (={shown(str(out), 160)}) lies in a folder that does not exist; make it first")
+    if name not in (boards.THIS, *boards.known()):
+        there = ", ".join(boards.known()) or "none"
+        raise CompressError(
+            f"name (={shown(name)}) is no board that is known ({there}), nor here; `compress board add NAME ssh://user@host`"
+        )
     terminal = Terminal()
     try:
-        found = measured(boards.place_named(None if name == HERE else name, terminal.progress), terminal.progress)
+        found = measured(boards.place_named(None if name == boards.THIS else name, terminal.progress), terminal.progress)
     finally:
         terminal.close()
     for path in filter(None, (boards.latency_file(name), out)):

@@ -26,7 +26,7 @@ from msgspec import Meta
 from numpy.typing import NDArray
 
 from ...artifacts.records import read_record
-from ...benchmarks.boards.known import latency_file
+from ...benchmarks.boards.known import THIS, latency_file
 from ...benchmarks.machine import Machine
 from ...benchmarks.place import Place
 from ...benchmarks.statistics import Positive
@@ -185,7 +185,7 @@ def _written(layer: Layer, count: int, folder: Path) -> Path:
 
 def table_for(place: Place, say: Callable[[str], Any]) -> LatencyTable | None:
     """The table of that machine where it was profiled; none where its processor is another one now."""
-    path = latency_file(place.name or "here")
+    path = latency_file(place.name or THIS)
     if place.name.startswith("ssh:") or not path.is_file():
         return None
     found = read_table(path)

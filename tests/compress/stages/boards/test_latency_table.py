@@ -197,7 +197,9 @@ def test_networks_are_foretold_on_the_command_line(
         (("foretell", "no.json", "a.onnx"), "table (=no.json) does not exist; name a file that `compress board profile` wrote"),
         (("foretell", "odd.json", "a.onnx"), "run `compress board profile` again"),
         (("foretell", "flat.json", "a.onnx"), "weight (=[4]) must be 4 sizes for conv"),
-        (("profile", "pi4"), "on (=pi4) is no board that is known (none); `compress board add pi4 ssh://user@host`"),
+        (("profile", "pi4"), "name (=pi4) is no board that is known (none), nor here; `compress board add NAME ssh://user@host`"),
+        (("profile", "ssh://pi@pi4"), "name (=ssh://pi@pi4) is no board that is known (none), nor here"),
+        (("add", "here", "ssh://pi@pi4"), 'such as pi4, and not "here", which is this machine'),
         (("profile", "here", "--out", "none/here.json"), "out (=none/here.json) lies in a folder that does not exist; make it first"),
     ],
 )
