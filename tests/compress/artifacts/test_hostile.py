@@ -224,7 +224,7 @@ def test_a_benchmark_whose_values_are_others_is_refused_or_told(version: int, tm
         path.write_text(text, encoding="utf-8")
         result = read_scored(path)
         verdict = decide(result, Limits())
-        for told in (result_text(result, verdict.ship), as_csv([result]), _section(result, verdict, Limits(), 1)):
+        for told in (result_text(result, verdict), as_csv([result]), _section(result, verdict, Limits(), 1)):
             assert told
 
     read(json.dumps(raw))
