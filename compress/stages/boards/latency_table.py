@@ -140,7 +140,7 @@ def layers_of(file: Path) -> list[Layer]:
     for node in graph.nodes:
         if node.kind in ("QuantizeLinear", "DequantizeLinear") or node.kind.startswith("QLinear"):
             raise CompressError(
-                f'{file}: node "{shown(node.name)}" ({node.kind}) is of int8, and a latency table has float32; name that file'
+                f'{file}: node "{shown(node.name)}" ({node.kind}) is of int8, and a latency table has float32; name the file it was made of'
             )
         out, into = graph.shapes[node.outputs[0]], graph.shapes.get(node.inputs[0], ())
         before = makers.get(node.inputs[0])

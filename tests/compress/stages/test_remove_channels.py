@@ -80,8 +80,9 @@ class CountingClock:
 
 
 @pytest.fixture(autouse=True)
-def quick_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+def quick_clock(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(cost, "Clock", CountingClock)
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))  # no latency table of whoever runs this
 
 
 def few() -> DataSet:
