@@ -183,7 +183,7 @@ def test_nothing_is_written_but_outputs_and_arena(tmp_path: Path) -> None:
     ],
 )
 def test_aarch64_gives_the_same_integers(name: str, target: str, tmp_path: Path) -> None:
-    program, batch = generate(networks.with_integers(name), name="net", target=TARGETS[target]), networks.images(name)[:5]
+    program, batch = generate(networks.with_integers(name), name="net", target=TARGETS[target]), networks.images(name)[:10]
     same, expected = scalar(name)
     assert text_of(program) == text_of(same)
     flags, run = ["-O2", "-static", *TARGETS[target].flags], ("qemu-aarch64", "-cpu", "max")
@@ -197,7 +197,7 @@ def test_aarch64_gives_the_same_integers(name: str, target: str, tmp_path: Path)
     not (shutil.which("aarch64-linux-gnu-gcc") and shutil.which("qemu-aarch64")), reason="needs an aarch64 gcc and qemu-user"
 )
 def test_aarch64_gives_the_same_float32_logits(tmp_path: Path) -> None:
-    model, batch = networks.model("k49"), networks.images("k49")[:5]
+    model, batch = networks.model("k49"), networks.images("k49")[:20]
     program = generate(model, name="net", target=TARGETS["aarch64"])
     found = executable(
         program, tmp_path / "main", ["-O2", "-static", *TARGETS["aarch64"].flags], "aarch64-linux-gnu-gcc", ("qemu-aarch64",), batch

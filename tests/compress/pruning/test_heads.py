@@ -79,10 +79,10 @@ class Transformer(nn.Module):
         return self.head(x.mean(1))
 
 
-def swin(version: int, stages: int = 2) -> nn.Module:
+def swin(version: int) -> nn.Module:
     """40 pixels are 10 x 10 places in windows of 4: padded, shifted, and then 5 x 5, padded again."""
     made = {1: {}, 2: {"block": SwinTransformerBlockV2, "downsample_layer": PatchMergingV2}}[version]
-    network = SwinTransformer([4, 4], 16, [2, 2][:stages], [2, 4][:stages], [4, 4], num_classes=5, **made)
+    network = SwinTransformer([4, 4], 16, [2, 2], [2, 4], [4, 4], num_classes=5, **made)
     for module in network.modules():
         if isinstance(module, ShiftedWindowAttention) and version == 1:
             nn.init.normal_(module.relative_position_bias_table)
@@ -129,8 +129,8 @@ def test_heads_and_width_go_and_what_is_stored_loads_again(name: str) -> None:
 
 
 def test_windows_in_a_file_give_what_they_give_in_torch(tmp_path: Path) -> None:
-    """Of shifted ones every window has a mask of its own, and ONNX knows one batch dimension. The first stage has both kinds."""
-    network = separate_heads(ready(lambda: swin(1, stages=1)))
+    """Of shifted ones every window has a mask of its own, and ONNX knows one batch dimension."""
+    network = separate_heads(ready(lambda: swin(1)))
     images = np.random.default_rng(0).integers(0, 256, (5, 3, 40, 40), dtype=np.uint8)
     export_onnx(network, tmp_path / "net.onnx", prepare=Prepare(PIXELS).eval(), example=torch.from_numpy(images[:2]), metadata={})
     found = parity(network, Prepare(PIXELS).eval(), tmp_path / "net.onnx", images, batch=3)
