@@ -4,6 +4,7 @@
 # make gpu       on a machine with a GPU: the tests that need one, and both networks trained, exported and measured on it
 # make fuzz      20,000 changed files for each reader; INPUTS=100000 for more; not in CI, which tries 900 of each
 # make fuzz-guided  the same for one reader, READER=npz, by coverage (atheris); not in CI
+# make wheels    for a package index, one with either ONNX Runtime; REPOSITORY=https://host/owner/name, which links of the README lead to
 # make mutants   which changes to the modules that decide the tests do not notice; MODULE=benchmarks/statistics.py for one; not in CI
 PYTHON ?= python3
 BIN := .venv/bin
@@ -12,7 +13,7 @@ SHELL := /bin/bash
 # Processes that share the tests, each up to 2 GB; a file's tests stay together, as they share what was trained for them.
 WORKERS ?= 2
 
-.PHONY: run test check types lint gpu mutants fuzz fuzz-guided clean
+.PHONY: run test check types lint gpu wheels mutants fuzz fuzz-guided clean
 
 # One thread: on images this small a second one only waits for the first.
 run: .venv/installed
@@ -49,6 +50,9 @@ gpu: $(if $(findstring $(BIN),$(GPU_PYTHON)),.venv/installed)
 		$(GPU_PYTHON) -m compress export-onnx --model $$model --runs build/gpu && \
 		$(GPU_PYTHON) -m compress benchmark --model $$model --runs build/gpu --quick || exit 1; \
 	done
+
+wheels: .venv/installed
+	$(BIN)/python .ci/wheels.py "$(REPOSITORY)"
 
 # A few minutes per module on one core. Modules, their tests and mutmut's settings are in pyproject.toml, how it is done in tests/mutants.py.
 mutants: .venv/mutants

@@ -34,7 +34,7 @@ from typing import Any
 import numpy as np
 
 from .compiled import Compiled, open_compiled
-from .errors import BenchmarkError, refuse_odd_name
+from .errors import BenchmarkError, MissingError, refuse_odd_name
 from .inputs import Predict, Taken, fitting, taken
 from .machine import has_cuda_driver
 
@@ -152,7 +152,7 @@ class Opened:
 
 
 def import_runtime(candidate: Candidate) -> None:
-    """Import the library, so that the time to load a model holds the model only; BenchmarkError where it, or a CUDA driver, is missing."""
+    """Import the library, so that loading a model is timed alone; MissingError without it, BenchmarkError without a CUDA driver."""
     if (candidate.library, candidate.device) == ("torch", "cuda") and not has_cuda_driver():
         raise BenchmarkError("no CUDA device")
     if candidate.runtime == "c":
@@ -161,8 +161,8 @@ def import_runtime(candidate: Candidate) -> None:
     try:
         importlib.import_module(package)
     except ModuleNotFoundError:
-        extra = f"; `pip install 'compress-edge[{candidate.library}]'`" if candidate.library == "litert" else ""
-        raise BenchmarkError(f"{told} is not installed{extra}") from None
+        extra = f"; `pip install 'compress-edge[{candidate.library}]'`" if candidate.library in ("litert", "openvino") else ""
+        raise MissingError(f"{told} is not installed{extra}") from None
 
 
 def open_model(candidate: Candidate, shape: tuple[int, int, int], classes: int | None, threads: int) -> Opened:

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from served import Service
 from stand_ins import recorded
 
 from compress.artifacts.artifact import InputSpec
@@ -26,6 +27,7 @@ from compress.artifacts.project import Project
 from compress.artifacts.recipe import Tutoring
 from compress.cli.main import EXTRAS
 from compress.cli.terminal import Terminal
+from compress.litert.convert import convert
 from compress.stages.export import ExportConfig, export
 from compress.stages.quantize import QuantizeConfig, quantize
 from compress.stages.train import train
@@ -83,15 +85,18 @@ def board(tmp_path_factory: pytest.TempPathFactory, wheel: Path) -> Board:
     return Board(python=python, folder=folder)
 
 
-@pytest.fixture(scope="module")
-def graphs(board: Board, wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What the extra ``onnx`` adds, in a folder of its own."""
-    folder = tmp_path_factory.mktemp("graphs")
-    done = pip(board.python, "--no-compile", "--prefix", str(folder), f"{wheel}[onnx]")
+def added(board: Board, wheel: Path, extras: str, folder: Path) -> Path:
+    """What these extras add to the board, in a folder of its own."""
+    done = pip(board.python, "--no-compile", "--prefix", str(folder), f"{wheel}[{extras}]")
     assert done.returncode == 0, done.stderr
     [packages] = folder.glob("lib/python*/site-packages")
-    assert not (packages / "numpy").exists()
+    assert not (packages / "numpy").exists() and not (packages / "torch").exists()
     return packages
+
+
+@pytest.fixture(scope="module")
+def graphs(board: Board, wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return added(board, wheel, "onnx", tmp_path_factory.mktemp("graphs"))
 
 
 def _fill(folder: Path) -> None:
@@ -151,6 +156,25 @@ def test_quantize_chooses_on_the_board_with_onnx_and_without_torch(board: Board,
     assert code == 0, err
     assert json.loads(out)["metrics"]["choice"]["tried"] > 1
     assert board.run("verify", json.loads(out)["artifact"])[0] == 0
+
+
+def test_serve_and_tflite_files_need_their_extras_alone(board: Board, wheel: Path, tmp_path: Path) -> None:
+    (board.folder / "net.tflite").write_bytes(convert(board.folder / "fp32" / "model.onnx").content)
+    for arguments in (("serve", "fp32", "--port", "0"), ("verify", "net.tflite")):
+        code, out, err = board.run(*arguments)
+        assert (code, out) == (2, ""), err
+        assert re.search(r"not installed.*pip install 'compress-edge\[(serve|litert)\]'", err.splitlines()[-1]), err
+    packages = added(board, wheel, "serve,litert", tmp_path)
+    code, out, err = board.run("verify", "net.tflite", PYTHONPATH=str(packages))
+    assert (code, err) == (0, "") and out.endswith("net.tflite: proved\n"), out
+    service = Service(board.folder / "fp32", python=board.python, path=packages)
+    try:
+        vectors = np.load(board.folder / "fp32" / "vectors.npz")
+        status, told = service.read(np.moveaxis(vectors["images"], 1, -1), "fp32")
+        assert status == 200
+        assert [one["label"] for one in told["predictions"]] == [str(one) for one in vectors["logits"].argmax(1)], "digits are their labels"
+    finally:
+        service.stop()
 
 
 def test_verify_proves_both_models_and_finds_a_cut_one(board: Board) -> None:

@@ -32,7 +32,7 @@ from ..artifacts.artifact import MANIFEST, MOST_VALUES, PAYLOAD, read_artifact, 
 from ..artifacts.vectors import TOLERANCE, VECTORS, Vectors, read_vectors
 from ..benchmarks.boards.known import place_named
 from ..benchmarks.boards.remote import CutError
-from ..benchmarks.errors import BenchmarkError
+from ..benchmarks.errors import BenchmarkError, MissingError
 from ..benchmarks.inputs import Taken
 from ..benchmarks.place import answering
 from ..benchmarks.runtimes import Candidate, Opened, about_file, check_logits, onnx_session, open_model
@@ -168,6 +168,8 @@ def _in_litert(model: Path) -> Iterator[Check]:
         images = np.random.default_rng(0).integers(0, 256, (4, *entry.shape), np.uint8)
         candidate = Candidate(name=model.stem, path=model, runtime="litert")
         usual, plain = (open_file(candidate, entry.shape, 1, plain=how)[0](images) for how in (False, True))  # type: ignore[arg-type]
+    except MissingError:
+        raise
     except BenchmarkError as error:
         yield Check(name="loads", passed=False, detail=f"not in LiteRT: {error}")
         return
@@ -203,6 +205,8 @@ def _compute(model: Path, vectors: Vectors) -> list[Check]:
     if model.suffix == TFLITE:
         try:
             opened, logits, _, _ = _answer(model, vectors, "litert")
+        except MissingError:
+            raise
         except BenchmarkError as error:
             return [Check(name="loads", passed=False, detail=f"not in LiteRT: {error}")]
         return [Check(name="loads", passed=True, detail=_litert()), *_checks(vectors, logits, None)]

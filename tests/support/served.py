@@ -2,6 +2,7 @@
 
 import http.client
 import json
+import os
 import re
 import signal
 import socket
@@ -47,10 +48,12 @@ def write_model(path: Path, *, scale: float = 1.0, order: tuple[int, ...] = (0, 
 class Service:
     """``compress serve`` in a process, at a port of its own."""
 
-    def __init__(self, *arguments: str | Path) -> None:
-        command = [sys.executable, "-m", "compress", "serve", *map(str, arguments), "--port", "0"]
+    def __init__(self, *arguments: str | Path, python: str | Path = sys.executable, path: Path | None = None) -> None:
+        """``path``: where else that Python finds packages."""
+        command = [str(python), "-m", "compress", "serve", *map(str, arguments), "--port", "0"]
         command += [] if "--timeout" in arguments else ["--timeout", "60s"]  # machines that are busy with something else
-        self.process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        environment = os.environ | ({"PYTHONPATH": str(path)} if path is not None else {})
+        self.process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         self.said: list[str] = []
         assert self.process.stderr is not None
         while (line := self.process.stderr.readline()) and " serves " not in f" {line}":
