@@ -145,8 +145,9 @@ def serve(sources: Sequence[Source], config: ServeConfig, console: Console) -> S
 def _socket(config: ServeConfig) -> socket.socket:
     with ExitStack() as opened:
         try:
-            family, kind, _, _, where = socket.getaddrinfo(config.host, config.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
-            found = opened.enter_context(socket.socket(family, kind))
+            entries = socket.getaddrinfo(config.host, config.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+            *kind, _, where = entries[0]
+            found = opened.enter_context(socket.socket(*kind))  # asyncio sets TCP_NODELAY where the protocol is said to be TCP
             found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             found.bind(where)
         except OSError as error:

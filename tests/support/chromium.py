@@ -15,6 +15,7 @@ from typing import Any
 
 PROGRAM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 QUIET = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking", "--disable-component-update"]
+CAMERA = ["--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"]  # one that shows a moving picture, and is allowed
 # A name is never looked up: whatever would be asked of another host fails, and is seen in `Chromium.requests`.
 ALONE = [
     "--host-resolver-rules=MAP * ~NOTFOUND , EXCLUDE 127.0.0.1",
@@ -38,6 +39,7 @@ class Chromium:
         options = [
             *QUIET,
             *ALONE,
+            *CAMERA,
             f"--user-data-dir={profile}",
             f"--window-size={width},{height}",
             "--remote-debugging-pipe",
@@ -97,6 +99,18 @@ class Chromium:
         told = self.do("Runtime.evaluate", expression=expression, awaitPromise=True, returnByValue=True)
         assert "exceptionDetails" not in told, told["exceptionDetails"]
         return told["result"].get("value")
+
+    def press(self, *keys: str) -> None:
+        """Keys by their names, one after the other; "Shift+ArrowUp" with the shift key held."""
+        for key in keys:
+            name = key.removeprefix("Shift+")
+            for kind in ("keyDown", "keyUp"):
+                self.do("Input.dispatchKeyEvent", type=kind, key=name, modifiers=8 if name != key else 0)
+
+    def choose(self, expression: str, path: Path) -> None:
+        """Choose a file in the input that the expression gives."""
+        found = self.do("Runtime.evaluate", expression=expression)["result"]["objectId"]
+        self.do("DOM.setFileInputFiles", files=[str(path)], objectId=found)
 
     def resize(self, width: int, height: int) -> None:
         self.do("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False)

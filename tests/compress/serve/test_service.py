@@ -1,5 +1,6 @@
 """The whole service over its port: answers against the brightest of three pixels, and what must not be lost, held or let in."""
 
+import asyncio
 import http.client
 import json
 import os
@@ -18,6 +19,9 @@ from served import CLASSES, Service, lit, wait_for, write_model
 
 pytest.importorskip("fastapi", reason="the extra serve is not installed")
 pytest.importorskip("httptools", reason="the extra serve is not installed")
+from compress.serve.service import _socket
+from compress.serve.settings import ServeConfig
+
 if not Path("/proc/self/task").exists():
     pytest.skip("looks at processes in /proc", allow_module_level=True)
 
@@ -46,6 +50,24 @@ def test_images_are_read_and_models_described(serve: Start, model: Path, tmp_pat
     assert all(re.fullmatch(r"(# (HELP|TYPE) \w+ .+)|(\w+(\{[^}]*\})? [0-9.e+-]+)", line) for line in figures.splitlines())
     code, out = service.stop()
     assert code == 0 and "2 requests answered, 4 images read, 0 requests refused" in out
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
+def test_a_short_answer_does_not_wait_for_the_last_ones_receipt(host: str) -> None:
+    """asyncio switches Nagle's algorithm off where it sees that a socket is TCP's; else each answer of two parts waits 40 ms."""
+
+    async def accepted() -> int:
+        taken: asyncio.Queue[asyncio.StreamWriter] = asyncio.Queue()
+        listening = _socket(ServeConfig(host=host, port=0))
+        async with await asyncio.start_server(lambda _, writer: taken.put_nowait(writer), sock=listening):
+            _, ours = await asyncio.open_connection(*listening.getsockname()[:2])
+            theirs = await taken.get()
+            option: int = theirs.get_extra_info("socket").getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+            for one in (ours, theirs):
+                one.close()
+            return option
+
+    assert asyncio.run(accepted()) != 0
 
 
 def test_every_error_is_a_problem_of_one_sentence(serve: Start, model: Path) -> None:

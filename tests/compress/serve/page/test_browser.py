@@ -52,6 +52,13 @@ PIXELS = """(async (body, type) => {
 EVIDENCE = """((pixels, name) => evidence(state.models.find((one) => one.name === name),
   Uint8Array.from(atob(pixels), (letter) => letter.charCodeAt(0)), RAW))"""
 
+ANSWERED = """new Promise((go) => {
+  const done = () => state.chosen.every((one) => one.label !== null && !one.busy) && $("told").textContent !== "Nothing yet.";
+  const about = (one) => ({ name: one.model.name, label: one.label, pixels: [...render(one.model)], text: one.card.innerText });
+  const look = () => done() ? go(state.chosen.map(about)) : setTimeout(look, 20);
+  look();
+})"""
+
 
 def convolutions(path: Path) -> Path:
     """A random network of two convolutions for grey pictures of 28x28, with logits and probabilities, as the toolkit writes them."""
@@ -118,6 +125,18 @@ class Shown:
     def read(self, name: str, bodies: list[bytes], kind: str) -> np.ndarray:
         given = json.dumps([base64.b64encode(one).decode() for one in bodies])
         return np.array(self.browser.ask(f"{READ}({given}, {json.dumps(name)}, {json.dumps(kind)})"))
+
+    def label(self, name: str, images: np.ndarray) -> str:
+        """What is read here in one image (1, C, H, W)."""
+        model = self.models[name]
+        return model.classes[int(model.sure(images)[0].argmax())]
+
+    def label_of_pixels(self, name: str, pixels: list[int]) -> str:
+        """What is read here in the image that the page makes of a drawing, on which there is something."""
+        channels, height, width = self.models[name].spec.shape
+        image = np.array(pixels, np.uint8).reshape(height, width, channels).transpose(2, 0, 1)
+        assert image.max() > 100
+        return self.label(name, image[None])
 
 
 @pytest.fixture(scope="module")
@@ -227,19 +246,53 @@ def test_a_drawing_is_read_and_the_latency_is_the_browsers(shown: Shown) -> None
     ):
         place = {"x": box["x"] + right * box["width"], "y": box["y"] + down * box["height"], "button": "left", "clickCount": 1}
         shown.browser.do("Input.dispatchMouseEvent", type=kind, buttons=0 if kind == "mouseReleased" else 1, **place)
-    told = ask("""new Promise((go) => {
-      const done = () => state.chosen.every((one) => one.label !== null && !one.busy) && $("told").textContent !== "Nothing yet.";
-      const about = (one) => ({ name: one.model.name, label: one.label, pixels: [...render(one.model)], text: one.card.innerText });
-      const look = () => done() ? go(state.chosen.map(about)) : setTimeout(look, 20);
-      look();
-    })""")
+    told = ask(ANSWERED)
     for one in told:
-        model = shown.models[one["name"]]
-        channels, height, width = model.spec.shape
-        image = np.array(one["pixels"], np.uint8).reshape(height, width, channels).transpose(2, 0, 1)
-        assert image.max() > 100 and one["label"] == model.classes[int(model.sure(image[None])[0].argmax())]
+        assert one["label"] == shown.label_of_pixels(one["name"], one["pixels"])
         assert " ms an image" in one["text"] and "compute " in one["text"]
     assert ask("$('error').textContent") == ""
+
+
+def test_the_keyboard_draws_and_takes_back(shown: Shown) -> None:
+    browser = shown.browser
+    browser.ask("clear(); $('canvas').focus()")
+    browser.press(" ", *["ArrowDown"] * 4, "Shift+ArrowLeft", " ", "ArrowRight", " ", *["ArrowUp"] * 3, " ")
+    lines = browser.ask("state.strokes")
+    assert [len(one) for one in lines] == [6, 4]
+    assert lines[0][4]["y"] - lines[0][0]["y"] == 4 * 28 and lines[0][4]["x"] - lines[0][5]["x"] == 7
+    for one in browser.ask(ANSWERED):
+        assert one["label"] == shown.label_of_pixels(one["name"], one["pixels"])
+    browser.press("Backspace")
+    assert len(browser.ask("state.strokes")) == 1
+    browser.press("Delete")
+    assert browser.ask("state.strokes") == []
+
+
+def test_a_file_is_read_by_networks_of_grey_and_of_colours(shown: Shown, tmp_path: Path) -> None:
+    (tmp_path / "blot.png").write_bytes(pictures(3)[2])
+    shown.browser.choose("$('file')", tmp_path / "blot.png")
+    shown.browser.ask("new Promise((go) => { const look = () => state.picture ? go(true) : setTimeout(look, 20); look(); })")
+    found = {one["name"]: one["label"] for one in shown.browser.ask(ANSWERED)}
+    body = (tmp_path / "blot.png").read_bytes()
+    assert found == {name: shown.label(name, images_of("image/png", body, one.spec, 10**6)) for name, one in shown.models.items()}
+
+
+def test_a_picture_of_the_camera_is_read(shown: Shown) -> None:
+    ask = shown.browser.ask
+    assert ask("$('camera').hidden") is False
+    ask("clear(); $('camera').click()")
+    ask("new Promise((go) => { const look = () => video.videoWidth && !video.hidden ? go(true) : setTimeout(look, 20); look(); })")
+    ask("$('take').click()")
+    body = ask("""new Promise((go) => {
+      const coded = (buffer) => btoa(Array.from(new Uint8Array(buffer), (one) => String.fromCharCode(one)).join(""));
+      const look = () => state.picture ? state.picture.arrayBuffer().then((one) => go(coded(one))) : setTimeout(look, 20);
+      look();
+    })""")
+    found = {one["name"]: one["label"] for one in ask(ANSWERED)}
+    assert ask("video.hidden && video.srcObject === null"), "the camera is off again"
+    picture = base64.b64decode(body)
+    assert np.ptp(np.asarray(Image.open(io.BytesIO(picture)).convert("L"))) > 50
+    assert found == {name: shown.label(name, images_of("image/png", picture, one.spec, 10**6)) for name, one in shown.models.items()}
 
 
 def test_a_file_that_cannot_be_run_is_told_and_the_others_go_on(shown: Shown, tmp_path: Path) -> None:
