@@ -3,6 +3,7 @@
 Nothing that is sent is kept, and no name from outside becomes a path.
 """
 
+import re
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
@@ -22,6 +23,7 @@ from .page.html import page_policy, service_page
 from .pool import Model
 from .settings import ServeConfig
 
+TASK = re.compile(r"/v1/models/(?P<name>[^/]+)/(?P<task>predict|explain)")
 GUARDED = (401, 403, 421)
 TASK_ERRORS = (400, 401, 403, 404, 408, 413, 415, 421, 422, 429, 500, 503)
 Models = Mapping[str, Model]
@@ -71,8 +73,20 @@ def make_app(models: Models, config: ServeConfig, lifespan: Callable[[], Any] | 
     app.add_exception_handler(Refused, _refused)
     app.add_exception_handler(HTTPException, _http)
     app.add_exception_handler(RequestValidationError, _invalid)
-    app.add_middleware(Guard, config=config, policy=page_policy(html))
+    app.add_middleware(Guard, config=config, policy=page_policy(html), refuse_full=_refuse_full(models))
     return app
+
+
+def _refuse_full(models: Models) -> Callable[[str], None]:
+    def refuse(path: str) -> None:
+        if (asked := TASK.fullmatch(path)) and (model := models.get(asked["name"])):
+            try:
+                model.refuse_full()
+            except Refused as error:
+                model.counts.answers[asked["task"], error.status] += 1
+                raise
+
+    return refuse
 
 
 def _add_state(app: FastAPI, models: Models, html: str) -> None:
@@ -115,7 +129,6 @@ def _add_tasks(app: FastAPI, models: Models, config: ServeConfig) -> None:
         try:
             content_type = request.headers.get("content-type", "")
             kind_of(content_type)
-            model.refuse_full()
             body = await bodies.read(request.receive, deadline)
             answer, waited = await model.ask(Job(task=task, content_type=content_type, body=body, deadline=deadline, seen=seen))
             if answer.status != 200:

@@ -1,7 +1,8 @@
 """What stands before the service: who may ask, how much they may send, and the headers that every answer has.
 
 Errors are ``application/problem+json`` (RFC 9457) with one sentence. Refused here: a page of another site, a name that is not this host's
-while only this machine may ask (DNS rebinding), no or another token, packed bodies, too large or too slow ones.
+while only this machine may ask (DNS rebinding), no or another token, packed bodies, too large or too slow ones, and what a full queue
+would not take: where more is asked than can be computed, refusing is most of the work, so it comes before anything is made of a request.
 """
 
 import asyncio
@@ -39,8 +40,9 @@ def problem(status: int, detail: str) -> bytes:
 class Guard:
     """An ASGI application around another one."""
 
-    def __init__(self, app: App, config: ServeConfig, policy: str) -> None:
-        self._app, self._config, self._policy = app, config, policy.encode()
+    def __init__(self, app: App, config: ServeConfig, policy: str, refuse_full: Callable[[str], None]) -> None:
+        """``refuse_full`` raises Refused for a path behind which no more may wait."""
+        self._app, self._config, self._policy, self._refuse_full = app, config, policy.encode(), refuse_full
         self._token = config.token
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -100,6 +102,8 @@ class Guard:
             raise Refused(415, "packed bodies are not read; send it without content-encoding")
         if (length := headers.get(b"content-length", b"0")).isdigit() and int(length[:20]) > self._config.body:
             raise Refused(413, f"{int(length[:20]):,} bytes are more than {self._config.body:,}; send fewer or smaller images")
+        if scope["method"] == "POST":
+            self._refuse_full(scope["path"])
 
 
 class Bodies:

@@ -187,11 +187,17 @@ def test_more_than_may_wait_are_told_when_to_come_again(serve: Start, model: Pat
     for one in clients:
         one.start()
         time.sleep(0.3)
+    with service.socket() as early:  # refused by its head, whatever is in the body, and before it comes
+        head = b"POST /v1/models/model/explain HTTP/1.1\r\nHost: localhost\r\nContent-Type: text/plain\r\nContent-Length: 16\r\n\r\n"
+        early.sendall(head)
+        assert early.recv(1000).startswith(b"HTTP/1.1 429 ")
     os.kill(worker, signal.SIGCONT)
     for one in clients:
         one.join()
     assert sorted(status for status, _ in answers) == [200, 200, 429, 429]
     assert all(later is not None and int(later) >= 1 for status, later in answers if status == 429)
+    figures = service.ask("GET", "/metrics")[2].decode()
+    assert all(f'{{model="model",task="{task}",status="429"}} {count}\n' in figures for task, count in (("predict", 2), ("explain", 1)))
 
 
 def test_what_was_accepted_is_answered_when_it_is_told_to_end(serve: Start, model: Path) -> None:
