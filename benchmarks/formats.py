@@ -43,7 +43,7 @@ class Units:
 
     def drop(self, lost: float) -> str:
         """``0.10``, ``0.0031``."""
-        return f"{lost:.3g}" if self.score else f"{lost:.2f}"
+        return f"{lost:z.3g}" if self.score else f"{lost:z.2f}"
 
     def of_one(self, one: Measurement) -> float | None:
         """What a variant scores."""

@@ -147,7 +147,7 @@ def artifact_text(artifact: Artifact) -> str:
         rows["rewritten"] = ", ".join(metrics.rewrites)
     if metrics.constants:
         rows |= _constant_rows(metrics.constants)
-    rows |= {"points lost by it": f"{metrics.points_lost:.2f}"} if metrics.points_lost is not UNSET else {}
+    rows |= {"points lost by it": f"{metrics.points_lost:z.2f}"} if metrics.points_lost is not UNSET else {}
     if about.stage == "quantize" and (target := about.config.get("target")):
         rows["made for"] = f"{target}, where its latency is unknown"
     if metrics.stored:
@@ -185,7 +185,7 @@ def _constant_rows(folded: Folded) -> dict[str, str]:
     if folded.tensors:
         before, after = folded.nodes
         rows["  nodes"] = f"{before} before, {after} now"
-        rows["  points lost by it"] = f"{folded.drop:.2f}, at most {folded.bound:.2f} with 95% confidence, on {folded.images:,} images"
+        rows["  points lost by it"] = f"{folded.drop:z.2f}, at most {folded.bound:.2f} with 95% confidence, on {folded.images:,} images"
     if folded.parity:
         rows["  parity with it"] = _parity_text(folded.parity)
     return rows | ({"  left": folded.left} if folded.left else {})
@@ -238,7 +238,7 @@ def _removal_text(metrics: Metrics, gains: Gains) -> str:
     parts += [str(gains.memory)] if gains.memory else []
     if drop := metrics.drop:
         told = _units(metrics)
-        lost = f"{told.score} lost: {told.drop(drop.value)}" if told.score else f"Balanced accuracy lost: {drop.value:.2f} points"
+        lost = f"{told.score} lost: {told.drop(drop.value)}" if told.score else f"Balanced accuracy lost: {drop.value:z.2f} points"
         parts.append(f"{lost}, at most {told.drop(drop.bound)} with 95% confidence ({drop.images:,} images)")
     if repair := metrics.repair:
         parts.append(_repair_text(repair, "as cut", _units(metrics)))

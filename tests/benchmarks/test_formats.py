@@ -1,6 +1,6 @@
 import pytest
 
-from compress.benchmarks.formats import MISSING, count, milliseconds, percent, size, times
+from compress.benchmarks.formats import MISSING, Units, count, milliseconds, percent, size, times
 from compress.benchmarks.statistics import Speedup
 
 
@@ -23,3 +23,10 @@ def test_counts_and_shares() -> None:
 def test_third_decimal_where_two_would_hide_the_side_of_one() -> None:
     assert times(Speedup(value=0.87, low=0.84, high=0.90)) == "0.87x, 95% interval 0.84 to 0.90"
     assert times(Speedup(value=1.0051, low=1.0011, high=1.0092)) == "1.005x, 95% interval 1.001 to 1.009"
+
+
+@pytest.mark.parametrize(
+    ("lost", "points", "of_iou"), [(-0.001, "0.00", "-0.001"), (-0.0, "0.00", "0"), (-0.2, "-0.20", "-0.2"), (1.234, "1.23", "1.23")]
+)
+def test_nothing_lost_has_no_sign(lost: float, points: str, of_iou: str) -> None:
+    assert (Units().drop(lost), Units("iou").drop(lost)) == (points, of_iou)
