@@ -167,7 +167,8 @@ class ExportOptions(MakeOptions, ScoreOptions, total=False):
 
 class ExportLitertOptions(MakeOptions, total=False):
     parity_images: Annotated[int, "Validation images that prove it.  [default: 1000]"]
-    onnx: Annotated[File, "Write this ONNX file, which another tool wrote; needs --data."]
+    onnx: Annotated[File, "Write this ONNX file, which another tool wrote; needs --data or --calibrate."]
+    calibrate: Annotated[File, "With --onnx: images without labels that prove it, a folder or an array (.npz, .npy)."]
 
 
 class ExportCOptions(TypedDict, total=False):

@@ -16,6 +16,7 @@ object on stdout and nothing else; progress and remarks go to stderr.
 
 import errno
 import os
+import re
 import signal
 import sys
 import tempfile
@@ -141,7 +142,7 @@ def _run() -> int:
         return stop.exit_code
     except click.ClickException as error:
         command = error.ctx.command_path if isinstance(error, click.UsageError) and error.ctx else "compress"
-        return _refuse(f"{error.format_message().rstrip('.')}; see {command} --help")
+        return _refuse(f"{error.format_message().rstrip('.')}; {_option_for(error)}see {command} --help")
     except (click.Abort, KeyboardInterrupt):
         with suppress(OSError):
             click.echo("\ncompress: stopped; what is finished is kept, and the same command goes on", err=True)
@@ -149,6 +150,15 @@ def _run() -> int:
     except Exception as error:  # noqa: BLE001 - here it ends
         told = _told(error)
         return _refuse(told) if told is not None else _fault(error)
+
+
+def _option_for(error: click.ClickException) -> str:
+    """Which option a file was meant for that was named without one."""
+    context = error.ctx if isinstance(error, click.UsageError) else None
+    named = re.search(r"unexpected extra argument \((\S+\.onnx)\)", error.format_message())
+    if context is None or named is None or not any("--onnx" in one.opts for one in context.command.params):
+        return ""
+    return f"name the file with --onnx {named[1]}, or "
 
 
 @contextmanager

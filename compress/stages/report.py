@@ -112,11 +112,20 @@ def needs_of_files(file: Path, result: Result, limits: Limits) -> dict[str, Need
     return found
 
 
+def _is_scored(path: Path) -> bool:
+    try:
+        return read_results(path).scored
+    except BenchmarkError:
+        return False
+
+
 def newest_results(folder: Path) -> list[Path]:
     """The newest benchmark in ``folder`` (``runs/<model>``), and of each other machine its newest that measured one of the same files."""
     found = find_artifacts(folder / "benchmark")
     if not found:
-        raise CompressError(f"{folder} has no benchmark yet; run `compress benchmark` first, or name a benchmark.json")
+        others = [path for path in folder.parent.glob("[!.]*/benchmark/[!.]*/benchmark.json") if _is_scored(path)]
+        such = f", such as {max(others, key=lambda path: path.stat().st_mtime)}" if others else ""
+        raise CompressError(f"{folder} has no benchmark yet; run `compress benchmark` first, or name a benchmark.json{such}")
     newest, *older = [one.payload for one in found]
     files, seen = set[str](), dict[tuple[str, ...], Path]()
     for path in [newest, *older] if older else []:

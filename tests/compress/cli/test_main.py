@@ -78,6 +78,8 @@ def test_every_command_is_there_and_has_help_with_an_example(capfd: pytest.Captu
         (["train", "--model", "net.py:make"], "there is no file net.py"),
         (["train", "--epochs", "0"], "epochs (=0) must be at least 1"),
         (["train", "--epochs", "many"], "'many' is not a valid integer; see compress train --help"),
+        (["quantize", "net.onnx"], "extra argument (net.onnx); name the file with --onnx net.onnx, or see compress quantize --help"),
+        (["train", "net.onnx"], "extra argument (net.onnx); see compress train --help"),
         (["train", "--option", "widths"], "option (=widths) must be NAME=VALUE"),
         (["train", "--option", "colour=3"], "colour"),
         (["train", "--option", "hidden=2020-01-01"], "option: hidden (=2020-01-01) is a date; write it as a text in quotes"),

@@ -223,4 +223,6 @@ def test_a_benchmark_of_one_machine_is_reported_alone(tmp_path: Path, monkeypatc
     of_machine("a", "2026-01-01T00:00:00+00:00", "aa")
     newest = of_machine("b", "2026-01-02T00:00:00+00:00", "aa")
     assert newest_results(Path("runs/k49")) == [newest]
+    with pytest.raises(CompressError, match=rf"^runs/emnist has no benchmark yet; .* or name a benchmark.json, such as {newest}$"):
+        newest_results(Path("runs/emnist"))
     assert report([newest], Path("report"), {}).across == ""

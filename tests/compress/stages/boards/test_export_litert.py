@@ -55,6 +55,16 @@ def test_the_file_is_proved_read_and_says_what_it_is(opened: compress.Network, t
     np.testing.assert_array_equal(ours.run(images), its.run(images))
 
 
+def test_images_without_labels_prove_it_too(tmp_path: Path) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (50, 28, 28), np.uint8)
+    np.savez(tmp_path / "some.npz", images)
+    without = compress.open(runs=tmp_path / "runs", console=Silent())
+    artifact = without.export_litert(onnx=net(tmp_path), calibrate=tmp_path / "some.npz", parity_images=5)
+    assert artifact.manifest.metrics.parity.images == 5 and verify(artifact.path).holds
+    with pytest.raises(CompressError, match=r"net.onnx\) does not say which images .* --calibrate"):
+        without.export_litert(onnx=net(tmp_path))
+
+
 def test_it_is_measured_beside_the_graph(opened: compress.Network, tmp_path: Path) -> None:
     artifact = made(opened, net(tmp_path))
     result = opened.benchmark(artifact.path, tmp_path / "net.onnx", quick=True, rounds=2, samples=20).result
