@@ -16,7 +16,7 @@ import hashlib
 import os
 import re
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -62,16 +62,16 @@ class _Session:
         self._loaded = Loaded(library, place=int(np.random.default_rng().integers(PAGE)))
         name, _, kind = library.taken
         self._entry = SimpleNamespace(name=name, type=kind)
-        self._addresses: dict[int, tuple[NDArray[Any], int]] = {}
+        self._calls: dict[int, Callable[[], Any]] = {}  # each keeps its image
 
     def get_inputs(self) -> list[SimpleNamespace]:
         return [self._entry]
 
     def run(self, _: None, fed: Mapping[str, NDArray[Any]]) -> tuple[NDArray[np.float32]]:
         image = fed[self._entry.name]
-        if id(image) not in self._addresses:  # it takes numpy as long to tell as a small layer
-            self._addresses[id(image)] = image, image.ctypes.data
-        self._loaded.run(self._addresses[id(image)][1])
+        if id(image) not in self._calls:  # it takes numpy as long to tell where it lies as a small layer
+            self._calls[id(image)] = self._loaded.bound(image)
+        self._calls[id(image)]()
         return (self._loaded.found,)
 
 
