@@ -65,8 +65,9 @@ def _as_it_is(images: np.ndarray) -> np.ndarray:
 
 def open_compiled(
     library: Compiled | str | None, shape: tuple[int, ...], probabilities: str, *, whole: bool, **normalised: Any
-) -> tuple[Any, Predict | None]:
-    """What it gives for images uint8 (B, C, H, W): the first output, or all of them, and that called ``probabilities``, if it has it.
+) -> tuple[Any, Predict | None, bool]:
+    """What it gives for images uint8 (B, C, H, W): the first output, or all of them, that called ``probabilities``, if it has it, and
+    whether it takes channels last.
 
     Raises BenchmarkError where there is the reason why there is none in place of a library.
     """
@@ -109,6 +110,6 @@ def open_compiled(
         return tuple(part.copy() for part in parts)
 
     if whole:
-        return every, None
+        return every, None, entry.last
     sure = [part for part, (name, _) in zip(parts[1:], library.outputs[1:], strict=True) if name == probabilities]
-    return giving(parts[0]), giving(sure[0]) if sure else None
+    return giving(parts[0]), giving(sure[0]) if sure else None, entry.last

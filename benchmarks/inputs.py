@@ -16,6 +16,7 @@ import numpy as np
 from .errors import BenchmarkError
 
 Predict = Callable[[np.ndarray], np.ndarray]
+UINT8 = np.dtype(np.uint8)
 TYPES = {"tensor(uint8)": np.uint8, "tensor(float)": np.float32, "tensor(float16)": np.float16}
 
 
@@ -38,7 +39,7 @@ class Taken:
 
     def fed(self, images: np.ndarray) -> np.ndarray:
         """Images uint8, or the floats made of them, (B, C, H, W), as the file takes them."""
-        if images.dtype != np.uint8:
+        if images.dtype != UINT8:
             images = images.astype(self.dtype, copy=False)
         elif self.dtype is not np.uint8:
             images = images.astype(np.float32) / np.float32(255)
@@ -57,7 +58,13 @@ class Taken:
 
         if not isinstance(self.batch, int):
             return flat
-        return lambda images: np.concatenate([flat(images[i : i + 1]) for i in range(len(images))])
+
+        def one_after_the_other(images: np.ndarray) -> np.ndarray:
+            if len(images) == 1:  # what is timed
+                return flat(images)
+            return np.concatenate([flat(images[i : i + 1]) for i in range(len(images))])
+
+        return one_after_the_other
 
     def one_by_one(self, run: Callable[[np.ndarray], Any]) -> Callable[[np.ndarray], Any]:
         """The same for a call that gives several outputs; of a file that takes one image at a time, what it gives for the last."""

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from .errors import BenchmarkError
-from .inputs import Predict, Taken, fitting, taken
+from .inputs import UINT8, Predict, Taken, fitting, taken
 from .runtimes import PROBABILITIES, Candidate, import_runtime
 
 SUFFIX = ".tflite"
@@ -47,13 +47,22 @@ class Integers(Taken):
     def rounded(self, numbers: np.ndarray) -> np.ndarray:
         return np.clip(np.rint(numbers / np.float32(self.scale)) + self.zero, -128, 127).astype(np.int8)
 
+    @cached_property
+    def alike(self) -> bool:
+        """All channels become the same numbers."""
+        return bool((self.table == self.table[0]).all())
+
     def fed(self, images: np.ndarray) -> np.ndarray:
-        images = self.table[np.arange(images.shape[1])[:, None, None], images] if images.dtype == np.uint8 else self.rounded(images)
+        if images.dtype == UINT8 and self.alike:  # an array of their numbers lies in the order in which they were asked for
+            return self.table[0].take(images.transpose(0, 2, 3, 1) if self.last else images)
+        images = self.table[np.arange(images.shape[1])[:, None, None], images] if images.dtype == UINT8 else self.rounded(images)
         return np.ascontiguousarray(images.transpose(0, 2, 3, 1)) if self.last else images
 
 
-def open_file(candidate: Candidate, shape: tuple[int, int, int], threads: int, *, plain: bool = False) -> tuple[Predict, Predict | None]:
-    """What it gives for images, and its probabilities where it has some; ``plain``: without XNNPACK."""
+def open_file(
+    candidate: Candidate, shape: tuple[int, int, int], threads: int, *, plain: bool = False
+) -> tuple[Predict, Predict | None, bool]:
+    """What it gives for images, its probabilities where it has some, and whether it takes channels last; ``plain``: without XNNPACK."""
     interpreter = _interpreter(candidate.path, threads, plain=plain)
     found = fitting(_inputs(interpreter), shape, mean=candidate.mean, std=candidate.std)
     [port, *_], outputs = interpreter.get_input_details(), interpreter.get_output_details()
@@ -61,20 +70,34 @@ def open_file(candidate: Candidate, shape: tuple[int, int, int], threads: int, *
         raise BenchmarkError("it gives nothing; export it again")
     entry = entry_of(port, found)
 
-    def every(images: np.ndarray, *some: Port) -> tuple[np.ndarray, ...]:
+    place = port["index"]
+
+    def compute(images: np.ndarray) -> None:
         try:
-            interpreter.set_tensor(port["index"], images)
+            interpreter.set_tensor(place, images)
             interpreter.invoke()
         except (ValueError, RuntimeError) as error:
             raise BenchmarkError(f"LiteRT cannot compute it: {first_line_of(error)}") from error
-        return tuple(numbers_of(interpreter.get_tensor(one["index"]), one) for one in some)
+
+    def giving(output: Port) -> Predict:
+        given, read = output["index"], reader_of(output)
+
+        def run(images: np.ndarray) -> np.ndarray:
+            compute(images)
+            return read(interpreter.get_tensor(given))
+
+        return entry.adapted(run)
 
     if candidate.whole:
-        return entry.one_by_one(lambda images: every(images, *outputs)), None
+        readers = [(one["index"], reader_of(one)) for one in outputs]
+
+        def every(images: np.ndarray) -> tuple[np.ndarray, ...]:
+            compute(images)
+            return tuple(read(interpreter.get_tensor(given)) for given, read in readers)
+
+        return entry.one_by_one(every), None, entry.last
     sure = [one for one in outputs[1:] if PROBABILITIES in one["name"]]
-    return entry.adapted(lambda images: every(images, outputs[0])[0]), entry.adapted(
-        lambda images: every(images, sure[0])[0]
-    ) if sure else None
+    return giving(outputs[0]), giving(sure[0]) if sure else None, entry.last
 
 
 def taken_by(path: Path) -> Taken:
@@ -144,12 +167,20 @@ def _is_quantized(port: Port) -> bool:
     return len(scales) == 1 and np.issubdtype(port["dtype"], np.integer)
 
 
-def numbers_of(found: np.ndarray, port: Port) -> np.ndarray:
-    """What integers that a file gives stand for; floats are what they are."""
+def reader_of(port: Port) -> Predict:
+    """Makes numbers of the integers that a file gives; floats are what they are."""
     if not _is_quantized(port):
-        return found
+        return lambda found: found
     scale, zero = port["quantization"]
-    return (found.astype(np.float32) - np.float32(zero)) * np.float32(scale)
+
+    def numbers_of(found: np.ndarray) -> np.ndarray:
+        numbers: np.ndarray = (found.astype(np.float32) - np.float32(zero)) * np.float32(scale)
+        return numbers
+
+    if np.dtype(port["dtype"]).itemsize > 1:
+        return numbers_of
+    table = numbers_of(np.arange(256, dtype=np.uint8).view(port["dtype"]))
+    return lambda found: table.take(found.view(np.uint8))
 
 
 def first_line_of(error: Exception) -> str:

@@ -10,7 +10,7 @@ from .inputs import Predict, fitting
 from .runtimes import PROBABILITIES, Candidate
 
 
-def open_file(candidate: Candidate, shape: tuple[int, int, int], threads: int) -> tuple[Predict, Predict | None]:
+def open_file(candidate: Candidate, shape: tuple[int, int, int], threads: int) -> tuple[Predict, Predict | None, bool]:
     """What it gives for images, and its probabilities where it has some."""
     import openvino
 
@@ -46,6 +46,6 @@ def open_file(candidate: Candidate, shape: tuple[int, int, int], threads: int) -
 
     request_for(1)  # so that compiling counts as loading, not as the first call
     if candidate.whole:
-        return entry.one_by_one(lambda images: every(images, *range(len(model.outputs)))), None
+        return entry.one_by_one(lambda images: every(images, *range(len(model.outputs)))), None, entry.last
     places = [position for position, one in enumerate(model.outputs) if position and PROBABILITIES in one.get_names()]
-    return entry.adapted(run), entry.adapted(lambda images: run(images, places[0])) if places else None
+    return entry.adapted(run), entry.adapted(lambda images: run(images, places[0])) if places else None, entry.last

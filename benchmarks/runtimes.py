@@ -130,6 +130,7 @@ class Opened:
         on_device: on a GPU, ``on_device(images, calls)`` gives int64 nanoseconds per call, one figure for every few of them, without the
             way to and from host memory.
         probabilities: as ``predict``, but for the output of that name; None where the file has none.
+        last: the file takes channels last; images (B, C, H, W) that lie so in memory need not be moved.
         release: gives the memory of large batches back to the system; None where the runtime keeps none.
     """
 
@@ -139,6 +140,7 @@ class Opened:
     first_ns: int
     on_device: OnDevice | None = None
     probabilities: Predict | None = None
+    last: bool = False
     release: Callable[[], None] | None = None
 
     def sure(self, images: np.ndarray) -> np.ndarray:
@@ -180,25 +182,24 @@ def open_model(candidate: Candidate, shape: tuple[int, int, int], classes: int |
     if not candidate.path.exists():
         raise BenchmarkError(f"path (={candidate.path}) does not exist; export the model first")
     import_runtime(candidate)
-    on_device, probabilities, release, begin = None, None, None, time.perf_counter_ns()
+    on_device, probabilities, last, release, begin = None, None, False, None, time.perf_counter_ns()
     if candidate.library == "onnxruntime":
-        predict, probabilities, release, providers, on_device = _open_onnx(candidate, shape, threads)
+        predict, probabilities, last, release, providers, on_device = _open_onnx(candidate, shape, threads)
     elif candidate.library == "openvino":
         from . import openvinonets
 
-        (predict, probabilities), providers = openvinonets.open_file(candidate, shape, threads), ("OpenVINO CPU",)
+        (predict, probabilities, last), providers = openvinonets.open_file(candidate, shape, threads), ("OpenVINO CPU",)
     elif candidate.library == "litert":
         from . import litertnets
 
-        (predict, probabilities), providers = litertnets.open_file(candidate, shape, threads), ("LiteRT CPU",)
+        (predict, probabilities, last), providers = litertnets.open_file(candidate, shape, threads), ("LiteRT CPU",)
     elif candidate.library == "c":
         how: dict[str, Any] = {"whole": candidate.whole, "mean": candidate.mean, "std": candidate.std}
-        (predict, probabilities), providers = open_compiled(candidate.compiled, shape, PROBABILITIES, **how), ("C, one thread",)
+        (predict, probabilities, last), providers = open_compiled(candidate.compiled, shape, PROBABILITIES, **how), ("C, one thread",)
     else:
         from .torchnets import open_network
 
-        predict, on_device = open_network(candidate, threads)
-        providers = (candidate.device,)
+        (predict, on_device), providers = open_network(candidate, threads), (candidate.device,)
     pair, opened = np.random.default_rng(0).integers(0, 256, (2, *shape), np.uint8), time.perf_counter_ns()
     alone = predict(pair[:1])
     first_ns = time.perf_counter_ns() - opened
@@ -214,6 +215,7 @@ def open_model(candidate: Candidate, shape: tuple[int, int, int], classes: int |
         first_ns=first_ns,
         on_device=on_device,
         probabilities=probabilities,
+        last=last,
         release=release,
     )
 
@@ -301,7 +303,7 @@ def _halved(path: Path) -> bytes:
 
 def _open_onnx(
     candidate: Candidate, shape: tuple[int, int, int], threads: int
-) -> tuple[Predict, Predict | None, Callable[[], None] | None, tuple[str, ...], OnDevice | None]:
+) -> tuple[Predict, Predict | None, bool, Callable[[], None] | None, tuple[str, ...], OnDevice | None]:
     session = onnx_session(candidate, threads)
     entry = fitting(_ports(session.get_inputs), shape, mean=candidate.mean, std=candidate.std)
     outputs = [name for name, *_ in _ports(session.get_outputs)]
@@ -323,7 +325,7 @@ def _open_onnx(
     predict = entry.one_by_one(lambda images: tuple(session.run(None, {entry.name: images}))) if candidate.whole else giving(outputs[0])
     on_device = _bound(session, entry, outputs[0]) if candidate.device == "cuda" and not isinstance(entry.batch, int) else None
     given_back = release if candidate.device == "cpu" else None
-    return predict, probabilities, given_back, tuple(session.get_providers()), on_device
+    return predict, probabilities, entry.last, given_back, tuple(session.get_providers()), on_device
 
 
 def _bound(session: Any, entry: Taken, output: str) -> OnDevice:

@@ -147,6 +147,8 @@ class Session:
         """Load the file; workers do so in turn, so that none of the times is another's doing."""
         model = self._model = open_model(self._candidate, self._shape, self._classes, self._threads)
         self._load_ns = model.load_ns
+        if model.last:  # in the memory of who uses such a file images lie as it takes them
+            self._inputs = [np.ascontiguousarray(one.transpose(0, 2, 3, 1)).transpose(0, 3, 1, 2) for one in self._inputs]
         about: dict[str, Any] = {"providers": model.providers, "load_ns": model.load_ns, "first_ns": model.first_ns}
         return Facts(**about, clock_step=clock_step(), emulated=emulated())
 

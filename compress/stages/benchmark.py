@@ -39,6 +39,7 @@ from .boards.compilers import toolchain
 from .boards.library import compiled
 from .report import needs_of_files
 
+CALLED = 2  # of how C and LiteRT are called, which is part of what is timed
 OF_GRAPHS = ("onnxruntime", "openvino", "c")
 CHOICES = (*OF_GRAPHS, "litert", "torch", "torch.compile")
 USUAL = ("onnxruntime", "litert", "torch")  # others on request: OpenVINO is an extra, and torch.compile takes a minute to start
@@ -166,7 +167,9 @@ def benchmark(
     """
     baseline = next((c.name for c in candidates if c.runtime == "onnxruntime"), candidates[0].name)
     seen = [{"name": c.name, "runtime": c.runtime, "device": c.device, "artifact": c.artifact} for c in candidates]
-    built = {"toolchain": toolchain()} if any(one.runtime == "c" for one in candidates) else {}  # an upgrade measures again
+    runtimes = {one.runtime for one in candidates}
+    built: dict[str, Any] = {"toolchain": toolchain()} if "c" in runtimes else {}  # an upgrade measures again
+    built |= {"called": CALLED} if runtimes & {"c", "litert"} else {}
     key = stage_key("benchmark", config, candidates=seen, data=data_identity(project), **built, **place_identity(project))
 
     with making(project, "benchmark", "benchmark", key, config, root, out) as new:

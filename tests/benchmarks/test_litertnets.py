@@ -10,7 +10,7 @@ from onnx import parser
 
 from compress.benchmarks.errors import BenchmarkError
 from compress.benchmarks.inputs import Taken
-from compress.benchmarks.litertnets import Integers, entry_of, holds_int8, numbers_of
+from compress.benchmarks.litertnets import Integers, entry_of, holds_int8, reader_of
 from compress.benchmarks.runtimes import Candidate, about_file, open_model
 from compress.litert.convert import convert
 from compress.litert.file import File, Quantization
@@ -44,20 +44,35 @@ def test_pixels_become_integers_by_scale_and_zero_point(scale: float, how: dict[
     assert found.transpose(0, 3, 1, 2).tolist() == wanted.tolist()
 
 
+@pytest.mark.parametrize(("mean", "alike"), [((0.5,), True), ((0.5, 0.4, 0.3), False)])
+def test_channels_go_last_wherever_the_pixels_lie(mean: tuple[float, ...], alike: bool) -> None:
+    entry = Integers(name="image", batch=1, shape=(3, 4, 5), dtype=np.int8, last=True, scale=1 / 64, zero=3, mean=mean, std=(0.25,))
+    images = np.random.default_rng(0).integers(0, 256, (2, 3, 4, 5), np.uint8)
+    values = (images / 255 - np.array(mean).reshape(1, -1, 1, 1)) / 0.25
+    wanted = np.clip(np.rint(values.astype(np.float32) * 64) + 3, -128, 127).transpose(0, 2, 3, 1)
+    assert entry.alike is alike
+    for laid in (images, np.ascontiguousarray(images.transpose(0, 2, 3, 1)).transpose(0, 3, 1, 2)):
+        found = entry.fed(laid)
+        assert found.flags.c_contiguous and found.dtype == np.int8
+        assert np.abs(found - wanted).max() <= 1 and (found == wanted).mean() > 0.99
+
+
 def test_floats_are_rounded_and_clipped_not_wrapped() -> None:
     image = np.array([-3, 0.25, 0.5, 3], np.float32).reshape(1, 1, 2, 2)
     assert entry(1 / 64, 0).fed(image).ravel().tolist() == [-128, 16, 32, 127]
 
 
 def test_answers_in_integers_are_what_they_stand_for() -> None:
-    np.testing.assert_allclose(numbers_of(np.array([-128, 127], np.int8), port([1 / 256], -128, np.int8)), [0, 255 / 256])
+    np.testing.assert_allclose(reader_of(port([1 / 256], -128, np.int8))(np.array([[-128, 127]], np.int8)), [[0, 255 / 256]])
+    np.testing.assert_array_equal(reader_of(port([0.5], 3, np.uint8))(np.array([0, 3, 255], np.uint8)), np.float32([-1.5, 0, 126]))
+    np.testing.assert_array_equal(reader_of(port([0.5], 3, np.int16))(np.array([-32768, 4], np.int16)), np.float32([-16385.5, 0.5]))
     floats = np.array([1.5], np.float32)
-    assert numbers_of(floats, port([], 0, np.float32)) is floats
+    assert reader_of(port([], 0, np.float32))(floats) is floats
 
 
 def test_integers_with_a_scale_per_channel_are_refused() -> None:
     with pytest.raises(BenchmarkError, match="image has 2 scales, images and answers need one"):
-        numbers_of(np.zeros(1, np.int8), port([0.1, 0.2], 0, np.int8))
+        reader_of(port([0.1, 0.2], 0, np.int8))
 
 
 def test_uint8_takes_the_pixels_whatever_they_stand_for() -> None:

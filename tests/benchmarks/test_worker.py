@@ -1,11 +1,13 @@
 import os
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from compress.benchmarks import worker
-from compress.benchmarks.worker import on_core, reason_in, time_calls, warm_up
+from compress.benchmarks.runtimes import Candidate, Opened
+from compress.benchmarks.worker import Session, on_core, reason_in, time_calls, warm_up
 
 
 @pytest.mark.parametrize(
@@ -66,3 +68,15 @@ def test_a_turn_stays_on_its_core_and_leaves_the_thread_free_again() -> None:
     with on_core(None):
         assert os.sched_getaffinity(0) == before
     assert os.sched_getaffinity(0) == before
+
+
+@pytest.mark.parametrize("last", [False, True])
+def test_images_lie_as_the_file_takes_them(last: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened = Opened(predict=lambda images: images, providers=(), load_ns=1, first_ns=1, last=last)
+    monkeypatch.setattr(worker, "open_model", lambda *_: opened)
+    images = np.arange(24, dtype=np.uint8).reshape(1, 2, 3, 4)
+    session = Session(Candidate(name="a", path=Path("a")), [images], None, 1)
+    session.open()
+    [found] = session._inputs
+    np.testing.assert_array_equal(found, images)
+    assert found.flags.c_contiguous is not last and found.transpose(0, 2, 3, 1).flags.c_contiguous is last
