@@ -60,7 +60,7 @@ def filled(values: NDArray[Any], lanes: int) -> NDArray[Any]:
 
 def stored_last(out: Tensor, n: int, lanes: int) -> int:
     """How many numbers of the last panel are stored: the padding too where it is nobody else's."""
-    mine = out.whole is out or out.whole.shape[-1 if out.kind == "rows" else 1] == n
+    mine = out.whole is out or out.whole.shape[-1 if out.whole.kind == "rows" else 1] == n
     return lanes if mine else (n - 1) % lanes + 1
 
 
@@ -160,7 +160,7 @@ def contract(text: Text, call: Contract) -> list[str]:
         before, zero = (f", {how(call, packed)}", f", {call.zero}") if integers else ("", "")
         names = listed(*tables(text, call, slice(None), packed))
         lines = [f"k_depthwise{eight}({o}, {to}{before}, a, {of}{zero}, {size}, {names}, {rounded(n, lanes)}, {bounds});"]
-    elif out.kind == "planes":
+    elif out.whole.kind == "planes":
         values = listed(text.array(np.ascontiguousarray(filters, np.float32)), text.array(call.bias))
         size = listed(rows, columns, n, c, kh, kw, ah, aw)
         lines = [f"k_planes(o, {plan.strides[1]}, {oh}, a, {under.strides[1]}, {ih}, {size}, {values}, {bounds});"]

@@ -49,7 +49,7 @@ Constant = NDArray[Any] | Quantized
 
 @dataclass(frozen=True, eq=False)
 class Node:
-    """One operator; "" where an input is left out. ``form``: what it is written in, for messages."""
+    """One operator, as the ``opset`` has it; "" where an input is left out. ``form``: what it is written in, for messages."""
 
     name: str
     kind: str
@@ -57,6 +57,7 @@ class Node:
     outputs: tuple[str, ...]
     settings: dict[str, Any]
     form: str = "as C"
+    opset: int = 13
 
     def refuse(self, why: str) -> CodegenError:
         """The error that says so."""
@@ -85,6 +86,8 @@ def read(model: onnx.ModelProto | Path, form: str = "as C") -> Graph:
         raise CodegenError("the graph has branches (If, Loop, Scan); export it without")
     constants: dict[str, Constant] = {}
     shapes, types, nodes = {}, {}, []
+    opset = next((one.version for one in folded.opset_import if one.domain in ("", "ai.onnx")), 13)
+    [image] = image_inputs(folded)
     for value in (*graph.inputs, *(value for node in graph for value in (*node.inputs, *node.outputs) if value is not None)):
         name, found = str(value.name), constant(value)
         if found is not None:
@@ -101,6 +104,7 @@ def read(model: onnx.ModelProto | Path, form: str = "as C") -> Graph:
             tuple(str(o.name) for o in node.outputs),
             settings(node),
             form,
+            opset,
         )
         if one.kind == "DequantizeLinear" and inputs[0] in constants:
             constants[one.outputs[0]] = _quantized(one, constants)
@@ -111,7 +115,7 @@ def read(model: onnx.ModelProto | Path, form: str = "as C") -> Graph:
                 raise one.refuse("the shape of its output is not known before the image")
     outputs = tuple(str(value.name) for value in graph.outputs)
     readers = Counter([name for node in nodes for name in node.inputs if name] + list(outputs))
-    return Graph(tuple(nodes), shapes, types, constants, str(graph.inputs[0].name), outputs, readers, _labels(folded))
+    return Graph(tuple(nodes), shapes, types, constants, image.name, outputs, readers, _labels(folded))
 
 
 def _folded(model: onnx.ModelProto) -> onnx.ModelProto:

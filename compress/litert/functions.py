@@ -1,5 +1,6 @@
 """Nodes that compute every number for itself, softmax, and the steps between integers and floats."""
 
+import math
 from typing import Any
 
 import numpy as np
@@ -127,7 +128,9 @@ def fixed(code: str, kind: str = "", **options: Any) -> Lower:
 
 def softmax(low: Lowering, node: Node, ins: list[Value], end: End) -> None:
     source, rank = ins[0], len(ins[0].shape)
-    axis = node.settings.get("axis", -1) % rank
+    axis = node.settings.get("axis", -1 if node.opset >= 13 else 1) % rank
+    if node.opset < 13 and math.prod(ins[0].shape[axis + 1 :]) > 1:
+        raise node.refuse("before operator set 13 it goes over several axes; convert the graph to a newer one")
     source = low.last(source) if rank == 4 and axis == 1 else low.plain(source)
     if source.axis(axis) != rank - 1:
         raise node.refuse(f"axis (={axis}) must be the last, or the channels of a map")

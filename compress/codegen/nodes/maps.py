@@ -81,10 +81,15 @@ def spatial(lowering: Lowering, node: Node, source: Expr) -> Expr:
 
 
 def softmax(lowering: Lowering, node: Node) -> None:
-    source = lowering.store(number_of(lowering.get(node)), f"{node.name}_in")
+    found = number_of(lowering.get(node))
+    axis = node.settings.get("axis", -1 if node.opset >= 13 else 1) % len(found.shape)
+    if node.opset < 13:  # everything from the axis on is one distribution
+        before, after = (math.prod(part) for part in (found.shape[:axis], found.shape[axis:]))
+        found, axis = reshape(found, (before, after)), 1
+    source = lowering.store(found, f"{node.name}_in")
     tensor = Tensor(node.outputs[0], source.shape)
-    lowering.add(Softmax(name=node.name, writes=[tensor], source=source, axis=node.settings.get("axis", -1) % len(source.shape)))
-    lowering.values[node.outputs[0]] = load(tensor)
+    lowering.add(Softmax(name=node.name, writes=[tensor], source=source, axis=axis))
+    lowering.values[node.outputs[0]] = reshape(load(tensor), lowering.shape(node))
 
 
 def resize(lowering: Lowering, node: Node) -> None:

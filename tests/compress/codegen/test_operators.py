@@ -4,17 +4,21 @@ What is left out is not of this kind of network: other types than float32 and ui
 stand here, so that a case that begins to be refused is noticed.
 """
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 from compiled_c import Compiled, library, needs_gcc
 from node_tests import cases, one_input
+from onnx import numpy_helper, parser
 
 from compress.codegen.nodes import NODES
 from compress.codegen.program import Program, generate
 from compress.codegen.target import TARGETS
 from compress.errors import CompressError
+from compress.graphs.file import open_session
 
 COUNTS = {
     "Abs": 1, "Add": 2, "AveragePool": 14, "BatchNormalization": 2, "Cast": 0, "Clip": 9, "Concat": 12, "Conv": 6, "DequantizeLinear": 1,
@@ -63,3 +67,58 @@ def test_a_node_gives_what_onnx_expects(kind: str, operators: dict[str, tuple[li
         for found, expected in zip(run(inputs[0]), outputs, strict=False):
             assert found.shape == expected.shape, case.name
             np.testing.assert_allclose(found, expected.astype(np.float32), rtol=case.rtol, atol=case.atol, err_msg=case.name)
+
+
+def compiled(model: str, folder: Path) -> tuple[onnx.ModelProto, Compiled]:
+    """A graph as onnx's parser reads it, its weights random, and the same as C."""
+    made = parser.parse_model(model)
+    generator = np.random.default_rng(0)
+    known = {one.name for one in made.graph.input}
+    for name, shape in {"w": (4, 3, 3, 3), "a": (3, 4, 3, 3), "b": (3, 4, 1, 1)}.items():
+        if any(name in node.input for node in made.graph.node) and name not in known:
+            made.graph.initializer.append(numpy_helper.from_array(generator.normal(size=shape).astype(np.float32), name))
+    [run] = library([generate(made, name="net", target=TARGETS["native"])], folder, ["-O1", *TARGETS["native"].flags])
+    return made, run
+
+
+@needs_gcc
+@pytest.mark.parametrize(
+    "body",
+    [
+        "one = Conv <pads = [1, 1, 1, 1]> (r, a) two = Conv (r, b) y = Concat <axis = 1> (one, two)",  # both in planes
+        "one = Conv <pads = [1, 1, 1, 1]> (r, a) y = Concat <axis = 1> (r, one)",
+        "one = Conv <pads = [1, 1, 1, 1]> (r, a) y = Concat <axis = 1> (one, r)",
+        "one = Conv (r, b) two = Conv (r, b) y = Concat <axis = 2> (one, two)",
+    ],
+)
+def test_few_channels_that_are_joined(body: str, tmp_path: Path) -> None:
+    made, run = compiled(
+        f"""<ir_version: 8, opset_import: ["" : 17]> g (float[1, 3, 9, 7] x) => (float[1, n, h, v] y) {{
+        c = Conv <pads = [1, 1, 1, 1]> (x, w) r = Relu (c) {body} }}""",
+        tmp_path,
+    )
+    image = np.random.default_rng(1).normal(size=(1, 3, 9, 7)).astype(np.float32)
+    [wanted] = open_session(made, "it").run(None, {"x": image})
+    np.testing.assert_allclose(run(image)[0], wanted, rtol=0, atol=1e-5 * np.abs(wanted).max())
+
+
+@needs_gcc
+@pytest.mark.parametrize("axis", ["", "<axis = 2>", "<axis = 3>", "<axis = -1>"])
+@pytest.mark.parametrize("opset", [11, 13])
+def test_softmax_before_opset_13_goes_over_all_that_follows(axis: str, opset: int, tmp_path: Path) -> None:
+    made, run = compiled(
+        f"""<ir_version: 7, opset_import: ["" : {opset}]> g (float[1, 3, 4, 5] x) => (float[1, 3, 4, 5] y) {{ y = Softmax {axis} (x) }}""",
+        tmp_path,
+    )
+    image = np.random.default_rng(1).normal(size=(1, 3, 4, 5)).astype(np.float32)
+    np.testing.assert_allclose(run(image)[0], open_session(made, "it").run(None, {"x": image})[0], rtol=1e-5)
+
+
+@needs_gcc
+def test_weights_that_are_inputs_too_are_no_image(tmp_path: Path) -> None:
+    made = parser.parse_model("""<ir_version: 8, opset_import: ["" : 17]> g (float[4, 3, 3, 3] w, float[1, 3, 9, 7] x)
+        => (float[1, 4, 7, 5] y) { y = Conv (x, w) }""")
+    made.graph.initializer.append(numpy_helper.from_array(np.random.default_rng(0).normal(size=(4, 3, 3, 3)).astype(np.float32), "w"))
+    [run] = library([generate(made, name="net", target=TARGETS["native"])], tmp_path, ["-O1", *TARGETS["native"].flags])
+    image = np.random.default_rng(1).normal(size=(1, 3, 9, 7)).astype(np.float32)
+    np.testing.assert_allclose(run(image)[0], open_session(made, "it").run(None, {"x": image})[0], rtol=0, atol=1e-5)

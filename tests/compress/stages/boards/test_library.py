@@ -12,7 +12,8 @@ from stand_ins import Commands
 from compress.benchmarks.errors import BenchmarkError
 from compress.benchmarks.runtimes import Candidate, open_model
 from compress.stages import benchmark
-from compress.stages.boards.library import compiled
+from compress.stages.boards import library as boards_library
+from compress.stages.boards.library import compiled, written
 
 
 def silent(label: str, done: int, total: int) -> None:
@@ -118,3 +119,12 @@ def test_another_compiler_measures_again_where_c_is_measured_and_nowhere_else(
     monkeypatch.setattr(benchmark, "toolchain", lambda: {"compiler": "gcc: 99"})
     again = artifacts()
     assert again[0] == plain and again[1] != in_c
+
+
+@needs_gcc
+def test_c_that_answers_otherwise_is_not_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if the weights had been written otherwise: the file of another network is asked."""
+    path = net(tmp_path / "net.onnx")
+    monkeypatch.setattr(boards_library, "written", lambda file: written(net(tmp_path / "other.onnx", end="Softmax")))
+    told = boards_library.library(path, tmp_path / "new")
+    assert isinstance(told, str) and told.startswith("the C answers otherwise than ONNX Runtime, by ")
