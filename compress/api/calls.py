@@ -4,11 +4,15 @@ import dataclasses
 import functools
 import inspect
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeAlias, TypeVar
 
+from ..benchmarks.errors import BenchmarkError
 from ..errors import CompressError, nearest, shown
+from ..models.errors import ModelError
+from ..train.errors import TrainError
 from .logs import logged
 from .options import File
 
@@ -35,6 +39,17 @@ SHARED = (
 )  # options that say where to start and what becomes of what is made
 
 
+@contextmanager
+def _of_one_kind() -> Iterator[None]:
+    """Whatever a user can get wrong comes as a CompressError, which it is besides what the packages that stand alone call it."""
+    try:
+        yield
+    except (BenchmarkError, ModelError, TrainError) as error:
+        kind = type(error)
+        both = type(kind.__name__, (CompressError, kind), {"__doc__": kind.__doc__, "__module__": kind.__module__})
+        raise error if isinstance(error, CompressError) else both(*error.args) from error
+
+
 def takes(kind: type) -> Callable[[Callable[P, R]], Callable[P, R]]:
     """The method's keywords are those of ``kind``: others are refused with the nearest known name, and ``help()`` shows them."""
     hints = typing.get_type_hints(kind)
@@ -49,12 +64,13 @@ def takes(kind: type) -> Callable[[Callable[P, R]], Callable[P, R]]:
                 raise CompressError(f"{method.__name__} takes no option {unknown[0]}; {nearest(unknown[0], hints)}")
             said = {name: value for name, value in given.items() if value is not None}
             options = {name: _fitting(name, value, hints.get(name), method.__name__) for name, value in said.items()}
-            if "log" not in options:
-                return method(*positional, **options)
-            network: Any = positional[0]
-            with logged(network._context, options.pop("log"), method.__name__.replace("_", "-"), options) as context:
-                positional = (type(network)(context), *positional[1:])  # type: ignore[assignment]
-                return method(*positional, **options)
+            with _of_one_kind():
+                if "log" not in options:
+                    return method(*positional, **options)
+                network: Any = positional[0]
+                with logged(network._context, options.pop("log"), method.__name__.replace("_", "-"), options) as context:
+                    positional = (type(network)(context), *positional[1:])  # type: ignore[assignment]
+                    return method(*positional, **options)
 
         keywords = [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=hint) for name, hint in hints.items()]
         checked.__signature__ = inspect.Signature([*own, *keywords])  # type: ignore[attr-defined]

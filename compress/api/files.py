@@ -25,7 +25,7 @@ def compare(old: Path | str, new: Path | str, **options: Unpack[of.CompareOption
     from ..benchmarks.compare import compare as compared
 
     slower, less_accurate = options.get("fail_if_slower"), options.get("fail_if_less_accurate")
-    files = [Path(old), Path(new)]
+    files = [Path(one) / "benchmark.json" if (Path(one) / "benchmark.json").is_file() else Path(one) for one in (old, new)]
     for name in ("html", "markdown"):
         if name in options and Path(options[name]).resolve() in [one.resolve() for one in files]:
             raise CompressError(f"{name} (={options[name]}) is one of the results that are compared; name another file")

@@ -29,7 +29,7 @@ import click
 
 from .. import __version__
 from ..benchmarks.errors import BenchmarkError
-from ..errors import CompressError, first_line, refuse_torchrun, shown
+from ..errors import CompressError, first_line, onnxruntime_errors, refuse_torchrun, shown
 from ..models.errors import ModelError
 from ..train.errors import TrainError
 from .terminal import tell
@@ -129,6 +129,8 @@ def main() -> int:
         code = 128 + signals[0]
     try:
         sys.stdout.flush()
+    except BrokenPipeError:  # who read it, such as head, had enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except OSError as error:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the interpreter flushes once more
         return _refuse(f"stdout: {error.strerror}; what was made is kept") if code in (0, 1) else code
@@ -192,6 +194,8 @@ def _told(error: Exception) -> str | None:
     if isinstance(error, ModuleNotFoundError) and (extra := next((one for one, has in EXTRAS.items() if error.name in has), None)):
         needed = f"this needs {CALLED.get(error.name or '', error.name)}, which is not installed here"
         return f"{needed}; pip install 'compress-edge[{extra}]', or do this on another machine"
+    if "onnxruntime" in sys.modules and isinstance(error, onnxruntime_errors()):
+        return f"ONNX Runtime does not compute this file ({first_line(error)}); `compress verify FILE` says what of it holds"
     if isinstance(error, MemoryError) or any(words in str(error).lower() for words in NO_MEMORY):
         return "there is not enough memory for this; take a smaller --batch or fewer images, or close other programs"
     if isinstance(error, OSError) and error.errno is not None:

@@ -3,7 +3,9 @@
 import dataclasses
 import json
 import os
+import shlex
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import click
@@ -81,13 +83,9 @@ def paragraphs(*parts: str) -> str:
 
 # What a stage's artifact is for: the commands that start from it, the likeliest first. {} is the artifact's folder.
 NEXT: Mapping[str, tuple[str, ...]] = {
-    "train": ("compress remove-channels --from {} --max-macs 0.5x", "compress export-onnx --from {}"),
-    "import": ("compress remove-channels --from {} --max-macs 0.5x", "compress export-onnx --from {}"),
-    "prune": ("compress export-onnx --from {}",),
-    "remove-channels": ("compress export-onnx --from {}",),
-    "export": ("compress quantize --from {}", "compress verify {}"),
-    "remove-channels-onnx": ("compress quantize --from {}", "compress verify {}"),
-    "import-onnx": ("compress quantize --from {}", "compress verify {}"),
+    **dict.fromkeys(("train", "import"), ("compress remove-channels --from {} --max-macs 0.5x", "compress export-onnx --from {}")),
+    **dict.fromkeys(("prune", "remove-channels"), ("compress export-onnx --from {}",)),
+    **dict.fromkeys(("export", "remove-channels-onnx", "import-onnx"), ("compress quantize --from {}", "compress verify {}")),
     "quantize": ("compress verify {}", "compress benchmark {}"),
     "benchmark": ("compress report {}/benchmark.json",),
 }
@@ -98,7 +96,10 @@ def next_commands(artifact: Artifact) -> list[str]:
     if unscored or (artifact.manifest.task and artifact.manifest.kind != "benchmark"):  # the functions have to be named again
         return []
     there = " --on BOARD" if artifact.manifest.stage == "quantize" and artifact.manifest.config.get("target") else ""
-    return [one.format(artifact.path) + there * ("benchmark" in one) for one in NEXT.get(artifact.manifest.stage, ())]
+    path, told = artifact.path, NEXT.get(artifact.manifest.stage, ())
+    runs = path.parents[2] if path.parent.name == artifact.manifest.stage and len(path.parts) > 3 else Path("runs")
+    kept = f" --runs {shlex.quote(str(runs))}" * (runs != Path("runs"))
+    return [one.format(shlex.quote(str(path))) + kept * ("--from" in one) + there * ("benchmark" in one) for one in told]
 
 
 def _page(artifact: Artifact) -> str:

@@ -22,9 +22,11 @@ QUIET_SECONDS = 10.0  # between two plain lines
 
 
 def tell(text: str) -> None:
-    """Print a result; raises CompressError where nobody takes it."""
+    """Print a result; raises CompressError where it cannot be written. Whoever stops to read, as head does, had enough."""
     try:
         click.echo(neutral(text))
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except OSError as error:
         raise CompressError(f"stdout: {error.strerror}; what was made is kept") from error
 

@@ -219,11 +219,16 @@ def _answers(
     except RUNTIME_ERRORS as error:
         told = f"does not run on images {images.shape[1:]} ({first_line(error)}); name others with --image-shape"
         raise CompressError(f'"{path}" {told}') from error
-    fits = [which for which, one in enumerate(parts[0]) if one.ndim > 1 and len(one) == 1 and one.size == max(one.shape)]
+    fits = [which for which, one in enumerate(parts[0]) if one.ndim > 1 and len(one) == 1 and 1 < one.size == max(one.shape)]
+    if not fits and any(one.size == 1 for one in parts[0]):
+        told = "gives one number for an image, and a classifier gives one for each class; of a sigmoid's p make 1 - p and p"
+        raise CompressError(f'"{path}" {told}')
     if not fits:
         raise CompressError(_no_classes(path, images.shape[1:]))
     which = min(fits, key=lambda which: parts[0][which].ndim > 2)
     found = np.concatenate([part[which].reshape(1, -1) for part in parts]).astype(np.float32)
+    if np.isnan(found).any():
+        raise CompressError(f'"{path}" answers NaN; mend its weights, or what its training did to them')
     return found, which, parts[0][which].ndim > 2
 
 

@@ -19,13 +19,19 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
+from ..errors import CompressError, first_line
+
 _FIELDS = ("node", "initializer", "input", "output", "value_info")
 _OPERATORS = ("", "com.microsoft")  # the domains whose operators do what their names say
 
 
 def index(model: onnx.ModelProto) -> ir.Graph:
-    """The main graph of a model, to look at; what is changed in it changes nothing."""
-    return ir.from_proto(model).graph
+    """The main graph of a model, to look at; what is changed in it changes nothing. Raises CompressError for one that cannot be read."""
+    try:
+        return ir.from_proto(model).graph
+    except ir.serde.SerdeError as error:
+        told = first_line(error.__cause__ or error)
+        raise CompressError(f"the graph has a part that is not read here ({told}); make dense constants of sparse ones") from error
 
 
 @contextmanager

@@ -48,6 +48,8 @@ class Guard:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return await self._app(scope, receive, send)
+        if scope["method"] == "HEAD":  # what GET would answer, without its body
+            return await self({**scope, "method": "GET"}, receive, _without_body(send))
         headers = dict(scope["headers"])
         own = self._headers(headers, scope["path"])
 
@@ -136,6 +138,13 @@ class Bodies:
             raise Refused(408, "the body came too slowly; send it again, or serve with a longer --timeout", connection="close") from None
         finally:
             self._held -= size
+
+
+def _without_body(send: Send) -> Send:
+    async def bare(message: MutableMapping[str, Any]) -> None:
+        await send(dict(message, body=b"") if message["type"] == "http.response.body" else message)
+
+    return bare
 
 
 def _preflight(scope: Scope, headers: dict[bytes, bytes]) -> bool:

@@ -5,6 +5,7 @@ The model is ``--onnx FILE``, anybody's, ``--from ARTIFACT``, ``--weights FILE``
 files, or random ones of the test images, whose true labels are then known.
 """
 
+import dataclasses
 import importlib.util
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -41,10 +42,12 @@ def predict_images(
     sure: Sure, images: NDArray[np.uint8], names: Sequence[str], classes: Sequence[str], truths: Sequence[str] | None = None
 ) -> list[Prediction]:
     """Read ``images``, uint8 (N, C, H, W), called ``names``: the likeliest class of each; a sigmoid's probabilities need not sum to 1."""
-    known = truths if truths is not None else [None] * len(images)
+    known, found = truths if truths is not None else [None] * len(images), sure(images)
+    if (odd := ~np.isfinite(found).all(axis=1)).any():
+        raise CompressError(f"{names[int(odd.argmax())]}: the model gives NaN or infinity for it; `compress verify` looks at its file")
     return [
         Prediction(name=name, label=classes[row.argmax()], probability=float(row.max()), truth=truth)
-        for name, row, truth in zip(names, sure(images), known, strict=True)
+        for name, row, truth in zip(names, found, known, strict=True)
     ]
 
 
@@ -81,8 +84,9 @@ def read(
 def _read_files(context: Context, files: Sequence[Path], onnx: Path | None, invert: bool) -> tuple[list[Prediction], NDArray[np.uint8]]:
     """All answers, and the images that a picture shows; no more are held at once than :data:`AT_ONCE`."""
     model = open_file(onnx, context) if onnx else open_artifact(_chosen(context), context)
+    spec = model.spec if context.range is None else dataclasses.replace(model.spec, range=context.range)
     predictions, drawn = list[Prediction](), list[NDArray[np.uint8]]()
-    for done, names, given in _in_parts(files, model.spec):
+    for done, names, given in _in_parts(files, spec):
         images = 255 - given if invert else given
         drawn.append(images[: max(0, MOST_DRAWN - len(predictions))])
         predictions += predict_images(model.sure, images, names, model.classes)

@@ -252,7 +252,7 @@ class Cutter:
         channels = {group.name: group.channels for group in self.groups}
         whole = sum(width * channels[name] for name, width in self.before.items())
         left = sum(group.width * group.channels for group in self.groups)
-        share = 1 - (1 - sparsity) * whole / left
+        share = 1 - (1 - sparsity) * whole / left if left else sparsity
         if share <= 0:  # rounding took more than its share in an earlier step
             return self._everything()
         return choose(self.groups, self.scores, share, how)

@@ -16,8 +16,10 @@ import compress
 from compress.api import files as api
 from compress.api.network import Network
 from compress.artifacts.artifact import read_artifact
+from compress.benchmarks.errors import BenchmarkError
 from compress.cli.main import COMMANDS, cli
 from compress.errors import CompressError
+from compress.train.errors import TrainError
 
 METHODS: dict[str, Callable[..., Any]] = {
     name: getattr(Network, name.replace("-", "_")) for name in COMMANDS if hasattr(Network, name.replace("-", "_"))
@@ -119,3 +121,11 @@ def test_options_for_a_factory_are_plain_values() -> None:
         compress.open("emnist", options={"hidden": datetime.date(2020, 1, 1)})
     with pytest.raises(CompressError, match=r"^option: hidden \(=nan\) must be a finite number"):
         compress.open("emnist", options={"hidden": float("nan")})
+
+
+def test_whatever_can_be_put_right_is_one_kind_of_error(tmp_path: Path) -> None:
+    with pytest.raises(compress.CompressError, match="neither a known name nor a folder") as data:
+        compress.open("k49", data=str(tmp_path / "none"), runs=tmp_path).train()
+    with pytest.raises(compress.CompressError, match="there is no such file") as result:
+        compress.compare(tmp_path / "a", tmp_path / "b")
+    assert isinstance(data.value, TrainError) and isinstance(result.value, BenchmarkError)

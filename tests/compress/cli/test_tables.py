@@ -1,15 +1,17 @@
 """Tables for people. The truth is written by hand."""
 
+import shlex
 from pathlib import Path
 from typing import Any
 
 import pytest
+from c_folders import graph_artifact
 from stand_ins import recorded
 
 from compress.artifacts.artifact import Artifact, InputSpec, Manifest
 from compress.artifacts.parts import Metrics, Model
 from compress.benchmarks.results import LayerZeros
-from compress.cli.tables import artifact_text, table
+from compress.cli.tables import artifact_text, next_commands, table
 
 
 def text(folder: Path, layers: list[dict[str, Any]]) -> str:
@@ -52,3 +54,16 @@ def test_what_does_not_fit_is_wrapped_between_words_and_spare_columns_go_first(m
     assert "p90" not in narrow and "98.6 kB" in narrow
     assert all(word in narrow for word in ("onnxruntime", "0.873 ms", "pruned", "static")), "no word is cut"
     assert max(map(len, narrow.splitlines())) <= 50
+
+
+def test_the_next_commands_can_be_pasted(tmp_path: Path) -> None:
+    artifact = graph_artifact(tmp_path / "my runs")
+    quantize, verify = next_commands(artifact)
+    assert shlex.split(quantize) == ["compress", "quantize", "--from", str(artifact.path), "--runs", str(tmp_path / "my runs")]
+    assert shlex.split(verify) == ["compress", "verify", str(artifact.path)]
+
+
+def test_where_things_usually_lie_is_not_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    artifact = graph_artifact(Path("runs"))
+    assert next_commands(artifact)[0] == f"compress quantize --from {artifact.path}"

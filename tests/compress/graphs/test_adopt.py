@@ -473,3 +473,29 @@ def test_channels_last_become_first(tmp_path: Path) -> None:
 def test_data_of_another_kind_are_refused(tmp_path: Path, kind: int, shape: tuple[object, ...], images: np.ndarray, told: str) -> None:
     with pytest.raises(CompressError, match=told):
         adopt_any(several(tmp_path, kind=kind, shape=shape), images, (0.0,), (1.0,), {})
+
+
+def test_one_number_for_an_image_is_no_class(tmp_path: Path) -> None:
+    make = helper.make_node
+    nodes = [make("Conv", ["x", "w"], ["a"]), make("GlobalAveragePool", ["a"], ["b"]), make("Flatten", ["b"], ["c"])]
+    graph = helper.make_graph(
+        [*nodes, make("Sigmoid", ["c"], ["y"])],
+        "binary",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ("n", 3, 8, 8))],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ("n", 1))],
+        [numpy_helper.from_array(np.ones((1, 3, 3, 3), np.float32), "w")],
+    )
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), tmp_path / "net.onnx")
+    with pytest.raises(CompressError, match=r'net\.onnx" gives one number for an image, .* of a sigmoid\'s p make 1 - p and p$'):
+        adopt(tmp_path / "net.onnx", (3, 8, 8), (0.0,), (1.0,), {})
+
+
+def test_weights_that_are_no_numbers_are_named_as_such(tmp_path: Path) -> None:
+    model = onnx.load(classifier(tmp_path))
+    weights = next(one for one in model.graph.initializer if one.name == "conv")
+    odd = numpy_helper.to_array(weights).copy()
+    odd[0, 0, 0, 0] = np.nan
+    weights.CopyFrom(numpy_helper.from_array(odd, "conv"))
+    onnx.save(model, tmp_path / "net.onnx")
+    with pytest.raises(CompressError, match=r'net\.onnx" answers NaN; mend its weights'):
+        adopt(tmp_path / "net.onnx", (3, 8, 8), MEAN, STD, {})

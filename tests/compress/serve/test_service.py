@@ -70,6 +70,14 @@ def test_a_short_answer_does_not_wait_for_the_last_ones_receipt(host: str) -> No
     assert asyncio.run(accepted()) != 0
 
 
+def test_head_is_answered_as_get_without_a_body(serve: Start, model: Path) -> None:
+    service = serve(model)
+    for path in ("/", "/healthz", "/v1/models"):
+        (status, headers, body), (_, same, whole) = service.ask("HEAD", path), service.ask("GET", path)
+        assert (status, body) == (200, b"") and int(headers["content-length"]) == int(same["content-length"]) == len(whole) > 0
+    assert service.ask("HEAD", "/gone")[0] == 404
+
+
 def test_every_error_is_a_problem_of_one_sentence(serve: Start, model: Path) -> None:
     service = serve(model, "--max-body", "2kB")
     raw, path = {"content_type": "application/octet-stream"}, "/v1/models/model/predict"

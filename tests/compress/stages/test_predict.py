@@ -11,6 +11,7 @@ from PIL import Image
 
 from compress.artifacts.artifact import InputSpec
 from compress.artifacts.classifier.opened import in_batches
+from compress.errors import CompressError
 from compress.plots.predictions import Prediction, draw_grid
 from compress.stages import predict
 from compress.stages.predict import predict_images
@@ -119,3 +120,8 @@ def test_files_are_read_in_parts_and_in_their_order(tmp_path: Path, monkeypatch:
     assert [Path(name).name for _, names, _ in parts for name in names] == [
         *("1.png", "2.png", "3.png", "more.npz, 0", "more.npz, 1", "more.npz, 2", "7.png")
     ]
+
+
+def test_an_answer_that_is_no_number_is_no_label() -> None:
+    with pytest.raises(CompressError, match=r"^b\.png: the model gives NaN or infinity for it; `compress verify` looks at its file$"):
+        predict_images(lambda images: np.array([[0, 1], [np.nan, 1]]), IMAGES, ["a.png", "b.png"], ["x", "y"])
