@@ -27,8 +27,7 @@ from ..stages.report import Outcome
 from .options import Show
 from .terminal import tell
 
-NARROW = 9  # characters of a column whose cells are not wrapped
-ENDS = 5  # layers shown of the densest, and of the sparsest
+NARROW, ENDS = 9, 5  # characters of a column whose cells are not wrapped; layers shown of the densest, and of the sparsest
 
 
 def table(rows: Sequence[Mapping[str, str]], spare: Sequence[str] = ()) -> str:
@@ -48,11 +47,14 @@ def table(rows: Sequence[Mapping[str, str]], spare: Sequence[str] = ()) -> str:
         for name, own in cells.items()
     }
     for name in filter(names.__contains__, spare):
-        if sum(least[one] for one in names) + 3 * len(names) > console.width - 4:  # rich shares what is left over its own way
+        if sum(least[one] for one in names) + 3 * len(names) > console.width:
             names.remove(name)
     made = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False, header_style="bold")
-    for name in names:
-        made.add_column(Text(name), overflow="fold", min_width=min(least[name], console.width // 3))
+    left = console.width - 3 * len(names) - sum(least[name] for name in names)
+    for name in names:  # rich would take from narrow columns what wide ones need
+        more = max(0, min(left, max(map(len, cells[name])) - least[name]))
+        made.add_column(Text(name), overflow="fold", width=least[name] + more if left >= 0 else min(least[name], console.width // 3))
+        left -= more
     for row in rows:
         marked = any(row[name].endswith(" *") or row[name] == "*" for name in names)
         texts = [Text(row[name], style="red" if row[name].endswith("<- misread") else "") for name in names]

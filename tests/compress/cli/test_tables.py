@@ -67,3 +67,13 @@ def test_where_things_usually_lie_is_not_said(tmp_path: Path, monkeypatch: pytes
     monkeypatch.chdir(tmp_path)
     artifact = graph_artifact(Path("runs"))
     assert next_commands(artifact)[0] == f"compress quantize --from {artifact.path}"
+
+
+def test_a_table_that_is_wrapped_loses_no_letter(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "60")
+    rows = [
+        {"variant": "fp32", "p50": "0.0463 ms (?)", "speedup (95%)": "0.10 (0.10 to 0.10)", "balanced acc.": "14.29%", "size": "8.25 kB"}
+    ]
+    lines = table([one | {"gzipped": "6.76 kB"} for one in rows]).splitlines()
+    assert max(map(len, lines)) <= 60
+    assert set(" ".join(lines).replace("─", "").split()) >= {"6.76", "kB", "gzipped", "balanced", "0.0463", "speedup"}
