@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from ..artifacts.artifact import Artifact
 from ..artifacts.project import New, Project, data_identity, is_made, making, network_identity, place_of, stage_key
-from ..errors import CompressError, processes
+from ..errors import CompressError, processes, shown
 from ..train.settings import FitConfig
 
 if TYPE_CHECKING:
@@ -65,8 +65,24 @@ def _network(project: Project, config: FitConfig, start: Artifact | None) -> "nn
     return new_network(project, config.seed) if start is None else load_network(start)
 
 
+def unseen(project: Project) -> str:
+    """Which classes no training image has, in a line; nothing where each has one, or there are none."""
+    if project.task is not None:
+        return ""
+    names, seen = project.data.classes, set(project.data.train.labels.tolist())
+    missing = [shown(name, 20) for number, name in enumerate(names) if number not in seen]
+    if not missing and len(names) > 1:
+        return ""
+    if len(names) == 1:
+        return "train: there is one class, so every answer is right; a classifier tells two or more apart"
+    some = f"{', '.join(missing[:3])}{' ...' if len(missing) > 3 else ''}"
+    return f"train: {len(missing)} of {len(names)} classes have no training image ({some}); labels count from 0 without gaps as a rule"
+
+
 def _fit(project: Project, new: New, config: FitConfig, network: "nn.Module | None") -> None:
     from .finetune import fit_and_save
 
     assert network is not None, "it is wanted"
+    if told := unseen(project):
+        project.console.say(told)
     fit_and_save(project, new, network, config)
