@@ -9,10 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeAlias, TypeVar
 
-from ..benchmarks.errors import BenchmarkError
 from ..errors import CompressError, nearest, shown
-from ..models.errors import ModelError
-from ..train.errors import TrainError
 from .logs import logged
 from .options import File
 
@@ -44,10 +41,16 @@ def _of_one_kind() -> Iterator[None]:
     """Whatever a user can get wrong comes as a CompressError, which it is besides what the packages that stand alone call it."""
     try:
         yield
-    except (BenchmarkError, ModelError, TrainError) as error:
+    except ValueError as error:
+        from ..benchmarks.errors import BenchmarkError
+        from ..models.errors import ModelError
+        from ..train.errors import TrainError
+
         kind = type(error)
+        if isinstance(error, CompressError) or not isinstance(error, BenchmarkError | ModelError | TrainError):
+            raise
         both = type(kind.__name__, (CompressError, kind), {"__doc__": kind.__doc__, "__module__": kind.__module__})
-        raise error if isinstance(error, CompressError) else both(*error.args) from error
+        raise both(*error.args) from error
 
 
 def takes(kind: type) -> Callable[[Callable[P, R]], Callable[P, R]]:

@@ -226,6 +226,7 @@ def test_a_choice_for_c_is_timed_and_asked_as_c_and_says_so(
     """Weights that are only stored small are not tried, as C stores them in float32."""
     project, graph = made
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("COLUMNS", "200")  # so that no heading is wrapped
     levels: list[str] = []
 
     def times(files: list[Path], images: object, rounds: int, generator: np.random.Generator, runtime: Runtime) -> np.ndarray:
