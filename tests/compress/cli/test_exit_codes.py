@@ -1,6 +1,7 @@
 """What an exit code means: 1 is proved, 2 the user's to mend, 70 a fault of ours; whatever happens, one line and nothing half-written."""
 
 import errno
+import importlib
 import os
 import re
 import signal
@@ -188,3 +189,10 @@ def test_one_of_several_processes_must_know_its_number(run: Commands, monkeypatc
     assert processes() == 2
     code, _, err = run(*TRAIN, "1")
     assert (code, told(err)) == (2, "RANK (=) must be a whole number, as torchrun sets it; unset WORLD_SIZE for one process")
+
+
+def test_what_onnx_runtime_does_not_compute_is_no_fault_of_ours() -> None:
+    from onnxruntime.capi.onnxruntime_pybind11_state import Fail
+
+    told = "ONNX Runtime does not compute this file (Fail: no such shape); `compress verify FILE` says what of it holds"
+    assert importlib.import_module("compress.cli.main")._told(Fail("no such shape")) == told

@@ -13,6 +13,7 @@ from compress.errors import CompressError
 from compress.graphs import floats
 from compress.graphs.adopt import adopt, adopt_any, image_shape
 from compress.graphs.file import write_onnx
+from compress.graphs.index import index
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (5, 3, 8, 8), dtype=np.uint8)
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -499,3 +500,13 @@ def test_weights_that_are_no_numbers_are_named_as_such(tmp_path: Path) -> None:
     onnx.save(model, tmp_path / "net.onnx")
     with pytest.raises(CompressError, match=r'net\.onnx" answers NaN; mend its weights'):
         adopt(tmp_path / "net.onnx", (3, 8, 8), MEAN, STD, {})
+
+
+def test_a_constant_that_is_sparse_is_told(tmp_path: Path) -> None:
+    values = helper.make_tensor("v", TensorProto.FLOAT, [1], [2.0])
+    sparse = helper.make_sparse_tensor(values, helper.make_tensor("i", TensorProto.INT64, [1], [0]), [3])
+    nodes = [helper.make_node("Constant", [], ["c"], sparse_value=sparse), helper.make_node("Add", ["x", "c"], ["y"])]
+    ports = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [3]) for name in ("x", "y")]
+    model = helper.make_model(helper.make_graph(nodes, "g", ports[:1], ports[1:]), opset_imports=[helper.make_opsetid("", 17)])
+    with pytest.raises(CompressError, match=r"^the graph has a part that is not read here .*; make dense constants of sparse ones$"):
+        index(model)

@@ -8,13 +8,16 @@ import numpy as np
 import pytest
 from matplotlib.axes import Axes
 from PIL import Image
+from served import write_model
 
 from compress.artifacts.artifact import InputSpec
 from compress.artifacts.classifier.opened import in_batches
+from compress.artifacts.context import Context
 from compress.errors import CompressError
 from compress.plots.predictions import Prediction, draw_grid
 from compress.stages import predict
 from compress.stages.predict import predict_images
+from compress.train.errors import TrainError
 from compress.train.metrics import softmax
 
 IMAGES = np.zeros((2, 1, 4, 4), dtype=np.uint8)
@@ -125,3 +128,14 @@ def test_files_are_read_in_parts_and_in_their_order(tmp_path: Path, monkeypatch:
 def test_an_answer_that_is_no_number_is_no_label() -> None:
     with pytest.raises(CompressError, match=r"^b\.png: the model gives NaN or infinity for it; `compress verify` looks at its file$"):
         predict_images(lambda images: np.array([[0, 1], [np.nan, 1]]), IMAGES, ["a.png", "b.png"], ["x", "y"])
+
+
+def test_values_that_are_no_bytes_are_read_in_the_range_that_is_said(tmp_path: Path) -> None:
+    images = np.zeros((2, 4, 4), np.float32)
+    images[[0, 1], [0, 0], [2, 1]] = 0.9  # the third pixel, and the second
+    np.savez(tmp_path / "floats.npz", images)
+    model = write_model(tmp_path / "model.onnx")
+    with pytest.raises(TrainError, match=r"say which values become black and white, .*: --range 0,"):
+        predict.read(Context(), [tmp_path / "floats.npz"], onnx=model)
+    found = predict.read(Context(range=(0.0, 1.0)), [tmp_path / "floats.npz"], onnx=model)
+    assert [one.label for one in found.images] == ["c", "b"]

@@ -27,6 +27,8 @@ from compress.benchmarks.boards.known import latency_file
 from compress.benchmarks.errors import BenchmarkError
 from compress.benchmarks.place import HERE, Place
 from compress.benchmarks.statistics import Interval
+from compress.channels.choose import Choice
+from compress.channels.groups import Groups
 from compress.channels.reconstruct import Repaired
 from compress.cli.tables import artifact_text
 from compress.errors import CompressError, NetworkError
@@ -793,3 +795,10 @@ def test_latency_is_measured_as_c_where_that_is_asked_for(trained: Trained, tmp_
     assert cut.manifest.metrics.gains.runtime == "c" and cut.manifest.config["runtime"] == "c"
     assert len(list((tmp_path / "compress-edge" / "c").glob("*.so"))) == 2, "the teacher and what is left of it"
     assert cut.path != remove_in_steps(project, root, GOAL, TUTORING, RECIPE).path
+
+
+def test_a_share_of_channels_where_none_can_go_is_told() -> None:
+    none = Groups(groups=(), left_whole=(), means=(), uses=(), operations=(), example=torch.zeros(1), unit_of=torch.zeros(0))
+    empty: Any = SimpleNamespace(groups=none, before={}, scores={})
+    with pytest.raises(CompressError, match="network has no channels that can be removed"):
+        Cutter._choose_share(empty, 0.5, Choice())

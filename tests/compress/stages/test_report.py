@@ -9,6 +9,7 @@ import pytest
 from c_folders import HEIGHT, WIDTH, net
 from stand_ins import recorded, write_artifact
 
+import compress
 from compress.artifacts.artifact import Artifact, InputSpec, Manifest, sha256_of
 from compress.artifacts.parts import Model
 from compress.artifacts.payloads import read_results
@@ -216,6 +217,12 @@ def test_without_results_the_newest_of_each_machine_that_measured_the_same_files
     outcome = report([here, old_board], Path("report"), {})
     assert outcome.across.startswith(f"{outcome.results[0].machine['cpu']}: ") and "pi4: " in outcome.across
     assert outcome.across in outcome_text(outcome) and outcome_summary(outcome)["across"] == outcome.across
+
+
+def test_the_folder_of_a_benchmark_can_be_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    file = of_machine("a", "2026-01-01T00:00:00+00:00", "aa")
+    assert compress.compare(file.parent, file) == compress.compare(file, file)
 
 
 def test_a_benchmark_of_one_machine_is_reported_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -173,6 +173,18 @@ def test_anybodys_file_is_proved_to_load_and_to_answer_alike(tmp_path: Path) -> 
     assert verify(tmp_path / "net.onnx").holds
 
 
+def test_floats_may_be_less_apart_than_integers(tmp_path: Path) -> None:
+    write_foreign(tmp_path / "net.onnx", kind=TensorProto.FLOAT)
+    [alone] = [one for one in verify(tmp_path / "net.onnx").checks if one.name == "alone"]
+    assert alone.detail.endswith("0.005 is allowed")
+    (tmp_path / "int8.onnx").write_bytes((tmp_path / "net.onnx").read_bytes())
+    model = onnx.load(tmp_path / "int8.onnx")
+    model.doc_string = "QuantizeLinear"
+    onnx.save(model, tmp_path / "int8.onnx")
+    [alone] = [one for one in verify(tmp_path / "int8.onnx").checks if one.name == "alone"]
+    assert alone.detail.endswith("0.05 is allowed")
+
+
 def test_of_anybodys_file_what_does_not_hold_is_named(tmp_path: Path) -> None:
     assert failed(verify(write_foreign(tmp_path / "net.onnx", mixed=True, kind=TensorProto.FLOAT))) == ["alone"]
     whole = (tmp_path / "net.onnx").read_bytes()
