@@ -50,7 +50,9 @@ def _of_one_kind() -> Iterator[None]:
         if isinstance(error, CompressError) or not isinstance(error, BenchmarkError | ModelError | TrainError):
             raise
         both = type(kind.__name__, (CompressError, kind), {"__doc__": kind.__doc__, "__module__": kind.__module__})
-        raise both(*error.args) from error
+        made = both.__new__(both, *error.args)  # without its own way to put the words together, which they are by now
+        vars(made).update(vars(error))
+        raise made from error
 
 
 def takes(kind: type) -> Callable[[Callable[P, R]], Callable[P, R]]:

@@ -192,8 +192,8 @@ def _in_litert(model: Path) -> Iterator[Check]:
     if holds_int8(model):
         return
     far = _apart(usual, plain)
-    detail = f"with XNNPACK and without: largest difference {far:.2g} of the largest number, {TOLERANCE['quantize']:g} is allowed"
-    yield Check(name="plain", passed=far <= TOLERANCE["quantize"], detail=detail)
+    detail = f"with XNNPACK and without: largest difference {far:.2g} of the largest number, {ROUNDED:g} is allowed"
+    yield Check(name="plain", passed=far <= ROUNDED, detail=detail)
 
 
 def _litert() -> str:

@@ -20,6 +20,7 @@ from compress.benchmarks.errors import BenchmarkError
 from compress.cli.main import COMMANDS, cli
 from compress.errors import CompressError
 from compress.train.errors import TrainError
+from compress.train.pictures import BrokenPictures
 
 METHODS: dict[str, Callable[..., Any]] = {
     name: getattr(Network, name.replace("-", "_")) for name in COMMANDS if hasattr(Network, name.replace("-", "_"))
@@ -129,3 +130,12 @@ def test_whatever_can_be_put_right_is_one_kind_of_error(tmp_path: Path) -> None:
     with pytest.raises(compress.CompressError, match="there is no such file") as result:
         compress.compare(tmp_path / "a", tmp_path / "b")
     assert isinstance(data.value, TrainError) and isinstance(result.value, BenchmarkError)
+
+
+def test_what_an_error_knows_it_still_knows(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        (tmp_path / "photos" / name / "one.png").write_bytes(b"no picture")
+    with pytest.raises(compress.CompressError, match=r"2 of 2 images cannot be used, .*one\.png") as broken:
+        compress.open("k49", data=str(tmp_path / "photos"), runs=tmp_path, image_shape=(1, 28, 28)).train()
+    assert isinstance(broken.value, BrokenPictures) and len(broken.value.names) == 2

@@ -122,6 +122,22 @@ def test_another_compiler_measures_again_where_c_is_measured_and_nowhere_else(
 
 
 @needs_gcc
+@pytest.mark.parametrize(("factor", "told"), [(1.0, ""), (np.nan, "by inf of the largest number"), (1.01, "by 0.01 of the largest number")])
+def test_nothing_and_a_hundredth_too_much_are_told_from_what_is_right(
+    factor: float, told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = boards_library.open_compiled
+
+    def scaled(*arguments: Any, **how: Any) -> Any:
+        every, *others = real(*arguments, **how)
+        return (lambda images: tuple(part * np.float32(factor) for part in every(images)), *others)
+
+    monkeypatch.setattr(boards_library, "open_compiled", scaled)
+    found = boards_library.library(net(tmp_path / "net.onnx"), tmp_path / "new")
+    assert told in found if isinstance(found, str) else told == ""
+
+
+@needs_gcc
 def test_c_that_answers_otherwise_is_not_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As if the weights had been written otherwise: the file of another network is asked."""
     path = net(tmp_path / "net.onnx")
