@@ -159,7 +159,9 @@ def contract(text: Text, call: Contract) -> list[str]:
         size = listed(*call.source.shape[2:], rows, columns, kh, kw, *call.strides, *call.dilations, top, call.pads[1])
         before, zero = (f", {how(call, packed)}", f", {call.zero}") if integers else ("", "")
         names = listed(*tables(text, call, slice(None), packed))
-        lines = [f"k_depthwise{eight}({o}, {to}{before}, a, {of}{zero}, {size}, {names}, {rounded(n, lanes)}, {bounds});"]
+        stored = rounded(n, lanes) - lanes + stored_last(out, n, lanes)
+        widths = stored if integers else listed(rounded(n, lanes), stored)
+        lines = [f"k_depthwise{eight}({o}, {to}{before}, a, {of}{zero}, {size}, {names}, {widths}, {bounds});"]
     elif out.whole.kind == "planes":
         values = listed(text.array(np.ascontiguousarray(filters, np.float32)), text.array(call.bias))
         size = listed(rows, columns, n, c, kh, kw, ah, aw)

@@ -290,10 +290,10 @@ K_KERNEL void k_conv_pool(k_f32 *o, int oh, int ow, const k_f32 *a, int ih, int 
   k_conv_any(o, oh, ow, a, ih, iw, rows, cols, kh, ah, kw, aw, kc, w, bias, n, last, lo, hi, 2);
 }
 
-/* ---- one filter per channel, float32; weights lie as [kh kw][cs] ---- */
+/* ---- one filter per channel, float32; weights lie as [kh kw][cs]; ns numbers of a pixel are stored ---- */
 #define K_DX 7
 K_INLINE void k_depthwise_part(k_f32 *o, int oh, int ow, const k_f32 *a, int ih, int iw, int H, int W, int OH, int kh, int kw, int sy, int sx, int dy,
-                               int dx, int top, int left, const k_f32 *w, const k_f32 *bias, int cs, float lo, float hi, int x0, int nx) {
+                               int dx, int top, int left, const k_f32 *w, const k_f32 *bias, int cs, float lo, float hi, int x0, int nx, int n) {
   for (int y = 0; y < OH; y++) {
     vf acc[K_DX];
     const vf b = v_ld(bias);
@@ -309,14 +309,18 @@ K_INLINE void k_depthwise_part(k_f32 *o, int oh, int ow, const k_f32 *a, int ih,
         }
       }
     }
-    K_UNROLL for (int i = 0; i < nx; i++) v_st(o + y * oh + (x0 + i) * ow, v_max(v_min(acc[i], v_set(hi)), v_set(lo)));
+    K_UNROLL for (int i = 0; i < nx; i++) v_stn(o + y * oh + (x0 + i) * ow, v_max(v_min(acc[i], v_set(hi)), v_set(lo)), n);
   }
 }
 K_KERNEL void k_depthwise(k_f32 *o, int oh, int ow, const k_f32 *a, int ih, int iw, int H, int W, int OH, int OW, int kh, int kw, int sy, int sx, int dy,
-                          int dx, int top, int left, const k_f32 *w, const k_f32 *bias, int cs, float lo, float hi) {
-  for (int c = 0; c < cs; c += K_V)
+                          int dx, int top, int left, const k_f32 *w, const k_f32 *bias, int cs, int ns, float lo, float hi) {
+  int c = 0;
+  for (; c + K_V <= ns; c += K_V)
     K_UNROLL for (int x = 0; x < OW; x += K_DX)
-      k_depthwise_part(o + c, oh, ow, a + c, ih, iw, H, W, OH, kh, kw, sy, sx, dy, dx, top, left, w + c, bias + c, cs, lo, hi, x, OW - x < K_DX ? OW - x : K_DX);
+      k_depthwise_part(o + c, oh, ow, a + c, ih, iw, H, W, OH, kh, kw, sy, sx, dy, dx, top, left, w + c, bias + c, cs, lo, hi, x, OW - x < K_DX ? OW - x : K_DX, K_V);
+  if (ns % K_V)
+    K_UNROLL for (int x = 0; x < OW; x += K_DX)
+      k_depthwise_part(o + c, oh, ow, a + c, ih, iw, H, W, OH, kh, kw, sy, sx, dy, dx, top, left, w + c, bias + c, cs, lo, hi, x, OW - x < K_DX ? OW - x : K_DX, ns % K_V);
 }
 
 /* ---- four products of uint8 and int8, added to each int32: k_bytes are prepared four bytes, of an activation for all lanes or of weights ----
@@ -525,7 +529,7 @@ K_KERNEL void k_conv8_pool(uint8_t *o, int oh, int ow, int how, const uint8_t *a
  * What lies outside of the map is za, its zero point, which the bias takes off. */
 #define K_DX8 (K_V == 16 ? 14 : 4)
 K_INLINE void k_depthwise8_part(uint8_t *o, int oh, int ow, int how, const uint8_t *a, int ih, int iw, int za, int H, int W, int OH, int kh, int kw, int sy, int sx, int dy,
-                                int dx, int top, int left, const int8_t *w, const k_i32 *bias, const k_f32 *mul, int zero, float lo, float hi, int c, int x0, int nx) {
+                                int dx, int top, int left, const int8_t *w, const k_i32 *bias, const k_f32 *mul, int zero, float lo, float hi, int c, int x0, int nx, int n) {
   const int G = (kh + 3) / 4, first = x0 * sx - left, columns = (nx - 1) * sx + (kw - 1) * dx + 1;
   uint8_t none[K_V];
   memset(none, za, sizeof none);
@@ -554,15 +558,20 @@ K_INLINE void k_depthwise8_part(uint8_t *o, int oh, int ow, int how, const uint8
         }
       }
     }
-    K_UNROLL for (int i = 0; i < nx; i++) k_store8(o, c + y * oh + (x0 + i) * ow, v_float(acc[i]) * v_ld(mul), how, zero, lo, hi, K_V);
+    K_UNROLL for (int i = 0; i < nx; i++) k_store8(o, c + y * oh + (x0 + i) * ow, v_float(acc[i]) * v_ld(mul), how, zero, lo, hi, n);
   }
 }
 K_KERNEL void k_depthwise8(uint8_t *o, int oh, int ow, int how, const uint8_t *a, int ih, int iw, int za, int H, int W, int OH, int OW, int kh, int kw, int sy, int sx, int dy,
-                           int dx, int top, int left, const int8_t *w, const k_i32 *bias, const k_f32 *mul, int cs, int zero, float lo, float hi) {
-  for (int c = 0; c < cs; c += K_V)
+                           int dx, int top, int left, const int8_t *w, const k_i32 *bias, const k_f32 *mul, int ns, int zero, float lo, float hi) {
+  int c = 0;
+  for (; c + K_V <= ns; c += K_V)
     K_UNROLL for (int x = 0; x < OW; x += K_DX8)
       k_depthwise8_part(o, oh, ow, how, a + c, ih, iw, za, H, W, OH, kh, kw, sy, sx, dy, dx, top, left, w + c / K_LANES * ((kh + 3) / 4) * kw * K_LANES * 4 + c % K_LANES * 4,
-                        bias + c, mul + c, zero, lo, hi, c, x, OW - x < K_DX8 ? OW - x : K_DX8);
+                        bias + c, mul + c, zero, lo, hi, c, x, OW - x < K_DX8 ? OW - x : K_DX8, K_V);
+  if (ns % K_V)
+    K_UNROLL for (int x = 0; x < OW; x += K_DX8)
+      k_depthwise8_part(o, oh, ow, how, a + c, ih, iw, za, H, W, OH, kh, kw, sy, sx, dy, dx, top, left, w + c / K_LANES * ((kh + 3) / 4) * kw * K_LANES * 4 + c % K_LANES * 4,
+                        bias + c, mul + c, zero, lo, hi, c, x, OW - x < K_DX8 ? OW - x : K_DX8, ns % K_V);
 }
 
 /* ---- the larger of K_LANES bytes ---- */

@@ -74,7 +74,7 @@ def compiled(model: str, folder: Path) -> tuple[onnx.ModelProto, Compiled]:
     made = parser.parse_model(model)
     generator = np.random.default_rng(0)
     known = {one.name for one in made.graph.input}
-    for name, shape in {"w": (4, 3, 3, 3), "a": (3, 4, 3, 3), "b": (3, 4, 1, 1)}.items():
+    for name, shape in {"w": (4, 3, 3, 3), "a": (3, 4, 3, 3), "b": (3, 4, 1, 1), "d": (4, 1, 3, 3)}.items():
         if any(name in node.input for node in made.graph.node) and name not in known:
             made.graph.initializer.append(numpy_helper.from_array(generator.normal(size=shape).astype(np.float32), name))
     [run] = library([generate(made, name="net", target=TARGETS["native"])], folder, ["-O1", *TARGETS["native"].flags])
@@ -89,9 +89,12 @@ def compiled(model: str, folder: Path) -> tuple[onnx.ModelProto, Compiled]:
         "one = Conv <pads = [1, 1, 1, 1]> (r, a) y = Concat <axis = 1> (r, one)",
         "one = Conv <pads = [1, 1, 1, 1]> (r, a) y = Concat <axis = 1> (one, r)",
         "one = Conv (r, b) two = Conv (r, b) y = Concat <axis = 2> (one, two)",
+        "one = Conv <group = 4, pads = [1, 1, 1, 1]> (r, d) y = Concat <axis = 1> (r, one)",
+        "one = Conv <group = 4, pads = [1, 1, 1, 1]> (r, d) two = Relu (c) y = Concat <axis = 1> (two, one, two)",
+        "one = Conv <group = 4, pads = [1, 1, 1, 1]> (r, d) two = MaxPool <kernel_shape = [1, 1]> (r) y = Concat <axis = 1> (two, one, r)",
     ],
 )
-def test_few_channels_that_are_joined(body: str, tmp_path: Path) -> None:
+def test_channels_that_are_joined_leave_each_other_alone(body: str, tmp_path: Path) -> None:
     made, run = compiled(
         f"""<ir_version: 8, opset_import: ["" : 17]> g (float[1, 3, 9, 7] x) => (float[1, n, h, v] y) {{
         c = Conv <pads = [1, 1, 1, 1]> (x, w) r = Relu (c) {body} }}""",
