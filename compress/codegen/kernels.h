@@ -67,6 +67,13 @@ K_INLINE float s_sqrt(float a) { return sqrtf(a); }
 #else
 #define K_UNROLL _Pragma("GCC unroll 64")
 #endif
+/* What a loop of products does not need is read behind it, or before it each time: gcc keeps constants in registers that the sums want. */
+#if K_V > 1
+#define K_LATE(x) __asm__ volatile("" : "+m"(x))
+#else
+#define K_LATE(x)
+#endif
+
 #if K_V > 1
 typedef float vf __attribute__((vector_size(4 * K_V)));
 typedef int32_t vi __attribute__((vector_size(4 * K_V)));
@@ -174,9 +181,21 @@ K_INLINE void v_stun(uint8_t *p, vf v, int n) { if (n > 0) *p = (uint8_t)v; }
 K_INLINE void v_stqn(uint8_t *p, vf v, int z, int n) { if (n > 0) s_stq(p, v, z); }
 K_INLINE vf v_first(vf a, int n, float b) { return n > 0 ? a : b; }
 #endif
-#if K_V == 8 || K_V == 4
-K_INLINE float v_sum(vf a) { float t[K_V]; memcpy(t, &a, sizeof a); K_UNROLL for (int n = K_V / 2; n; n /= 2) K_UNROLL for (int j = 0; j < n; j++) t[j] += t[j + n]; return t[0]; }
-K_INLINE float v_top(vf a) { float t[K_V]; memcpy(t, &a, sizeof a); K_UNROLL for (int n = K_V / 2; n; n /= 2) K_UNROLL for (int j = 0; j < n; j++) t[j] = s_max(t[j], t[j + n]); return t[0]; }
+#if K_V == 8
+K_INLINE float v_sum(vf a) {
+  const __m128 h = _mm_add_ps(_mm256_castps256_ps128((__m256)a), _mm256_extractf128_ps((__m256)a, 1)), q = _mm_add_ps(h, _mm_movehl_ps(h, h));
+  return _mm_cvtss_f32(_mm_add_ss(q, _mm_movehdup_ps(q)));
+}
+K_INLINE float v_top(vf a) {
+  const __m128 h = _mm_max_ps(_mm256_castps256_ps128((__m256)a), _mm256_extractf128_ps((__m256)a, 1)), q = _mm_max_ps(h, _mm_movehl_ps(h, h));
+  return _mm_cvtss_f32(_mm_max_ss(q, _mm_movehdup_ps(q)));
+}
+#elif K_V == 4
+K_INLINE float v_sum(vf a) {
+  const float32x2_t h = vadd_f32(vget_low_f32((float32x4_t)a), vget_high_f32((float32x4_t)a));
+  return vget_lane_f32(vpadd_f32(h, h), 0);
+}
+K_INLINE float v_top(vf a) { return vmaxvq_f32((float32x4_t)a); }
 #endif
 
 /* ---- functions of a number or a vector; T is its type, I that of its bits, p the prefix ----
@@ -236,9 +255,10 @@ K_FUNCTIONS(vf, vi, v)
 K_INLINE void k_tile(k_f32 *o, int om, const k_f32 *a, int ih, int am, int kh, int ah, int kw, int aw, int kc, const k_f32 *w, const k_f32 *bias,
                      int mr, int pool, int np, int last, float lo, float hi) {
   vf top[K_MR(1)][K_MOST * K_NV];
-  const int nv = K_COLUMNS(np, last), K = kh * kw * kc;
+  const int nv = K_COLUMNS(np, last), K = kh * kw * kc, low = lo > -1e38f, high = hi < 1e38f;
   K_UNROLL for (int r = 0; r < pool; r++) {
     vf acc[K_MR(1)][K_MOST * K_NV];
+    K_LATE(bias);
     K_UNROLL for (int m = 0; m < mr * pool; m++) K_UNROLL for (int j = 0; j < nv; j++) acc[m][j] = v_ld(bias + j * K_V);
     for (int y = 0; y < kh; y++) for (int x = 0; x < kw; x++) for (int k = 0; k < kc; k++) {
       vf b[K_MOST * K_NV];
@@ -254,10 +274,12 @@ K_INLINE void k_tile(k_f32 *o, int om, const k_f32 *a, int ih, int am, int kh, i
       top[m][j] = r ? v_max(top[m][j], v) : v;
     }
   }
+  K_LATE(lo);
+  K_LATE(hi);
   K_UNROLL for (int m = 0; m < mr; m++) K_UNROLL for (int j = 0; j < nv; j++) {
     vf v = top[m][j];
-    if (lo > -1e38f) v = v_max(v, v_set(lo));
-    if (hi < 1e38f) v = v_min(v, v_set(hi));
+    if (low) v = v_max(v, v_set(lo));
+    if (high) v = v_min(v, v_set(hi));
     v_stn(o + m * om + j * K_V, v, (np - 1) * K_LANES + last - j * K_V);
   }
 }
@@ -527,7 +549,7 @@ K_KERNEL void k_conv8_pool(uint8_t *o, int oh, int ow, int how, const uint8_t *a
 
 /* ---- one filter per channel, uint8 by int8: dot products down columns of four rows; weights lie as [panel][kh / 4][kw][K_LANES][4] ----
  * What lies outside of the map is za, its zero point, which the bias takes off. */
-#define K_DX8 (K_V == 16 ? 14 : 4)
+#define K_DX8 (K_V == 16 ? 14 : K_V == 8 ? 7 : 4)
 K_INLINE void k_depthwise8_part(uint8_t *o, int oh, int ow, int how, const uint8_t *a, int ih, int iw, int za, int H, int W, int OH, int kh, int kw, int sy, int sx, int dy,
                                 int dx, int top, int left, const int8_t *w, const k_i32 *bias, const k_f32 *mul, int zero, float lo, float hi, int c, int x0, int nx, int n) {
   const int G = (kh + 3) / 4, first = x0 * sx - left, columns = (nx - 1) * sx + (kw - 1) * dx + 1;
@@ -542,15 +564,17 @@ K_INLINE void k_depthwise8_part(uint8_t *o, int oh, int ow, int how, const uint8
       int step[4];
       K_UNROLL for (int j = 0; j < 4; j++) {
         const int yi = y * sy - top + (g * 4 + j) * dy, in = yi >= 0 && yi < H;
-        row[j] = in ? a + yi * ih : none;
         step[j] = in ? iw : 0;
+        row[j] = in ? a + yi * ih + (first > 0 ? first : 0) * iw : none;
       }
       K_UNROLL for (int i = 0; i < columns; i++) {
         const int xi = first + i;
         vi q;
         if (xi < 0 || xi >= W) { if (za == 0 && K_ZERO == 0) continue; q = v_seti(za * 0x01010101); }
-        else if (kh - g * 4 == 1) q = k_row(row[0] + xi * step[0]);
-        else q = k_four(row[0] + xi * step[0], row[1] + xi * step[1], row[2] + xi * step[2], row[3] + xi * step[3]);
+        else {
+          q = kh - g * 4 == 1 ? k_row(row[0]) : k_four(row[0], row[1], row[2], row[3]);
+          K_UNROLL for (int j = 0; j < 4; j++) row[j] += step[j];
+        }
         const k_bytes s = k_activation(q, how);
         K_UNROLL for (int kx = 0; kx < kw; kx++) {
           const int t = i - kx * dx;
