@@ -25,8 +25,10 @@ def runs_here(target: Target) -> bool:
     return target.family in ("", MACHINES.get(machine, machine))
 
 
-def int8_is_slow(target: Target) -> bool:
-    """Whether int8 was measured to be slower than float32 there: vectors, and no instruction for dot products of bytes.
+def int8_may_be_slow(target: Target) -> bool:
+    """Whether int8 can be slower than float32 there: vectors, and no instruction for dot products of bytes.
+
+    Which is faster hangs on the processor and the network (docs/experiments.md).
 
     Of this machine its processor says so.
     """

@@ -36,12 +36,12 @@ from ...benchmarks.runtimes import Candidate, about_file, onnx_session
 from ...codegen.target import target_of
 from ...errors import ArtifactError, CompressError, need_file, onnxruntime_errors, shown
 from ...files import claimed, publish
-from .compilers import int8_is_slow
+from .compilers import int8_may_be_slow
 from .record import IDENTIFIER, RECORD, Layer, Made, Port, changed, read_made
 from .texts import Taking, Tests, texts
 
 RANDOM_IMAGES, MOST_VALUES = 4, 2**20  # pixels of all test images together
-SLOW = "name the float32 graph with --from, or choose for C (`compress quantize --runtime c`); int8 takes less memory"
+SLOW = "measure both (`compress benchmark --runtime c`), or let that choose (`compress quantize --runtime c`); int8 takes less memory"
 TAKEN_NAMES = ("test", "example", "kernels")  # of files that lie there too
 
 
@@ -91,9 +91,9 @@ def export_c(context: Context, recipe: Recipe, config: ExportCConfig, onnx: Path
     model, processor = read_onnx(source.file), target_of(config.target)
     program = generate(model, name=name, target=processor)
     entry, int8 = _entry(context, source.file, onnx is not None), any("QuantizeLinear" in node.op_type for node in model.graph.node)
-    slow = int8 and int8_is_slow(processor)
+    slow = int8 and int8_may_be_slow(processor)
     if slow:
-        context.console.say(f"export-c: {config.target} has no dot product of int8, so float32 is faster there; for speed, {SLOW}")
+        context.console.say(f"export-c: {config.target} has no dot product of int8, so float32 may be faster there; {SLOW}")
     tests = _tests(source.file, entry, "quantize" if int8 else "export")
     makers = {output: node.op_type for node in model.graph.node for output in node.output}
     probable = makers.get(program.outputs[0].name) in ("Softmax", "Sigmoid")

@@ -43,7 +43,7 @@ class Taking:
 def texts(made: Made, tests: Tests, taking: Taking, slow: str = "") -> dict[str, str]:
     """The files besides those of the network and ``c.json``; an example where there are pictures that it can read.
 
-    ``slow``: what to do where the target computes int8 more slowly than float32.
+    ``slow``: what to do where the target may compute int8 more slowly than float32.
     """
     example = _example(made, taking)
     outputs = "; ".join(f"{_named(one)} float" for one in made.outputs)
@@ -60,7 +60,7 @@ def texts(made: Made, tests: Tests, taking: Taking, slow: str = "") -> dict[str,
         "expected": rows(tests.expected),
         "flash": f"{made.flash_bytes:,}",
         "arena": f"{made.arena_bytes:,}",
-        "slow": f"**{made.target} has no dot product of int8, so float32 is faster there.** For speed, {slow}.\n\n" if slow else "",
+        "slow": f"**{made.target} has no dot product of int8, so float32 may be faster there.** To know, {slow}.\n\n" if slow else "",
         "image": f"{_named(made.input)} {made.input.dtype}",
         "outputs": f"{outputs}, one after the other" if len(made.outputs) > 1 else outputs,
         "made": f"Made from {made.origin}, SHA-256 {made.sha256[:12]}...",
